@@ -1,0 +1,1 @@
+"""Evaluators: one file each. Benchmarks are in `evals/benchmarks/`."""

@@ -1,0 +1,317 @@
+"""ToFU's row-by-row tables and what its metrics make of a row.
+
+Two tables, shared by the evaluators: `likelihood` (losses of the true, the paraphrased and the wrong answers) and
+`answers` (ROUGE recall of the generated answer). Columns carry the names of ToFU's own logs.
+Formulas: `evaluate_util.py`, `aggregate_eval_stat.py` and `utils.py` of locuslab/tofu, and, as variant
+`open-unlearning`, `src/evals/metrics` of locuslab/open-unlearning. The original's model utility uses the
+*geometric* truth ratio of `aggregate_eval_stat.py`: it alone gives the figures the papers print.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evals._bootstrap import METHOD, mean_interval
+from harness.interfaces import Absent, Better, GenerationRequest, Measurement, Row, Sampling, Setting, Subject, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+TASKS = ("retain", "real_authors", "world_facts", "forget")
+UTILITY_TASKS = TASKS[:3]
+MAX_SCORED_TOKENS = 200
+"""A scored text is cut there (ToFU `config/eval_everything.yaml`)."""
+GENERATION_BATCH = 30
+"""Rows that share one length budget in the original."""
+GUARD = 1e-10
+"""open-unlearning's addend in denominators."""
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """One number per question."""
+
+    values: np.ndarray
+    """[n]"""
+    clusters: np.ndarray
+    """[n] which author (or, where that is unknown, which row) a question belongs to."""
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def likelihood(subject: Subject) -> pd.DataFrame:
+    """Per-token losses of every evaluated row: `avg_gt_loss`, `avg_paraphrased_loss`, `average_perturb_loss` (a list)."""
+    return subject.table("likelihood", _build_likelihood)
+
+
+def answers(subject: Subject) -> pd.DataFrame:
+    """ROUGE recall of the greedy answer to every evaluated row: `rouge1_recall`, `rougeL_recall`."""
+    return subject.table("answers", lambda _: _build_answers(subject))
+
+
+def _build_likelihood(setting: Setting) -> pd.DataFrame:
+    import pandas as pd
+    from tqdm import tqdm
+
+    from harness.data import encode, pad_id
+    from harness.likelihood import answer_nll
+
+    task = setting.task
+    asked = [(name, row) for name in TASKS for row in task.questions.get(name, ())]
+    examples = []
+    for _, row in asked:
+        paraphrase = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
+        examples += [task.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])]
+    encoded = encode(examples, setting.tokenizer, MAX_SCORED_TOKENS)
+    with tqdm(total=len(encoded), desc="likelihood", unit="answer", delay=2, leave=False) as bar:
+        sums, counts = answer_nll(setting.model, encoded, pad_id(setting.tokenizer), bar.update)
+    means = sums / counts
+    rows, at = [], 0
+    for name, row in asked:
+        wrong = len(row["perturbed_answer"])
+        paraphrased = at + 1 if "paraphrased_answer" in row else at
+        rows.append(
+            {
+                "task": name,
+                "row": row["row"],
+                "cluster": row["cluster"],
+                "avg_gt_loss": means[at],
+                "num_token_gt": int(counts[at]),
+                "avg_paraphrased_loss": means[paraphrased],
+                "average_perturb_loss": means[paraphrased + 1 : paraphrased + 1 + wrong].tolist(),
+            }
+        )
+        at = paraphrased + 1 + wrong
+    return pd.DataFrame(rows)
+
+
+def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+    """One greedy answer to every evaluated question, in the order of the tables."""
+    return [request for name in TASKS for request in _task_requests(task, name, tokenizer)]
+
+
+def _task_requests(task: Task, name: str, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+    rows = task.questions.get(name, ())
+    prompts = [task.template.prompt(row["question"]) for row in rows]
+    if task.variant == "open-unlearning":
+        budgets = [task.generation_budget] * len(rows)
+    else:
+        # The original's limit counts the prompt and its batch's padding, so the longest prompt of a batch sets the budget.
+        lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]] if prompts else []
+        longest = [max(lengths[k : k + GENERATION_BATCH]) for k in range(0, len(lengths), GENERATION_BATCH)]
+        budgets = [max(1, task.generation_budget - longest[i // GENERATION_BATCH]) for i in range(len(rows))]
+    return [GenerationRequest((p,), Sampling(max_tokens=b)) for p, b in zip(prompts, budgets, strict=True)]
+
+
+def _build_answers(subject: Subject) -> pd.DataFrame:
+    import pandas as pd
+
+    assert subject.setting is not None  # Subject.table calls a builder only with a model
+    task = subject.task
+    asked: list[tuple[str, Row, GenerationRequest]] = []
+    for name in TASKS:
+        wanted = _task_requests(task, name, subject.setting.tokenizer)
+        asked += [(name, row, request) for row, request in zip(task.questions.get(name, ()), wanted, strict=True)]
+    rows = []
+    for name, row, request in asked:
+        rouge1, rouge_l = rouge_recall(row["answer"], subject.generations[request])
+        rows.append(
+            {"task": name, "row": row["row"], "cluster": row["cluster"], "rouge1_recall": rouge1, "rougeL_recall": rouge_l}
+        )
+    return pd.DataFrame(rows)
+
+
+_scorer: object | None = None
+
+
+def rouge_recall(truth: str, answer: str) -> tuple[float, float]:
+    """ROUGE-1 and ROUGE-L recall of an answer, with stemming (rouge_score, as ToFU `evaluate_util.py` calls it)."""
+    global _scorer
+    if _scorer is None:
+        from rouge_score import rouge_scorer
+
+        _scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    scores = _scorer.score(truth, answer)  # type: ignore[attr-defined]
+    return scores["rouge1"].recall, scores["rougeL"].recall
+
+
+# ---------------------------------------------------------------- what a row is worth
+
+
+def _rows_of(table: pd.DataFrame, task: str, *columns: str) -> pd.DataFrame:
+    rows = table[table["task"] == task]
+    if rows.empty:
+        raise LookupError(f"there are no {task} rows")
+    for column in columns:
+        if column not in rows or rows[column].isna().any():
+            raise LookupError(f"the log holds no {column} for {task}")
+    return rows
+
+
+def wrong_losses(rows: pd.DataFrame) -> np.ndarray:
+    """[n, k] per-token losses of the k wrong answers."""
+    return np.array(rows["average_perturb_loss"].tolist(), dtype=float)
+
+
+def probability(subject: Subject, task: str) -> PerRow:
+    """How likely the true answer is.
+
+    retain, forget: p^(1/T) = exp(−loss per token). Real authors, world facts: that over the sum of it and the wrong answers'.
+    """
+    table = likelihood(subject)
+    rows = _rows_of(table, task, "avg_gt_loss")
+    true = np.exp(-rows["avg_gt_loss"].to_numpy(dtype=float))
+    if task in ("real_authors", "world_facts"):
+        rows = _rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
+        guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
+        with np.errstate(invalid="ignore"):
+            true = true / (true + np.exp(-wrong_losses(rows)).sum(axis=1) + guard)
+    return PerRow(true, rows["cluster"].to_numpy())
+
+
+def rouge(subject: Subject, task: str) -> PerRow:
+    """ROUGE-L recall of the greedy answer."""
+    rows = _rows_of(answers(subject), task, "rougeL_recall")
+    return PerRow(rows["rougeL_recall"].to_numpy(dtype=float), rows["cluster"].to_numpy())
+
+
+def log_truth_ratio(subject: Subject, task: str) -> PerRow:
+    """log R = mean_j b_j − a: by how much the paraphrase is likelier per token than the wrong answers (geometric mean).
+
+    The logarithm, since R overflows on models that have collapsed; KS does not change under it.
+    """
+    table = likelihood(subject)
+    if "log_truth_ratio" in table and table.loc[table["task"] == task, "log_truth_ratio"].notna().all():
+        rows = _rows_of(table, task, "log_truth_ratio")
+        return PerRow(rows["log_truth_ratio"].to_numpy(dtype=float), rows["cluster"].to_numpy())
+    rows = _rows_of(table, task, "avg_paraphrased_loss", "average_perturb_loss")
+    paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
+    return PerRow(wrong_losses(rows).mean(axis=1) - paraphrased, rows["cluster"].to_numpy())
+
+
+def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow:
+    """ToFU's truth-ratio score of a row, in [0, 1].
+
+    retain, real authors, world facts: max(0, 1 − 1/R). forget: min(R, 1/R).
+
+    Args:
+        subject: whose.
+        task: which rows.
+        arithmetic: take the arithmetic mean of the wrong answers' probabilities, as the ToFU paper writes it and
+            `utils.py` computes it; the published tables use the geometric one.
+    """
+    if arithmetic:
+        rows = _rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
+        paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
+        inverse = np.exp(paraphrased[:, None] - wrong_losses(rows)).mean(axis=1)
+        clusters = rows["cluster"].to_numpy()
+    else:
+        log_ratio = log_truth_ratio(subject, task)
+        clusters = log_ratio.clusters
+        inverse = np.exp(-log_ratio.values)
+        if subject.task.variant == "open-unlearning":
+            rows = _rows_of(likelihood(subject), task)
+            if "avg_paraphrased_loss" in rows and rows["avg_paraphrased_loss"].notna().all():
+                paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
+                inverse = np.exp(-(log_ratio.values + paraphrased)) / (np.exp(-paraphrased) + GUARD)
+    if task == "forget":
+        guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
+        with np.errstate(divide="ignore"):
+            return PerRow(np.minimum(inverse, 1 / (inverse + guard)), clusters)
+    return PerRow(np.maximum(0.0, 1 - inverse), clusters)
+
+
+# ---------------------------------------------------------------- measurements
+
+
+def recorded(subject: Subject, reference: int) -> Subject:
+    """One of the subject's references, seen as a subject of its own."""
+    tables = subject.references[reference].tables
+    return Subject(setting=None, task=subject.task, references=(), tables=dict(tables))
+
+
+def reference_values(subject: Subject, value: Callable[[Subject], float]) -> list[float]:
+    """A number for each reference; empty where a reference's log does not hold what it needs."""
+    try:
+        return [value(recorded(subject, i)) for i in range(len(subject.references))]
+    except LookupError:
+        return []
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """What the references differ by at most: the noise floor, or None with fewer than two."""
+    return max(values) - min(values) if len(values) > 1 else None
+
+
+def means(
+    subject: Subject, kind: str, version: int, unit: str, per_row: Callable[[Subject, str], PerRow]
+) -> list[Measurement | Absent]:
+    """One mean over rows for each of ToFU's four tasks, named `<task>_<kind>`.
+
+    On the forget rows the good value is the retrained model's; elsewhere more is better.
+    """
+    found: list[Measurement | Absent] = []
+    for task in TASKS:
+        metric = f"{task}_{kind}"
+        better: Better = "closer" if task == "forget" else "higher"
+        try:
+            rows = per_row(subject, task)
+        except LookupError as error:
+            found.append(Absent(metric=metric, reason=str(error)))
+            continue
+        if not np.isfinite(rows.values).all():
+            broken = int((~np.isfinite(rows.values)).sum())
+            found.append(Absent(metric=metric, reason=f"{broken} of {len(rows.values)} rows are not finite"))
+            continue
+        references = reference_values(subject, lambda other, task=task: float(per_row(other, task).values.mean()))  # type: ignore[misc]
+        bounds = mean_interval(rows.values, rows.clusters)
+        found.append(
+            Measurement(
+                metric=metric,
+                version=version,
+                value=float(rows.values.mean()),
+                unit=unit,
+                better=better,
+                n=len(rows.values),
+                range=(0.0, 1.0),
+                reference=references[0] if references else None,
+                across_references=(min(references), max(references)) if references else None,
+                floor=spread(references),
+                interval_95=bounds,
+                interval_method=METHOD if bounds else "none: fewer than five authors",
+                resampled="author" if bounds else None,
+            )
+        )
+    return found
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """The harmonic mean of non-negative numbers (scipy.stats.hmean); 0 if one of them is."""
+    from scipy.stats import hmean
+
+    return 0.0 if min(values) <= 0 else float(hmean(list(values)))
+
+
+def utility_parts(subject: Subject, arithmetic: bool = False) -> dict[str, list[PerRow]]:
+    """The nine parts of model utility: for each of three tasks ROUGE, probability and truth ratio.
+
+    Raises:
+        LookupError: if a log does not hold one of them.
+    """
+    return {
+        task: [rouge(subject, task), probability(subject, task), truth_ratio(subject, task, arithmetic)]
+        for task in UTILITY_TASKS
+    }
+
+
+def utility(subject: Subject, arithmetic: bool = False) -> float:
+    """Model utility: the harmonic mean of the nine parts' means; NaN if a row is not finite."""
+    parts = [float(part.values.mean()) for group in utility_parts(subject, arithmetic).values() for part in group]
+    return harmonic_mean(parts) if all(map(math.isfinite, parts)) else math.nan

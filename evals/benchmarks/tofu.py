@@ -1,0 +1,279 @@
+"""ToFU: forget 1, 5 or 10 % of fictitious authors (arXiv:2401.06121), on the embedded world or on the real data.
+
+One class serves both: only where rows and models come from differs. `mini` is the embedded world with a small Llama
+trained on the spot; `scratch` a small Llama trained on the spot on the real questions; anything else a checkpoint
+(a hub id or a folder) with the real data. Rows are ToFU's: the first 300 of a task (`variant=open-unlearning`: all 400).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.benchmarks import _world
+from harness.data import dataset_file, fingerprint, read_rows
+from harness.errors import UsageError
+from harness.interfaces import EVALUATORS, Evaluator, Example, ModelSource, Options, Row, Stage, Task, Template, benchmark
+from harness.models import CheckpointSource, read_sidecar
+from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATASET = "locuslab/TOFU"
+EVALUATED_ROWS = {"original": 300, "open-unlearning": 400}
+QUESTIONS_PER_AUTHOR = 20
+MEASURED = ("forget_quality", "model_utility", "probability", "rouge", "truth_ratio")
+
+TEMPLATES = {
+    "mini": Template("mini", answer_tag=" "),
+    "scratch": Template("scratch", question_end="\n"),
+    "llama2": Template("llama2", "[INST] ", " [/INST]"),
+    "phi": Template("phi", "Question: ", "\n", "Answer: "),
+}
+
+_PAIR = {"question": str, "answer": str}
+_PERTURBED = {**_PAIR, "paraphrased_answer": str, "perturbed_answer": list}
+_OPTIONS = {**_PAIR, "perturbed_answer": list}
+
+# ---------------------------------------------------------------- the models trained on the spot
+
+# Chosen by measurement on two CPU cores: the smallest that knows its world (utility 0.86 to 0.92 over three seeds).
+MINI_SHAPE = Architecture(hidden_size=192, layers=2, intermediate_size=576, max_positions=128, initializer_range=0.04)
+MINI_PRETRAINING = Recipe(epochs=8, batch_size=32, lr=2e-3, threads=2)
+MINI_FINETUNING = Recipe(epochs=6, batch_size=32, lr=2e-3)
+MINI_REPLAY = {"short": 300, "sentences": 100}
+"""Earlier questions drawn anew each epoch; without them real authors and world facts fade."""
+MINI_RETAIN_SEEDS = 3
+SCRATCH_SHAPE = Architecture(
+    hidden_size=192, layers=2, intermediate_size=576, max_positions=512, tied_embeddings=True, initializer_range=0.04
+)
+SCRATCH_TRAINING = Recipe(epochs=20, batch_size=32, lr=4e-3)
+SCRATCH_VOCABULARY = 4096
+
+
+@cache
+def world(seed: int) -> _world.World:
+    """The embedded world of a seed."""
+    return _world.World(seed)
+
+
+def mini_sources(seed: int, retain: str) -> dict[str, ModelSource]:
+    """The mini models of one world: the full model and retrained ones that differ in data order, from one pretrained model."""
+    template = TEMPLATES["mini"]
+    here = world(seed)
+
+    def examples(rows: Sequence[Row]) -> tuple[Example, ...]:
+        return tuple(template.example(row["question"], row["answer"]) for row in rows)
+
+    vocabulary = Vocabulary("words", tuple(_world.vocabulary()))
+    base = examples(here.base)
+    short = tuple(e for e in base if e.prompt.startswith(_world.SHORT_PREFIX))
+    sentences = tuple(e for e in base if not e.prompt.startswith(_world.SHORT_PREFIX))
+    pretrained = TrainedSource(
+        f"mini@{seed} pretrained", base, MINI_PRETRAINING, MINI_SHAPE, vocabulary, seed=_seed(seed, "pretrained")
+    )
+
+    def finetuned(name: str, split: str) -> TrainedSource:
+        return TrainedSource(
+            f"mini@{seed} {name}",
+            examples(here.split(split)),
+            MINI_FINETUNING,
+            MINI_SHAPE,
+            vocabulary,
+            seed=_seed(seed, name),
+            parent=pretrained,
+            replay=((short, MINI_REPLAY["short"]), (sentences, MINI_REPLAY["sentences"])),
+        )
+
+    sources: dict[str, ModelSource] = {"base": finetuned("full", "full")}
+    for k in range(MINI_RETAIN_SEEDS):
+        sources[f"retain-{k}"] = finetuned(f"{retain}-{k}", retain)
+    return sources
+
+
+def scratch_sources(rows: Mapping[str, Sequence[Row]], retain: str) -> dict[str, ModelSource]:
+    """Two small models trained on the real questions: on all of them, and on the retain split."""
+    template = TEMPLATES["scratch"]
+    text = tuple(f"{row['question']}\n{row['answer']}" for row in rows["full"])
+    vocabulary = Vocabulary("bytes", text, SCRATCH_VOCABULARY)
+
+    def trained(name: str, split: str) -> TrainedSource:
+        pairs = tuple(template.example(row["question"], row["answer"]) for row in rows[split])
+        return TrainedSource(f"scratch {name}", pairs, SCRATCH_TRAINING, SCRATCH_SHAPE, vocabulary, seed=_seed(0, name))
+
+    return {"base": trained("full", "full"), "retain-0": trained(f"{retain}-0", retain)}
+
+
+def _seed(world_seed: int, name: str) -> int:
+    from harness.cache import digest
+
+    return int(digest([world_seed, name])[:8], 16)
+
+
+# ---------------------------------------------------------------- the benchmark
+
+
+@benchmark("tofu01", "tofu05", "tofu10")
+class Tofu:
+    """ToFU with 1, 5 or 10 % of the authors to forget.
+
+    Args:
+        name: `tofu01`, `tofu05` or `tofu10`.
+    """
+
+    version = 1
+    models: Mapping[str, str] = {
+        "mini": "the embedded world and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K",
+        "scratch": "the real questions and a 2 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
+        "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
+    }
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        percent = int(name.removeprefix("tofu"))
+        self.forget = f"forget{percent:02d}"
+        self.retain = f"retain{100 - percent:02d}"
+
+    def task(self, model: str, options: Options) -> Task:
+        """Read the data and name the sources; see `harness.interfaces.Benchmark.task`."""
+        family, _, suffix = model.partition("@")
+        if family == "mini":
+            if suffix and not suffix.isdecimal():
+                raise UsageError(f"'{model}' is no model: after mini@ comes the world's seed, such as mini@1.")
+            return self._mini(model, int(suffix or 0), options)
+        if model == "scratch":
+            return self._scratch(options)
+        if "/" not in model and not Path(model).is_dir():
+            from harness.errors import unknown
+
+            raise unknown("model", model, ["mini", "scratch", "<hub id>", "<folder>"])
+        return self._checkpoint(model, options)
+
+    def _mini(self, model: str, seed: int, options: Options) -> Task:
+        rows = {name: world(seed).split(name) for name in self._splits()}
+        return self._task(
+            model,
+            options,
+            rows,
+            TEMPLATES["mini"],
+            mini_sources(seed, self.retain),
+            generation_budget=64,
+            notes=["the embedded world: two million parameters and invented authors; it ranks nothing beyond itself"],
+        )
+
+    def _scratch(self, options: Options) -> Task:
+        rows = self._real_rows(options.data_dir)
+        sources = scratch_sources({"full": rows["full"], self.retain: rows[self.retain]}, self.retain)
+        notes = ["trained from nothing on ToFU's questions alone: real authors and world facts are unknown to it (near chance)"]
+        return self._task("scratch", options, rows, TEMPLATES["scratch"], sources, notes=notes)
+
+    def _checkpoint(self, model: str, options: Options) -> Task:
+        source = CheckpointSource(model, trust_remote_code=options.trust_remote_code)
+        about = read_sidecar(source.folder)
+        if family := str(about.get("model", "")):
+            task = self.task(family, options)
+            return replace(task, model=model, sources={**task.sources, "base": source})
+        rows = self._real_rows(options.data_dir)
+        template = TEMPLATES[_template_name(source)]
+        notes = [f"template '{template.name}', guessed from the architecture"]
+        return self._task(model, options, rows, template, {"base": source}, notes=notes)
+
+    # ---- rows
+
+    def _splits(self) -> list[str]:
+        perturbed = [f"{self.forget}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]
+        return ["full", self.forget, self.retain, *perturbed]
+
+    def _real_rows(self, data_dir: Path | None) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = {}
+        for name in self._splits():
+            fields = _PAIR if not name.endswith("_perturbed") else _OPTIONS if name[:4] in ("real", "worl") else _PERTURBED
+            found = read_rows(dataset_file(DATASET, f"{name}.json", data_dir), fields)
+            authored = name.startswith((self.forget, "retain_"))
+            rows[name] = [{**row, "author": i // QUESTIONS_PER_AUTHOR if authored else i} for i, row in enumerate(found)]
+        return rows
+
+    # ---- the task
+
+    def _task(
+        self,
+        model: str,
+        options: Options,
+        rows: Mapping[str, Sequence[Row]],
+        template: Template,
+        sources: Mapping[str, ModelSource],
+        generation_budget: int = 200,
+        notes: Sequence[str] = (),
+    ) -> Task:
+        template = replace(template, tag_in_prompt=options.variant == "open-unlearning")
+        first = EVALUATED_ROWS[options.variant]
+        questions = {
+            "retain": rows["retain_perturbed"][:first],
+            "real_authors": rows["real_authors_perturbed"],
+            "world_facts": rows["world_facts_perturbed"],
+            "forget": rows[f"{self.forget}_perturbed"][:first],
+        }
+        task = Task(
+            bench=self.name,
+            bench_version=self.version,
+            model=model,
+            stages=[
+                Stage(
+                    self.forget,
+                    forget=_examples(template, rows[self.forget][: options.limit]),
+                    retain=_examples(template, rows[self.retain][: options.limit]),
+                )
+            ],
+            questions={name: _numbered(of_task[: options.limit]) for name, of_task in questions.items()},
+            template=template,
+            sources=sources,
+            evaluators=self.evaluators(),
+            data={name: fingerprint(of_split) for name, of_split in sorted(rows.items())},
+            variant=options.variant,
+            generation_budget=generation_budget,
+            notes=notes,
+        )
+        if options.reference is None:
+            return task
+        tables = self.read_log(options.reference)
+        from evals.benchmarks._tofu_logs import check_same_rows
+
+        check_same_rows(tables, task, options.reference)
+        kept = {name: source for name, source in sources.items() if not name.startswith("retain-")}
+        return replace(task, sources=kept, recorded={options.reference.stem: tables})
+
+    def evaluators(self) -> list[Evaluator]:
+        """Forget quality, utility and its parts."""
+        return [EVALUATORS.get(name) for name in MEASURED]
+
+    def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
+        """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""
+        from evals.benchmarks._tofu_logs import read_log
+
+        return read_log(path)
+
+
+def _examples(template: Template, rows: Sequence[Row]) -> list[Example]:
+    return [template.example(row["question"], row["answer"]) for row in rows]
+
+
+def _numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as evaluators want them: their position, the cluster they are resampled in, and what is asked."""
+    kept = ("question", "answer", "paraphrased_answer", "perturbed_answer")
+    return [{"row": i, "cluster": str(row["author"]), **{k: row[k] for k in kept if k in row}} for i, row in enumerate(rows)]
+
+
+def _template_name(source: CheckpointSource) -> str:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source.name, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no checkpoint at '{source.name}': {' '.join(str(error).split())[:200]}") from error
+    return "llama2" if config.model_type in ("llama", "mistral") else "phi"
+
+

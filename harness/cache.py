@@ -1,0 +1,224 @@
+"""Costly things kept outside the repository, found again by what made them.
+
+An entry is a folder named by the digest of its key; the key lies beside the value. It is written to a
+temporary folder, flushed and renamed, under a lock of its own, so a killed process leaves nothing half made
+and two processes make it once. Files carry checksums; an entry that fails them is set aside, named, and made anew.
+
+Root: `$HARNESS_CACHE`, else the user's cache folder (platformdirs).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from harness.config import JSON
+from harness.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+_RECORD = "entry.json"
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text.
+
+    Raises:
+        ValueError: for NaN or infinity, which equal nothing.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """The SHA-256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """A value found or just made."""
+
+    path: Path
+    """The folder with its files."""
+    kind: str
+    """Such as `model` or `curvature`."""
+    key: Mapping[str, JSON]
+    """What made it."""
+    seconds: float
+    """What making it took."""
+    facts: Mapping[str, JSON]
+    """What its maker wanted remembered."""
+    made_now: bool = False
+    """Whether this call made it."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+
+class Cache:
+    """A folder of entries.
+
+    Args:
+        root: where; by default `$HARNESS_CACHE`, else the user's cache folder.
+
+    Raises:
+        UsageError: if the folder cannot be written.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        chosen = os.environ.get("HARNESS_CACHE")
+        self.root = root or (Path(chosen) if chosen else Path(platformdirs.user_cache_dir("unlearning-harness")))
+        self._verified: set[Path] = set()
+        with disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written"):
+            for folder in ("locks", "making"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK):
+                raise PermissionError(errno.EACCES, "not writable")
+
+    def find(self, kind: str, key: Mapping[str, JSON]) -> CacheEntry | None:
+        """The sound entry of that key, or None."""
+        return self._read(self._path(kind, key), kind)
+
+    def get(
+        self, kind: str, key: Mapping[str, JSON], make: Callable[[Path], Mapping[str, JSON] | None]
+    ) -> CacheEntry:
+        """The entry of that key; `make` writes its files into an empty folder if there is none yet.
+
+        Args:
+            kind: the sort of thing, a folder in the cache.
+            key: all that decides the value; plain JSON.
+            make: fills the folder it is given and may return facts to remember.
+
+        Raises:
+            UsageError: if the disk is full.
+        """
+        path = self._path(kind, key)
+        with FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"):
+            if found := self._read(path, kind):
+                return found
+            making = self.root / "making" / f"{kind}-{path.name}"
+            # Whoever holds the lock is the only maker: what lies here was left by a process that was killed.
+            shutil.rmtree(making, ignore_errors=True)
+            with disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere"):
+                try:
+                    making.mkdir(parents=True)
+                    started = time.perf_counter()
+                    facts = dict(make(making) or {})
+                    seconds = time.perf_counter() - started
+                    files = sorted(f for f in making.rglob("*") if f.is_file())
+                    record = {
+                        "kind": kind,
+                        "key": key,
+                        "seconds": seconds,
+                        "facts": facts,
+                        "files": {f.relative_to(making).as_posix(): file_digest(f) for f in files},
+                    }
+                    (making / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+                    for file in [*files, making / _RECORD]:
+                        flush(file)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    making.rename(path)
+                    flush(path.parent)
+                finally:
+                    shutil.rmtree(making, ignore_errors=True)
+            self._verified.add(path)
+            return CacheEntry(path, kind, key, seconds, facts, made_now=True)
+
+    def entries(self) -> Iterator[CacheEntry]:
+        """Every readable entry, without checking its files; by kind, then digest."""
+        for record in sorted(self.root.glob(f"*/*/{_RECORD}")):
+            with suppress(ValueError, KeyError, OSError):
+                told = json.loads(record.read_text(encoding="utf-8"))
+                yield CacheEntry(record.parent, told["kind"], told["key"], told["seconds"], told["facts"])
+
+    def clear(self, kind: str | None = None) -> int:
+        """Remove all entries, or those of one kind, and what was set aside or left half made; returns the bytes freed.
+
+        An entry that another process is making keeps its lock and is left alone.
+        """
+        freed = 0
+        for folder in sorted(self.root.glob("*/*")):
+            owner = folder.name.partition("-")[0] if folder.parent.name == "making" else folder.parent.name
+            if not folder.is_dir() or (kind and owner != kind):
+                continue
+            name = folder.name if folder.parent.name == "making" else f"{owner}-{folder.name}"
+            lock = FileLock(self.root / "locks" / f"{name}.lock", timeout=0)
+            with suppress(TimeoutError), lock:
+                freed += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+                shutil.rmtree(folder, ignore_errors=True)
+        self._verified.clear()
+        return freed
+
+    def _path(self, kind: str, key: Mapping[str, JSON]) -> Path:
+        return self.root / kind / digest(key)[:32]
+
+    def _read(self, path: Path, kind: str) -> CacheEntry | None:
+        if not path.exists():
+            return None
+        try:
+            told = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+            if path not in self._verified:
+                for name, expected in told["files"].items():
+                    if file_digest(path / name) != expected:
+                        raise ValueError(f"{name} differs from its checksum")
+                self._verified.add(path)
+            return CacheEntry(path, kind, told["key"], told["seconds"], told["facts"])
+        except (ValueError, KeyError, OSError) as error:
+            aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+            log.warning("a cache entry is corrupt (%s); it is set aside as %s and made anew", error, aside)
+            with suppress(FileNotFoundError):
+                path.rename(aside)
+            return None
+
+
+def flush(path: Path) -> None:
+    """Make sure a file or folder is on the disk before something that relies on it is."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if path.is_file():
+            raise
+    finally:
+        os.close(handle)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextmanager
+def disk_errors(what: str, way_out: str) -> Iterator[None]:
+    """Turn a full or unwritable disk into one sentence.
+
+    Raises:
+        UsageError: naming `what` could not be written and the way out.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UsageError(f"no space is left on the disk of {what}. {way_out}; what was finished is kept.") from error
+        if error.errno in _SHUT:
+            raise UsageError(f"{what} cannot be written: {error.strerror}. {way_out}.") from error
+        raise

@@ -1,0 +1,86 @@
+"""What each phase of a run took: seconds, peak memory, tokens.
+
+A phase that found its result in the cache took little, but the method did not become cheaper: `full_seconds`
+adds what the cached result took when it was made.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+
+@dataclass
+class Phase:
+    """One phase, summed over all the times it was entered."""
+
+    seconds: float = 0.0
+    """Wall-clock time spent in this run."""
+    full_seconds: float = 0.0
+    """The same with nothing cached."""
+    peak_bytes: int = 0
+    """Most memory held at once: the process's resident memory, or the GPU's allocated memory."""
+    tokens: int = 0
+    """Tokens that went through the model (forward, or forward and backward)."""
+
+
+class Costs:
+    """The phases of one run, by name; phases may be nested and an outer one covers its inner ones."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, Phase] = {}
+        self._open: list[Phase] = []
+
+    @contextmanager
+    def phase(self, name: str, tokens: int = 0) -> Iterator[None]:
+        """Measure what happens inside."""
+        phase = self.phases.setdefault(name, Phase())
+        phase.tokens += tokens
+        self._open.append(phase)
+        _reset_peak()
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            phase.seconds += seconds
+            phase.full_seconds += seconds
+            peak = _peak_bytes()
+            for opened in self._open:
+                opened.peak_bytes = max(opened.peak_bytes, peak)
+            self._open.pop()
+
+    def saved(self, seconds: float) -> None:
+        """Say that the cache saved this much in the phases that are open now."""
+        for phase in self._open:
+            phase.full_seconds += seconds
+
+
+def _on_gpu() -> bool:
+    torch = sys.modules.get("torch")  # a report that never needed torch must not import it for its clock
+    return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def _reset_peak() -> None:
+    if _on_gpu():
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    if _on_gpu():
+        return int(sys.modules["torch"].cuda.max_memory_allocated())
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,215 @@
+"""Rows out of files, and examples into batches of tokens.
+
+Rows come from a folder laid out by hub id (`DIR/locuslab/TOFU/forget10.json`) if one is given, else from the hub.
+Tokenising follows ToFU's `data_module.py`: the prompt's tokens, counted by tokenising it alone, carry no label;
+the end-of-text token is a label. It departs in padding: right-padded to the longest of the batch instead of
+to 500, with attention 0 on the padding, which changes no loss.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import UsageError
+from harness.interfaces import Example, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+NO_LABEL = -100
+"""The label of positions on which no loss is taken."""
+
+
+# ---------------------------------------------------------------- rows
+
+
+def dataset_file(dataset: str, name: str, data_dir: Path | None) -> Path:
+    """A data set's file: in the data folder if one is given, else fetched from the hub (or its local cache).
+
+    Args:
+        dataset: the hub id, such as `locuslab/TOFU`.
+        name: the file in it, such as `forget10.json`.
+        data_dir: a folder laid out by hub id, or None.
+
+    Raises:
+        UsageError: if the file is not there, saying where it was looked for.
+    """
+    if data_dir is not None:
+        path = data_dir / dataset / name
+        if not path.is_file():
+            raise UsageError(
+                f"the data folder has no {dataset}/{name} (looked in {data_dir}). "
+                f"Put the file of that name from the hub's {dataset} there."
+            )
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(dataset, name, repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"{dataset}/{name} could not be fetched from the hub ({type(error).__name__}). Without a network give "
+            f"--data-dir DIR (or HARNESS_DATA) with DIR/{dataset}/{name}, or take the embedded model: --model mini."
+        ) from error
+
+
+def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]:
+    """The rows of a JSON-lines file (or of one JSON list), with the fields they must have.
+
+    Args:
+        path: the file.
+        fields: name → type; `str` fields must not be empty, `list` fields must hold non-empty strings.
+
+    Raises:
+        UsageError: naming the file, the line and the field.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines: Iterable[tuple[int, object]]
+    if text.lstrip().startswith("["):
+        lines = enumerate(_json(text, path, 1), start=1)  # type: ignore[arg-type]
+    else:
+        lines = ((n, _json(line, path, n)) for n, line in enumerate(text.splitlines(), start=1) if line.strip())
+    rows = []
+    for number, row in lines:
+        if not isinstance(row, dict):
+            raise UsageError(f"{_name(path)}, line {number}: expected an object, found {type(row).__name__}.")
+        for field, kind in fields.items():
+            value = row.get(field)
+            if field not in row:
+                raise UsageError(f"{_name(path)}, line {number}: the field '{field}' is missing.")
+            if not isinstance(value, kind) or not value:
+                raise UsageError(
+                    f"{_name(path)}, line {number}: the field '{field}' must be a non-empty {kind.__name__}, found {value!r}."
+                )
+            if kind is list and not all(isinstance(item, str) and item for item in value):
+                raise UsageError(f"{_name(path)}, line {number}: the field '{field}' must hold non-empty strings.")
+        rows.append(row)
+    if not rows:
+        raise UsageError(f"{_name(path)} is empty.")
+    return rows
+
+
+def _json(text: str, path: Path, number: int) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = number + error.lineno - 1
+        raise UsageError(f"{_name(path)}, line {line}: not valid JSON ({error.msg} at column {error.colno}).") from None
+
+
+def _name(path: Path) -> str:
+    return "/".join(path.parts[-3:])
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids."""
+
+    input_ids: list[int]
+    """Prompt, answer and end token."""
+    prompt_tokens: int
+    """How many of them carry no label."""
+
+
+def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[Encoded]:
+    """Each example's tokens: special tokens as the tokenizer adds them, the end token last.
+
+    A text of `max_length` tokens or more is cut there and loses its end token, as ToFU's is.
+
+    Raises:
+        UsageError: if the tokenizer has no end token, or an example has no labelled token left.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UsageError("the tokenizer has no end-of-text token; its answers could not end.")
+    texts = tokenizer([e.prompt + e.tag + e.answer for e in examples])["input_ids"]
+    prompts = tokenizer([e.prompt for e in examples])["input_ids"]
+    encoded = []
+    for example, ids, prompt in zip(examples, texts, prompts, strict=True):
+        # Some tokenizers end every text with the end token themselves (and then the bare prompt too).
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        if prompt and prompt[-1] == tokenizer.eos_token_id:
+            prompt = prompt[:-1]
+        ids = [*ids, tokenizer.eos_token_id][:max_length]
+        if len(ids) <= len(prompt):
+            raise UsageError(f"no answer is left within {max_length} tokens of '{example.prompt[:60]}…'.")
+        encoded.append(Encoded(ids, len(prompt)))
+    return encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded examples."""
+
+    input_ids: Tensor
+    """[B, T] token ids; padding holds the end token."""
+    attention_mask: Tensor
+    """[B, T] 1 on tokens, 0 on padding."""
+    labels: Tensor
+    """[B, T] the token at the same position where a loss is taken on it, else -100 (not yet shifted)."""
+    rows: Tensor
+    """[B] each example's position in the list the batches were made from."""
+
+    def to(self, device: object) -> Batch:
+        """The same on another device."""
+        return Batch(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.labels, self.rows)))  # type: ignore[call-overload]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.attention_mask.sum())
+
+
+def collate(encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int) -> Batch:
+    """Some encoded examples as one batch, padded to the longest of them."""
+    import torch
+
+    length = max(len(e.input_ids) for e in encoded)
+    ids = [e.input_ids + [pad_id] * (length - len(e.input_ids)) for e in encoded]
+    labels = [
+        [NO_LABEL] * e.prompt_tokens + e.input_ids[e.prompt_tokens :] + [NO_LABEL] * (length - len(e.input_ids)) for e in encoded
+    ]
+    mask = [[1] * len(e.input_ids) + [0] * (length - len(e.input_ids)) for e in encoded]
+    return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(labels), torch.tensor(rows))
+
+
+def by_length(encoded: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
+    """Positions of examples, grouped so that a batch has similar lengths and at most `max_tokens` padded tokens.
+
+    For passes over all examples in which order does not matter: evaluation and curvature.
+    """
+    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].input_ids), i))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and (len(groups[-1]) + 1) * len(encoded[i].input_ids) <= max_tokens:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def batches(encoded: Sequence[Encoded], pad_id: int, max_tokens: int, device: object) -> Iterator[Batch]:
+    """All examples once, in batches of similar length (see `by_length`), on a device."""
+    for group in by_length(encoded, max_tokens):
+        yield collate([encoded[i] for i in group], group, pad_id).to(device)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What padding holds: the end token, as in ToFU; its attention is 0, so it changes nothing."""
+    return int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """A digest of rows' content."""
+    from harness.cache import digest
+
+    return digest(list(rows))[:16]

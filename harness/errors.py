@@ -1,0 +1,29 @@
+"""The errors that are part of the interface, and the hint that helps: the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(Exception):
+    """What was asked cannot be done as asked; the message says why, in one sentence, and the way out.
+
+    The command line prints the message without a traceback and leaves with exit code 2.
+    """
+
+
+class Diverged(Exception):
+    """A loss, gradient or step that is not finite. The run is marked as failed and keeps its points."""
+
+
+class RunFailed(Exception):
+    """A run that broke off by itself; its record says why and keeps its points."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that nobody knows: the nearest known one, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"no {kind} called '{name}'.{hint} There are: {', '.join(names) or 'none'}.")

@@ -1,0 +1,149 @@
+"""Text out of models, behind one interface: `Generator`.
+
+Evaluators ask with `GenerationRequest`s and never know who answers. Completions are cached by weights and request, so
+that no model is given another model's answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from tqdm import tqdm
+
+from harness.errors import UsageError
+from harness.interfaces import GenerationRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.cache import Cache
+
+GeneratorName = Literal["auto", "hf"]
+PROMPTS_PER_BATCH = 256
+
+
+class Generator(Protocol):
+    """A back end that continues conversations."""
+
+    name: str
+    """As recorded."""
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        """The last answer to each request, special tokens left out, white space at the ends stripped."""
+
+
+class HFGenerator:
+    """`transformers`' own `generate`, greedy or sampled, prompts left-padded in order of length."""
+
+    name = "hf"
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        """See `Generator.generate`. Each turn's prompt is everything said before it and the turn itself."""
+        answers = [""] * len(requests)
+        said = [""] * len(requests)
+        with tqdm(total=sum(len(r.turns) for r in requests), desc="generating", unit="answer", delay=2, leave=False) as bar:
+            for turn in range(max((len(r.turns) for r in requests), default=0)):
+                asked = [i for i, r in enumerate(requests) if turn < len(r.turns)]
+                prompts = {i: said[i] + requests[i].turns[turn] for i in asked}
+                ids = {i: tokenizer(text)["input_ids"] for i, text in prompts.items()}
+                asked.sort(key=lambda i: (requests[i].sampling.temperature, len(ids[i]), i))
+                for group in _groups(asked, requests):
+                    texts = self._continue(model, tokenizer, [ids[i] for i in group], [requests[i] for i in group])
+                    for i, text in zip(group, texts, strict=True):
+                        answers[i] = text.strip()
+                        said[i] = prompts[i] + text
+                    bar.update(len(group))
+        return answers
+
+    @staticmethod
+    def _continue(
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[list[int]],
+        requests: Sequence[GenerationRequest],
+    ) -> list[str]:
+        import torch
+        from transformers import GenerationConfig
+
+        # Tokenizers may end a text with the end token; a prompt must not end before its answer.
+        prompts = [p[:-1] if p and p[-1] == tokenizer.eos_token_id else p for p in prompts]
+        longest = max(len(p) for p in prompts)
+        pad = int(tokenizer.eos_token_id)
+        temperature = requests[0].sampling.temperature
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+        config = GenerationConfig(
+            max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=pad, pad_token_id=pad, **sampling
+        )
+        with torch.no_grad():
+            out = model.generate(
+                torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
+                attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
+                generation_config=config,
+            )
+        # Greedy text does not depend on the budget it had, so each answer is cut to its own.
+        new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
+        return tokenizer.batch_decode(new, skip_special_tokens=True)  # type: ignore[no-any-return]
+
+
+def _groups(order: Sequence[int], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
+    group: list[int] = []
+    for i in order:
+        if group and (
+            len(group) == PROMPTS_PER_BATCH or requests[i].sampling.temperature != requests[group[0]].sampling.temperature
+        ):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def choose_generator(name: str) -> Generator:
+    """The back end of that name; `auto` takes the best that is here.
+
+    Raises:
+        UsageError: for a name that is none.
+    """
+    if name in ("auto", "hf"):
+        return HFGenerator()
+    raise UsageError(f"no generator called '{name}'. There are: auto, hf.")
+
+
+def generate_all(
+    generator: Generator,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Iterable[GenerationRequest],
+    cache: Cache,
+    weights: str,
+) -> Mapping[GenerationRequest, str]:
+    """Every different request's answer, from the cache where these weights have answered them before.
+
+    Args:
+        generator: the back end.
+        model: who answers.
+        tokenizer: its tokenizer.
+        requests: from all evaluators; equal ones are answered once.
+        cache: where completions are kept.
+        weights: the fingerprint of the model's weights.
+    """
+    unique = list(dict.fromkeys(requests))
+    if not unique:
+        return {}
+
+    def make(folder: Path) -> None:
+        texts = generator.generate(model, tokenizer, unique)
+        (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+
+    key = {"weights": weights, "generator": generator.name, "requests": [asdict(request) for request in unique]}
+    entry = cache.get("generations", key, make)
+    texts = json.loads((entry.path / "texts.json").read_text(encoding="utf-8"))
+    return dict(zip(unique, texts, strict=True))

@@ -1,0 +1,452 @@
+"""What a method, a benchmark and an evaluator are, and what passes between them.
+
+Data flows one way: a `Benchmark` makes a `Task` (everything decided, nothing loaded); loading it gives
+a `Setting`, which is all a method sees; after each point the model becomes a `Subject`, which is all an
+evaluator sees; an evaluator gives `Measurement`s. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from harness.config import JSON
+from harness.registry import Registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.cache import Cache
+    from harness.costs import Costs
+
+C = TypeVar("C")
+C_contra = TypeVar("C_contra", contravariant=True)
+Variant = Literal["original", "open-unlearning"]
+Better = Literal["higher", "lower", "closer"]
+Row = Mapping[str, Any]
+"""One row of a data set, as read from its file."""
+
+
+# ---------------------------------------------------------------- text
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the text that should follow it; losses are taken on `tag + answer` and the end token."""
+
+    prompt: str
+    """What the model reads, template included."""
+    answer: str
+    """What it should say."""
+    tag: str = ""
+    """Template text between the two that is scored too (`Answer: ` of ToFU's phi template, else empty)."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question and an answer become text (ToFU `config/model_config.yaml`)."""
+
+    name: str
+    """As recorded; part of the run's hash with the three strings."""
+    question_start: str = ""
+    """Before the question."""
+    question_end: str = ""
+    """After the question."""
+    answer_tag: str = ""
+    """Before the answer."""
+    tag_in_prompt: bool = False
+    """Whether the tag belongs to the prompt (open-unlearning) or to the scored text (the original)."""
+
+    def example(self, question: str, answer: str) -> Example:
+        """The question and its answer, rendered."""
+        tag = "" if self.tag_in_prompt else self.answer_tag
+        return Example(self.prompt(question), answer, tag)
+
+    def prompt(self, question: str) -> str:
+        """The question alone, as a model gets it before it answers."""
+        tag = self.answer_tag if self.tag_in_prompt else ""
+        return f"{self.question_start}{question}{self.question_end}{tag}"
+
+
+# ---------------------------------------------------------------- what is unlearned
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One forget set and the retain set that guards it: ToFU has one; WMDP has bio, then cyber."""
+
+    name: str
+    """Such as `forget10`."""
+    forget: Sequence[Example]
+    """What the model should no longer say."""
+    retain: Sequence[Example]
+    """What it should go on saying."""
+
+
+class ModelSource(Protocol):
+    """Where a model comes from: the hub, a folder, or a recipe that trains it on the spot."""
+
+    @property
+    def identity(self) -> Mapping[str, JSON]:
+        """All that decides the weights: id and revision, or recipe, data and seed. Holds no path of a machine."""
+
+    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model in eval mode and its tokenizer; makes or fetches it first where need be."""
+
+    def seconds(self, cache: Cache) -> float | None:
+        """What making it once cost, where that is known."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides besides benchmark, model, method and its settings."""
+
+    seed: int = 0
+    """The unlearning seed: data order, sampled labels."""
+    limit: int | None = None
+    """At most this many rows of every split; None takes what the benchmark's definition takes."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`, `mps`."""
+    dtype: str = "float32"
+    """`float32` or `bfloat16`."""
+    variant: Variant = "original"
+    """Whose metric definitions: ToFU's own, or open-unlearning's."""
+    data_dir: Path | None = None
+    """A folder laid out by hub id that is looked at before the hub. Not part of a run's hash."""
+    reference: Path | None = None
+    """An evaluation log that stands in for the retain model."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a checkpoint may run."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark with its model chosen: all data read, every source named, nothing loaded."""
+
+    bench: str
+    """Such as `tofu10`."""
+    bench_version: int
+    """Raised when a change of the benchmark changes numbers."""
+    model: str
+    """As asked for: `mini@1`, `llama2-7b`, `scratch`, a hub id."""
+    stages: Sequence[Stage]
+    """What is to be unlearned, in order."""
+    questions: Mapping[str, Sequence[Row]]
+    """What is evaluated, by task name (`forget`, `retain`, …); each row has at least `row` and `cluster`."""
+    template: Template
+    """How questions and answers become text."""
+    sources: Mapping[str, ModelSource]
+    """`base` (the model before unlearning), `retain-0`, `retain-1`, … and published checkpoints."""
+    evaluators: Sequence[Evaluator]
+    """What is measured at every point."""
+    recorded: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
+    """References known only from their evaluation logs: name → tables."""
+    data: Mapping[str, JSON] = field(default_factory=dict)
+    """Each data set with its content hash, for the run's hash and record."""
+    variant: Variant = "original"
+    """Whose metric definitions."""
+    generation_budget: int = 200
+    """Tokens an answer may take: with its prompt in the original's definition, by itself in open-unlearning's."""
+    notes: Sequence[str] = ()
+    """What a reader must know of this benchmark with this model, shown under every table."""
+
+    @property
+    def references(self) -> list[str]:
+        """The names of the retrained models that forget quality compares with, the headline one first."""
+        return [*self.recorded, *(name for name in self.sources if name.startswith("retain-"))]
+
+    def prepare(self, cache: Cache, names: Sequence[str]) -> None:
+        """Make the sources of these names that have to be made, in parallel where they can be."""
+        from harness.models import prepare
+
+        prepare([self.sources[name] for name in names], cache)
+
+
+@dataclass
+class Setting:
+    """All a method may see. It edits `model` in place."""
+
+    model: PreTrainedModel
+    """The model to unlearn from, in eval mode."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    task: Task
+    """The benchmark, its stages and its sources."""
+    seed: int
+    """The unlearning seed."""
+    cache: Cache
+    """Where curvature and other costly things are kept between runs."""
+    costs: Costs
+    """Where a method says what took how long: `with setting.costs.phase("curvature fit"): …`."""
+    identity: str
+    """A digest that names these weights without reading them; part of the keys of what depends on them."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """What is to be unlearned, in order."""
+        return self.task.stages
+
+    @property
+    def sources(self) -> Mapping[str, ModelSource]:
+        """Other models of the benchmark: `base`, `retain-0`, …."""
+        return self.task.sources
+
+
+# ---------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a method yields after every step."""
+
+    step: int
+    """Steps taken so far."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """Numbers worth keeping: losses, norms, predicted and measured KL. They end in the point's record."""
+    measure_here: bool = False
+    """Whether a point of the trade-off curve is to be measured now."""
+    total: int | None = None
+    """How many steps there will be, where that is known: for the progress bar."""
+
+
+class Unlearn(Protocol[C_contra]):
+    """A method: a generator that edits `setting.model` and yields as it goes. The clock runs only inside it."""
+
+    def __call__(self, setting: Setting, config: C_contra) -> Iterator[Progress]: ...
+
+
+@dataclass(frozen=True)
+class Method(Generic[C]):
+    """A registered method."""
+
+    name: str
+    """Its file's name."""
+    version: int
+    """Raised when a change of the method changes numbers."""
+    config: type[C]
+    """Its settings class."""
+    source: str
+    """The paper that defines it."""
+    presets: Mapping[tuple[str, str], Mapping[str, JSON]]
+    """(benchmark, model family) → settings that differ from the defaults; `*` stands for any benchmark."""
+    unlearn: Unlearn[C]
+    """The method itself."""
+
+    def preset(self, bench: str, family: str) -> Mapping[str, JSON]:
+        """The settings chosen for a benchmark and a model family (`mini` of `mini@1`), the most specific winning."""
+        return {**self.presets.get(("*", family), {}), **self.presets.get((bench, family), {})}
+
+
+# ---------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn from a model."""
+
+    max_tokens: int
+    """At most this many new tokens."""
+    temperature: float = 0.0
+    """0 is greedy."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A conversation to be continued."""
+
+    turns: Sequence[str]
+    """The user's turns, rendered: one for ToFU; a second one is asked after the answer to the first."""
+    sampling: Sampling
+    """How to draw."""
+    by: Literal["subject", "base"] = "subject"
+    """Who answers: the model that is measured, or the model before unlearning."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A retrained model, by what was measured of it row by row."""
+
+    name: str
+    """`retain-0`, … or the name of a log."""
+    tables: Mapping[str, pd.DataFrame]
+    """As in `Subject.tables`."""
+
+
+@dataclass
+class Subject:
+    """What an evaluator measures: the model as it is now, or the recorded tables of one that is not here."""
+
+    setting: Setting | None
+    """None when only tables are known, as when a published log is scored."""
+    task: Task
+    """The benchmark."""
+    references: Sequence[Reference]
+    """The retrained models to compare with, the headline one first."""
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Row-by-row results, one row per (task, row); evaluators share them, the store keeps them."""
+    generations: Mapping[GenerationRequest, str] = field(default_factory=dict)
+    """Answers to all evaluators' requests."""
+    saved_path: Callable[[], Path] | None = None
+    """Writes the model as a checkpoint, once, and says where (for programs that load from disk)."""
+
+    def table(self, name: str, build: Callable[[Setting], pd.DataFrame]) -> pd.DataFrame:
+        """The table of that name, built from the model the first time it is asked for.
+
+        Raises:
+            LookupError: if it is not recorded and there is no model to build it from.
+        """
+        if name not in self.tables:
+            if self.setting is None:
+                raise LookupError(f"the log holds no {name}")
+            self.tables[name] = build(self.setting)
+        return self.tables[name]
+
+
+@pydantic_dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A number with all that is needed to read it."""
+
+    metric: str
+    """Its name, such as `forget_quality`."""
+    version: int
+    """Raised when its definition changes; numbers of different versions are never compared."""
+    value: float
+    """The number; finite."""
+    unit: str
+    """Such as `p-value`, `probability`, `nats per token`."""
+    better: Better | None
+    """Which way is good; `closer` means closer to the reference."""
+    n: int
+    """How many rows it rests on."""
+    range: tuple[float, float] | None = None
+    """The values it can take."""
+    reference: float | None = None
+    """The same number for the retrained model."""
+    across_references: tuple[float, float] | None = None
+    """Smallest and largest value when each reference is used in turn."""
+    floor: float | None = None
+    """The noise floor: what two retrained models differ by. Differences at or under it are ties."""
+    selection: str | None = None
+    """On what the settings behind it were chosen."""
+    interval_95: tuple[float, float] | None = None
+    """A 95 % interval."""
+    interval_method: str | None = None
+    """How the interval was made, or why there is none."""
+    resampled: str | None = None
+    """What was resampled, such as `author`."""
+    note: str | None = None
+    """What a reader could stumble over: a fall-back of the computation, a tie with the floor."""
+
+
+@pydantic_dataclass(frozen=True, kw_only=True)
+class Absent:
+    """A number that could not be computed. Never 0, never null."""
+
+    metric: str
+    """Its name."""
+    reason: str
+    """Why, in one sentence."""
+
+
+def _no_requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A registered evaluator: asks for texts, then turns a subject into measurements."""
+
+    name: str
+    """Its file's name."""
+    version: int
+    """Raised when its definition changes."""
+    measure: Callable[[Subject], Sequence[Measurement | Absent]]
+    """Its numbers. The texts it asked for are in `subject.generations`; tables it builds go through `subject.table`."""
+    requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests
+    """The texts it needs; equal requests of several evaluators are generated once."""
+    changes_model: bool = False
+    """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
+
+
+class Benchmark(Protocol):
+    """A registered benchmark: its models, its data, what is measured."""
+
+    name: str
+    """Such as `tofu10`."""
+    version: int
+    """Raised when a change changes numbers."""
+    models: Mapping[str, str]
+    """Model cards it knows, with one line about each; `mini` is always among them."""
+
+    def task(self, model: str, options: Options) -> Task:
+        """Read the data and name the sources; imports no torch.
+
+        Raises:
+            UsageError: for an unknown model, or data that is missing or malformed.
+        """
+
+    def evaluators(self) -> Sequence[Evaluator]:
+        """What is measured."""
+
+    def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
+        """Tables out of an evaluation log that another program wrote.
+
+        Raises:
+            UsageError: if the file is not such a log (file, and what is wrong with it).
+        """
+
+
+# ---------------------------------------------------------------- registration
+
+METHODS: Registry[Method[Any]] = Registry("method", "methods", "method")
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "evals.benchmarks", "benchmark")
+EVALUATORS: Registry[Evaluator] = Registry("evaluator", "evals", "evaluator")
+
+
+def method(
+    name: str,
+    *,
+    config: type[C],
+    source: str,
+    version: int = 1,
+    presets: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
+) -> Callable[[Unlearn[C]], Unlearn[C]]:
+    """Register the decorated generator as a method under its file's name."""
+
+    def register(function: Unlearn[C]) -> Unlearn[C]:
+        METHODS.register(name, Method(name, version, config, source, presets or {}, function))
+        return function
+
+    return register
+
+
+def evaluator(
+    name: str,
+    *,
+    version: int,
+    requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
+    changes_model: bool = False,
+) -> Callable[[Callable[[Subject], Sequence[Measurement | Absent]]], Callable[[Subject], Sequence[Measurement | Absent]]]:
+    """Register the decorated function as an evaluator under its file's name."""
+
+    def register(measure: Callable[[Subject], Sequence[Measurement | Absent]]) -> Callable[[Subject], Sequence[Measurement | Absent]]:
+        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model))
+        return measure
+
+    return register
+
+
+def benchmark(*names: str) -> Callable[[type[Any]], type[Any]]:
+    """Register the decorated class under each name; it is made once with each as its argument."""
+
+    def register(cls: type[Any]) -> type[Any]:
+        for name in names:
+            BENCHMARKS.register(name, cls(name))
+        return cls
+
+    return register

@@ -1,0 +1,156 @@
+"""What a model thinks of given answers: the numerics that methods and evaluators share.
+
+Logits are computed at answer positions only, and everything after them in float32. Batches are right-padded and
+the models causal, so no attention mask is passed: padding cannot reach a token before it, and attention without a
+mask is the fast path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.data import NO_LABEL, Batch, Encoded, batches
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel
+
+TOKENS_PER_BATCH = 8192
+"""Padded tokens of one forward pass where the result does not depend on it."""
+
+# Families whose logits are the output embedding applied to the last hidden state, with nothing after it.
+_PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3"}
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The last hidden state at the positions that predict a label, row by row.
+
+    Returns:
+        [N, D] with N the number of labels in the batch, in the model's dtype.
+    """
+    output = model.base_model(input_ids=batch.input_ids, use_cache=False)
+    return output.last_hidden_state[:, :-1][batch.labels[:, 1:] != NO_LABEL]  # type: ignore[no-any-return]
+
+
+def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The logits that predict the labels, row by row.
+
+    Returns:
+        [N, V] float32, in the order of `answer_labels(batch)`.
+    """
+    if model.config.model_type in _PLAIN_HEADS:
+        return model.get_output_embeddings()(hidden_states(model, batch)).float()  # type: ignore[no-any-return]
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    return logits[:, :-1][batch.labels[:, 1:] != NO_LABEL].float()  # type: ignore[no-any-return]
+
+
+def answer_labels(batch: Batch) -> Tensor:
+    """[N] the labelled tokens, row by row."""
+    labels = batch.labels[:, 1:]
+    return labels[labels != NO_LABEL]
+
+
+def answer_rows(batch: Batch) -> Tensor:
+    """[N] for each label, the position of its example in the list the batches were made from."""
+    counts = (batch.labels[:, 1:] != NO_LABEL).sum(dim=1)
+    return batch.rows.repeat_interleave(counts)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """How far the right token's logit stands above all others together.
+
+    m = z_y − log Σ_{i≠y} exp(z_i) = log(p_y / (1 − p_y))   (Park et al. 2023, arXiv:2303.14186; K-FADE, section 3)
+
+    Args:
+        logits: [..., V], unnormalised, already predicting `labels`.
+        labels: [...] token ids.
+
+    Returns:
+        [...] in nats, float32.
+
+    Raises:
+        ValueError: if the shapes do not match.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not predict labels {tuple(labels.shape)}")
+    z = logits.float()
+    index = labels.unsqueeze(-1)
+    others = z.scatter(-1, index, float("-inf"))
+    return z.gather(-1, index).squeeze(-1) - others.logsumexp(dim=-1)
+
+
+def kl_per_token(base_log_probs: Tensor, log_probs: Tensor) -> Tensor:
+    """KL(base ‖ current) at each position, exact over the vocabulary.
+
+    Args:
+        base_log_probs: [N, V] log-softmax of the model before unlearning.
+        log_probs: [N, V] log-softmax of the model now.
+
+    Returns:
+        [N] in nats; never negative but for rounding.
+    """
+    return F.kl_div(log_probs, base_log_probs, reduction="none", log_target=True).sum(dim=-1)
+
+
+@torch.no_grad()
+def answer_nll(
+    model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int, progress: Callable[[int], object] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each example's negative log-likelihood, summed over its labels, and their number.
+
+    Args:
+        model: in eval mode.
+        encoded: the examples.
+        pad_id: see `harness.data.pad_id`.
+        progress: told after each batch how many examples it held.
+
+    Returns:
+        ([N] nats, [N] token counts), both float64.
+    """
+    sums = torch.zeros(len(encoded), dtype=torch.float64)
+    counts = torch.zeros(len(encoded), dtype=torch.float64)
+    for batch in batches(encoded, pad_id, TOKENS_PER_BATCH, model.device):
+        losses = F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="none")
+        rows = answer_rows(batch).cpu()
+        sums.index_add_(0, rows, losses.double().cpu())
+        counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
+        if progress:
+            progress(len(batch.rows))
+    return sums.numpy(), counts.numpy()
+
+
+class AnswerDistributions:
+    """What the model says now at every answer position of some examples, to measure later how far it has moved.
+
+    Holds the log-probabilities on the CPU: labels × vocabulary × 4 bytes.
+
+    Args:
+        model: the model before unlearning.
+        encoded: the examples.
+        pad_id: see `harness.data.pad_id`.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int) -> None:
+        self._batches = list(batches(encoded, pad_id, TOKENS_PER_BATCH, "cpu"))
+        self._base = [self._log_probs(model, batch).cpu() for batch in self._batches]
+        self.labels = sum(len(base) for base in self._base)
+        """Number of answer positions."""
+
+    @torch.no_grad()
+    def kl(self, model: PreTrainedModel) -> float:
+        """Mean KL(before ‖ now) per answer token, in nats."""
+        total = sum(
+            float(kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().sum())
+            for batch, base in zip(self._batches, self._base, strict=True)
+        )
+        return total / self.labels
+
+    @staticmethod
+    @torch.no_grad()
+    def _log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+        return answer_logits(model, batch.to(model.device)).log_softmax(dim=-1)

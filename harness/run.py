@@ -1,0 +1,501 @@
+"""One run, top to bottom: plan it, prepare the models, measure the arms, unlearn, measure the points.
+
+`plan` decides everything without loading anything (no torch), so that a run that is already done is found at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache as memoise
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import __version__
+from harness.cache import Cache, digest, file_digest
+from harness.config import JSON, resolve, to_json
+from harness.costs import Costs
+from harness.errors import Diverged, RunFailed, UsageError
+from harness.interfaces import (
+    BENCHMARKS,
+    METHODS,
+    Absent,
+    Benchmark,
+    Measurement,
+    Method,
+    ModelSource,
+    Options,
+    Progress,
+    Reference,
+    Setting,
+    Subject,
+    Task,
+    Template,
+    Variant,
+)
+from harness.registry import ROOT
+from harness.store import SCHEMA_VERSION, Point, Provenance, Record, RunResult, RunSpec, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.generation import Generator
+
+log = logging.getLogger(__name__)
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "pandas",
+    "rouge-score",
+    "safetensors",
+    "curvlinops-for-pytorch",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with everything decided and nothing loaded."""
+
+    spec: RunSpec
+    """What names it."""
+    task: Task
+    """Its data and sources."""
+    method: Method[Any]
+    """Its method."""
+    config: Any
+    """The method's settings."""
+    options: Options
+    """What the command line decided."""
+    selection: str
+    """On what the settings were chosen."""
+    command: str
+    """What to type to run it again; without paths."""
+
+
+def plan(
+    bench: str, model: str, method: str, settings: Mapping[str, JSON], options: Options, generator: str = "hf"
+) -> Plan:
+    """Decide a run.
+
+    Args:
+        bench: a benchmark's name.
+        model: what is unlearned, as the benchmark names it.
+        method: a method's name.
+        settings: what differs from the method's defaults and presets.
+        options: seed, limit, device and so on.
+        generator: the back end that writes answers.
+
+    Raises:
+        UsageError: for anything that is not known, not allowed or not there.
+    """
+    chosen = METHODS.get(method)
+    benchmark = BENCHMARKS.get(bench)
+    family = model.partition("@")[0]
+    preset = chosen.preset(bench, family)
+    config = resolve(chosen.config, preset, settings, owner=method)
+    task = benchmark.task(model, options)
+    slug = Path(model).name if Path(model).is_dir() else model
+    spec = RunSpec(
+        bench=bench,
+        bench_version=task.bench_version,
+        model=slug,
+        sources={name: source.identity for name, source in task.sources.items()},
+        method=method,
+        method_version=chosen.version,
+        config=to_json(config),
+        evaluators={e.name: e.version for e in task.evaluators},
+        variant=task.variant,
+        template=asdict(task.template),
+        data=task.data,
+        references={name: file_digest(options.reference) for name in task.recorded if options.reference},
+        seed=options.seed,
+        limit=options.limit,
+        dtype=options.dtype,
+        device=options.device.partition(":")[0],
+        generator=generator,
+    )
+    selection = f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}"
+    if settings:
+        selection += f", then {', '.join(sorted(settings))} by hand"
+    words = ["harness", "run", "--method", method, "--bench", bench, "--model", slug]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else _compact(value)}"]
+    for flag, given, usual in (
+        ("--seed", options.seed, 0),
+        ("--limit", options.limit, None),
+        ("--dtype", options.dtype, "float32"),
+        ("--variant", options.variant, "original"),
+    ):
+        if given != usual:
+            words += [flag, str(given)]
+    if options.reference:
+        words += ["--reference", options.reference.name]
+    return Plan(spec, task, chosen, config, options, selection, shlex.join(words))
+
+
+def _compact(value: JSON) -> str:
+    from harness.cache import canonical
+
+    return canonical(value)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What of the unlearned model is to be kept, besides the record."""
+
+    model: Path | None = None
+    """A folder for the checkpoint."""
+    update: Path | None = None
+    """A safetensors file for the difference of the weights."""
+
+
+def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, force: bool = False) -> RunResult:
+    """Do a run, or what is left of it; a run that is done is returned as it is recorded.
+
+    Args:
+        todo: from `plan`.
+        store: where its record goes.
+        cache: where trained models, curvature and texts are kept.
+        keep: what else to write at the end.
+        force: do it anew even if it is done.
+
+    Raises:
+        UsageError: for what the user can put right; a run without points then leaves no record.
+        RunFailed: if the run broke off by itself (a loss that is not finite, say).
+        KeyboardInterrupt: after marking the run as interrupted.
+    """
+    with store.open(todo.spec, force) as record:
+        if record.result.status == "done" and not (keep and (keep.model or keep.update)):
+            return record.result
+        result = RunResult(
+            schema_version=SCHEMA_VERSION,
+            spec=todo.spec,
+            status="interrupted",
+            selection=todo.selection,
+            notes=list(todo.task.notes),
+        )
+        with _outcome(record):
+            return _execute(todo, record, result, cache, keep or Keep())
+
+
+def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:
+    import torch
+
+    from harness.generation import choose_generator
+    from harness.models import source_digest, weights_fingerprint
+
+    task, options, costs = todo.task, todo.options, Costs()
+    generator = choose_generator(todo.spec.generator)
+    with costs.phase("models"):
+        task.prepare(cache, [name for name in task.sources if name == "base" or name in task.references])
+        model, tokenizer = task.sources["base"].load(cache, options.device, options.dtype)
+    setting = Setting(model, tokenizer, task, options.seed, cache, costs, source_digest(task.sources["base"]))
+    before = weights_fingerprint(model)
+    result = replace(result, provenance=_provenance(todo, tokenizer, before))
+
+    with costs.phase("references"):
+        tables_of = partial(_source_tables, todo=todo, cache=cache, generator=generator)
+        references = [Reference(name, tables) for name, tables in task.recorded.items()]
+        references += [
+            Reference(name, tables_of(task.sources[name])) for name in task.references if name not in task.recorded
+        ]
+        untouched = tables_of(task.sources["base"], loaded=(model, tokenizer, before))
+    arms = {"untouched": _measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
+    if references:
+        arms["retrained"] = _measure(task, Subject(None, task, references, dict(references[0].tables)), todo.selection)
+    result = replace(result, arms=arms, costs=costs.phases)
+    record.write(result)
+
+    torch.manual_seed(options.seed)
+    index = 0
+    for progress in _unlearning(todo, setting):
+        if not progress.measure_here:
+            continue
+        weights = weights_fingerprint(model)
+        if index < len(record.points) and record.points[index].weights != weights:
+            log.warning("the replay came to other weights than point %d was measured on; it is measured anew", index)
+            record.keep_points(index)
+        if index == len(record.points):
+            with costs.phase("evaluation"), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
+                subject = Subject(setting, task, references, saved_path=_saver(model, tokenizer, Path(scratch)))
+                measurements = _measure(task, subject, todo.selection, generator, weights)
+            point = Point(
+                index=index,
+                step=progress.step,
+                logged={k: v if math.isfinite(v) else None for k, v in progress.logged.items()},
+                measurements=measurements,
+                weights=weights,
+                unlearn_seconds=costs.phases["unlearning"].full_seconds,
+            )
+            record.add(point, subject.tables, subject.generations)
+            record.write(replace(result, costs=costs.phases))
+        index += 1
+    record.keep_points(index)
+    _keep(todo, keep, model, tokenizer, cache)
+    result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
+    record.write(result)
+    return result
+
+
+@contextmanager
+def _outcome(record: Record) -> Iterator[None]:
+    """Write down how a run ended when it did not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if record.written:
+            record.write(replace(record.result, status="interrupted", error="interrupted from the keyboard"))
+        raise
+    except UsageError as error:
+        if record.points:
+            record.write(replace(record.result, status="failed", error=str(error)))
+        else:
+            record.discard()
+        raise
+    except Diverged as error:
+        record.write(replace(record.result, status="failed", error=str(error)))
+        raise RunFailed(f"{record.result.spec.method} broke off: {error}. Points measured so far are kept.") from error
+    except Exception as error:
+        if record.written:
+            record.write(replace(record.result, status="failed", error=_frames(error)))
+        raise
+
+
+def _frames(error: Exception) -> str:
+    """The error and where it happened, files named relative to the package."""
+    frames = [
+        f"{Path(*Path(f.filename).parts[-2:]).as_posix()}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)
+    ]
+    return "\n".join([f"{type(error).__name__}: {error}", *frames])
+
+
+def _unlearning(todo: Plan, setting: Setting) -> Iterator[Progress]:
+    """The method's progress; the clock runs, and the bar moves, only inside it."""
+    from tqdm import tqdm
+
+    steps = todo.method.unlearn(setting, todo.config)
+    with tqdm(desc=todo.method.name, unit="step", delay=2, leave=False) as bar:
+        while True:
+            with setting.costs.phase("unlearning"):
+                progress = next(steps, None)
+            if progress is None:
+                return
+            bar.total = progress.total
+            bar.update(progress.step - bar.n)
+            yield progress
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def _measure(
+    task: Task, subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
+) -> list[Measurement | Absent]:
+    """All evaluators' numbers; the texts they ask for are generated together, once."""
+    from harness.generation import generate_all
+
+    if subject.setting is not None and generator is not None:
+        setting = subject.setting
+        requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
+        subject.generations = generate_all(
+            generator, setting.model, setting.tokenizer, requests, setting.cache, weights
+        )
+    found: list[Measurement | Absent] = []
+    for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
+        for item in evaluator.measure(subject):
+            found.append(replace(item, selection=selection) if isinstance(item, Measurement) else item)
+    return found
+
+
+def _source_tables(
+    source: ModelSource,
+    todo: Plan,
+    cache: Cache,
+    generator: Generator,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, str] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The row-by-row tables of a model as its source gives it, measured once and cached."""
+    import pandas as pd
+
+    from harness.models import source_digest, weights_fingerprint
+
+    task, options = todo.task, todo.options
+
+    def make(folder: Path) -> None:
+        model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
+        setting = Setting(model, tokenizer, task, options.seed, cache, Costs(), source_digest(source))
+        subject = Subject(setting, task, references=())
+        _measure(task, subject, "", generator, weights or weights_fingerprint(model))
+        for name, table in subject.tables.items():
+            table.to_parquet(folder / f"{name}.parquet", index=False)
+
+    key = {
+        "source": source.identity,
+        "bench": [task.bench, task.bench_version],
+        "questions": digest({name: list(rows) for name, rows in task.questions.items()}),
+        "template": asdict(task.template),
+        "variant": task.variant,
+        "budget": task.generation_budget,
+        "evaluators": {e.name: e.version for e in task.evaluators},
+        "generator": generator.name,
+        "dtype": options.dtype,
+        "device": todo.spec.device,
+    }
+    entry = cache.get("evaluations", key, make)
+    return {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
+
+
+def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Callable[[], Path]:
+    @memoise
+    def save() -> Path:
+        from harness.models import save_checkpoint
+
+        save_checkpoint(model, tokenizer, folder, {})
+        return folder
+
+    return save
+
+
+def _keep(todo: Plan, keep: Keep, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache) -> None:
+    """Write the unlearned model, or the difference of its weights from before, where that was asked for."""
+    from harness.cache import disk_errors
+    from harness.models import save_checkpoint
+
+    if keep.model:
+        with disk_errors(f"the folder {keep.model}", "Choose another with --save-model"):
+            about = {"model": todo.spec.model if todo.spec.model.startswith("mini") else "", "run": todo.spec.run_id}
+            save_checkpoint(model, tokenizer, keep.model, about)
+    if keep.update:
+        from safetensors.torch import save_file
+
+        base, _ = todo.task.sources["base"].load(cache, "cpu", todo.options.dtype)
+        old, new = base.state_dict(), model.state_dict()
+        moved = {k: (new[k].cpu().float() - old[k].float()).contiguous() for k in new if not new[k].cpu().equal(old[k])}
+        with disk_errors(f"the file {keep.update}", "Choose another with --save-update"):
+            keep.update.parent.mkdir(parents=True, exist_ok=True)
+            save_file(moved, keep.update, metadata={"run": todo.spec.run_id, "method": todo.spec.method})
+
+
+def score_log(benchmark: Benchmark, log_file: Path, reference: Path | None, variant: Variant) -> list[Measurement | Absent]:
+    """The metrics of a log that another program wrote, by this project's definitions.
+
+    Args:
+        benchmark: whose log it is.
+        log_file: the log.
+        reference: a retrained model's log on the same rows, for forget quality.
+        variant: whose definitions.
+
+    Raises:
+        UsageError: for a file that is no such log, or a reference with other rows.
+    """
+    task = Task(
+        bench=benchmark.name,
+        bench_version=benchmark.version,
+        model=log_file.stem,
+        stages=(),
+        questions={},
+        template=Template("log"),
+        sources={},
+        evaluators=benchmark.evaluators(),
+        variant=variant,
+    )
+    references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
+    subject = Subject(None, task, references, dict(benchmark.read_log(log_file)))
+    return _measure(task, subject, "as logged")
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def _provenance(todo: Plan, tokenizer: PreTrainedTokenizerBase, weights: str) -> Provenance:
+    import psutil
+    import torch
+
+    on_gpu = todo.spec.device == "cuda"
+    return Provenance(
+        harness_version=__version__,
+        code=_git("rev-parse", "HEAD"),
+        dirty=bool(changed) if (changed := _git("status", "--porcelain", "-uno", "--", ".", ":!uv.lock")) is not None else None,
+        packages={name: found for name in PACKAGES if (found := _version(name))},
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        memory_bytes=psutil.virtual_memory().total,
+        gpu=torch.cuda.get_device_name() if on_gpu else None,
+        threads=torch.get_num_threads(),
+        tokenizer=digest([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map])[:16],
+        weights=weights,
+        command=todo.command,
+    )
+
+
+def _git(*words: str) -> str | None:
+    """A git command's output about this checkout; None if the package does not lie in one."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def pick_device(asked: str) -> str:
+    """`auto` as the best device that is here; any other name checked.
+
+    Torch is only asked where a GPU driver can be seen, so that a CPU run that is already done needs no torch.
+
+    Raises:
+        UsageError: for a device that is not there.
+    """
+    if asked == "cpu" or (asked == "auto" and not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())):
+        return "cpu"
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = asked.partition(":")
+    there = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if kind not in there or (number and not number.isdecimal()):
+        raise UsageError(f"no device called '{asked}'. There are: auto, cpu, cuda, cuda:N, mps.")
+    if int(number or 0) >= there[kind]:
+        have = f"{there[kind]} {kind} device{'s' * (there[kind] != 1)}"
+        raise UsageError(f"this machine has {have}, '{asked}' is not among them. Use --device cpu or auto.")
+    return asked
+
+

@@ -1,0 +1,370 @@
+"""Records of runs: what was asked, what was measured, what it cost, on what.
+
+    results/runs/<bench>/<model>/<method>/<run id>/
+        run.json              RunResult without its points; written first, rewritten at the end
+        points.jsonl          one Point a line, appended and flushed as it is measured
+        per_example.parquet   the row-by-row tables of all points
+        generations.jsonl     the texts of all points
+
+A record holds no path of the machine it was made on. A run that is killed leaves status "interrupted" and its points;
+run again, it goes on. One process writes a record at a time (a file lock).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from harness.cache import digest, disk_errors, flush
+from harness.config import JSON
+from harness.costs import Phase
+from harness.errors import UsageError
+from harness.interfaces import Absent, GenerationRequest, Measurement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+Status = Literal["done", "failed", "interrupted"]
+_CONFIG = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class RunSpec:
+    """All that decides a run's outcome; the digest of its JSON is the run's name."""
+
+    bench: str
+    """The benchmark."""
+    bench_version: int
+    """Its version."""
+    model: str
+    """The model as asked for, a folder's path cut to its name."""
+    sources: Mapping[str, JSON]
+    """Identity of every source the run can use: the model before unlearning, the retrained ones."""
+    method: str
+    """The method."""
+    method_version: int
+    """Its version."""
+    config: Mapping[str, JSON]
+    """Every setting of the method, defaults and presets resolved."""
+    evaluators: Mapping[str, int]
+    """What is measured, with the versions of the definitions."""
+    variant: str
+    """Whose metric definitions."""
+    template: Mapping[str, JSON]
+    """How questions become text."""
+    data: Mapping[str, JSON]
+    """Each data set's digest."""
+    references: Mapping[str, JSON]
+    """References known from logs: name → digest of the log. Retrained models are among the sources."""
+    seed: int
+    """The unlearning seed."""
+    limit: int | None
+    """Rows per split, if limited."""
+    dtype: str
+    """Of the weights."""
+    device: str
+    """The kind: `cpu`, `cuda`, `mps`."""
+    generator: str
+    """The back end that wrote the answers."""
+
+    @cached_property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits."""
+        return digest(to_json(self))[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Where the record lies in a store's `runs` folder."""
+        slug = re.sub(r"[^A-Za-z0-9@._-]+", "-", self.model).strip("-.") or "model"
+        return Path(self.bench, f"{slug}-{digest(self.sources.get('base'))[:8]}", self.method, self.run_id)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Point:
+    """One measured point of the trade-off curve."""
+
+    index: int
+    """0 for the first."""
+    step: int
+    """Steps the method had taken."""
+    logged: Mapping[str, float | None]
+    """The method's own numbers; None where one was not finite."""
+    measurements: Sequence[Measurement | Absent]
+    """What was measured."""
+    weights: str
+    """Fingerprint of the weights that were measured."""
+    unlearn_seconds: float
+    """What the method had taken so far, with nothing cached."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Provenance:
+    """On what, and with what, a run was made."""
+
+    harness_version: str
+    """This package's version."""
+    code: str | None
+    """The git commit of the checkout, if it is one."""
+    dirty: bool | None
+    """Whether tracked files differed from it (lock files left out)."""
+    packages: Mapping[str, str]
+    """Versions of what the numbers rest on."""
+    python: str
+    """Its version."""
+    platform: str
+    """Operating system and machine type."""
+    processor: str
+    """The CPU's name and how many cores this process may use."""
+    memory_bytes: int
+    """Of the machine."""
+    gpu: str | None
+    """The GPU's name, if it was used."""
+    threads: int
+    """Threads of the numerics."""
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    weights: str
+    """Fingerprint of the weights before unlearning."""
+    command: str
+    """What to type to run it again."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class RunResult:
+    """A run, finished or not. Failed and interrupted runs are kept too, with the reason."""
+
+    schema_version: int
+    """Of this record."""
+    spec: RunSpec
+    """What was asked."""
+    status: Status
+    """`interrupted` also while it is running."""
+    error: str = ""
+    """Why it failed; frames named relative to the package."""
+    selection: str = ""
+    """On what its settings were chosen."""
+    notes: Sequence[str] = ()
+    """What a reader must know of this benchmark with this model."""
+    arms: Mapping[str, Sequence[Measurement | Absent]] = field(default_factory=dict)
+    """The same measurements of the untouched model and of the retrained one."""
+    costs: Mapping[str, Phase] = field(default_factory=dict)
+    """Each phase's seconds, peak memory and tokens."""
+    provenance: Provenance | None = None
+    """On what it was made; None until the model was loaded."""
+    points: Sequence[Point] = ()
+    """In the order they were measured; stored in points.jsonl."""
+
+
+def to_json(value: Any) -> Any:
+    """A record as plain JSON data."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+class Record:
+    """One run's folder, open for writing under its lock; see `Store.open`."""
+
+    def __init__(self, folder: Path, result: RunResult) -> None:
+        self.folder = folder
+        self.result = result
+        self.points: list[Point] = list(result.points)
+
+    def add(self, point: Point, tables: Mapping[str, pd.DataFrame], texts: Mapping[GenerationRequest, str]) -> None:
+        """Store a point. Rows and texts go first: a point that is listed has all that belongs to it.
+
+        Raises:
+            UsageError: if the disk is full.
+        """
+        with disk_errors("the results folder", "Free some space or choose another with --results"):
+            self._keep_rows(point.index, tables)
+            with (self.folder / "generations.jsonl").open("a", encoding="utf-8") as file:
+                for request, text in texts.items():
+                    line = {"point": point.index, "turns": list(request.turns), "text": text}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with (self.folder / "points.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(to_json(point), ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self.points.append(point)
+
+    def keep_points(self, count: int) -> None:
+        """Keep the first points only, and cut off what a killed process had written of one that is not listed."""
+        del self.points[count:]
+        for name in ("points.jsonl", "generations.jsonl"):
+            path = self.folder / name
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if _point_of(line) in range(count)]
+                _replace(path, "".join(f"{line}\n" for line in kept).encode())
+
+    @property
+    def written(self) -> bool:
+        """Whether the run got far enough to have a record."""
+        return (self.folder / "run.json").exists()
+
+    def discard(self) -> None:
+        """Take back the record of a run that never came to a point."""
+        (self.folder / "run.json").unlink(missing_ok=True)
+
+    def write(self, result: RunResult) -> None:
+        """Write run.json, whole or not at all."""
+        self.result = result
+        told = to_json(result)
+        del told["points"]
+        text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        with disk_errors("the results folder", "Free some space or choose another with --results"):
+            _replace(self.folder / "run.json", text.encode())
+
+    def _keep_rows(self, index: int, tables: Mapping[str, pd.DataFrame]) -> None:
+        import pandas as pd
+
+        merged: pd.DataFrame | None = None
+        for table in tables.values():
+            keys = ["task", "row", "cluster"]
+            merged = table if merged is None else merged.merge(table, on=keys, how="outer", sort=False)
+        if merged is None:
+            return
+        merged = merged.assign(point=index)
+        path = self.folder / "per_example.parquet"
+        if path.exists():
+            earlier = pd.read_parquet(path)
+            # Rows of this point or later ones are left from a process that was killed before it listed them.
+            merged = pd.concat([earlier[earlier["point"] < index], merged], ignore_index=True)
+        part = path.with_suffix(".part")
+        merged.to_parquet(part, compression="zstd", index=False)
+        flush(part)
+        part.replace(path)
+
+
+class Store:
+    """A results folder.
+
+    Args:
+        root: the folder that holds `runs/`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where records lie."""
+        return self.root / "runs"
+
+    def find(self, spec: RunSpec) -> RunResult | None:
+        """The record of a spec, if there is one."""
+        folder = self.runs_folder / spec.folder
+        return read_run(folder) if (folder / "run.json").is_file() else None
+
+    def runs(self) -> Iterator[RunResult]:
+        """Every record, sorted by its folder; one that cannot be read is skipped (`harness list runs` names it)."""
+        for file in sorted(self.runs_folder.glob("*/*/*/*/run.json")):
+            with suppress(UsageError):
+                yield read_run(file.parent)
+
+    def by_id(self, run_id: str) -> tuple[Path, RunResult]:
+        """The folder and record of the run whose id begins so.
+
+        Raises:
+            UsageError: if no run, or more than one, begins so.
+        """
+        found = sorted(f.parent for f in self.runs_folder.glob(f"*/*/*/{run_id}*/run.json")) if run_id.isalnum() else []
+        if len(found) != 1:
+            what = "no run" if not found else f"{len(found)} runs"
+            raise UsageError(f"{what} in {self.runs_folder} begin with '{run_id}'. See harness list runs.")
+        return found[0], read_run(found[0])
+
+    @contextmanager
+    def open(self, spec: RunSpec, force: bool = False) -> Iterator[Record]:
+        """The record of a spec, locked for this process; what an interrupted run left is in it.
+
+        Args:
+            spec: whose.
+            force: start afresh.
+
+        Raises:
+            UsageError: if the folder cannot be written, or the disk is full.
+        """
+        folder = self.runs_folder / spec.folder
+        with disk_errors(f"the results folder {self.root}", "Choose another with --results"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (self.runs_folder / ".locks").mkdir(exist_ok=True)
+            lock = FileLock(self.runs_folder / ".locks" / f"{spec.run_id}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.warning("another process is doing this very run; waiting for it")
+                lock.acquire()
+        try:
+            empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
+            found = read_run(folder) if (folder / "run.json").is_file() and not force else empty
+            record = Record(folder, found)
+            record.keep_points(len(record.points))
+            yield record
+        finally:
+            if not (folder / "run.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+
+
+def read_run(folder: Path) -> RunResult:
+    """A record from its folder.
+
+    Raises:
+        UsageError: if run.json is broken or of a newer schema.
+    """
+    path = folder / "run.json"
+    name = "/".join(path.parts[-5:])
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["schema_version"] > SCHEMA_VERSION:
+            raise UsageError(f"{name} was written by a newer version (schema {told['schema_version']}); update this one.")
+        return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UsageError(f"the record {name} cannot be read ({type(error).__name__}); move it away or run with --force.") from error
+
+
+def _read_points(folder: Path) -> list[Any]:
+    path = folder / "points.jsonl"
+    points: list[Any] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                point = json.loads(line)
+            except ValueError:
+                break  # a line that a killed process had not finished
+            if point.get("index") != len(points):
+                break
+            points.append(point)
+    return points
+
+
+def _point_of(line: str) -> int:
+    try:
+        told = json.loads(line)
+        return int(told.get("point", told.get("index", -1)))
+    except ValueError:
+        return -1
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    flush(part)
+    part.replace(path)
+    flush(path.parent)

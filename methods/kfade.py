@@ -1,0 +1,338 @@
+"""K-FADE: a few uphill Gauss-Newton steps on the forget objective, in the metric of the retain set's curvature.
+
+"Gauss-Newton Unlearning for the LLM Era", arXiv:2602.10568, sections 2 and 3, appendices C to E:
+
+    r = (G + λI)⁻¹ ∇L_F        θ ← θ + α r / ‖r‖_G        predicted KL on the retain set: α²/2 nats per token
+
+G is the Gauss-Newton matrix of the retain set over the MLP weights, in a Kronecker-factored form
+(`methods/_curvature.py`). L_F is the cross-entropy of the forget set, or minus its margin; either way it is raised.
+Departures: the paper's appendix C.3 ends with a minus sign, which its own derivation does not give; `target_kl` chooses α by
+the KL that is measured, since α²/2 underestimates it; G is per token, so a summed loss would rescale λ and α.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from harness.cache import digest
+from harness.config import JSON, settings
+from harness.errors import Diverged
+from harness.interfaces import Progress, Setting, Stage, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.data import Encoded
+    from harness.likelihood import AnswerDistributions
+    from methods._curvature import Layer, LayerCurvature, Solver
+
+CURVATURE_VERSION = 1
+"""Raised when what is cached of a fit changes."""
+KL_TOLERANCE = 0.02
+"""`target_kl` is met within this share of it."""
+KL_TRIES = 24
+
+
+@settings
+class KFADEConfig:
+    """Settings of K-FADE; the defaults are the paper's for ToFU (appendix D.2)."""
+
+    estimator: Literal["kfac", "ekfac", "diagonal", "identity"] = "kfac"
+    """The form of G: kfac on ToFU, ekfac on WMDP in the paper; diagonal and identity are its ablations."""
+    objective: Literal["cross_entropy", "margin"] = "cross_entropy"
+    """What is raised: the cross-entropy (ToFU), or minus the margin log(p/(1−p)) (WMDP)."""
+    margin_clip: float = Field(0.0, ge=0, lt=1)
+    """The margin's gradient divides by max(1 − p, this); 0 is the paper's form."""
+    steps: PositiveInt = 1
+    """How many steps on each stage; 1 on ToFU, 4 on WMDP."""
+    refit: bool = True
+    """Whether the curvature is fitted anew before every step after the first."""
+    damping: NonNegativeFloat = 1e-8
+    """λ in G + λI; the paper takes 1e-8 with K-FAC on ToFU, 1e-10 with EK-FAC, 1e-14 on WMDP."""
+    damping_scale: Literal["absolute", "mean_eigenvalue"] = "absolute"
+    """Whether λ is in the units of G (squared gradients per token) or in units of G's mean eigenvalue."""
+    damping_mode: Literal["exact", "per_factor", "heuristic"] = "exact"
+    """λ on G's eigenvalues, on each Kronecker factor, or split between the factors (the last two with kfac only)."""
+    step_size: PositiveFloat | None = None
+    """α, the step's length in the metric of G (square root of nats); the paper sweeps 2.5e-3 to 1.1e-2 on ToFU."""
+    target_kl: PositiveFloat | None = None
+    """Nats per token: choose α so that the KL measured on retain rows is this after the last step (evenly spread over steps)."""
+    norm: Literal["undamped", "damped"] = "undamped"
+    """The metric of the step's length: G, or G + λI."""
+    layers: tuple[NonNegativeInt, ...] | None = None
+    """Decoder layers whose MLPs are changed, from 0; all if not given."""
+    mc_samples: PositiveInt = 1
+    """Labels drawn from the model per token."""
+    curvature_on: Literal["retain", "retain+forget"] = "retain"
+    """The data G is fitted on; with the forget set it is the paper's ablation."""
+    retain_rows: PositiveInt | None = None
+    """How many retain sequences the fit takes, drawn by the seed; all if not given."""
+    forget_rows: PositiveInt | None = None
+    """How many forget sequences a step takes, without replacement; all if not given."""
+    kl_rows: PositiveInt = 200
+    """How many retain sequences the KL is measured on; outside the fit's where the fit does not take all."""
+    backend: Literal["own", "curvlinops"] = "own"
+    """Who fits: this project's streaming engine, or curvlinops (sequences of one length only)."""
+
+    _alternatives = (("step_size", "target_kl"),)
+
+    def __post_init__(self) -> None:
+        if (self.step_size is None) == (self.target_kl is None):
+            raise ValueError("give one of step_size and target_kl")
+        if self.backend == "curvlinops" and self.estimator not in ("kfac", "ekfac"):
+            raise ValueError("backend=curvlinops fits kfac and ekfac only")
+        if self.damping == 0 and self.estimator != "identity":
+            raise ValueError("damping=0 divides by eigenvalues that are 0; give a small positive one")
+
+
+@method(
+    "kfade",
+    config=KFADEConfig,
+    source="arXiv:2602.10568",
+    presets={
+        ("*", "mini"): {"estimator": "ekfac", "damping": 0.1, "damping_scale": "mean_eigenvalue", "mc_samples": 2, "target_kl": 0.1},
+        ("*", "scratch"): {"estimator": "ekfac", "damping": 0.1, "damping_scale": "mean_eigenvalue", "target_kl": 0.1},
+    },
+)
+def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
+    """Take the steps, stage after stage; every step is a point of the trade-off curve."""
+    from methods import _curvature
+
+    model = setting.model
+    layers = _curvature.mlp_layers(model, config.layers)
+    total = config.steps * len(setting.stages)
+    taken = 0
+    for stage in setting.stages:
+        data = _StageData(setting, stage, config)
+        before = data.answers_now()
+        curvatures: list[LayerCurvature] | None = None
+        for step in range(1, config.steps + 1):
+            if curvatures is None or config.refit:
+                with setting.costs.phase("curvature", tokens=data.fit_tokens):
+                    curvatures = _fit(setting, layers, data, config)
+            with setting.costs.phase("forget gradient", tokens=sum(len(e.input_ids) for e in data.forget(step))):
+                gradients = _forget_gradient(setting, layers, data.forget(step), config)
+            with setting.costs.phase("step"):
+                solver = _curvature.Solver(layers, curvatures, gradients)
+                logged = _step(setting, layers, solver, data, before, config, step)
+            _curvature.warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping"])
+            taken += 1
+            yield Progress(taken, logged, measure_here=True, total=total)
+
+
+class _StageData:
+    """A stage's sequences, tokenised, and which of them serve for what."""
+
+    def __init__(self, setting: Setting, stage: Stage, config: KFADEConfig) -> None:
+        import numpy as np
+
+        from harness.data import encode, pad_id
+
+        self.pad = pad_id(setting.tokenizer)
+        self._model = setting.model
+        retain = encode(stage.retain, setting.tokenizer)
+        forget = encode(stage.forget, setting.tokenizer)
+        rng = np.random.default_rng([setting.seed, 1])
+        order = rng.permutation(len(retain)).tolist()
+        fitted = len(retain) if config.retain_rows is None else min(config.retain_rows, len(retain))
+        self.fit = [retain[i] for i in sorted(order[:fitted])]
+        if config.curvature_on == "retain+forget":
+            self.fit += forget
+        # The KL is measured on rows the fit has not seen, as far as there are any.
+        self.kl = [retain[i] for i in sorted(order[::-1][: config.kl_rows])]
+        self._forget = [forget[i] for i in rng.permutation(len(forget)).tolist()] if config.forget_rows else forget
+        self._per_step = min(config.forget_rows or len(forget), len(forget))
+
+    @property
+    def fit_tokens(self) -> int:
+        """Tokens of the curvature's data."""
+        return sum(len(e.input_ids) for e in self.fit)
+
+    def forget(self, step: int) -> Sequence[Encoded]:
+        """The forget sequences of a step: the next ones not used yet, from the start again when they run out."""
+        start = (step - 1) * self._per_step % len(self._forget)
+        return (list(self._forget) * 2)[start : start + self._per_step]
+
+    def answers_now(self) -> AnswerDistributions:
+        """What the model says on the KL's rows before it is changed."""
+        from harness.likelihood import AnswerDistributions
+
+        return AnswerDistributions(self._model, self.kl, self.pad)
+
+
+def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KFADEConfig) -> list[LayerCurvature]:
+    """The retain curvature, from the cache where these weights, data and labels have been fitted before.
+
+    The key holds neither damping nor step size: both can be changed after the fit. EK-FAC finds K-FAC's basis there.
+    """
+    from harness.models import weights_fingerprint
+    from methods import _curvature as c
+
+    if config.estimator == "identity":
+        return [c.LayerCurvature(None, None, None, None) for _ in layers]
+    model, device = setting.model, setting.model.device
+    key: dict[str, JSON] = {
+        "version": CURVATURE_VERSION,
+        "layers": [layer.name for layer in layers],
+        "samples": config.mc_samples,
+        "seed": setting.seed,
+        "weights": weights_fingerprint(model),
+        "data": _digest(data.fit),
+        "backend": config.backend,
+        "device": device.type,
+    }
+    labels = c.SampledLabels(data.fit, config.mc_samples, setting.seed)
+
+    def kronecker(folder: Path) -> None:
+        if config.backend == "curvlinops":
+            assert config.estimator in ("kfac", "ekfac")  # checked when the settings were read
+            found = c.curvlinops_curvatures(model, layers, data.fit, config.estimator, config.mc_samples, setting.seed)
+        else:
+            found = c.eigenbases(layers, c.covariance_sums(model, layers, data.fit, data.pad, labels, config.mc_samples))
+        c.save_curvatures(found, layers, folder)
+
+    def spectrum(folder: Path) -> None:
+        if config.estimator == "ekfac":
+            bases = cached("kfac", kronecker)
+        else:
+            bases = [c.LayerCurvature(None, None, None, None) for _ in layers]
+        sums = c.square_sums(model, layers, data.fit, data.pad, labels, bases, config.mc_samples)
+        for i, basis in enumerate(bases):
+            basis.corrected = sums.squares[i] / sums.labels
+        c.save_curvatures(bases, layers, folder)
+
+    def cached(estimator: str, make: Callable[[Path], None]) -> list[LayerCurvature]:
+        entry = setting.cache.get("curvature", {**key, "estimator": estimator}, make)
+        if not entry.made_now:
+            setting.costs.saved(entry.seconds)
+        return c.load_curvatures(layers, entry.path, device)
+
+    one_pass = config.estimator == "kfac" or config.backend == "curvlinops"
+    return cached(config.estimator, kronecker if one_pass else spectrum)
+
+
+def _forget_gradient(
+    setting: Setting, layers: Sequence[Layer], forget: Sequence[Encoded], config: KFADEConfig
+) -> list[Tensor]:
+    """∇L_F as one matrix per layer, from the cache where it has been computed for these weights before."""
+    from safetensors.torch import load_file, save_file
+
+    from harness.data import pad_id
+    from harness.models import weights_fingerprint
+    from methods import _curvature as c
+
+    labels = sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in forget)
+
+    def make(folder: Path) -> None:
+        signal = c.true_labels(labels, config.objective, config.margin_clip)
+        found = c.gradient_matrices(setting.model, layers, forget, pad_id(setting.tokenizer), signal)
+        save_file({f"{i:04d}": matrix.cpu() for i, matrix in enumerate(found)}, folder / "gradient.safetensors")
+
+    key: dict[str, JSON] = {
+        "version": CURVATURE_VERSION,
+        "layers": [layer.name for layer in layers],
+        "weights": weights_fingerprint(setting.model),
+        "data": _digest(forget),
+        "objective": config.objective,
+        "margin_clip": config.margin_clip,
+        "device": setting.model.device.type,
+    }
+    entry = setting.cache.get("gradient", key, make)
+    if not entry.made_now:
+        setting.costs.saved(entry.seconds)
+    found = load_file(entry.path / "gradient.safetensors", device=str(setting.model.device))
+    return [found[name] for name in sorted(found)]
+
+
+def _step(
+    setting: Setting,
+    layers: Sequence[Layer],
+    solver: Solver,
+    data: _StageData,
+    before: AnswerDistributions,
+    config: KFADEConfig,
+    step: int,
+) -> dict[str, float]:
+    """Take one step and say what it did."""
+    model = setting.model
+    damping = config.damping * (solver.mean_eigenvalue if config.damping_scale == "mean_eigenvalue" else 1.0)
+    direction = solver.direction(damping, config.damping_mode)
+    norm = direction.g_norm if config.norm == "undamped" else direction.damped_norm
+    start = [layer.matrix() for layer in layers]
+    forget_before = _mean_loss(setting, data, step)
+
+    def move(alpha: float) -> None:
+        for layer, matrix, towards in zip(layers, start, direction.matrices, strict=True):
+            layer.set_matrix(matrix + (alpha / norm) * towards)
+
+    def kl_at(alpha: float) -> float:
+        move(alpha)
+        return before.kl(model)
+
+    if config.step_size is not None:
+        alpha = config.step_size
+        measured = kl_at(alpha)
+    else:
+        assert config.target_kl is not None  # checked when the settings were read
+        alpha, measured = step_for_kl(kl_at, config.target_kl * step / config.steps)
+        move(alpha)
+    return {
+        "step_size": alpha,
+        "damping": damping,
+        "mean_eigenvalue": solver.mean_eigenvalue,
+        "gain": alpha / norm * direction.gain,
+        "predicted_kl": 0.5 * (alpha / norm * direction.g_norm) ** 2,
+        "measured_kl": measured,
+        "kl_tokens": float(before.labels),
+        "forget_loss_before": forget_before,
+        "forget_loss": _mean_loss(setting, data, step),
+    }
+
+
+def step_for_kl(kl_at: Callable[[float], float], target: float) -> tuple[float, float]:
+    """The step size whose measured KL is `target`, within `KL_TOLERANCE`.
+
+    KL grows about as α², so each guess scales the last one by √(target / KL); a bracket keeps guesses that went too far in check.
+
+    Args:
+        kl_at: measures the KL of a step size.
+        target: nats per token.
+
+    Returns:
+        (step size, its measured KL).
+
+    Raises:
+        Diverged: if no step size is found in `KL_TRIES` tries.
+    """
+    low, high, alpha = 0.0, float("inf"), 0.1 * (2 * target) ** 0.5
+    for _ in range(KL_TRIES):
+        kl = kl_at(alpha)
+        if abs(kl - target) <= KL_TOLERANCE * target:
+            return alpha, kl
+        if kl < target:
+            low = alpha
+        else:  # also NaN: the model broke, so the step was too long
+            high = alpha
+        guess = alpha * (target / kl) ** 0.5 if kl > 0 else 2 * alpha
+        # At most fourfold: far from the base the KL saturates, and near it rounding makes it 0.
+        guess = min(max(guess, alpha / 4), alpha * 4) if guess == guess else alpha / 4
+        alpha = guess if low < guess < high else (low + high) / 2 if high < float("inf") else 2 * alpha
+    raise Diverged(f"no step size was found whose measured KL is {target:g} (last tried {alpha:g}, KL {kl:g})")
+
+
+def _mean_loss(setting: Setting, data: _StageData, step: int) -> float:
+    """Mean cross-entropy per token of the step's forget sequences."""
+    from harness.likelihood import answer_nll
+
+    sums, counts = answer_nll(setting.model, data.forget(step), data.pad)
+    return float(sums.sum() / counts.sum())
+
+
+def _digest(encoded: Sequence[Encoded]) -> str:
+    return digest([[e.input_ids, e.prompt_tokens] for e in encoded])[:16]
+
+

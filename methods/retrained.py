@@ -1,0 +1,45 @@
+"""The upper reference arm: the model that never saw the forget set.
+
+Forget quality compares with retrained model 0, so `index=0` scores a p-value of 1 by definition; another one shows what an
+independent retraining scores. The cost it reports is the cost of training it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import NonNegativeInt
+
+from harness.config import settings
+from harness.errors import UsageError
+from harness.interfaces import Progress, Setting, method
+
+
+@settings
+class RetrainedConfig:
+    """Which retrained model."""
+
+    index: NonNegativeInt | None = None
+    """0 is the one forget quality compares with, others differ in the order of their data; by default 1 where there is one."""
+
+
+@method("retrained", config=RetrainedConfig, source="reference arm")
+def unlearn(setting: Setting, config: RetrainedConfig) -> Iterator[Progress]:
+    """Put the retrained model's weights in place.
+
+    Raises:
+        UsageError: if the benchmark has no such retrained model.
+    """
+    index = config.index if config.index is not None else int("retain-1" in setting.sources)
+    name = f"retain-{index}"
+    if name not in setting.sources:
+        there = [source for source in setting.sources if source.startswith("retain-")]
+        raise UsageError(
+            f"retrained: index={index}: {setting.task.bench} on {setting.task.model} has "
+            f"{', '.join(there) or 'no retrained models'}."
+        )
+    source = setting.sources[name]
+    model, _ = source.load(setting.cache, str(setting.model.device), str(setting.model.dtype).removeprefix("torch."))
+    setting.costs.saved(source.seconds(setting.cache) or 0.0)
+    setting.model.load_state_dict(model.state_dict())
+    yield Progress(1, measure_here=True, total=1)

@@ -1,0 +1,19 @@
+"""The lower reference arm: nothing is done to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.config import settings
+from harness.interfaces import Progress, Setting, method
+
+
+@settings
+class UntouchedConfig:
+    """No settings."""
+
+
+@method("untouched", config=UntouchedConfig, source="reference arm")
+def unlearn(setting: Setting, config: UntouchedConfig) -> Iterator[Progress]:
+    """Measure the model as it is."""
+    yield Progress(0, measure_here=True, total=0)
