@@ -102,6 +102,9 @@ def load_checkpoint(
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a bar for each of many small files says nothing
 
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise UsageError(f"there is no checkpoint folder {name}.")
@@ -162,6 +165,9 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         folder: made if it is not there.
         about: what a later run must know, such as the template's name.
     """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

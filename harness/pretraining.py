@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from harness.data import Batch, Encoded
 
-TOKENS_AT_ONCE = 512
-"""Padded tokens of one forward pass: half a batch of the mini models."""
 RECIPE_VERSION = 1
 """Raised when this file changes what a recipe yields."""
 
@@ -73,6 +71,8 @@ class Recipe:
     """AdamW's moment decay rates."""
     threads: int = 1
     """Threads of the process; fixed, since sums depend on it."""
+    tokens_at_once: int = 512
+    """Padded tokens of one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class TrainedSource:
         return {
             "kind": "trained",
             "version": RECIPE_VERSION,
-            "recipe": asdict(self.recipe),
+            "recipe": {**asdict(self.recipe), "betas": list(self.recipe.betas)},
             "architecture": asdict(self.architecture),
             "vocabulary": digest(asdict(self.vocabulary)),
             "examples": digest([asdict(e) for e in self.examples]),
@@ -259,7 +259,7 @@ class TrainedSource:
                 start += len(pool)
             rng.shuffle(order)
             for k in range(0, len(order), self.recipe.batch_size):
-                yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", TOKENS_AT_ONCE)
+                yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", self.recipe.tokens_at_once)
 
 
 # ---------------------------------------------------------------- several at a time

@@ -177,7 +177,7 @@ def _hooks(layers: Sequence[Layer], on_input: OnInput, on_gradient: OnGradient) 
 
 @contextmanager
 def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing runs every layer twice and would double A; switch it off first")
     if model.training:
         raise ValueError("the model is in training mode; dropout would enter the curvature")
