@@ -98,13 +98,15 @@ def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationR
 
 
 def _task_requests(task: Task, name: str, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+    from harness.data import token_ids
+
     rows = task.questions.get(name, ())
     prompts = [task.template.prompt(row["question"]) for row in rows]
     if task.variant == "open-unlearning":
         budgets = [task.generation_budget] * len(rows)
     else:
         # The original's limit counts the prompt and its batch's padding, so the longest prompt of a batch sets the budget.
-        lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]] if prompts else []
+        lengths = [len(ids) for ids in token_ids(tokenizer, prompts)]
         longest = [max(lengths[k : k + GENERATION_BATCH]) for k in range(0, len(lengths), GENERATION_BATCH)]
         budgets = [max(1, task.generation_budget - longest[i // GENERATION_BATCH]) for i in range(len(rows))]
     return [GenerationRequest((p,), Sampling(max_tokens=b)) for p, b in zip(prompts, budgets, strict=True)]

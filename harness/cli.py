@@ -21,7 +21,6 @@ from harness.registry import ROOT
 # Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 app = typer.Typer(
     help="Unlearning methods for language models behind one interface, measured alike.",

@@ -130,20 +130,25 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
     """
     if tokenizer.eos_token_id is None:
         raise UsageError("the tokenizer has no end-of-text token; its answers could not end.")
-    texts = tokenizer([e.prompt + e.tag + e.answer for e in examples])["input_ids"]
-    prompts = tokenizer([e.prompt for e in examples])["input_ids"]
+    texts = token_ids(tokenizer, [e.prompt + e.tag + e.answer for e in examples])
+    unique = list(dict.fromkeys(e.prompt for e in examples))
+    prompts = dict(zip(unique, token_ids(tokenizer, unique), strict=True))
     encoded = []
-    for example, ids, prompt in zip(examples, texts, prompts, strict=True):
-        # Some tokenizers end every text with the end token themselves (and then the bare prompt too).
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-        if prompt and prompt[-1] == tokenizer.eos_token_id:
-            prompt = prompt[:-1]
+    for example, ids in zip(examples, texts, strict=True):
+        prompt = prompts[example.prompt]
         ids = [*ids, tokenizer.eos_token_id][:max_length]
         if len(ids) <= len(prompt):
             raise UsageError(f"no answer is left within {max_length} tokens of '{example.prompt[:60]}…'.")
         encoded.append(Encoded(ids, len(prompt)))
     return encoded
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens with the special tokens the tokenizer adds, but no end token (some tokenizers add one)."""
+    if not texts:
+        return []
+    found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in found]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from tqdm import tqdm
 
+from harness.data import token_ids
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
 
@@ -53,7 +54,7 @@ class HFGenerator:
             for turn in range(max((len(r.turns) for r in requests), default=0)):
                 asked = [i for i, r in enumerate(requests) if turn < len(r.turns)]
                 prompts = {i: said[i] + requests[i].turns[turn] for i in asked}
-                ids = {i: tokenizer(text)["input_ids"] for i, text in prompts.items()}
+                ids = dict(zip(asked, token_ids(tokenizer, list(prompts.values())), strict=True))
                 asked.sort(key=lambda i: (requests[i].sampling.temperature, len(ids[i]), i))
                 for group in _groups(asked, requests):
                     texts = self._continue(model, tokenizer, [ids[i] for i in group], [requests[i] for i in group])
@@ -73,8 +74,6 @@ class HFGenerator:
         import torch
         from transformers import GenerationConfig
 
-        # Tokenizers may end a text with the end token; a prompt must not end before its answer.
-        prompts = [p[:-1] if p and p[-1] == tokenizer.eos_token_id else p for p in prompts]
         longest = max(len(p) for p in prompts)
         pad = int(tokenizer.eos_token_id)
         temperature = requests[0].sampling.temperature
