@@ -1,0 +1,710 @@
+"""The numerical core against exact matrices: float64, tiny models, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.data import Encoded, batches
+from harness.errors import UsageError
+from harness.likelihood import answer_labels, answer_logits
+from methods import _curvature as c
+
+PAD = 0
+
+
+def llama(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2, vocabulary: int = 11) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=8,
+        intermediate_size=10,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.5,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    if dtype == torch.float64:
+        # transformers' own norm computes in float32 whatever the model's type, which would hide errors under 1e-7.
+        for parent in [model.model, *model.model.layers]:
+            for name, child in list(parent.named_children()):
+                if "norm" in name:
+                    exact = nn.RMSNorm(8, eps=child.variance_epsilon, dtype=dtype)
+                    exact.load_state_dict(child.state_dict())
+                    setattr(parent, name, exact)
+    return model
+
+
+def data(count: int = 5, seed: int = 0, ragged: bool = True, vocabulary: int = 11) -> list[Encoded]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        length = int(rng.integers(4, 9)) if ragged else 7
+        found.append(Encoded(rng.integers(1, vocabulary, length).tolist(), 1 + (i % 3 if ragged else 1)))
+    return found
+
+
+def one_batch(encoded: Sequence[Encoded]):  # noqa: ANN201
+    return list(batches(encoded, PAD, 10**6, "cpu"))
+
+
+def empirical(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+    """The gradient at the true labels, un-averaged."""
+    return [logits.softmax(-1) - nn.functional.one_hot(answer_labels(batch), logits.shape[1])]
+
+
+def float64_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """answer_logits gives float32 for real use; exactness is tested in float64."""
+
+    def exact(model, batch):  # noqa: ANN001, ANN202
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+        return logits[:, :-1][batch.labels[:, 1:] != -100]
+
+    monkeypatch.setattr(c, "answer_logits", exact)
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    float64_logits(monkeypatch)
+
+
+def weights(layers: Sequence[c.Layer]) -> list[nn.Parameter]:
+    return [layer.module.weight for layer in layers]
+
+
+def exact_ggn(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded]) -> Tensor:
+    """G = (1/labels) Σ_t J_tᵀ (diag(p) − p pᵀ) J_t over the layers' weights, dense, by autograd."""
+    parameters = weights(layers)
+    size = sum(p.numel() for p in parameters)
+    total, labels = torch.zeros(size, size, dtype=torch.float64), 0
+    for e in encoded:
+        (batch,) = one_batch([e])
+        logits = c.answer_logits(model, batch)
+        for z in logits:
+            rows = [torch.autograd.grad(v, parameters, retain_graph=True, allow_unused=True) for v in z]
+            jacobian = torch.stack(
+                [torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(r, parameters, strict=True)]) for r in rows]
+            )
+            p = z.detach().softmax(0)
+            total += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+            labels += 1
+    return total / labels
+
+
+def kfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):  # noqa: ANN001, ANN201
+    return c.eigenbases(layers, c.covariance_sums(model, layers, encoded, PAD, gradient, samples))
+
+
+def ekfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):  # noqa: ANN001, ANN201
+    bases = kfac(model, layers, encoded, gradient, samples)
+    sums = c.square_sums(model, layers, encoded, PAD, gradient, bases, samples)
+    for i, basis in enumerate(bases):
+        basis.corrected = sums.squares[i] / sums.labels
+    return bases
+
+
+def dense(curvature: c.LayerCurvature, shape: tuple[int, int]) -> Tensor:
+    """The layer's block of G over the row-major flattened weight."""
+    out, inputs = shape
+    q = torch.kron(curvature.q_out, curvature.q_in) if curvature.q_in is not None else torch.eye(out * inputs, dtype=torch.float64)
+    return q @ torch.diag(curvature.spectrum(shape, torch.device("cpu")).double().flatten()) @ q.T
+
+
+# ---------------------------------------------------------------- factors
+
+
+def hand_factors(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
+    """A and S one sequence and one label at a time, by plain autograd on each layer's output."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str):  # noqa: ANN202
+        def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+            output.retain_grad()
+            seen[name] = (args[0].detach()[0], output)
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(keep(layer.name)) for layer in layers]
+    a = [torch.zeros(layer.module.in_features, layer.module.in_features, dtype=torch.float64) for layer in layers]
+    s = [torch.zeros(layer.module.out_features, layer.module.out_features, dtype=torch.float64) for layer in layers]
+    tokens = labels = 0
+    for e in encoded:
+        (batch,) = one_batch([e])
+        logits = c.answer_logits(model, batch)
+        nn.functional.cross_entropy(logits, answer_labels(batch), reduction="sum").backward()
+        for i, layer in enumerate(layers):
+            inputs, output = seen[layer.name]
+            g = output.grad[0]
+            a[i] += inputs.T @ inputs
+            s[i] += g.T @ g
+        tokens += len(e.input_ids)
+        labels += len(logits)
+    for handle in handles:
+        handle.remove()
+    return [x / tokens for x in a], [x / labels for x in s]
+
+
+def test_factors_equal_plain_autograd():
+    model, encoded = llama(), data()
+    layers = c.mlp_layers(model)
+    a, s = hand_factors(model, layers, encoded)
+    sums = c.covariance_sums(model, layers, encoded, PAD, empirical)
+    for i, group in enumerate(c._groups(layers)):
+        torch.testing.assert_close(sums.a[group] / sums.tokens, a[i], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(sums.s[i] / sums.labels, s[i], rtol=1e-10, atol=1e-12)
+
+
+def test_gate_and_up_share_one_input_factor():
+    layers = c.mlp_layers(llama())
+    assert [layer.name.rsplit(".", 1)[1] for layer in layers] == ["gate_proj", "up_proj", "down_proj"] * 2
+    assert c._groups(layers) == [0, 0, 1, 2, 2, 3]
+
+
+def test_factors_and_spectrum_equal_curvlinops_on_the_same_labels():
+    from curvlinops import EKFACLinearOperator
+    from curvlinops.kfac import FisherType
+
+    model, encoded = llama(), data(6, ragged=False)
+    layers = c.mlp_layers(model)
+    first = encoded[0].prompt_tokens
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.inner(input_ids=ids, use_cache=False).logits[:, first - 1 : -1].flatten(0, 1)
+
+    ids = torch.tensor([e.input_ids for e in encoded])
+    labels = ids[:, first:]
+    operator = EKFACLinearOperator(
+        Flat(),
+        nn.CrossEntropyLoss(reduction="sum"),
+        weights(layers),
+        [(ids, labels.flatten())],
+        check_deterministic=False,
+        fisher_type=FisherType.EMPIRICAL,
+        num_data=len(ids),
+        num_per_example_loss_terms=labels.shape[1],
+    )
+    operator.compute_kronecker_factors()
+    theirs = operator.state_dict()
+    ours = c.covariance_sums(model, layers, encoded, PAD, empirical)
+    factors = [(theirs["input_covariances"][f"inner.{x.name}"], theirs["gradient_covariances"][f"inner.{x.name}"]) for x in layers]
+    for i, group in enumerate(c._groups(layers)):
+        torch.testing.assert_close(ours.a[group] / ours.tokens, factors[i][0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ours.s[i], factors[i][1], rtol=1e-9, atol=1e-12)
+    # The product of the eigenvalue-corrected operator with a vector does not depend on signs or order of eigenvectors.
+    mine = ekfac(model, layers, encoded)
+    torch.manual_seed(1)
+    vectors = [torch.randn_like(p) for p in weights(layers)]
+    products = operator @ vectors
+    for i, (curvature, v, product) in enumerate(zip(mine, vectors, products, strict=True)):
+        spectrum = curvature.spectrum(layers[i].shape, v.device)
+        torch.testing.assert_close(curvature.rotate_back(curvature.rotate(v) * spectrum) * labels.numel(), product, rtol=1e-6, atol=1e-9)
+
+
+def test_curvlinops_backend_gives_the_same_curvature_on_the_same_draws():
+    """Its labels are its own draws, so the two agree in what does not depend on them (A) and, with many, in S."""
+    model, encoded = llama(dtype=torch.float32), data(40, ragged=False)
+    layers = c.mlp_layers(model)
+    theirs = c.curvlinops_curvatures(model, layers, encoded, "kfac", 64, 0)
+    ours = kfac(model, layers, encoded, c.SampledLabels(encoded, 64, 0), 64)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.mu, other.mu, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(mine.nu.sum(), other.nu.sum(), rtol=0.1, atol=0)
+
+
+def test_curvlinops_backend_gives_a_corrected_spectrum():
+    model, encoded = llama(dtype=torch.float32), data(40, ragged=False)
+    layers = c.mlp_layers(model)
+    theirs = c.curvlinops_curvatures(model, layers, encoded, "ekfac", 64, 0)
+    ours = ekfac(model, layers, encoded, c.SampledLabels(encoded, 64, 0), 64)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert other.corrected.shape == mine.corrected.shape
+        torch.testing.assert_close(mine.corrected.sum(), other.corrected.sum(), rtol=0.1, atol=0)
+
+
+def test_curvlinops_backend_refuses_what_it_cannot_mask():
+    model = llama(dtype=torch.float32)
+    with pytest.raises(UsageError, match="one length"):
+        c.curvlinops_curvatures(model, c.mlp_layers(model), data(), "kfac", 1, 0)
+    with pytest.raises(UsageError, match="bfloat16"):
+        bf16 = llama(dtype=torch.bfloat16)
+        c.curvlinops_curvatures(bf16, c.mlp_layers(bf16), data(ragged=False), "kfac", 1, 0)
+
+
+def test_one_linear_layer_and_one_label_give_the_exact_ggn():
+    """For one position a and g are single vectors, so E[g gᵀ] ⊗ a aᵀ is the Gauss-Newton block itself."""
+    model = llama(layers=1)
+    layers = c.mlp_layers(model)[2:]  # down_proj of the only layer
+    encoded = [Encoded([3, 5], 1)]
+    # All classes with weights √p_k (e_k − p) sum to diag(p) − p pᵀ: the expectation over labels, exactly.
+    def every_class(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+        p = logits.softmax(-1)
+        eye = torch.eye(p.shape[1], dtype=p.dtype)
+        return [p[:, k : k + 1].sqrt() * (p - eye[k]) for k in range(p.shape[1])]
+
+    # Only the position that predicts the label carries a gradient; the other would enter A.
+    sums = c.covariance_sums(model, layers, encoded, PAD, every_class)
+    exact = exact_ggn(model, layers, encoded)
+    seen: list[Tensor] = []
+    handle = layers[0].module.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
+    model(input_ids=torch.tensor([[3]]))
+    handle.remove()
+    a = seen[0][0, 0]
+    torch.testing.assert_close(torch.kron(sums.s[0], torch.outer(a, a)), exact, rtol=1e-9, atol=1e-14)
+
+
+def test_sampled_labels_have_the_exact_expectation():
+    model, encoded = llama(), data(3)
+    layers = c.mlp_layers(model)
+    samples = 1000
+    sampled = c.covariance_sums(model, layers, encoded, PAD, c.SampledLabels(encoded, samples, 0), samples)
+
+    def every_class(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+        p = logits.softmax(-1)
+        eye = torch.eye(p.shape[1], dtype=p.dtype)
+        return [p[:, k : k + 1].sqrt() * (p - eye[k]) for k in range(p.shape[1])]
+
+    # Labels of different positions are independent, so cross terms vanish in expectation and each position may be summed alone.
+    exact = [torch.zeros_like(sampled.s[i]) for i in range(len(layers))]
+    for e in encoded:
+        for t in range(max(1, e.prompt_tokens), len(e.input_ids)):
+            part = c.covariance_sums(model, layers, [Encoded(e.input_ids[: t + 1], t)], PAD, every_class)
+            for i in range(len(layers)):
+                exact[i] += part.s[i]
+    for i in range(len(layers)):
+        error = (sampled.s[i] - exact[i]).norm() / exact[i].norm()
+        assert error < 0.1, (layers[i].name, float(error))
+
+
+def test_ekfac_spectrum_tends_to_the_exact_diagonal_in_its_basis():
+    model, encoded = llama(), data(4)
+    layers = c.mlp_layers(model)
+    samples = 1000
+    mine = ekfac(model, layers, encoded, c.SampledLabels(encoded, samples, 0), samples)
+    exact = exact_ggn(model, layers, encoded)
+    start, errors = 0, []
+    for layer, curvature in zip(layers, mine, strict=True):
+        out, inputs = layer.shape
+        block = exact[start : start + out * inputs, start : start + out * inputs]
+        q = torch.kron(curvature.q_out, curvature.q_in)
+        diagonal = torch.diag(q.T @ block @ q).reshape(out, inputs)
+        errors.append(float((curvature.corrected - diagonal).norm() / diagonal.norm()))
+        start += out * inputs
+    assert max(errors) < 0.12, errors
+
+
+def test_diagonal_estimator_tends_to_the_diagonal_of_the_ggn():
+    model, encoded = llama(), data(4)
+    layers = c.mlp_layers(model)
+    samples = 1000
+    none = [c.LayerCurvature(None, None, None, None) for _ in layers]
+    sums = c.square_sums(model, layers, encoded, PAD, c.SampledLabels(encoded, samples, 0), none, samples)
+    mine = torch.cat([(sums.squares[i] / sums.labels).flatten() for i in range(len(layers))])
+    exact = torch.diag(exact_ggn(model, layers, encoded))
+    assert float((mine - exact).norm() / exact.norm()) < 0.12
+
+
+def test_hand_made_ggn_equals_curvlinops():
+    from curvlinops import GGNLinearOperator
+
+    model, encoded = llama(), data(4, ragged=False)
+    layers = c.mlp_layers(model, [1])
+    first = encoded[0].prompt_tokens
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.inner(input_ids=ids, use_cache=False).logits[:, first - 1 : -1].flatten(0, 1)
+
+    ids = torch.tensor([e.input_ids for e in encoded])
+    operator = GGNLinearOperator(
+        Flat(), nn.CrossEntropyLoss(), weights(layers), [(ids, ids[:, first:].flatten())], check_deterministic=False, num_data=len(ids)
+    )
+    exact = exact_ggn(model, layers, encoded)
+    torch.manual_seed(0)
+    v = torch.randn(len(exact), dtype=torch.float64)
+    shaped = [part.view_as(p) for part, p in zip(v.split([p.numel() for p in weights(layers)]), weights(layers), strict=True)]
+    product = torch.cat([part.flatten() for part in operator @ shaped])
+    torch.testing.assert_close(product, exact @ v, rtol=1e-8, atol=1e-12)
+
+
+# ---------------------------------------------------------------- the measured KL
+
+
+def kl(model: nn.Module, encoded: Sequence[Encoded], before: list[Tensor]) -> float:
+    total, labels = 0.0, 0
+    with torch.no_grad():
+        for e, base in zip(encoded, before, strict=True):
+            (batch,) = one_batch([e])
+            now = c.answer_logits(model, batch).log_softmax(-1)
+            total += float((base.exp() * (base - now)).sum())
+            labels += len(now)
+    return total / labels
+
+
+def log_probs(model: nn.Module, encoded: Sequence[Encoded]) -> list[Tensor]:
+    with torch.no_grad():
+        return [c.answer_logits(model, one_batch([e])[0]).log_softmax(-1) for e in encoded]
+
+
+def test_with_the_exact_ggn_measured_kl_is_half_alpha_squared():
+    """The calibration behind every step size: predicted KL α²/2 must come true for small α when G is exact.
+
+    G has full rank here (more labels × classes than weights): in directions that G does not see, no α is small.
+    """
+    model, encoded = llama(), data(80)
+    layers = c.mlp_layers(model, [1])
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    exact = exact_ggn(model, layers, encoded)
+    flat = torch.cat([x.flatten() for x in g])
+    damping = 1e-6 * float(torch.diag(exact).mean())
+    r = torch.linalg.solve(exact + damping * torch.eye(len(exact), dtype=torch.float64), flat)
+    direction = r / (r @ exact @ r) ** 0.5
+    before = log_probs(model, encoded)
+    start = [layer.module.weight.detach().clone() for layer in layers]
+    ratios = []
+    for alpha in (1e-2, 1e-3, 1e-4):
+        steps = direction.split([w.numel() for w in start])
+        with torch.no_grad():
+            for layer, w, step in zip(layers, start, steps, strict=True):
+                layer.module.weight.copy_(w + alpha * step.view_as(w))
+        ratios.append(kl(model, encoded, before) / (alpha**2 / 2))
+    distance = [abs(ratio - 1) for ratio in ratios]
+    assert distance[2] < 0.01, ratios
+    assert distance[2] < distance[1] < distance[0], ratios
+
+
+# ---------------------------------------------------------------- solving
+
+
+@pytest.mark.parametrize("estimator", [kfac, ekfac])
+@pytest.mark.parametrize("damping", [1e-2, 1e-6])
+def test_solve_equals_dense_cholesky(estimator, damping):  # noqa: ANN001
+    model, encoded = llama(), data(8)
+    layers = c.mlp_layers(model)
+    curvatures = estimator(model, layers, encoded)
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    direction = c.Solver(layers, curvatures, g).direction(damping)
+    quad = 0.0
+    for layer, curvature, gradient, r in zip(layers, curvatures, g, direction.matrices, strict=True):
+        block = dense(curvature, layer.shape)
+        factor = torch.linalg.cholesky(block + damping * torch.eye(len(block), dtype=torch.float64))
+        expected = torch.cholesky_solve(gradient.flatten()[:, None], factor)[:, 0]
+        torch.testing.assert_close(r.flatten(), expected, rtol=1e-7, atol=1e-9)
+        quad += float(expected @ block @ expected)
+    assert direction.g_norm == pytest.approx(quad**0.5, rel=1e-7)
+    assert direction.gain == pytest.approx(sum(float((a * b).sum()) for a, b in zip(direction.matrices, g, strict=True)), rel=1e-9)
+    assert direction.damped_norm == pytest.approx(direction.gain**0.5, rel=1e-9)
+
+
+def test_per_factor_damping_inverts_each_factor():
+    model, encoded = llama(), data(8)
+    layers = c.mlp_layers(model)
+    curvatures = kfac(model, layers, encoded)
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    direction = c.Solver(layers, curvatures, g).direction(1e-3, "per_factor")
+    for curvature, gradient, r in zip(curvatures, g, direction.matrices, strict=True):
+        s = curvature.q_out @ torch.diag(curvature.nu) @ curvature.q_out.T
+        a = curvature.q_in @ torch.diag(curvature.mu) @ curvature.q_in.T
+        left = torch.linalg.inv(s + 1e-3 * torch.eye(len(s), dtype=torch.float64))
+        right = torch.linalg.inv(a + 1e-3 * torch.eye(len(a), dtype=torch.float64))
+        torch.testing.assert_close(r, left @ gradient @ right, rtol=1e-8, atol=1e-10)
+
+
+def test_heuristic_damping_splits_by_the_traces():
+    model, encoded = llama(), data(8)
+    layers = c.mlp_layers(model)
+    curvatures = kfac(model, layers, encoded)
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    direction = c.Solver(layers, curvatures, g).direction(1e-3, "heuristic")
+    for curvature, gradient, r in zip(curvatures, g, direction.matrices, strict=True):
+        s = curvature.q_out @ torch.diag(curvature.nu) @ curvature.q_out.T
+        a = curvature.q_in @ torch.diag(curvature.mu) @ curvature.q_in.T
+        pi = ((torch.trace(a) / len(a)) / (torch.trace(s) / len(s))) ** 0.5
+        left = torch.linalg.inv(s + 1e-3**0.5 / pi * torch.eye(len(s), dtype=torch.float64))
+        right = torch.linalg.inv(a + 1e-3**0.5 * pi * torch.eye(len(a), dtype=torch.float64))
+        torch.testing.assert_close(r, left @ gradient @ right, rtol=1e-8, atol=1e-10)
+
+
+def test_factor_damping_needs_factors():
+    model, encoded = llama(), data(8)
+    layers = c.mlp_layers(model)
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    with pytest.raises(UsageError, match="estimator=kfac"):
+        c.Solver(layers, ekfac(model, layers, encoded), g).direction(1e-3, "per_factor")
+
+
+@pytest.mark.parametrize("estimator", [kfac, ekfac])
+def test_directions_stay_usable_with_fewer_tokens_than_dimensions(estimator):  # noqa: ANN001
+    model = llama(dtype=torch.float32)
+    layers = c.mlp_layers(model)
+    curvatures = estimator(model, layers, data(1))
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    solver = c.Solver(layers, curvatures, g)
+    for exponent in range(2, 15):
+        direction = solver.direction(10.0**-exponent)
+        assert direction.g_norm >= 0
+        assert direction.gain > 0
+
+
+def test_identity_direction_is_the_gradient():
+    model = llama()
+    layers = c.mlp_layers(model)
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    solver = c.Solver(layers, [c.LayerCurvature(None, None, None, None) for _ in layers], g)
+    direction = solver.direction(0.0)
+    for r, gradient in zip(direction.matrices, g, strict=True):
+        torch.testing.assert_close(r, gradient)
+    assert direction.g_norm == pytest.approx(sum(float(x.square().sum()) for x in g) ** 0.5)
+
+
+def test_another_damping_needs_no_new_rotation():
+    model, encoded = llama(), data(8)
+    layers = c.mlp_layers(model)
+    curvatures = ekfac(model, layers, encoded)
+    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    solver = c.Solver(layers, curvatures, g)
+    first = solver.direction(1e-3)
+    solver.direction(1e-1)
+    again = solver.direction(1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(first.matrices, again.matrices, strict=True))
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
+def test_forget_gradient_equals_autograd(objective):  # noqa: ANN001
+    from harness.likelihood import margin
+
+    model, encoded = llama(), data(5)
+    layers = c.mlp_layers(model)
+    labels = sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in encoded)
+    found = c.gradient_matrices(model, layers, encoded, PAD, c.true_labels(labels, objective, 0.0))
+    loss = torch.zeros((), dtype=torch.float64)
+    for e in encoded:
+        (batch,) = one_batch([e])
+        logits, true = c.answer_logits(model, batch), answer_labels(batch)
+        if objective == "margin":
+            loss = loss - (logits.gather(1, true[:, None])[:, 0] - logits.scatter(1, true[:, None], -torch.inf).logsumexp(1)).sum()
+        else:
+            loss = loss + nn.functional.cross_entropy(logits, true, reduction="sum")
+    expected = torch.autograd.grad(loss / labels, weights(layers))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert margin(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)).item() == pytest.approx(-np.log(2), rel=1e-6)
+
+
+def test_margin_gradient_does_not_vanish_on_a_memorised_token():
+    z = torch.zeros(1, 5)
+    z[0, 2] = 40.0
+    (batch,) = one_batch([Encoded([1, 2], 1)])
+    (signal,) = c.true_labels(1, "margin", 0.0)(z, batch)
+    assert signal[0, 2] == pytest.approx(-1.0)
+    assert signal[0].sum().abs() < 1e-5
+    assert 1.0 < signal.norm() <= 2**0.5
+    (clipped,) = c.true_labels(1, "margin", 0.05)(z, batch)
+    assert clipped.norm() < 1e-6
+
+
+def test_padding_order_and_split_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    model, encoded = llama(), data(9)
+    layers = c.mlp_layers(model)
+    labels = c.SampledLabels(encoded, 2, 0)
+    whole = c.covariance_sums(model, layers, encoded, PAD, labels, 2)
+    monkeypatch.setattr(c, "TOKENS_PER_BATCH", 1)  # one sequence at a time: no padding at all
+    alone = c.covariance_sums(model, layers, encoded, PAD, labels, 2)
+    parts = c.covariance_sums(model, layers, encoded, PAD, labels, 2, rows=[7, 1, 4, 0])
+    parts += c.covariance_sums(model, layers, encoded, PAD, labels, 2, rows=[8, 2, 3, 5, 6])
+    for other in (alone, parts):
+        assert (other.tokens, other.labels) == (whole.tokens, whole.labels)
+        for mine, theirs in ((whole.a, other.a), (whole.s, other.s)):
+            for key in mine:
+                torch.testing.assert_close(mine[key], theirs[key], rtol=1e-9, atol=1e-12)
+    bases = c.eigenbases(layers, whole)
+    monkeypatch.setattr(c, "TOKENS_PER_BATCH", 4096)
+    squares = c.square_sums(model, layers, encoded, PAD, labels, bases, 2)
+    split = c.square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[7, 1, 4, 0])
+    split += c.square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[8, 2, 3, 5, 6])
+    for key in squares.squares:
+        torch.testing.assert_close(squares.squares[key], split.squares[key], rtol=1e-9, atol=1e-14)
+
+
+# ---------------------------------------------------------------- files, types, guards
+
+
+def test_save_and_load_are_bit_identical(tmp_path):  # noqa: ANN001
+    model, encoded = llama(dtype=torch.float32), data(8)
+    layers = c.mlp_layers(model)
+    curvatures = ekfac(model, layers, encoded)
+    c.save_curvatures(curvatures, layers, tmp_path)
+    for mine, theirs in zip(curvatures, c.load_curvatures(layers, tmp_path, torch.device("cpu")), strict=True):
+        for name in ("q_in", "q_out", "mu", "nu", "corrected"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+def test_a_bfloat16_model_has_float32_factors(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(c, "answer_logits", answer_logits)
+    model, encoded = llama(dtype=torch.bfloat16), data(200)
+    layers = c.mlp_layers(model)
+    sums = c.covariance_sums(model, layers, encoded, PAD, c.SampledLabels(encoded, 1, 0))
+    assert {x.dtype for x in [*sums.a.values(), *sums.s.values()]} == {torch.float32}
+    reference = c.covariance_sums(model.float(), layers, encoded, PAD, c.SampledLabels(encoded, 1, 0))
+    for key in sums.a:
+        assert (sums.a[key] - reference.a[key]).norm() / reference.a[key].norm() < 0.03
+
+
+def test_gradient_checkpointing_and_training_mode_are_refused():
+    model = llama()
+    layers = c.mlp_layers(model)
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="checkpointing"):
+        c.covariance_sums(model, layers, data(), PAD, empirical)
+    model.gradient_checkpointing_disable()
+    model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        c.covariance_sums(model, layers, data(), PAD, empirical)
+
+
+def test_an_exception_leaves_no_hooks_and_the_flags_as_they_were():
+    model = llama()
+    layers = c.mlp_layers(model)
+    model.lm_head.weight.requires_grad_(False)
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+
+    def broken(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        c.covariance_sums(model, layers, data(), PAD, broken)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
+    assert not any(layer.module._forward_hooks for layer in layers)
+
+
+# ---------------------------------------------------------------- architectures
+
+
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=11, n_embd=6, n_layer=2, n_head=2, n_positions=16, n_inner=8, initializer_range=0.5)
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def gpt_neo() -> nn.Module:
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=11, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=8, max_position_embeddings=16, initializer_range=0.5,
+        attention_types=[[["global"], 2]],
+    )  # fmt: skip
+    return GPTNeoForCausalLM(config).double().eval()
+
+
+def phi() -> nn.Module:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16,
+        initializer_range=0.5, resid_pdrop=0.0,
+    )  # fmt: skip
+    return PhiForCausalLM(config).double().eval()
+
+
+def mistral() -> nn.Module:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=16, initializer_range=0.5,
+    )  # fmt: skip
+    return MistralForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "names", "bias"),
+    [
+        (gpt2, ["c_fc", "c_proj"], True),
+        (gpt_neo, ["c_fc", "c_proj"], True),
+        (phi, ["fc1", "fc2"], True),
+        (mistral, ["gate_proj", "up_proj", "down_proj"], False),
+    ],
+)
+def test_other_architectures_give_the_gradient_of_weight_and_bias(build, names, bias):  # noqa: ANN001
+    model, encoded = build(), data(4)
+    layers = c.mlp_layers(model)
+    assert [layer.name.rsplit(".", 1)[1] for layer in layers] == names * 2
+    assert all(layer.has_bias is bias for layer in layers)
+    labels = sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in encoded)
+    found = c.gradient_matrices(model, layers, encoded, PAD, c.true_labels(labels, "cross_entropy", 0.0))
+    total = sum(
+        nn.functional.cross_entropy(c.answer_logits(model, batch), answer_labels(batch), reduction="sum")
+        for e in encoded
+        for batch in one_batch([e])
+    )
+    for layer, matrix in zip(layers, found, strict=True):
+        assert tuple(matrix.shape) == layer.shape
+        (weight,) = torch.autograd.grad(total / labels, [layer.module.weight], retain_graph=True)
+        weight = weight.T if type(layer.module).__name__ == "Conv1D" else weight
+        torch.testing.assert_close(matrix[:, : weight.shape[1]], weight, rtol=1e-8, atol=1e-12)
+        if bias:
+            (b,) = torch.autograd.grad(total / labels, [layer.module.bias], retain_graph=True)
+            torch.testing.assert_close(matrix[:, -1], b, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("build", [gpt2, phi, mistral, gpt_neo])
+def test_a_matrix_written_back_changes_the_function_as_meant(build):  # noqa: ANN001
+    model = build()
+    layer = c.mlp_layers(model)[0]
+    width = layer.shape[1] - layer.has_bias
+    x = torch.randn(3, width, dtype=torch.float64)
+    matrix = torch.randn(layer.shape)
+    layer.set_matrix(matrix)
+    augmented = torch.cat([x, torch.ones(3, 1, dtype=torch.float64)], dim=1) if layer.has_bias else x
+    torch.testing.assert_close(layer.module(x), augmented @ matrix.T.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.matrix(), matrix)
+
+
+def test_blocks_are_chosen_and_missing_ones_refused():
+    model = llama()
+    assert {layer.block for layer in c.mlp_layers(model, [1])} == {1}
+    with pytest.raises(UsageError, match="layers 0 to 1"):
+        c.mlp_layers(model, [99])
+
+
+def test_an_architecture_without_mlps_is_refused():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, state_size=4)
+    with pytest.raises(UsageError, match="mamba"):
+        c.mlp_layers(MambaForCausalLM(config))
+
+
+def test_experts_are_refused():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        num_local_experts=2,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="experts"):
+        c.mlp_layers(MixtralForCausalLM(config))
