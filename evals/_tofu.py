@@ -152,8 +152,8 @@ def _rows_of(table: pd.DataFrame, task: str, *columns: str) -> pd.DataFrame:
     if rows.empty:
         raise LookupError(f"there are no {task} rows")
     for column in columns:
-        if column not in rows or rows[column].isna().any():
-            raise LookupError(f"the log holds no {column} for {task}")
+        if column not in rows or rows[column].isna().all():
+            raise LookupError(f"there is no {column} for {task}")
     return rows
 
 

@@ -267,11 +267,12 @@ def score(
     from harness.report import measurement_table, measurements, stdout
     from harness.run import score_log
 
-    found = score_log(BENCHMARKS.get(bench), log, reference, variant.value)
+    scored = score_log(BENCHMARKS.get(bench), log, reference, variant.value)
+    found = next(iter(scored.values()))
     if as_json:
         print(json.dumps({m.metric: asdict(m) for m in found}))
         return
-    stdout().print(measurement_table({log.stem: measurements(found)}, digits=6))
+    stdout().print(measurement_table({name: measurements(values) for name, values in scored.items()}, digits=6))
     for item in found:
         if reason := getattr(item, "reason", None) or getattr(item, "note", None):
             stdout().print(f"{item.metric}: {reason}", style="dim", soft_wrap=True)

@@ -302,7 +302,7 @@ class Subject:
         """
         if name not in self.tables:
             if self.setting is None:
-                raise LookupError(f"the log holds no {name}")
+                raise LookupError(f"there is no {name} table in the log")
             self.tables[name] = build(self.setting)
         return self.tables[name]
 

@@ -23,7 +23,7 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None:
         return "–"
     if value != 0 and abs(value) < 10 ** (1 - digits):
-        return f"{value:.{max(1, digits - 2)}e}"
+        return f"{value:.{digits if digits > 4 else max(1, digits - 2)}e}"
     return f"{value:.{digits}f}"
 
 

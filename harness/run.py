@@ -392,14 +392,19 @@ def _keep(todo: Plan, keep: Keep, model: PreTrainedModel, tokenizer: PreTrainedT
             save_file(moved, keep.update, metadata={"run": todo.spec.run_id, "method": todo.spec.method})
 
 
-def score_log(benchmark: Benchmark, log_file: Path, reference: Path | None, variant: Variant) -> list[Measurement | Absent]:
-    """The metrics of a log that another program wrote, by this project's definitions.
+def score_log(
+    benchmark: Benchmark, log_file: Path, reference: Path | None, variant: Variant
+) -> dict[str, list[Measurement | Absent]]:
+    """The metrics of a log that another program wrote, and of its reference, by this project's definitions.
 
     Args:
         benchmark: whose log it is.
         log_file: the log.
         reference: a retrained model's log on the same rows, for forget quality.
         variant: whose definitions.
+
+    Returns:
+        name of the log → its measurements, the scored one first.
 
     Raises:
         UsageError: for a file that is no such log, or a reference with other rows.
@@ -416,8 +421,10 @@ def score_log(benchmark: Benchmark, log_file: Path, reference: Path | None, vari
         variant=variant,
     )
     references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
-    subject = Subject(None, task, references, dict(benchmark.read_log(log_file)))
-    return _measure(task, subject, "as logged")
+    subjects = {log_file.stem: Subject(None, task, references, dict(benchmark.read_log(log_file)))}
+    for other in references:
+        subjects[f"{other.name} (reference)"] = Subject(None, task, references, dict(other.tables))
+    return {name: _measure(task, subject, "as logged") for name, subject in subjects.items()}
 
 
 # ---------------------------------------------------------------- provenance

@@ -1,0 +1,389 @@
+"""How far the curvature engine is from what its arithmetic costs at least, and from the libraries that do the same.
+
+    python -m tests.perf.curvature --json out.json [--size 10M|1M] [--threads 1] [--also FILE]
+
+The floor is written out by hand on the same Hugging Face model: forward, backward without any weight gradient (the graph begins
+at the first targeted layer) and one full matrix product per covariance, A shared by gate and up; it is fed a ready-made logit
+gradient, so it samples no labels. It is no bound: who computes only half of a symmetric matrix can pass under it. Everything
+else is a ratio to the floor runs just before and just after it, in one process, in an order that rotates, on one thread in CPU
+time. Models are randomly initialised, all sequences of one length, all positions but the first labelled, no padding
+(curvlinops could not mask it). Eigendecompositions are not counted.
+
+curvlinops: `check_deterministic=False`, numbers of data and loss terms given, only the targeted weights as parameters, outputs
+flattened to two dimensions. kronfluence: its inner loops, without the analyzer's files on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import importlib.util
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.data import Encoded
+from methods import _curvature
+from tests.perf._machine import gemm_rate, machine, table, write
+
+KFAC_REACH = 1.15
+EKFAC_REACH = 1.3
+TARGETS = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and the data one pass goes over."""
+
+    hidden: int
+    """Width of the residual stream."""
+    intermediate: int
+    """Width of the MLP."""
+    layers: int
+    """Decoder layers."""
+    heads: int
+    """Attention heads."""
+    vocabulary: int
+    """Tokens; the embedding is tied."""
+    length: int = 64
+    """Tokens of a sequence."""
+    sequences: int = 16
+    """In a batch."""
+    batches: int = 4
+    """In a pass."""
+
+
+SIZES = {
+    "10M": Size(hidden=320, intermediate=1024, layers=6, heads=5, vocabulary=4096),
+    "1M": Size(hidden=128, intermediate=384, layers=4, heads=4, vocabulary=1024, batches=24),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to be measured."""
+
+    name: str
+    """As printed."""
+    algorithm: str
+    """`kfac` or `ekfac`."""
+    run: Callable[[], object]
+    """One pass over the data."""
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def build(size: Size) -> LlamaForCausalLM:
+    """A random model, frozen, in eval mode."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=size.length,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+class Floor:
+    """Forward, backward without weight gradients, covariance products, and nothing else.
+
+    Args:
+        model: frozen.
+        data: [sequences, tokens] of each batch.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, data: Sequence[Tensor]) -> None:
+        self.model, self.data = model, data
+        predictions = data[0][:, 1:].numel()
+        self.signal = torch.randn(predictions, model.config.vocab_size) / model.config.vocab_size**0.5
+        self.sums: dict[str, Tensor] = {}
+
+    def __call__(self) -> dict[str, Tensor]:
+        """The sums Σ a aᵀ and Σ g gᵀ by name."""
+        handles = []
+        self.sums = {}
+        for i, block in enumerate(self.model.model.layers):
+            for name in TARGETS:
+                linear = getattr(block.mlp, name)
+                handles.append(linear.register_forward_hook(self._hook(f"{i}.{name}", linear, name != "up_proj")))
+        for ids in self.data:
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            self.model.lm_head(hidden.flatten(0, 1)).backward(self.signal)
+        for handle in handles:
+            handle.remove()
+        return self.sums
+
+    def _hook(self, name: str, linear: nn.Linear, with_input: bool) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        s = self.sums[f"S {name}"] = torch.zeros(linear.out_features, linear.out_features)
+        if with_input:
+            a = self.sums[f"A {name}"] = torch.zeros(linear.in_features, linear.in_features)
+
+        def forward(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+            if with_input:
+                x = args[0].detach().flatten(0, 1)
+                a.addmm_(x.T, x)
+            if not output.requires_grad:
+                output.requires_grad_()
+            output.register_hook(backward)
+
+        def backward(gradient: Tensor) -> None:
+            g = gradient.flatten(0, 1)
+            s.addmm_(g.T, g)
+
+        return forward
+
+
+def own(label: str, engine: ModuleType, model: LlamaForCausalLM, data: Sequence[Tensor]) -> list[Contender]:
+    """This project's two passes.
+
+    Args:
+        label: how they are called in the table.
+        engine: `methods._curvature`, or another version of it.
+        model: frozen.
+        data: [sequences, tokens] of each batch.
+    """
+    engine.TOKENS_PER_BATCH = data[0].numel()
+    encoded = [Encoded(row, 1) for ids in data for row in ids.tolist()]
+    layers = engine.mlp_layers(model)
+
+    def factors() -> Any:
+        return engine.covariance_sums(model, layers, encoded, 0, engine.SampledLabels(encoded, 1, 0))
+
+    bases = engine.eigenbases(layers, factors())
+
+    def spectrum() -> Any:
+        return engine.square_sums(model, layers, encoded, 0, engine.SampledLabels(encoded, 1, 0), bases)
+
+    return [Contender(f"{label} K-FAC", "kfac", factors), Contender(f"{label} EK-FAC", "ekfac", spectrum)]
+
+
+class _Flat(nn.Module):
+    """A model whose output is one row per predicted token."""
+
+    def __init__(self, inner: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        return self.inner.lm_head(hidden.flatten(0, 1))
+
+
+def curvlinops(model: LlamaForCausalLM, data: Sequence[Tensor]) -> list[Contender]:
+    """curvlinops-for-pytorch, as fast as it can be asked for."""
+    from curvlinops import EKFACLinearOperator, KFACLinearOperator
+
+    flat = _Flat(copy.deepcopy(model))
+    parameters = [weight for name, weight in flat.named_parameters() if name.split(".")[-2] in TARGETS]
+    for weight in parameters:
+        weight.requires_grad_()
+
+    def operator(kind: Any) -> Any:
+        return kind(
+            flat,
+            nn.CrossEntropyLoss(reduction="sum"),
+            parameters,
+            [(ids, ids[:, 1:].flatten()) for ids in data],
+            check_deterministic=False,
+            num_data=sum(len(ids) for ids in data),
+            num_per_example_loss_terms=data[0].shape[1] - 1,
+        )
+
+    decomposed = operator(EKFACLinearOperator)
+    decomposed.compute_kronecker_factors()
+    decomposed._compute_eigenvectors()
+
+    def factors() -> Any:
+        found = operator(KFACLinearOperator)
+        found.compute_kronecker_factors()
+        return found
+
+    def spectrum() -> Any:
+        decomposed._corrected_eigenvalues.clear()
+        decomposed.compute_eigenvalue_correction()
+        return decomposed
+
+    return [Contender("curvlinops K-FAC", "kfac", factors), Contender("curvlinops EK-FAC", "ekfac", spectrum)]
+
+
+def kronfluence(model: LlamaForCausalLM, data: Sequence[Tensor]) -> list[Contender]:
+    """kronfluence's covariance and lambda passes over the same modules."""
+    from kronfluence.analyzer import prepare_model
+    from kronfluence.arguments import FactorArguments
+    from kronfluence.factor.covariance import fit_covariance_matrices_with_loader
+    from kronfluence.factor.eigen import fit_lambda_matrices_with_loader, perform_eigendecomposition
+    from kronfluence.task import Task
+    from kronfluence.utils.state import State
+
+    class LanguageModelling(Task):  # type: ignore[misc]
+        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
+            logits = model(batch["ids"])
+            labels = logits.detach().softmax(dim=-1).multinomial(1).squeeze(1)
+            return F.cross_entropy(logits, labels, reduction="sum")
+
+        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self) -> list[str]:
+            return [name for name, _ in flat.named_modules() if name.split(".")[-1] in TARGETS]
+
+    flat = _Flat(copy.deepcopy(model))
+    task, state, settings = LanguageModelling(), State(cpu=True), FactorArguments()
+    prepared = prepare_model(flat, task)
+    loader = [{"ids": ids} for ids in data]
+
+    def factors() -> Any:
+        return fit_covariance_matrices_with_loader(prepared, state, task, loader, settings, disable_tqdm=True)[1]
+
+    basis = perform_eigendecomposition(factors(), prepared, state, settings, disable_tqdm=True)
+
+    def spectrum() -> Any:
+        return fit_lambda_matrices_with_loader(prepared, state, task, loader, settings, basis, disable_tqdm=True)[1]
+
+    return [Contender("kronfluence K-FAC", "kfac", factors), Contender("kronfluence EK-FAC", "ekfac", spectrum)]
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def seconds(run: Callable[[], object], threads: int) -> float:
+    """What one pass takes: CPU time on one thread, since others share the machine; wall-clock time on several."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    gc.collect()
+    started = clock()
+    run()
+    return clock() - started
+
+
+def measure(floor: Floor, contenders: Sequence[Contender], repetitions: int, threads: int) -> dict[str, dict[str, list[float]]]:
+    """For the floor and each contender seconds, and ratios to the mean of the floor's runs before and after."""
+    for run in (floor, *(c.run for c in contenders)):
+        run()  # warms up
+    found: dict[str, dict[str, list[float]]] = {c.name: {"seconds": [], "ratios": []} for c in contenders}
+    floors = [seconds(floor, threads)]
+    for repetition in range(repetitions):
+        shift = repetition % len(contenders)
+        for contender in (*contenders[shift:], *contenders[:shift]):
+            took = seconds(contender.run, threads)
+            floors.append(seconds(floor, threads))
+            found[contender.name]["seconds"].append(took)
+            found[contender.name]["ratios"].append(2 * took / (floors[-2] + floors[-1]))
+    return {"floor": {"seconds": floors, "ratios": [1.0]}, **found}
+
+
+def report(found: dict[str, dict[str, list[float]]], contenders: Sequence[Contender], missing: Sequence[str]) -> list[list[str]]:
+    """The table's rows."""
+    median = {name: statistics.median(values["ratios"]) for name, values in found.items()}
+    rows = [["floor", "1.00", "", f"{statistics.median(found['floor']['seconds']):.2f}", "", ""]]
+    for contender in contenders:
+        ratios = found[contender.name]["ratios"]
+        reach = met = ""
+        if contender.name.startswith("own"):
+            limit = KFAC_REACH if contender.algorithm == "kfac" else EKFAC_REACH
+            others = [c.name for c in contenders if c.algorithm == contender.algorithm and not c.name.startswith("own")]
+            ahead = all(median[contender.name] < median[other] for other in others)
+            reach = f"≤ {limit}, ahead of both libraries"
+            met = "yes" if median[contender.name] <= limit and ahead else "no"
+            if missing:
+                met += " (of the libraries that are here)"
+        rows.append(
+            [
+                contender.name,
+                f"{median[contender.name]:.2f}",
+                f"{min(ratios):.2f}–{max(ratios):.2f}",
+                f"{statistics.median(found[contender.name]['seconds']):.2f}",
+                reach,
+                met,
+            ]
+        )
+    return rows + [[name, "not installed", "", "", "", ""] for name in missing]
+
+
+def another_engine(file: Path) -> ModuleType:
+    """Another version of `methods/_curvature.py`, under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"engine_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{file} is no Python file.")
+    found = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="The curvature engine's cost as a ratio to its floor.")
+    parser.add_argument("--json", type=Path, help="where the measurement is written")
+    parser.add_argument("--size", choices=SIZES, default="10M", help="the model")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; with one CPU time is measured, else wall-clock time")
+    parser.add_argument("--repetitions", type=int, default=5, help="of every contender")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="another version of the engine's file")
+    parser.add_argument("--only-own", action="store_true", help="leave the libraries out")
+    options = parser.parse_args()
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    size = SIZES[options.size]
+    model = build(size)
+    ids = torch.randint(size.vocabulary, (size.batches * size.sequences, size.length))
+    data = list(ids.split(size.sequences))
+
+    contenders = own("own", _curvature, model, data)
+    for file in options.also:
+        contenders += own(f"own ({file.stem})", another_engine(file), model, data)
+    missing = []
+    for name, contender in (("curvlinops", curvlinops), ("kronfluence", kronfluence)):
+        if options.only_own or not importlib.util.find_spec(name):
+            missing.append(name)
+        else:
+            contenders += contender(model, data)
+    contenders.sort(key=lambda c: c.algorithm != "kfac")
+
+    before = gemm_rate(options.threads)
+    found = measure(Floor(model, data), contenders, options.repetitions, options.threads)
+    after = gemm_rate(options.threads)
+
+    parameters = sum(p.numel() for p in model.parameters())
+    clock = "CPU" if options.threads == 1 else "wall-clock"
+    print(f"{parameters / 1e6:.1f} M parameters, {size}")
+    print(f"{options.threads} thread(s), {options.repetitions} repetitions, {clock} time; reference product {before:.0f} GFLOP/s before, {after:.0f} after")
+    rows = report(found, contenders, [] if options.only_own else missing)
+    print(table(["pass", "ratio to floor", "min–max", "seconds", "reach", "met"], rows))
+    write(
+        options.json,
+        {
+            "machine": machine(),
+            "threads": options.threads,
+            "clock": clock,
+            "repetitions": options.repetitions,
+            "parameters": parameters,
+            "size": asdict(size),
+            "reference_gflops": {"before": before, "after": after},
+            "reach": {"kfac": KFAC_REACH, "ekfac": EKFAC_REACH},
+            "not_installed": missing,
+            "passes": found,
+            "median_ratio": {name: statistics.median(values["ratios"]) for name, values in found.items()},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

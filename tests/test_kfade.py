@@ -1,0 +1,225 @@
+"""K-FADE end to end on a nano model: its step, its line search, what it caches and what it never does twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.config import resolve
+from harness.errors import Diverged, UsageError
+from harness.likelihood import answer_nll
+from harness.models import weights_fingerprint
+from methods import _curvature as c
+from methods import kfade
+from methods.kfade import KFADEConfig, step_for_kl, unlearn
+
+
+def config(**settings):  # noqa: ANN003, ANN201
+    chosen = {"estimator": "ekfac", "damping": 0.1, "damping_scale": "mean_eigenvalue", "kl_rows": 8, **settings}
+    if "target_kl" not in chosen:
+        chosen.setdefault("step_size", 0.01)
+    return resolve(KFADEConfig, chosen, owner="kfade")
+
+
+def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """How often a function of the curvature module is called from now on."""
+    calls: list[int] = []
+    real = getattr(c, name)
+
+    def counted(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(c, name, counted)
+    return calls
+
+
+def run(setting, chosen):  # noqa: ANN001, ANN201
+    return list(unlearn(setting, chosen))
+
+
+@pytest.mark.parametrize("estimator", ["kfac", "ekfac", "diagonal", "identity"])
+def test_step_has_length_alpha_in_g(nano_setting, estimator):
+    layers = c.mlp_layers(nano_setting.model)
+    before = [layer.matrix() for layer in layers]
+    chosen = config(estimator=estimator, step_size=0.02)
+    (progress,) = run(nano_setting, chosen)
+    data = kfade._StageData(nano_setting, nano_setting.stages[0], chosen)
+    moves = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
+    for layer, matrix in zip(layers, before, strict=True):
+        layer.set_matrix(matrix)  # the curvature is that of the weights before the step
+    curvatures = kfade._fit(nano_setting, layers, data, chosen)
+    quad = 0.0
+    for layer, curvature, move in zip(layers, curvatures, moves, strict=True):
+        quad += float((curvature.rotate(move).double().square() * curvature.spectrum(layer.shape, move.device)).sum())
+    assert quad**0.5 == pytest.approx(0.02, rel=1e-3)
+    assert progress.logged["predicted_kl"] == pytest.approx(0.02**2 / 2, rel=1e-3)
+
+
+def test_the_step_goes_uphill(nano_setting):
+    (progress,) = run(nano_setting, config(step_size=0.02))
+    assert progress.measure_here
+    assert progress.logged["forget_loss"] > progress.logged["forget_loss_before"]
+    assert progress.logged["gain"] > 0
+    assert progress.logged["measured_kl"] > 0
+
+
+def test_forget_loss_is_that_of_the_model_left_behind(nano_setting):
+    from harness.data import encode, pad_id
+
+    (progress,) = run(nano_setting, config(step_size=0.02))
+    encoded = encode(nano_setting.stages[0].forget, nano_setting.tokenizer)
+    sums, counts = answer_nll(nano_setting.model, encoded, pad_id(nano_setting.tokenizer))
+    assert progress.logged["forget_loss"] == pytest.approx(sums.sum() / counts.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
+def test_target_kl_is_met(nano_setting, objective):
+    (progress,) = run(nano_setting, config(target_kl=0.01, objective=objective))
+    assert progress.logged["measured_kl"] == pytest.approx(0.01, rel=kfade.KL_TOLERANCE * 1.01)
+    assert progress.logged["step_size"] > 0
+
+
+def test_several_steps_spend_the_target_evenly(nano_setting):
+    found = run(nano_setting, config(target_kl=0.03, steps=3, refit=False))
+    assert [p.logged["measured_kl"] for p in found] == pytest.approx([0.01, 0.02, 0.03], rel=0.025)
+    assert [p.step for p in found] == [1, 2, 3]
+
+
+def test_another_damping_or_step_size_costs_no_fit(nano_factory, monkeypatch):
+    fits, spectra, gradients = (count(monkeypatch, name) for name in ("covariance_sums", "square_sums", "gradient_matrices"))
+    for chosen in (config(), config(step_size=0.02), config(damping=0.5), config(target_kl=0.01), config(damping_scale="absolute")):
+        run(nano_factory(), chosen)
+    assert (len(fits), len(spectra), len(gradients)) == (1, 1, 1)
+    run(nano_factory(), config(estimator="kfac"))  # EK-FAC's basis is K-FAC's
+    assert (len(fits), len(spectra)) == (1, 1)
+    run(nano_factory(), config(mc_samples=2))
+    assert (len(fits), len(spectra)) == (2, 2)
+
+
+def test_full_cost_counts_what_the_cache_saved(nano_factory):
+    first, second = nano_factory(), nano_factory()
+    run(first, config())
+    run(second, config(step_size=0.02))
+    spent = first.costs.phases["curvature"].seconds
+    assert second.costs.phases["curvature"].full_seconds > 0.5 * spent
+    assert second.costs.phases["curvature"].seconds < spent
+
+
+def test_refit_fits_at_the_new_weights(nano_setting, monkeypatch):
+    fits = count(monkeypatch, "covariance_sums")
+    run(nano_setting, config(steps=3))
+    assert len(fits) == 3
+
+
+def test_without_refit_one_fit_serves_all_steps(nano_setting, monkeypatch):
+    fits, gradients = count(monkeypatch, "covariance_sums"), count(monkeypatch, "gradient_matrices")
+    run(nano_setting, config(steps=3, refit=False))
+    assert (len(fits), len(gradients)) == (1, 3)
+
+
+def test_only_the_chosen_layers_move(nano_setting):
+    before = {name: p.detach().clone() for name, p in nano_setting.model.named_parameters()}
+    run(nano_setting, config(layers=[1], step_size=0.05))
+    moved = {name for name, p in nano_setting.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {f"model.layers.1.mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")}
+
+
+def test_a_layer_that_is_not_there_is_refused(nano_setting):
+    with pytest.raises(UsageError, match="99"):
+        run(nano_setting, config(layers=[99]))
+
+
+def test_same_seed_same_weights_and_another_seed_other_labels(nano_factory):
+    prints = []
+    for seed in (0, 0, 1):
+        setting = replace(nano_factory(), seed=seed)
+        run(setting, config(step_size=0.05))
+        prints.append(weights_fingerprint(setting.model))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_forget_set_in_the_curvature_changes_the_step(nano_factory):
+    one, other = nano_factory(), nano_factory()
+    run(one, config())
+    run(other, config(curvature_on="retain+forget"))
+    assert weights_fingerprint(one.model) != weights_fingerprint(other.model)
+
+
+def test_forget_rows_are_taken_without_replacement(nano_setting):
+    data = kfade._StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=2))
+    first, second = data.forget(1), data.forget(2)
+    assert len(first) == len(second) == 5
+    assert not {tuple(e.input_ids) for e in first} & {tuple(e.input_ids) for e in second}
+
+
+def test_kl_rows_avoid_the_fit_when_the_fit_is_a_sample(nano_setting):
+    total = len(nano_setting.stages[0].retain)
+    data = kfade._StageData(nano_setting, nano_setting.stages[0], config(retain_rows=total - 8, kl_rows=8))
+    assert len(data.fit) == total - 8
+    assert not {tuple(e.input_ids) for e in data.fit} & {tuple(e.input_ids) for e in data.kl}
+
+
+def test_the_model_is_left_as_it_was_found_but_for_its_weights(nano_setting):
+    run(nano_setting, config())
+    assert not nano_setting.model.training
+    assert all(p.requires_grad and p.grad is None for p in nano_setting.model.parameters())
+
+
+def test_curvlinops_as_a_back_end_refuses_ragged_questions(nano_setting):
+    with pytest.raises(UsageError, match="backend=own"):
+        run(nano_setting, config(backend="curvlinops"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"step_size": 0.1, "target_kl": 0.1}, "contradict"),
+        ({"estimator": "diagonal", "backend": "curvlinops", "step_size": 0.1}, "curvlinops"),
+        ({"damping": 0, "step_size": 0.1}, "damping=0"),
+        ({}, "give one of step_size and target_kl"),
+        ({"damping": -1, "step_size": 0.1}, "damping=-1"),
+        ({"layers": [-1], "step_size": 0.1}, "layers"),
+        ({"target_kl": 0}, "target_kl=0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, says):
+    with pytest.raises(UsageError, match=says):
+        resolve(KFADEConfig, settings, owner="kfade")
+
+
+# ---------------------------------------------------------------- the line search
+
+
+@pytest.mark.parametrize("target", [1e-6, 1e-2, 1.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_line_search_finds_a_quadratic(target, scale):
+    alpha, kl = step_for_kl(lambda a: scale * a**2, target)
+    assert kl == pytest.approx(target, rel=kfade.KL_TOLERANCE)
+    assert scale * alpha**2 == kl
+
+
+def test_line_search_copes_with_saturation_and_broken_models():
+    def kl_at(alpha: float) -> float:
+        return float("nan") if alpha > 3 else min(2.0, alpha**4)
+
+    alpha, kl = step_for_kl(kl_at, 1.5)
+    assert kl == pytest.approx(1.5, rel=kfade.KL_TOLERANCE)
+
+
+def test_line_search_gives_up_on_what_cannot_be_reached():
+    with pytest.raises(Diverged, match="no step size"):
+        step_for_kl(lambda a: min(1.0, a), 2.0)
+
+
+def test_line_search_needs_few_measurements():
+    calls = []
+
+    def kl_at(alpha: float) -> float:
+        calls.append(alpha)
+        return 120 * alpha**2 + 500 * alpha**3
+
+    step_for_kl(kl_at, 0.1)
+    assert len(calls) <= 8

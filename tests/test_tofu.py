@@ -1,0 +1,354 @@
+"""ToFU's metrics: against ToFU's own logs where they are at hand, and against hand-made rows everywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evals import _bootstrap, _tofu
+from evals.forget_quality import ks
+from harness.errors import UsageError
+from harness.interfaces import BENCHMARKS, Absent, Measurement, Reference, Subject, Task, Template
+from harness.run import score_log
+
+ORACLES = Path(os.environ.get("HARNESS_DATA", "/nonexistent")) / "oracles"
+FULL = ORACLES / "tofu_llama2-7b_full_eval_log_aggregated.json"
+RETAIN = ORACLES / "tofu_llama2-7b_retain90_eval_log_aggregated.json"
+needs_oracles = pytest.mark.skipif(not FULL.is_file(), reason="HARNESS_DATA names no folder with oracles/ (ToFU's evaluation logs)")
+
+
+def empty_task(variant: str = "original") -> Task:
+    return Task("tofu10", 1, "log", (), {}, Template("log"), {}, BENCHMARKS.get("tofu10").evaluators(), variant=variant)
+
+
+def tables(rows: int = 6, seed: int = 0, shift: float = 0.0) -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(seed)
+    likelihood, answers = [], []
+    for task in _tofu.TASKS:
+        for row in range(rows):
+            wrong = rng.uniform(1, 3, 3 if task in ("real_authors", "world_facts") else 5).tolist()
+            true = float(rng.uniform(0, 1))
+            common = {"task": task, "row": row, "cluster": str(row)}
+            likelihood.append(
+                {**common, "avg_gt_loss": true, "avg_paraphrased_loss": true + shift, "average_perturb_loss": wrong}
+            )
+            answers.append({**common, "rouge1_recall": 0.5, "rougeL_recall": float(rng.uniform(0.2, 1))})
+    return {"likelihood": pd.DataFrame(likelihood), "answers": pd.DataFrame(answers)}
+
+
+def measured(subject: Subject) -> dict[str, Measurement | Absent]:
+    return {m.metric: m for e in subject.task.evaluators for m in e.measure(subject)}
+
+
+# ---------------------------------------------------------------- ToFU's own logs
+
+# Printed by ToFU's aggregate_eval_stat.py over the two logs (llama2-7b, weight decay 0.01).
+PUBLISHED = {
+    "full": {
+        "retain_rouge": 0.985655, "retain_probability": 0.989527, "retain_truth_ratio": 0.474699,
+        "real_authors_rouge": 0.933000, "real_authors_probability": 0.455482, "real_authors_truth_ratio": 0.596229,
+        "world_facts_rouge": 0.882479, "world_facts_probability": 0.418562, "world_facts_truth_ratio": 0.539033,
+        "model_utility": 0.622677, "model_utility_arithmetic": 0.585886,
+        "forget_rouge": 0.985450, "forget_probability": 0.990939, "forget_truth_ratio": 0.515985,
+    },
+    "retain90": {
+        "retain_rouge": 0.975811, "retain_probability": 0.988897, "retain_truth_ratio": 0.470977,
+        "real_authors_rouge": 0.923000, "real_authors_probability": 0.434087, "real_authors_truth_ratio": 0.570681,
+        "world_facts_rouge": 0.897436, "world_facts_probability": 0.414326, "world_facts_truth_ratio": 0.544198,
+        "model_utility": 0.613745, "model_utility_arithmetic": 0.575240,
+        "forget_rouge": 0.408244, "forget_probability": 0.147563, "forget_truth_ratio": 0.674019,
+    },
+}  # fmt: skip
+
+
+@needs_oracles
+@pytest.mark.parametrize(("log", "name"), [(FULL, "full"), (RETAIN, "retain90")])
+def test_every_part_equals_the_original_to_six_digits(log, name):
+    (found, _) = score_log(BENCHMARKS.get("tofu10"), log, RETAIN, "original").values()
+    values = {m.metric: m.value for m in found}
+    for metric, expected in PUBLISHED[name].items():
+        assert round(values[metric], 6) == expected, metric
+
+
+@needs_oracles
+def test_forget_quality_equals_the_original():
+    found = next(iter(score_log(BENCHMARKS.get("tofu10"), FULL, RETAIN, "original").values()))
+    values = {m.metric: m.value for m in found}
+    assert values["forget_quality_d"] == pytest.approx(119 / 300, abs=1e-12)
+    assert values["forget_quality"] == pytest.approx(1.834066e-21, rel=1e-6)
+
+
+@needs_oracles
+def test_the_original_truth_ratios_row_by_row():
+    subject = Subject(None, empty_task(), (), dict(BENCHMARKS.get("tofu10").read_log(FULL)))
+    ratio = np.exp(_tofu.log_truth_ratio(subject, "forget").values)
+    assert ratio[[0, 1, 2, 299]] == pytest.approx([4.0777427, 1.3477340, 0.9805422, 1.7449046], rel=1e-6)
+
+
+@needs_oracles
+def test_recomputed_rouge_equals_the_logged_one():
+    told = json.loads(FULL.read_text(encoding="utf-8"))["eval_log_forget.json"]
+    for row in ("0", "17", "123", "299"):
+        _, answer, truth = told["generated_text"][row]
+        assert _tofu.rouge_recall(truth, answer) == pytest.approx((told["rouge1_recall"][row], told["rougeL_recall"][row]), abs=1e-12)
+
+
+@needs_oracles
+def test_lists_in_place_of_dictionaries_give_the_same_numbers(tmp_path):
+    told = json.loads(FULL.read_text(encoding="utf-8"))
+    dropped = ("truth_ratio",)
+    listed = {
+        task: {name: list(rows.values()) for name, rows in metrics.items() if name not in dropped and isinstance(rows, dict)}
+        for task, metrics in told.items()
+    }
+    path = tmp_path / "listed.json"
+    path.write_text(json.dumps(listed), encoding="utf-8")
+    bench = BENCHMARKS.get("tofu10")
+    first = next(iter(score_log(bench, FULL, RETAIN, "original").values()))
+    second = next(iter(score_log(bench, path, RETAIN, "original").values()))
+    assert [m.value for m in first] == [m.value for m in second]
+
+
+@needs_oracles
+def test_real_data_equals_the_logged_rows():
+    from harness.interfaces import Options
+
+    task = BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=ORACLES.parent))
+    told = json.loads(FULL.read_text(encoding="utf-8"))["eval_log_forget.json"]["generated_text"]
+    assert [row["answer"] for row in task.questions["forget"]] == [told[str(i)][2] for i in range(300)]
+    assert {name: len(rows) for name, rows in task.questions.items()} == {
+        "retain": 300, "real_authors": 100, "world_facts": 117, "forget": 300,
+    }  # fmt: skip
+    assert (len(task.stages[0].forget), len(task.stages[0].retain)) == (400, 3600)
+
+
+# ---------------------------------------------------------------- definitions on hand-made rows
+
+
+def test_the_nine_parts_and_their_harmonic_mean():
+    subject = Subject(None, empty_task(), (), tables())
+    found = measured(subject)
+    parts = [found[f"{task}_{kind}"].value for task in _tofu.UTILITY_TASKS for kind in ("rouge", "probability", "truth_ratio")]
+    assert found["model_utility"].value == pytest.approx(9 / sum(1 / x for x in parts), rel=1e-12)
+
+
+def test_probability_is_normalised_over_the_options_of_real_authors_only():
+    subject = Subject(None, empty_task(), (), tables())
+    rows = subject.tables["likelihood"]
+    row = rows[rows["task"] == "real_authors"].iloc[0]
+    p, q = math.exp(-row["avg_gt_loss"]), sum(math.exp(-x) for x in row["average_perturb_loss"])
+    assert _tofu.probability(subject, "real_authors").values[0] == pytest.approx(p / (p + q), rel=1e-12)
+    row = rows[rows["task"] == "retain"].iloc[0]
+    assert _tofu.probability(subject, "retain").values[0] == pytest.approx(math.exp(-row["avg_gt_loss"]), rel=1e-12)
+
+
+def test_truth_ratio_variants():
+    subject = Subject(None, empty_task(), (), tables())
+    rows = subject.tables["likelihood"]
+    row = rows[rows["task"] == "retain"].iloc[0]
+    a, b = row["avg_paraphrased_loss"], np.array(row["average_perturb_loss"])
+    assert _tofu.truth_ratio(subject, "retain").values[0] == pytest.approx(max(0, 1 - math.exp(a - b.mean())), rel=1e-12)
+    arithmetic = np.exp(-b).mean() / math.exp(-a)
+    assert _tofu.truth_ratio(subject, "retain", arithmetic=True).values[0] == pytest.approx(max(0, 1 - arithmetic), rel=1e-12)
+    row = rows[rows["task"] == "forget"].iloc[0]
+    ratio = math.exp(np.mean(row["average_perturb_loss"]) - row["avg_paraphrased_loss"])
+    assert _tofu.truth_ratio(subject, "forget").values[0] == pytest.approx(min(ratio, 1 / ratio), rel=1e-12)
+
+
+def test_open_unlearning_guards_its_denominators():
+    told = tables()
+    told["likelihood"]["avg_paraphrased_loss"] = 40.0  # P(paraphrase) = 4e-18, far under the guard of 1e-10
+    original = Subject(None, empty_task(), (), told)
+    guarded = Subject(None, empty_task("open-unlearning"), (), told)
+    inverse = np.exp(-np.mean(told["likelihood"].iloc[0]["average_perturb_loss"])) / (math.exp(-40) + 1e-10)
+    assert _tofu.truth_ratio(guarded, "retain").values[0] == pytest.approx(max(0, 1 - inverse), rel=1e-12)
+    assert _tofu.truth_ratio(original, "forget").values[0] < 1e-10
+    assert "model_utility_arithmetic" not in measured(guarded)
+
+
+def test_forget_quality_is_the_ks_test_and_shows_every_reference():
+    references = [Reference(f"retain-{k}", tables(seed=k, shift=0.3)) for k in (1, 2, 3)]
+    subject = Subject(None, empty_task(), references, tables())
+    found = measured(subject)
+    mine = _tofu.log_truth_ratio(subject, "forget").values
+    others = [_tofu.log_truth_ratio(_tofu.recorded(subject, k), "forget").values for k in range(3)]
+    expected = [ks(mine, other) for other in others]
+    assert found["forget_quality"].value == expected[0][0]
+    assert found["forget_quality"].across_references == (min(e[0] for e in expected), max(e[0] for e in expected))
+    assert found["forget_quality_d"].floor == max(ks(others[i], others[j])[1] for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert found["forget_quality"].interval_95 is None
+
+
+def test_a_distance_at_the_noise_floor_is_called_a_tie():
+    references = [Reference("a", tables(seed=1)), Reference("b", tables(seed=2))]
+    subject = Subject(None, empty_task(), references, tables(seed=1))
+    assert "tie" in measured(subject)["forget_quality"].note
+    far = tables(seed=1, shift=50.0)
+    assert measured(Subject(None, empty_task(), references, far))["forget_quality"].note is None
+
+
+def test_under_five_forget_authors_there_is_no_interval_and_no_ranking():
+    told = tables()
+    told["likelihood"]["cluster"] = "0"
+    found = measured(Subject(None, empty_task(), [Reference("a", tables(seed=1))], told))
+    assert "fewer than five" in found["forget_quality"].note
+    assert found["forget_probability"].interval_95 is None
+
+
+def test_without_a_reference_forget_quality_is_absent_with_its_reason():
+    found = measured(Subject(None, empty_task(), (), tables()))
+    assert isinstance(found["forget_quality"], Absent)
+    assert "--reference" in found["forget_quality"].reason
+    assert isinstance(found["model_utility"], Measurement)
+
+
+def test_a_reference_with_other_rows_is_refused():
+    subject = Subject(None, empty_task(), [Reference("other", tables(rows=5))], tables(rows=6))
+    with pytest.raises(UsageError, match="5 forget rows, this model 6"):
+        measured(subject)
+
+
+def test_a_row_that_is_not_finite_makes_a_number_absent_and_no_other():
+    told = tables()
+    broken = told["likelihood"]["task"].eq("retain") & told["likelihood"]["row"].eq(2)
+    told["likelihood"].loc[broken, "avg_gt_loss"] = math.nan
+    told["likelihood"].loc[broken, "avg_paraphrased_loss"] = math.nan
+    found = measured(Subject(None, empty_task(), (), told))
+    assert isinstance(found["retain_truth_ratio"], Absent)
+    assert isinstance(found["model_utility"], Absent)
+    assert isinstance(found["retain_rouge"], Measurement)
+
+
+def test_a_collapsed_model_has_utility_zero_not_an_error():
+    told = tables()
+    told["answers"]["rougeL_recall"] = 0.0
+    assert measured(Subject(None, empty_task(), (), told))["model_utility"].value == 0.0
+
+
+# ---------------------------------------------------------------- logs of other programs
+
+
+def open_unlearning_log(told: dict[str, pd.DataFrame]) -> dict[str, object]:
+    """The structure of TOFU_EVAL.json, from tables."""
+    log: dict[str, object] = {}
+    for task, prefix in (("retain", "retain"), ("real_authors", "ra"), ("world_facts", "wf"), ("forget", "forget")):
+        rows = told["likelihood"].query("task == @task")
+        answers = told["answers"].query("task == @task")
+
+        def by_index(column, rows=rows):  # noqa: ANN001, ANN202
+            return {"value_by_index": {str(r["row"]): {"prob": 0, "avg_loss": r[column]} for _, r in rows.iterrows()}}
+
+        log[f"{prefix}_Q_A_Prob"] = by_index("avg_gt_loss")
+        if task in ("retain", "forget"):
+            log[f"{prefix}_Q_A_PARA_Prob"] = by_index("avg_paraphrased_loss")
+        log[f"{prefix}_Q_A_PERT_Prob"] = by_index("average_perturb_loss")
+        log[f"{prefix}_Q_A_ROUGE"] = {
+            "value_by_index": {
+                str(r["row"]): {"rouge1_recall": r["rouge1_recall"], "rougeL_recall": r["rougeL_recall"], "ground_truth": "x"}
+                for _, r in answers.iterrows()
+            }
+        }
+    return log
+
+
+def test_open_unlearning_logs_are_read(tmp_path):
+    told = tables()
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps(open_unlearning_log(told)), encoding="utf-8")
+    found = measured(Subject(None, empty_task("open-unlearning"), (), dict(BENCHMARKS.get("tofu10").read_log(path))))
+    expected = measured(Subject(None, empty_task("open-unlearning"), (), told))
+    for metric, value in expected.items():
+        if isinstance(value, Measurement):
+            assert found[metric].value == pytest.approx(value.value, rel=1e-12), metric
+
+
+def test_open_unlearning_truth_ratio_scores_alone_serve_as_a_reference(tmp_path):
+    told = tables(seed=1)
+    subject = Subject(None, empty_task(), (), told)
+    scores = np.exp(-_tofu.log_truth_ratio(subject, "forget").values)
+    log = {"forget_truth_ratio": {"value_by_index": {str(i): {"score": float(s)} for i, s in enumerate(scores)}}}
+    path = tmp_path / "retain.json"
+    path.write_text(json.dumps(log), encoding="utf-8")
+    reference = Reference("retain", BENCHMARKS.get("tofu10").read_log(path))
+    found = measured(Subject(None, empty_task(), [reference], told))
+    assert found["forget_quality"].value == pytest.approx(1.0)
+    assert found["model_utility"].reference is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "not JSON"),
+        ("{}", "no evaluation log"),
+        ("[1, 2]", "no evaluation log"),
+        ('{"eval_log_forget.json": {}}', "avg_gt_loss"),
+        ('{"eval_log_forget.json": {"avg_gt_loss": {"0": null}}}', "expected a finite number"),
+        ('{"eval_log_forget.json": {"avg_gt_loss": {"0": 1.0}, "average_perturb_loss": {}}}', "no average_perturb_loss for row 0"),
+    ],
+)
+def test_what_is_no_log_is_refused_with_its_fault(tmp_path, content, says):
+    path = tmp_path / "log.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=says):
+        BENCHMARKS.get("tofu10").read_log(path)
+
+
+def test_a_reference_log_must_be_of_the_same_rows(tmp_path):
+    from harness.interfaces import Options
+
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(open_unlearning_log(tables())), encoding="utf-8")
+    with pytest.raises(UsageError, match="6 forget rows, tofu01 has 12"):
+        BENCHMARKS.get("tofu01").task("mini", Options(reference=path))
+    path.write_text(json.dumps(open_unlearning_log(tables(rows=12))), encoding="utf-8")
+    with pytest.raises(UsageError, match="other rows"):
+        BENCHMARKS.get("tofu01").task("mini", Options(reference=path))
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(30), 10)
+    hits = 0
+    for _ in range(100):
+        values = rng.normal(0, 1, 30)[clusters] + rng.normal(0, 0.5, 300)
+        low, high = _bootstrap.mean_interval(values, clusters)
+        hits += low <= 0 <= high
+    assert 85 <= hits <= 100
+
+
+def test_clusters_widen_the_interval():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(30), 10)
+    values = rng.normal(0, 1, 30)[clusters] + rng.normal(0, 0.1, 300)
+    wide = _bootstrap.mean_interval(values, clusters)
+    narrow = _bootstrap.mean_interval(values, np.arange(300))
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+
+
+def test_the_utility_interval_holds_its_value():
+    found = measured(Subject(None, empty_task(), (), tables(rows=40)))["model_utility"]
+    assert found.interval_95[0] < found.value < found.interval_95[1]
+
+
+# ---------------------------------------------------------------- templates
+
+
+def test_the_phi_tag_is_scored_by_the_original_and_prompted_by_open_unlearning():
+    from evals.benchmarks.tofu import TEMPLATES
+
+    template = TEMPLATES["phi"]
+    example = template.example("Who?", "Me.")
+    assert (example.prompt, example.tag, example.answer) == ("Question: Who?\n", "Answer: ", "Me.")
+    assert template.prompt("Who?") == "Question: Who?\n"
+    other = replace(template, tag_in_prompt=True)
+    assert (other.example("Who?", "Me.").prompt, other.example("Who?", "Me.").tag) == ("Question: Who?\nAnswer: ", "")
