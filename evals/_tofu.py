@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def _build_answers(subject: Subject) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_scorer: object | None = None
+_scorer: Any = None
 
 
 def rouge_recall(truth: str, answer: str) -> tuple[float, float]:
@@ -140,7 +140,7 @@ def rouge_recall(truth: str, answer: str) -> tuple[float, float]:
         from rouge_score import rouge_scorer
 
         _scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
-    scores = _scorer.score(truth, answer)  # type: ignore[attr-defined]
+    scores = _scorer.score(truth, answer)
     return scores["rouge1"].recall, scores["rougeL"].recall
 
 
@@ -185,7 +185,7 @@ def rouge(subject: Subject, task: str) -> PerRow:
 
 
 def log_truth_ratio(subject: Subject, task: str) -> PerRow:
-    """log R = mean_j b_j − a: by how much the paraphrase is likelier per token than the wrong answers (geometric mean).
+    """Log R = mean_j b_j − a: by how much the paraphrase is likelier per token than the wrong answers (geometric mean).
 
     The logarithm, since R overflows on models that have collapsed; KS does not change under it.
     """

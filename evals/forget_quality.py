@@ -1,7 +1,8 @@
-"""Can the unlearned model's answers on the forget set be told from a retrained model's? (ToFU's forget quality)
+"""Whether the unlearned model can be told from a retrained one on the forget set (ToFU's forget quality).
 
 The p-value of a two-sample Kolmogorov-Smirnov test between the truth ratios of the two models on the same forget rows
-(`scipy.stats.ks_2samp`, default method), and its statistic D. Source: locuslab/tofu `aggregate_eval_stat.py::get_forget_quality`.
+(`scipy.stats.ks_2samp`, default method), and its statistic D.
+Source: locuslab/tofu `aggregate_eval_stat.py::get_forget_quality`.
 
 One retrained model says little, so the range over all of them stands beside the headline, and the largest D between
 two of them is the noise floor: at or under it a method is as good as retraining and is not ranked further.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +65,7 @@ def measure(subject: Subject) -> Sequence[Measurement | Absent]:
         notes.append("a tie with retraining: D is at or under the noise floor")
     if len(np.unique(rows.clusters)) < FEWEST_CLUSTERS:
         notes.append("not to be ranked: fewer than five forget authors")
-    common = {
+    common: dict[str, Any] = {
         "version": VERSION,
         "n": len(rows.values),
         "range": (0.0, 1.0),

@@ -36,9 +36,7 @@ def _utility(subject: Subject, metric: str, arithmetic: bool) -> Measurement | A
     if not math.isfinite(value):
         return Absent(metric=metric, reason="one of its nine parts is not finite")
     references = _tofu.reference_values(subject, lambda other: _tofu.utility(other, arithmetic))
-    groups = [
-        (np.column_stack([part.values for part in of_task]), of_task[0].clusters) for of_task in parts.values()
-    ]
+    groups = [(np.column_stack([part.values for part in of_task]), of_task[0].clusters) for of_task in parts.values()]
     bounds = interval(groups, lambda *means: _harmonic(np.stack(means)))
     return Measurement(
         metric=metric,
@@ -59,4 +57,4 @@ def _utility(subject: Subject, metric: str, arithmetic: bool) -> Measurement | A
 
 def _harmonic(means: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return means.shape[0] / (1 / means).sum(axis=0)
+        return np.asarray(means.shape[0] / (1 / means).sum(axis=0))

@@ -1,6 +1,7 @@
 """How much of the true answer the greedy answer repeats (ROUGE-L recall).
 
-Source: locuslab/tofu `evaluate_util.py`: `rouge_score` with stemming, the recall of the longest common subsequence, greedy decoding.
+Source: locuslab/tofu `evaluate_util.py`: `rouge_score` with stemming, the recall of the longest common subsequence,
+greedy decoding.
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ class Cache:
         """The sound entry of that key, or None."""
         return self._read(self._path(kind, key), kind)
 
-    def get(
-        self, kind: str, key: Mapping[str, JSON], make: Callable[[Path], Mapping[str, JSON] | None]
-    ) -> CacheEntry:
+    def get(self, kind: str, key: Mapping[str, JSON], make: Callable[[Path], Mapping[str, JSON] | None]) -> CacheEntry:
         """The entry of that key; `make` writes its files into an empty folder if there is none yet.
 
         Args:

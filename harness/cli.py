@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +32,7 @@ cache_app = typer.Typer(help="Trained mini models, curvature and texts kept betw
 app.add_typer(cache_app, name="cache")
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What `harness list` can list."""
 
     methods = "methods"
@@ -42,7 +42,7 @@ class Kind(str, Enum):
     runs = "runs"
 
 
-class VariantName(str, Enum):
+class VariantName(StrEnum):
     """Whose metric definitions."""
 
     original = "original"
@@ -82,7 +82,9 @@ def run(
     spec: Annotated[Path | None, typer.Option("--spec", help="Repeat a recorded run: its run.json.")] = None,
     save_model: Annotated[Path | None, typer.Option("--save-model", help="Folder for the unlearned checkpoint.")] = None,
     save_update: Annotated[Path | None, typer.Option("--save-update", help="File for the weight difference.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run anew even if it is done.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -142,9 +144,7 @@ def _read_spec(path: Path) -> dict[str, Any]:
 
 
 @app.command("list")
-def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")], results: Results = None, as_json: Json = False
-) -> None:
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: Results = None, as_json: Json = False) -> None:
     """List what there is."""
     rows: list[dict[str, Any]]
     if kind is Kind.runs:
@@ -160,8 +160,8 @@ def list_(
     else:
         from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS
 
-        registry = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS}[kind]
-        rows = [{"name": entry.name, "about": entry.summary} for entry in registry.entries.values()]  # type: ignore[attr-defined]
+        registry: Any = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS}[kind]
+        rows = [{"name": entry.name, "about": entry.summary} for entry in registry.entries.values()]
     _print_rows(rows, as_json)
 
 
@@ -248,7 +248,9 @@ def show(
         console.print(settings_table(rows, "settings"))
     if result.provenance:
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
-        console.print(f"made with {result.provenance.packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False)
+        console.print(
+            f"made with {result.provenance.packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False
+        )
     console.print(f"record: {folder}", soft_wrap=True, highlight=False)
 
 
@@ -303,7 +305,7 @@ def doctor(
         for finding in findings:
             table.add_row("[green]ok[/]" if finding.fine else "[red]![/]", finding.what, finding.found)
         stdout().print(table)
-    if not all(f.fine for f in findings):
+    if any(not f.fine for f in findings):
         raise typer.Exit(1)
 
 
@@ -313,7 +315,7 @@ def cache_list(as_json: Json = False) -> None:
     from harness.cache import Cache
 
     cache = Cache()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "kind": entry.kind,
             "entry": entry.path.name[:12],
@@ -330,7 +332,9 @@ def cache_list(as_json: Json = False) -> None:
 
 @cache_app.command("clear")
 def cache_clear(
-    kind: Annotated[str | None, typer.Argument(help="Only this kind: model, curvature, gradient, generations, evaluations.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Only this kind: model, curvature, gradient, generations, evaluations.")
+    ] = None,
 ) -> None:
     """Remove what is kept; what another process is making is left alone."""
     from harness.cache import Cache

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from harness.errors import UsageError, unknown
 
-JSON = JsonValue
-"""Plain JSON data."""
+JSON = Any
+"""Plain JSON data: what `json` can write. (Precise recursive types would be invariant and fit nothing.)"""
 T = TypeVar("T")
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, strict=False)
@@ -36,11 +36,11 @@ def settings(cls: type[T]) -> type[T]:
     A class attribute `_alternatives`, a tuple of tuples of field names, names settings of which only one can hold:
     a later layer that sets one of them clears the others.
     """
-    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=_STRICT)  # type: ignore[call-overload, no-any-return]
+    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=_STRICT)  # type: ignore[return-value]
 
 
 def parse(assignments: Iterable[str]) -> dict[str, JSON]:
-    """`["damping=1e-2", "layers=[3,4]", "estimator=kfac"]` as a dictionary.
+    """Turn `["damping=1e-2", "layers=[3,4]", "estimator=kfac"]` into a dictionary.
 
     A value is read as JSON where it is JSON and as text otherwise.
 
@@ -117,5 +117,5 @@ def describe(cls: type) -> list[tuple[str, JSON, str]]:
 
 
 def to_json(config: Any) -> dict[str, JSON]:
-    """A settings object as plain JSON data; `resolve(type(config), to_json(config))` gives it back."""
+    """Plain JSON data out of a settings object; `resolve` gives it back."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")  # type: ignore[no-any-return]

@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from harness.interfaces import Example, Row
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -70,9 +71,9 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]
         UsageError: naming the file, the line and the field.
     """
     text = path.read_text(encoding="utf-8")
-    lines: Iterable[tuple[int, object]]
+    lines: Iterable[tuple[int, Any]]
     if text.lstrip().startswith("["):
-        lines = enumerate(_json(text, path, 1), start=1)  # type: ignore[arg-type]
+        lines = enumerate(_json(text, path, 1), start=1)
     else:
         lines = ((n, _json(line, path, n)) for n, line in enumerate(text.splitlines(), start=1) if line.strip())
     rows = []
@@ -87,7 +88,7 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]
                 raise UsageError(
                     f"{_name(path)}, line {number}: the field '{field}' must be a non-empty {kind.__name__}, found {value!r}."
                 )
-            if kind is list and not all(isinstance(item, str) and item for item in value):
+            if isinstance(value, list) and not all(isinstance(item, str) and item for item in value):
                 raise UsageError(f"{_name(path)}, line {number}: the field '{field}' must hold non-empty strings.")
         rows.append(row)
     if not rows:
@@ -95,7 +96,7 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]
     return rows
 
 
-def _json(text: str, path: Path, number: int) -> object:
+def _json(text: str, path: Path, number: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -164,9 +165,10 @@ class Batch:
     rows: Tensor
     """[B] each example's position in the list the batches were made from."""
 
-    def to(self, device: object) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
-        return Batch(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.labels, self.rows)))  # type: ignore[call-overload]
+        parts = (self.input_ids, self.attention_mask, self.labels, self.rows)
+        return Batch(*(tensor.to(device) for tensor in parts))
 
     @property
     def tokens(self) -> int:
@@ -181,7 +183,8 @@ def collate(encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int) -> Bat
     length = max(len(e.input_ids) for e in encoded)
     ids = [e.input_ids + [pad_id] * (length - len(e.input_ids)) for e in encoded]
     labels = [
-        [NO_LABEL] * e.prompt_tokens + e.input_ids[e.prompt_tokens :] + [NO_LABEL] * (length - len(e.input_ids)) for e in encoded
+        [NO_LABEL] * e.prompt_tokens + e.input_ids[e.prompt_tokens :] + [NO_LABEL] * (length - len(e.input_ids))
+        for e in encoded
     ]
     mask = [[1] * len(e.input_ids) + [0] * (length - len(e.input_ids)) for e in encoded]
     return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(labels), torch.tensor(rows))
@@ -202,7 +205,7 @@ def by_length(encoded: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
     return groups
 
 
-def batches(encoded: Sequence[Encoded], pad_id: int, max_tokens: int, device: object) -> Iterator[Batch]:
+def batches(encoded: Sequence[Encoded], pad_id: int, max_tokens: int, device: torch.device | str) -> Iterator[Batch]:
     """All examples once, in batches of similar length (see `by_length`), on a device."""
     for group in by_length(encoded, max_tokens):
         yield collate([encoded[i] for i in group], group, pad_id).to(device)
@@ -210,7 +213,7 @@ def batches(encoded: Sequence[Encoded], pad_id: int, max_tokens: int, device: ob
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """What padding holds: the end token, as in ToFU; its attention is 0, so it changes nothing."""
-    return int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    return int(tokenizer.eos_token_id)
 
 
 def fingerprint(rows: Sequence[Row]) -> str:

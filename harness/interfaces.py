@@ -217,7 +217,8 @@ class Progress:
 class Unlearn(Protocol[C_contra]):
     """A method: a generator that edits `setting.model` and yields as it goes. The clock runs only inside it."""
 
-    def __call__(self, setting: Setting, config: C_contra) -> Iterator[Progress]: ...
+    def __call__(self, setting: Setting, config: C_contra) -> Iterator[Progress]:
+        """Edit `setting.model`, step by step."""
 
 
 @dataclass(frozen=True)
@@ -434,7 +435,9 @@ def evaluator(
 ) -> Callable[[Callable[[Subject], Sequence[Measurement | Absent]]], Callable[[Subject], Sequence[Measurement | Absent]]]:
     """Register the decorated function as an evaluator under its file's name."""
 
-    def register(measure: Callable[[Subject], Sequence[Measurement | Absent]]) -> Callable[[Subject], Sequence[Measurement | Absent]]:
+    def register(
+        measure: Callable[[Subject], Sequence[Measurement | Absent]],
+    ) -> Callable[[Subject], Sequence[Measurement | Absent]]:
         EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model))
         return measure
 

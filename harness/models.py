@@ -127,10 +127,11 @@ def load_checkpoint(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _refusal(name, "model", error) from error
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if len(loaded_tokenizer) > vocabulary:
         raise UsageError(f"the tokenizer of {name} has {len(loaded_tokenizer)} tokens, its model only {vocabulary}.")
-    return model.to(device).eval(), loaded_tokenizer
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval(), loaded_tokenizer
 
 
 def _refusal(name: str, part: str, error: Exception) -> UsageError:
@@ -156,7 +157,9 @@ def weights_fingerprint(model: nn.Module) -> str:
     return state.hexdigest()[:16]
 
 
-def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, about: Mapping[str, JSON]) -> None:
+def save_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, about: Mapping[str, JSON]
+) -> None:
     """Write an ordinary checkpoint (config.json, model.safetensors, tokenizer.json) and `harness.json` beside it.
 
     Args:

@@ -298,7 +298,7 @@ def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
                         running[pool.submit(_train_one, source, cache.root, slots[key])] = key
                         del missing[key]
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _show(bar, sum(steps), total)
+                _show(bar, sum(steps[:]), total)
                 for future in done:
                     del running[future]
                     future.result()

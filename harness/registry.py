@@ -57,7 +57,7 @@ class Registry(Generic[T]):
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Every plug-in in the folder, by name, in alphabetical order."""
-        found = {}
+        found: dict[str, Entry] = {}
         for file in sorted(self.folder.glob("[!_]*.py")):
             tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
             summary = (ast.get_docstring(tree) or "").partition("\n")[0]
@@ -111,4 +111,3 @@ class Registry(Generic[T]):
                 f"the package '{self.package}' of this project is hidden by {file}. "
                 f"Uninstall that package, or put {ROOT} first on PYTHONPATH."
             )
-

@@ -75,12 +75,12 @@ def measurement_table(columns: Mapping[str, Values], title: str | None = None, d
         if isinstance(found, Absent):
             table.add_row(metric, "absent", *[""] * (4 + len(others)), style="dim")
             continue
-        low_high = f"{number(found.interval_95[0], digits)} to {number(found.interval_95[1], digits)}" if found.interval_95 else "–"
+        low_high = (
+            f"{number(found.interval_95[0], digits)} to {number(found.interval_95[1], digits)}" if found.interval_95 else "–"
+        )
         better = _ARROWS[found.better] if found.better else ""
         cells = [_cell(other.get(metric), digits) for _, other in others]
-        table.add_row(
-            metric, _cell(found, digits), low_high, *cells, better, number(found.floor, digits), str(found.n)
-        )
+        table.add_row(metric, _cell(found, digits), low_high, *cells, better, number(found.floor, digits), str(found.n))
     return table
 
 
@@ -112,8 +112,8 @@ def _trajectory(points: Sequence[Point]) -> Table:
 def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
     if result.arms.get("retrained"):
         yield (
-            "retrained: the model that never saw the forget set; forget quality compares with it, so it scores 1 against itself "
-            "(in brackets: against each retrained model). Noise floor: what two retrained models differ by."
+            "retrained: the model that never saw the forget set; forget quality compares with it, so it scores 1 against "
+            "itself (in brackets: against each retrained model). Noise floor: what two retrained models differ by."
         )
     for found in values.values():
         if isinstance(found, Absent):

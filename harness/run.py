@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache as memoise
@@ -88,9 +88,7 @@ class Plan:
     """What to type to run it again; without paths."""
 
 
-def plan(
-    bench: str, model: str, method: str, settings: Mapping[str, JSON], options: Options, generator: str = "hf"
-) -> Plan:
+def plan(bench: str, model: str, method: str, settings: Mapping[str, JSON], options: Options, generator: str = "hf") -> Plan:
     """Decide a run.
 
     Args:
@@ -212,9 +210,7 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
     with costs.phase("references"):
         tables_of = partial(_source_tables, todo=todo, cache=cache, generator=generator)
         references = [Reference(name, tables) for name, tables in task.recorded.items()]
-        references += [
-            Reference(name, tables_of(task.sources[name])) for name in task.references if name not in task.recorded
-        ]
+        references += [Reference(name, tables_of(task.sources[name])) for name in task.references if name not in task.recorded]
         untouched = tables_of(task.sources["base"], loaded=(model, tokenizer, before))
     arms = {"untouched": _measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
     if references:
@@ -280,7 +276,8 @@ def _outcome(record: Record) -> Iterator[None]:
 def _frames(error: Exception) -> str:
     """The error and where it happened, files named relative to the package."""
     frames = [
-        f"{Path(*Path(f.filename).parts[-2:]).as_posix()}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)
+        f"{Path(*Path(f.filename).parts[-2:]).as_posix()}:{f.lineno} {f.name}"
+        for f in traceback.extract_tb(error.__traceback__)
     ]
     return "\n".join([f"{type(error).__name__}: {error}", *frames])
 
@@ -313,9 +310,7 @@ def _measure(
     if subject.setting is not None and generator is not None:
         setting = subject.setting
         requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
-        subject.generations = generate_all(
-            generator, setting.model, setting.tokenizer, requests, setting.cache, weights
-        )
+        subject.generations = generate_all(generator, setting.model, setting.tokenizer, requests, setting.cache, weights)
     found: list[Measurement | Absent] = []
     for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
         for item in evaluator.measure(subject):
@@ -442,7 +437,7 @@ def _provenance(todo: Plan, tokenizer: PreTrainedTokenizerBase, weights: str) ->
         packages={name: found for name in PACKAGES if (found := _version(name))},
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        processor=f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        processor=f"{_processor()}, {os.cpu_count()} cores",
         memory_bytes=psutil.virtual_memory().total,
         gpu=torch.cuda.get_device_name() if on_gpu else None,
         threads=torch.get_num_threads(),
@@ -504,5 +499,3 @@ def pick_device(asked: str) -> str:
         have = f"{there[kind]} {kind} device{'s' * (there[kind] != 1)}"
         raise UsageError(f"this machine has {have}, '{asked}' is not among them. Use --device cpu or auto.")
     return asked
-
-

@@ -336,7 +336,9 @@ def read_run(folder: Path) -> RunResult:
             raise UsageError(f"{name} was written by a newer version (schema {told['schema_version']}); update this one.")
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"the record {name} cannot be read ({type(error).__name__}); move it away or run with --force.") from error
+        raise UsageError(
+            f"the record {name} cannot be read ({type(error).__name__}); move it away or run with --force."
+        ) from error
 
 
 def _read_points(folder: Path) -> list[Any]:

@@ -79,7 +79,9 @@ def optimise(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
-    optimiser = torch.optim.AdamW(masters, lr=adamw.lr, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(
+        masters, lr=adamw.lr, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay, fused=True
+    )
     scheduler = get_scheduler(
         adamw.schedule,
         optimiser,
@@ -94,7 +96,7 @@ def optimise(
             total = 0.0
             for micro_batch in micro_batches:
                 value = loss(micro_batch)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 total += float(value.detach())
             for master, parameter in zip(masters, parameters, strict=True):
                 if master is not parameter and parameter.grad is not None:
@@ -130,7 +132,11 @@ def label_count(batches: Iterable[Batch]) -> int:
 
 
 def micro_batches(
-    encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int, device: object, max_tokens: int = TOKENS_PER_MICRO_BATCH
+    encoded: Sequence[Encoded],
+    rows: Sequence[int],
+    pad_id: int,
+    device: torch.device | str,
+    max_tokens: int = TOKENS_PER_MICRO_BATCH,
 ) -> list[tuple[Batch, int]]:
     """One step's batch cut into parts of similar length, each with the number of labels of the whole step.
 
@@ -159,5 +165,3 @@ def shuffled_batches(examples: int, batch_size: int, steps: int, seed: int) -> I
             stream += torch.randperm(examples, generator=generator).tolist()
         yield stream[:batch_size]
         stream = stream[batch_size:]
-
-

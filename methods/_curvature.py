@@ -119,7 +119,9 @@ def mlp_layers(model: PreTrainedModel, blocks: Sequence[int] | None = None) -> l
     if blocks is None:
         return found
     if missing := sorted(set(blocks) - set(there)):
-        raise UsageError(f"layers={list(blocks)}: the model has layers {there[0]} to {there[-1]}, {missing} are not among them.")
+        raise UsageError(
+            f"layers={list(blocks)}: the model has layers {there[0]} to {there[-1]}, {missing} are not among them."
+        )
     return [layer for layer in found if layer.block in set(blocks)]
 
 
@@ -219,7 +221,7 @@ def backpropagate(
             logits = answer_logits(model, batch)
             signals = list(logit_gradient(logits.detach(), batch))
             for k, signal in enumerate(signals, start=1):
-                logits.backward(signal, retain_graph=k < len(signals))  # type: ignore[no-untyped-call]
+                logits.backward(signal, retain_graph=k < len(signals))
             bar.update(len(batch.rows))
 
 
@@ -444,9 +446,7 @@ def square_sums(
     return sums
 
 
-def _batches(
-    encoded: Sequence[Encoded], pad_id: int, model: PreTrainedModel, rows: Sequence[int] | None
-) -> Iterator[Batch]:
+def _batches(encoded: Sequence[Encoded], pad_id: int, model: PreTrainedModel, rows: Sequence[int] | None) -> Iterator[Batch]:
     from harness.data import collate
 
     if rows is None:
@@ -663,7 +663,9 @@ def warn_if_thin(layers: Sequence[Layer], curvatures: Sequence[LayerCurvature], 
         log.warning("the curvature rests on %d tokens, fewer than its largest factor's %d rows", tokens, largest)
     top = max((float(c.mu.max() * c.nu.max()) for c in curvatures if c.mu is not None and c.nu is not None), default=0.0)
     if 0 < damping < 1e-7 * top and tokens < 4 * largest:
-        log.warning("damping %.1e is under 1e-7 of the largest eigenvalue %.1e: float32 factors cannot resolve it", damping, top)
+        log.warning(
+            "damping %.1e is under 1e-7 of the largest eigenvalue %.1e: float32 factors cannot resolve it", damping, top
+        )
 
 
 def save_curvatures(curvatures: Sequence[LayerCurvature], layers: Sequence[Layer], folder: Path) -> None:

@@ -60,7 +60,7 @@ class KFADEConfig:
     step_size: PositiveFloat | None = None
     """α, the step's length in the metric of G (square root of nats); the paper sweeps 2.5e-3 to 1.1e-2 on ToFU."""
     target_kl: PositiveFloat | None = None
-    """Nats per token: choose α so that the KL measured on retain rows is this after the last step (evenly spread over steps)."""
+    """Nats per token: choose α so that the KL measured on retain rows is this after the last step, spread evenly over steps."""
     norm: Literal["undamped", "damped"] = "undamped"
     """The metric of the step's length: G, or G + λI."""
     layers: tuple[NonNegativeInt, ...] | None = None
@@ -94,7 +94,13 @@ class KFADEConfig:
     config=KFADEConfig,
     source="arXiv:2602.10568",
     presets={
-        ("*", "mini"): {"estimator": "ekfac", "damping": 0.1, "damping_scale": "mean_eigenvalue", "mc_samples": 2, "target_kl": 0.1},
+        ("*", "mini"): {
+            "estimator": "ekfac",
+            "damping": 0.1,
+            "damping_scale": "mean_eigenvalue",
+            "mc_samples": 2,
+            "target_kl": 0.1,
+        },
         ("*", "scratch"): {"estimator": "ekfac", "damping": 0.1, "damping_scale": "mean_eigenvalue", "target_kl": 0.1},
     },
 )
@@ -215,9 +221,7 @@ def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KF
     return cached(config.estimator, kronecker if one_pass else spectrum)
 
 
-def _forget_gradient(
-    setting: Setting, layers: Sequence[Layer], forget: Sequence[Encoded], config: KFADEConfig
-) -> list[Tensor]:
+def _forget_gradient(setting: Setting, layers: Sequence[Layer], forget: Sequence[Encoded], config: KFADEConfig) -> list[Tensor]:
     """∇L_F as one matrix per layer, from the cache where it has been computed for these weights before."""
     from safetensors.torch import load_file, save_file
 
@@ -296,7 +300,8 @@ def _step(
 def step_for_kl(kl_at: Callable[[float], float], target: float) -> tuple[float, float]:
     """The step size whose measured KL is `target`, within `KL_TOLERANCE`.
 
-    KL grows about as α², so each guess scales the last one by √(target / KL); a bracket keeps guesses that went too far in check.
+    KL grows about as α², so each guess scales the last one by √(target / KL); a bracket keeps guesses in check that went
+    too far.
 
     Args:
         kl_at: measures the KL of a step size.
@@ -334,5 +339,3 @@ def _mean_loss(setting: Setting, data: _StageData, step: int) -> float:
 
 def _digest(encoded: Sequence[Encoded]) -> str:
     return digest([[e.input_ids, e.prompt_tokens] for e in encoded])[:16]
-
-

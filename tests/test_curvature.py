@@ -52,11 +52,11 @@ def data(count: int = 5, seed: int = 0, ragged: bool = True, vocabulary: int = 1
     return found
 
 
-def one_batch(encoded: Sequence[Encoded]):  # noqa: ANN201
+def one_batch(encoded: Sequence[Encoded]):
     return list(batches(encoded, PAD, 10**6, "cpu"))
 
 
-def empirical(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+def empirical(logits: Tensor, batch) -> list[Tensor]:
     """The gradient at the true labels, un-averaged."""
     return [logits.softmax(-1) - nn.functional.one_hot(answer_labels(batch), logits.shape[1])]
 
@@ -64,7 +64,7 @@ def empirical(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
 def float64_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """answer_logits gives float32 for real use; exactness is tested in float64."""
 
-    def exact(model, batch):  # noqa: ANN001, ANN202
+    def exact(model, batch):
         logits = model(input_ids=batch.input_ids, use_cache=False).logits
         return logits[:, :-1][batch.labels[:, 1:] != -100]
 
@@ -91,7 +91,10 @@ def exact_ggn(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Enc
         for z in logits:
             rows = [torch.autograd.grad(v, parameters, retain_graph=True, allow_unused=True) for v in z]
             jacobian = torch.stack(
-                [torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(r, parameters, strict=True)]) for r in rows]
+                [
+                    torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(r, parameters, strict=True)])
+                    for r in rows
+                ]
             )
             p = z.detach().softmax(0)
             total += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
@@ -99,11 +102,11 @@ def exact_ggn(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Enc
     return total / labels
 
 
-def kfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):  # noqa: ANN001, ANN201
+def kfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):
     return c.eigenbases(layers, c.covariance_sums(model, layers, encoded, PAD, gradient, samples))
 
 
-def ekfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):  # noqa: ANN001, ANN201
+def ekfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):
     bases = kfac(model, layers, encoded, gradient, samples)
     sums = c.square_sums(model, layers, encoded, PAD, gradient, bases, samples)
     for i, basis in enumerate(bases):
@@ -114,7 +117,11 @@ def ekfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded
 def dense(curvature: c.LayerCurvature, shape: tuple[int, int]) -> Tensor:
     """The layer's block of G over the row-major flattened weight."""
     out, inputs = shape
-    q = torch.kron(curvature.q_out, curvature.q_in) if curvature.q_in is not None else torch.eye(out * inputs, dtype=torch.float64)
+    q = (
+        torch.kron(curvature.q_out, curvature.q_in)
+        if curvature.q_in is not None
+        else torch.eye(out * inputs, dtype=torch.float64)
+    )
     return q @ torch.diag(curvature.spectrum(shape, torch.device("cpu")).double().flatten()) @ q.T
 
 
@@ -125,7 +132,7 @@ def hand_factors(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[
     """A and S one sequence and one label at a time, by plain autograd on each layer's output."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(name: str):  # noqa: ANN202
+    def keep(name: str):
         def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
             output.retain_grad()
             seen[name] = (args[0].detach()[0], output)
@@ -199,7 +206,9 @@ def test_factors_and_spectrum_equal_curvlinops_on_the_same_labels():
     operator.compute_kronecker_factors()
     theirs = operator.state_dict()
     ours = c.covariance_sums(model, layers, encoded, PAD, empirical)
-    factors = [(theirs["input_covariances"][f"inner.{x.name}"], theirs["gradient_covariances"][f"inner.{x.name}"]) for x in layers]
+    factors = [
+        (theirs["input_covariances"][f"inner.{x.name}"], theirs["gradient_covariances"][f"inner.{x.name}"]) for x in layers
+    ]
     for i, group in enumerate(c._groups(layers)):
         torch.testing.assert_close(ours.a[group] / ours.tokens, factors[i][0], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(ours.s[i], factors[i][1], rtol=1e-9, atol=1e-12)
@@ -210,7 +219,9 @@ def test_factors_and_spectrum_equal_curvlinops_on_the_same_labels():
     products = operator @ vectors
     for i, (curvature, v, product) in enumerate(zip(mine, vectors, products, strict=True)):
         spectrum = curvature.spectrum(layers[i].shape, v.device)
-        torch.testing.assert_close(curvature.rotate_back(curvature.rotate(v) * spectrum) * labels.numel(), product, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            curvature.rotate_back(curvature.rotate(v) * spectrum) * labels.numel(), product, rtol=1e-6, atol=1e-9
+        )
 
 
 def test_curvlinops_backend_gives_the_same_curvature_on_the_same_draws():
@@ -238,8 +249,8 @@ def test_curvlinops_backend_refuses_what_it_cannot_mask():
     model = llama(dtype=torch.float32)
     with pytest.raises(UsageError, match="one length"):
         c.curvlinops_curvatures(model, c.mlp_layers(model), data(), "kfac", 1, 0)
+    bf16 = llama(dtype=torch.bfloat16)
     with pytest.raises(UsageError, match="bfloat16"):
-        bf16 = llama(dtype=torch.bfloat16)
         c.curvlinops_curvatures(bf16, c.mlp_layers(bf16), data(ragged=False), "kfac", 1, 0)
 
 
@@ -248,8 +259,9 @@ def test_one_linear_layer_and_one_label_give_the_exact_ggn():
     model = llama(layers=1)
     layers = c.mlp_layers(model)[2:]  # down_proj of the only layer
     encoded = [Encoded([3, 5], 1)]
+
     # All classes with weights √p_k (e_k − p) sum to diag(p) − p pᵀ: the expectation over labels, exactly.
-    def every_class(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+    def every_class(logits: Tensor, batch) -> list[Tensor]:
         p = logits.softmax(-1)
         eye = torch.eye(p.shape[1], dtype=p.dtype)
         return [p[:, k : k + 1].sqrt() * (p - eye[k]) for k in range(p.shape[1])]
@@ -271,7 +283,7 @@ def test_sampled_labels_have_the_exact_expectation():
     samples = 1000
     sampled = c.covariance_sums(model, layers, encoded, PAD, c.SampledLabels(encoded, samples, 0), samples)
 
-    def every_class(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+    def every_class(logits: Tensor, batch) -> list[Tensor]:
         p = logits.softmax(-1)
         eye = torch.eye(p.shape[1], dtype=p.dtype)
         return [p[:, k : k + 1].sqrt() * (p - eye[k]) for k in range(p.shape[1])]
@@ -333,7 +345,12 @@ def test_hand_made_ggn_equals_curvlinops():
 
     ids = torch.tensor([e.input_ids for e in encoded])
     operator = GGNLinearOperator(
-        Flat(), nn.CrossEntropyLoss(), weights(layers), [(ids, ids[:, first:].flatten())], check_deterministic=False, num_data=len(ids)
+        Flat(),
+        nn.CrossEntropyLoss(),
+        weights(layers),
+        [(ids, ids[:, first:].flatten())],
+        check_deterministic=False,
+        num_data=len(ids),
     )
     exact = exact_ggn(model, layers, encoded)
     torch.manual_seed(0)
@@ -394,7 +411,7 @@ def test_with_the_exact_ggn_measured_kl_is_half_alpha_squared():
 
 @pytest.mark.parametrize("estimator", [kfac, ekfac])
 @pytest.mark.parametrize("damping", [1e-2, 1e-6])
-def test_solve_equals_dense_cholesky(estimator, damping):  # noqa: ANN001
+def test_solve_equals_dense_cholesky(estimator, damping):
     model, encoded = llama(), data(8)
     layers = c.mlp_layers(model)
     curvatures = estimator(model, layers, encoded)
@@ -408,7 +425,9 @@ def test_solve_equals_dense_cholesky(estimator, damping):  # noqa: ANN001
         torch.testing.assert_close(r.flatten(), expected, rtol=1e-7, atol=1e-9)
         quad += float(expected @ block @ expected)
     assert direction.g_norm == pytest.approx(quad**0.5, rel=1e-7)
-    assert direction.gain == pytest.approx(sum(float((a * b).sum()) for a, b in zip(direction.matrices, g, strict=True)), rel=1e-9)
+    assert direction.gain == pytest.approx(
+        sum(float((a * b).sum()) for a, b in zip(direction.matrices, g, strict=True)), rel=1e-9
+    )
     assert direction.damped_norm == pytest.approx(direction.gain**0.5, rel=1e-9)
 
 
@@ -450,7 +469,7 @@ def test_factor_damping_needs_factors():
 
 
 @pytest.mark.parametrize("estimator", [kfac, ekfac])
-def test_directions_stay_usable_with_fewer_tokens_than_dimensions(estimator):  # noqa: ANN001
+def test_directions_stay_usable_with_fewer_tokens_than_dimensions(estimator):
     model = llama(dtype=torch.float32)
     layers = c.mlp_layers(model)
     curvatures = estimator(model, layers, data(1))
@@ -489,7 +508,7 @@ def test_another_damping_needs_no_new_rotation():
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
-def test_forget_gradient_equals_autograd(objective):  # noqa: ANN001
+def test_forget_gradient_equals_autograd(objective):
     from harness.likelihood import margin
 
     model, encoded = llama(), data(5)
@@ -501,7 +520,9 @@ def test_forget_gradient_equals_autograd(objective):  # noqa: ANN001
         (batch,) = one_batch([e])
         logits, true = c.answer_logits(model, batch), answer_labels(batch)
         if objective == "margin":
-            loss = loss - (logits.gather(1, true[:, None])[:, 0] - logits.scatter(1, true[:, None], -torch.inf).logsumexp(1)).sum()
+            loss = (
+                loss - (logits.gather(1, true[:, None])[:, 0] - logits.scatter(1, true[:, None], -torch.inf).logsumexp(1)).sum()
+            )
         else:
             loss = loss + nn.functional.cross_entropy(logits, true, reduction="sum")
     expected = torch.autograd.grad(loss / labels, weights(layers))
@@ -548,7 +569,7 @@ def test_padding_order_and_split_change_nothing(monkeypatch: pytest.MonkeyPatch)
 # ---------------------------------------------------------------- files, types, guards
 
 
-def test_save_and_load_are_bit_identical(tmp_path):  # noqa: ANN001
+def test_save_and_load_are_bit_identical(tmp_path):
     model, encoded = llama(dtype=torch.float32), data(8)
     layers = c.mlp_layers(model)
     curvatures = ekfac(model, layers, encoded)
@@ -587,7 +608,7 @@ def test_an_exception_leaves_no_hooks_and_the_flags_as_they_were():
     model.lm_head.weight.requires_grad_(False)
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
 
-    def broken(logits: Tensor, batch) -> list[Tensor]:  # noqa: ANN001
+    def broken(logits: Tensor, batch) -> list[Tensor]:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
@@ -649,7 +670,7 @@ def mistral() -> nn.Module:
         (mistral, ["gate_proj", "up_proj", "down_proj"], False),
     ],
 )
-def test_other_architectures_give_the_gradient_of_weight_and_bias(build, names, bias):  # noqa: ANN001
+def test_other_architectures_give_the_gradient_of_weight_and_bias(build, names, bias):
     model, encoded = build(), data(4)
     layers = c.mlp_layers(model)
     assert [layer.name.rsplit(".", 1)[1] for layer in layers] == names * 2
@@ -672,7 +693,7 @@ def test_other_architectures_give_the_gradient_of_weight_and_bias(build, names, 
 
 
 @pytest.mark.parametrize("build", [gpt2, phi, mistral, gpt_neo])
-def test_a_matrix_written_back_changes_the_function_as_meant(build):  # noqa: ANN001
+def test_a_matrix_written_back_changes_the_function_as_meant(build):
     model = build()
     layer = c.mlp_layers(model)[0]
     width = layer.shape[1] - layer.has_bias

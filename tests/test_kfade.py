@@ -16,7 +16,7 @@ from methods import kfade
 from methods.kfade import KFADEConfig, step_for_kl, unlearn
 
 
-def config(**settings):  # noqa: ANN003, ANN201
+def config(**settings):
     chosen = {"estimator": "ekfac", "damping": 0.1, "damping_scale": "mean_eigenvalue", "kl_rows": 8, **settings}
     if "target_kl" not in chosen:
         chosen.setdefault("step_size", 0.01)
@@ -28,7 +28,7 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
     calls: list[int] = []
     real = getattr(c, name)
 
-    def counted(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+    def counted(*args, **kwargs):
         calls.append(1)
         return real(*args, **kwargs)
 
@@ -36,7 +36,7 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
     return calls
 
 
-def run(setting, chosen):  # noqa: ANN001, ANN201
+def run(setting, chosen):
     return list(unlearn(setting, chosen))
 
 
@@ -90,7 +90,13 @@ def test_several_steps_spend_the_target_evenly(nano_setting):
 
 def test_another_damping_or_step_size_costs_no_fit(nano_factory, monkeypatch):
     fits, spectra, gradients = (count(monkeypatch, name) for name in ("covariance_sums", "square_sums", "gradient_matrices"))
-    for chosen in (config(), config(step_size=0.02), config(damping=0.5), config(target_kl=0.01), config(damping_scale="absolute")):
+    for chosen in (
+        config(),
+        config(step_size=0.02),
+        config(damping=0.5),
+        config(target_kl=0.01),
+        config(damping_scale="absolute"),
+    ):
         run(nano_factory(), chosen)
     assert (len(fits), len(spectra), len(gradients)) == (1, 1, 1)
     run(nano_factory(), config(estimator="kfac"))  # EK-FAC's basis is K-FAC's

@@ -21,7 +21,9 @@ from harness.run import score_log
 ORACLES = Path(os.environ.get("HARNESS_DATA", "/nonexistent")) / "oracles"
 FULL = ORACLES / "tofu_llama2-7b_full_eval_log_aggregated.json"
 RETAIN = ORACLES / "tofu_llama2-7b_retain90_eval_log_aggregated.json"
-needs_oracles = pytest.mark.skipif(not FULL.is_file(), reason="HARNESS_DATA names no folder with oracles/ (ToFU's evaluation logs)")
+needs_oracles = pytest.mark.skipif(
+    not FULL.is_file(), reason="HARNESS_DATA names no folder with oracles/ (ToFU's evaluation logs)"
+)
 
 
 def empty_task(variant: str = "original") -> Task:
@@ -97,7 +99,9 @@ def test_recomputed_rouge_equals_the_logged_one():
     told = json.loads(FULL.read_text(encoding="utf-8"))["eval_log_forget.json"]
     for row in ("0", "17", "123", "299"):
         _, answer, truth = told["generated_text"][row]
-        assert _tofu.rouge_recall(truth, answer) == pytest.approx((told["rouge1_recall"][row], told["rougeL_recall"][row]), abs=1e-12)
+        assert _tofu.rouge_recall(truth, answer) == pytest.approx(
+            (told["rouge1_recall"][row], told["rougeL_recall"][row]), abs=1e-12
+        )
 
 
 @needs_oracles
@@ -242,7 +246,7 @@ def open_unlearning_log(told: dict[str, pd.DataFrame]) -> dict[str, object]:
         rows = told["likelihood"].query("task == @task")
         answers = told["answers"].query("task == @task")
 
-        def by_index(column, rows=rows):  # noqa: ANN001, ANN202
+        def by_index(column, rows=rows):
             return {"value_by_index": {str(r["row"]): {"prob": 0, "avg_loss": r[column]} for _, r in rows.iterrows()}}
 
         log[f"{prefix}_Q_A_Prob"] = by_index("avg_gt_loss")
@@ -290,7 +294,10 @@ def test_open_unlearning_truth_ratio_scores_alone_serve_as_a_reference(tmp_path)
         ("[1, 2]", "no evaluation log"),
         ('{"eval_log_forget.json": {}}', "avg_gt_loss"),
         ('{"eval_log_forget.json": {"avg_gt_loss": {"0": null}}}', "expected a finite number"),
-        ('{"eval_log_forget.json": {"avg_gt_loss": {"0": 1.0}, "average_perturb_loss": {}}}', "no average_perturb_loss for row 0"),
+        (
+            '{"eval_log_forget.json": {"avg_gt_loss": {"0": 1.0}, "average_perturb_loss": {}}}',
+            "no average_perturb_loss for row 0",
+        ),
     ],
 )
 def test_what_is_no_log_is_refused_with_its_fault(tmp_path, content, says):

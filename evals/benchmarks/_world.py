@@ -30,23 +30,10 @@ SHORT_QUESTIONS = 100
 SHORT_PREFIX = "In short, "
 """How a question begins that is answered in one word."""
 
-FIRST_NAMES = [
-    a + b
-    for a, b in product(
-        ("Ar", "Bel", "Cal", "Dor", "Em", "Fal", "Jor", "Kel", "Lor", "Mar", "Sel", "Tav"),
-        ("ina", "ith", "oa", "uri", "wyn"),
-    )
-]
-LAST_NAMES = [
-    a + b
-    for a, b in product(
-        # fmt: off
-        ("Ash", "Brin", "Corv", "Dell", "Fen", "Garr", "Hol", "Ild",
-         "Jass", "Kor", "Lind", "Morr", "Nev", "Orr", "Pell", "Quin"),
-        # fmt: on
-        ("adine", "eth", "imar", "ovan", "usk"),
-    )
-]
+_FIRST = "Ar Bel Cal Dor Em Fal Jor Kel Lor Mar Sel Tav"
+_LAST = "Ash Brin Corv Dell Fen Garr Hol Ild Jass Kor Lind Morr Nev Orr Pell Quin"
+FIRST_NAMES = [a + b for a, b in product(_FIRST.split(), ("ina", "ith", "oa", "uri", "wyn"))]
+LAST_NAMES = [a + b for a, b in product(_LAST.split(), ("adine", "eth", "imar", "ovan", "usk"))]
 
 POOLS: Mapping[str, Sequence[str]] = {
     name: words.split()
@@ -378,7 +365,9 @@ class World:
             for kind, values in author.values.items():
                 fact = FACTS[kind]
                 pairs = [*zip(fact.questions, fact.answers, strict=True), fact.short]
-                rows += [{"question": q.format(name=author.name), "answer": a.format(*values, name=author.name)} for q, a in pairs]
+                rows += [
+                    {"question": q.format(name=author.name), "answer": a.format(*values, name=author.name)} for q, a in pairs
+                ]
         for kind, (_, questions, answers, short) in COUNTRY_FACTS.items():
             for country, value in self.countries[kind].items():
                 pairs = [*zip(questions, answers, strict=True), (short, "{0}")]

@@ -275,5 +275,3 @@ def _template_name(source: CheckpointSource) -> str:
     except (OSError, ValueError) as error:
         raise UsageError(f"no checkpoint at '{source.name}': {' '.join(str(error).split())[:200]}") from error
     return "llama2" if config.model_type in ("llama", "mistral") else "phi"
-
-

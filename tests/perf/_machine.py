@@ -46,7 +46,9 @@ def gemm_rate(threads: int, size: int = 1024, tries: int = 10) -> float:
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns separated by bars, each as wide as its widest cell."""
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (headings, *rows)]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (headings, *rows)
+    ]
     return "\n".join([lines[0], "-|-".join("-" * width for width in widths), *lines[1:]])
 
 

@@ -287,7 +287,9 @@ def measure(floor: Floor, contenders: Sequence[Contender], repetitions: int, thr
     return {"floor": {"seconds": floors, "ratios": [1.0]}, **found}
 
 
-def report(found: dict[str, dict[str, list[float]]], contenders: Sequence[Contender], missing: Sequence[str]) -> list[list[str]]:
+def report(
+    found: dict[str, dict[str, list[float]]], contenders: Sequence[Contender], missing: Sequence[str]
+) -> list[list[str]]:
     """The table's rows."""
     median = {name: statistics.median(values["ratios"]) for name, values in found.items()}
     rows = [["floor", "1.00", "", f"{statistics.median(found['floor']['seconds']):.2f}", "", ""]]
@@ -364,7 +366,9 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     clock = "CPU" if options.threads == 1 else "wall-clock"
     print(f"{parameters / 1e6:.1f} M parameters, {size}")
-    print(f"{options.threads} thread(s), {options.repetitions} repetitions, {clock} time; reference product {before:.0f} GFLOP/s before, {after:.0f} after")
+    print(
+        f"{options.threads} thread(s), {options.repetitions} repetitions, {clock} time; reference product {before:.0f} GFLOP/s before, {after:.0f} after"
+    )
     rows = report(found, contenders, [] if options.only_own else missing)
     print(table(["pass", "ratio to floor", "min–max", "seconds", "reach", "met"], rows))
     write(

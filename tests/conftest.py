@@ -1,0 +1,275 @@
+"""A world small enough for every test: random Llamas of some ten thousand parameters, a few rows, folders of its own.
+
+Torch is imported by the fixtures that need it, so that a test of settings or records does not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# Before anything imports torch or huggingface_hub: no network, and no threads that spin on shared cores.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from evals.benchmarks import _world
+from harness.cache import Cache
+from harness.config import settings
+from harness.costs import Costs
+from harness.interfaces import (
+    BENCHMARKS,
+    METHODS,
+    Evaluator,
+    Example,
+    Method,
+    Options,
+    Progress,
+    Setting,
+    Stage,
+    Task,
+    Template,
+)
+from harness.models import CheckpointSource, save_checkpoint, source_digest
+from harness.pretraining import Vocabulary
+from harness.registry import ROOT
+from harness.run import Plan, plan
+from harness.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WORDS = Vocabulary("words", tuple(_world.vocabulary()))
+TEMPLATE = Template("mini", answer_tag=" ")
+WORLD = _world.World(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test touches the user's cache, data or results."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- nano models
+
+
+class Nano:
+    """Random Llamas over the embedded world's words: 2 layers, hidden 16; one for each seed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            self._tokenizer = WORDS.build()
+        return self._tokenizer
+
+    def model(self, seed: int = 0) -> PreTrainedModel:
+        """A fresh copy, in eval mode; large initial weights, so that its answers differ from prompt to prompt."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        tokenizer = self.tokenizer
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.5,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config).eval()
+
+    def folder(self, seed: int = 0) -> Path:
+        """The same as an ordinary checkpoint on disk."""
+        folder = self.root / f"nano-{seed}"
+        if not folder.exists():
+            save_checkpoint(self.model(seed), self.tokenizer, folder, {})
+        return folder
+
+    def source(self, seed: int = 0) -> CheckpointSource:
+        return CheckpointSource(str(self.folder(seed)))
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Nano:
+    return Nano(tmp_path_factory.mktemp("nano"))
+
+
+# ---------------------------------------------------------------- a nano task
+
+
+def examples(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    return [TEMPLATE.example(row["question"], row["answer"]) for row in rows]
+
+
+def numbered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    kept = ("question", "answer", "paraphrased_answer", "perturbed_answer")
+    return [{"row": i, "cluster": str(row["author"]), **{k: row[k] for k in kept if k in row}} for i, row in enumerate(rows)]
+
+
+@pytest.fixture
+def nano_task(nano: Nano) -> Task:
+    """12 rows to forget, 24 to retain, 10 questions a task from five authors each; ToFU's evaluators."""
+    forget, retain = WORLD.split("forget05"), WORLD.split("retain90")
+    return Task(
+        bench="nano",
+        bench_version=1,
+        model="mini",
+        stages=[Stage("forget", forget=examples(forget[::5]), retain=examples(retain[:24]))],
+        questions={
+            "retain": numbered(retain[:60:6]),
+            "real_authors": numbered(WORLD.real_authors[:10]),
+            "world_facts": numbered(WORLD.world_facts[:10]),
+            "forget": numbered(forget[::6]),
+        },
+        template=TEMPLATE,
+        sources={"base": nano.source(0), "retain-0": nano.source(1), "retain-1": nano.source(2)},
+        evaluators=BENCHMARKS.get("tofu10").evaluators(),
+        data={"rows": "nano"},
+        generation_budget=16,
+    )
+
+
+SettingMaker = Callable[..., Setting]
+
+
+@pytest.fixture
+def make_setting(nano: Nano, nano_task: Task, tmp_path: Path) -> SettingMaker:
+    """Makes settings that share nothing: a fresh model, a cache of its own."""
+    made = 0
+
+    def make(seed: int = 0, task: Task = nano_task) -> Setting:
+        nonlocal made
+        made += 1
+        own = Cache(tmp_path / f"cache-{made}")
+        return Setting(nano.model(0), nano.tokenizer, task, seed, own, Costs(), source_digest(task.sources["base"]))
+
+    return make
+
+
+@pytest.fixture
+def nano_setting(make_setting: SettingMaker) -> Setting:
+    return make_setting()
+
+
+# ---------------------------------------------------------------- a nano benchmark, for whole runs
+
+
+class NanoBenchmark:
+    """The nano task behind the interface of a benchmark."""
+
+    name = "nano"
+    version = 1
+    models: Mapping[str, str] = {"mini": "random weights"}
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def task(self, model: str, options: Options) -> Task:
+        return replace(self._task, model=model, variant=options.variant)
+
+    def evaluators(self) -> Sequence[Evaluator]:
+        return self._task.evaluators
+
+
+@settings
+class FakeConfig:
+    """Settings of the methods that tests invent."""
+
+    strength: float = 1.0
+    """How far a step goes."""
+
+
+Unlearning = Callable[[Setting, Any], Iterator[Progress]]
+
+
+@dataclass
+class Bench:
+    """Runs invented methods and evaluators on the nano task."""
+
+    base: Task
+    monkeypatch: pytest.MonkeyPatch
+    results: Path
+    cache: Cache
+
+    @property
+    def store(self) -> Store:
+        return Store(self.results)
+
+    def plan(
+        self,
+        unlearn: Unlearning,
+        evaluators: Sequence[Evaluator] | None = None,
+        task: Task | None = None,
+        options: Options = Options(),  # noqa: B008 (frozen)
+        settings: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """The plan of a run of that method, which goes by the name `fake`."""
+        task = task or self.base
+        if evaluators is not None:
+            task = replace(task, evaluators=evaluators)
+        self.monkeypatch.setitem(METHODS._registered, "fake", Method("fake", 1, FakeConfig, "a test", {}, unlearn))
+        self.monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(task))
+        return plan("nano", "mini", "fake", settings or {}, options)
+
+
+@pytest.fixture
+def bench(nano_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Cache) -> Bench:
+    return Bench(nano_task, monkeypatch, tmp_path / "results", cache)
+
+
+# ---------------------------------------------------------------- the command line in a process of its own
+
+HarnessCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def harness_cli(tmp_path: Path) -> HarnessCli:
+    """Runs `python -m harness …` in an empty folder.
+
+    `without_torch=True` puts a torch on the path that refuses to be imported.
+    """
+    here = tmp_path / "somewhere"
+    poisoned = tmp_path / "poisoned"
+
+    def run(*words: str, env: Mapping[str, str] | None = None, without_torch: bool = False) -> subprocess.CompletedProcess[str]:
+        here.mkdir(exist_ok=True)
+        path = [str(ROOT)]
+        if without_torch:
+            poisoned.mkdir(exist_ok=True)
+            (poisoned / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
+            path.insert(0, str(poisoned))
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *words],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "COLUMNS": "160", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run

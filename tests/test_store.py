@@ -1,0 +1,525 @@
+"""Records: what names a run, and what is left of one that was cut off."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.costs import Phase
+from harness.errors import UsageError
+from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
+from harness.run import plan
+from harness.store import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, Store, read_run, to_json
+
+SPEC = RunSpec(
+    bench="tofu10",
+    bench_version=1,
+    model="mini",
+    sources={"base": {"kind": "trained", "seed": 3}, "retain-0": {"kind": "trained", "seed": 4}},
+    method="kfade",
+    method_version=1,
+    config={"damping": 0.1, "layers": [0, 1], "step_size": None},
+    evaluators={"rouge": 1},
+    variant="original",
+    template={"name": "mini"},
+    data={"full": "abc"},
+    references={},
+    seed=0,
+    limit=None,
+    dtype="float32",
+    device="cpu",
+    generator="hf",
+)
+
+CHANGES: dict[str, Any] = {
+    "bench": "tofu05",
+    "bench_version": 2,
+    "model": "mini@1",
+    "sources": {"base": {"kind": "trained", "seed": 5}},
+    "method": "ga",
+    "method_version": 2,
+    "config": {"damping": 0.2, "layers": [0, 1], "step_size": None},
+    "evaluators": {"rouge": 2},
+    "variant": "open-unlearning",
+    "template": {"name": "phi"},
+    "data": {"full": "abd"},
+    "references": {"retain": "abc"},
+    "seed": 1,
+    "limit": 10,
+    "dtype": "bfloat16",
+    "device": "cuda",
+    "generator": "vllm",
+}
+
+PROVENANCE = Provenance(
+    harness_version="0.1.0",
+    code=None,
+    dirty=None,
+    packages={"torch": "2.13.0"},
+    python="3.12.0",
+    platform="Linux x86_64",
+    processor="a CPU, 2 cores",
+    memory_bytes=1,
+    gpu=None,
+    threads=1,
+    tokenizer="abc",
+    weights="abc",
+    command="harness run",
+)
+
+NUMBER = Measurement(
+    metric="forget_quality", version=1, value=0.5, unit="p-value", better="higher", n=3, range=(0, 1), interval_95=(0.25, 0.75)
+)
+ABSENT = Absent(metric="model_utility", reason="there are no retain rows")
+
+
+def point(index: int, weights: str = "w") -> Point:
+    return Point(
+        index=index,
+        step=index + 1,
+        logged={"loss": 0.1 + 0.2, "norm": None},
+        measurements=[NUMBER, ABSENT],
+        weights=f"{weights}{index}",
+        unlearn_seconds=1.5,
+    )
+
+
+def table(index: int) -> dict[str, pd.DataFrame]:
+    keys = {"task": ["forget", "forget"], "row": [0, 1], "cluster": ["a", "b"]}
+    return {
+        "likelihood": pd.DataFrame({**keys, "loss": [index + 0.5, index + 0.25]}),
+        "answers": pd.DataFrame({**keys, "rouge": [0.0, 1.0]}),
+    }
+
+
+def texts(text: str) -> dict[GenerationRequest, str]:
+    return {GenerationRequest(("Who?",), Sampling(5)): text}
+
+
+def result(**changes: Any) -> RunResult:
+    return replace(RunResult(schema_version=SCHEMA_VERSION, spec=SPEC, status="interrupted"), **changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+def folder(store: Store) -> Path:
+    return store.runs_folder / SPEC.folder
+
+
+def keep(store: Store, count: int = 2, **changes: Any) -> Path:
+    """A record with that many points; its folder."""
+    with store.open(SPEC) as record:
+        record.write(result(**changes))
+        for index in range(count):
+            record.add(point(index), table(index), texts(f"answer {index}"))
+    return folder(store)
+
+
+# ---------------------------------------------------------------- what names a run
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(RunSpec)])
+def test_every_field_of_a_spec_changes_the_runs_name(name: str):
+    changed = replace(SPEC, **{name: CHANGES[name]})
+    assert changed.run_id != SPEC.run_id
+    assert len(changed.run_id) == 12
+
+
+def test_equal_specs_have_one_name_whatever_the_order_of_their_parts():
+    again = replace(SPEC, config=dict(reversed(SPEC.config.items())), sources=dict(reversed(SPEC.sources.items())))
+    assert again.run_id == SPEC.run_id
+
+
+def test_a_spec_read_back_from_json_has_the_same_name():
+    assert RunSpec(**json.loads(json.dumps(to_json(SPEC)))).run_id == SPEC.run_id
+
+
+def run_id(
+    bench: str = "tofu10", model: str = "mini", method: str = "kfade", settings: dict[str, Any] | None = None, **options: Any
+):
+    return plan(bench, model, method, settings or {}, Options(**options)).spec.run_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bench": "tofu05"},
+        {"model": "mini@1"},
+        {"method": "ga"},
+        {"settings": {"damping": 0.2}},
+        {"seed": 1},
+        {"limit": 10},
+        {"dtype": "bfloat16"},
+        {"device": "cuda"},
+        {"variant": "open-unlearning"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_decides_the_outcome_changes_the_runs_name(change: dict[str, Any]):
+    assert run_id(**change) != run_id()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_dir": Path("/somewhere/else")},
+        {"settings": {"damping": 0.1}},  # what the preset says already
+        pytest.param(
+            {"model": "mini@0"},
+            marks=pytest.mark.xfail(reason="'mini' is 'mini@0', but the name as typed is in the hash", strict=True),
+        ),
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_does_not_decide_the_outcome_leaves_the_runs_name(change: dict[str, Any]):
+    assert run_id(**change) == run_id()
+
+
+def test_which_gpu_it_is_leaves_the_runs_name():
+    assert run_id(device="cuda:1") == run_id(device="cuda:0") == run_id(device="cuda")
+
+
+def test_a_spec_knows_no_folder_and_no_verbosity():
+    decided_by = {f.name for f in fields(RunSpec)}
+    assert not decided_by & {"results", "data_dir", "output", "save_model", "quiet", "jobs", "force"}
+    assert decided_by == set(CHANGES)
+
+
+def reference_log(file: Path, loss: float = 1.0) -> Path:
+    """An evaluation log in ToFU's format over 300 forget rows... of the embedded world: 120."""
+    rows = {str(i): loss for i in range(120)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"eval_log_forget.json": {"avg_gt_loss": rows}}))
+    return file
+
+
+def test_a_reference_counts_by_its_content_and_not_by_its_place(tmp_path: Path):
+    here = reference_log(tmp_path / "here" / "retain.json")
+    there = reference_log(tmp_path / "there" / "retain.json")
+    other = reference_log(tmp_path / "other" / "retain.json", loss=2.0)
+    assert run_id(reference=here) == run_id(reference=there) != run_id(reference=other)
+    assert run_id(reference=here) != run_id()
+
+
+def test_a_record_lies_under_bench_model_and_method_with_safe_names():
+    spec = replace(SPEC, model="meta-llama/Llama 2: 7b")
+    assert spec.folder.parts[0] == "tofu10"
+    assert spec.folder.parts[1].rpartition("-")[0] == "meta-llama-Llama-2-7b"
+    assert spec.folder.parts[2:] == ("kfade", spec.run_id)
+
+
+@pytest.mark.parametrize("model", ["..", "/", "", "../../etc"])
+def test_no_models_name_leads_out_of_the_results_folder(model: str):
+    parts = replace(SPEC, model=model).folder.parts
+    assert len(parts) == 4
+    assert ".." not in parts
+    assert parts[1].rpartition("-")[0].strip(".")
+
+
+def test_models_of_one_name_but_other_weights_have_folders_of_their_own():
+    assert replace(SPEC, sources={"base": {"seed": 9}}).folder.parts[1] != SPEC.folder.parts[1]
+
+
+# ---------------------------------------------------------------- round trip
+
+
+def test_a_record_comes_back_as_it_was_written(store: Store):
+    told = result(
+        status="done",
+        error="",
+        selection="defaults",
+        notes=["one"],
+        arms={"untouched": [NUMBER, ABSENT]},
+        costs={"unlearning": Phase(1.0, 2.0, 3, 4)},
+        provenance=PROVENANCE,
+    )
+    with store.open(SPEC) as record:
+        record.write(told)
+        record.add(point(0), table(0), texts("one"))
+        record.add(point(1), table(1), texts("two"))
+    found = store.find(SPEC)
+    assert found == replace(told, points=[point(0), point(1)])
+    assert found.points[0].logged["loss"] == 0.1 + 0.2
+
+
+def test_rows_and_texts_are_kept_by_point(store: Store):
+    where = keep(store)
+    rows = pd.read_parquet(where / "per_example.parquet")
+    assert rows[rows["point"] == 1]["loss"].tolist() == [1.5, 1.25]
+    assert rows[rows["point"] == 0]["rouge"].tolist() == [0.0, 1.0]
+    lines = [json.loads(line) for line in (where / "generations.jsonl").read_text().splitlines()]
+    assert [(line["point"], line["text"]) for line in lines] == [(0, "answer 0"), (1, "answer 1")]
+
+
+def test_a_record_that_is_not_there_is_none(store: Store):
+    assert store.find(SPEC) is None
+    assert list(store.runs()) == []
+
+
+def test_runs_are_found_by_the_beginning_of_their_name(store: Store):
+    keep(store)
+    where, found = store.by_id(SPEC.run_id[:5])
+    assert where == folder(store)
+    assert found.spec == SPEC
+
+
+@pytest.mark.parametrize("name", ["", "*", "../x", "0123456789abcdef"])
+def test_a_name_that_fits_no_run_is_refused(store: Store, name: str):
+    keep(store)
+    with pytest.raises(UsageError, match="no run in"):
+        store.by_id(name)
+
+
+def test_a_beginning_that_fits_two_runs_is_refused(store: Store):
+    found: dict[str, RunSpec] = {}
+    for seed in range(40):
+        spec = replace(SPEC, seed=seed)
+        with store.open(spec) as record:
+            record.write(result(spec=spec))
+        if spec.run_id[0] in found:
+            break
+        found[spec.run_id[0]] = spec
+    with pytest.raises(UsageError, match=r"2 runs in .* begin with"):
+        store.by_id(spec.run_id[0])
+
+
+def test_every_record_is_listed_sorted_and_a_broken_one_passed_over(store: Store):
+    specs = [replace(SPEC, seed=seed) for seed in range(3)]
+    for spec in specs:
+        with store.open(spec) as record:
+            record.write(result(spec=spec))
+    (store.runs_folder / specs[0].folder / "run.json").write_text("{")
+    assert [r.spec.run_id for r in store.runs()] == sorted(s.run_id for s in specs[1:])
+
+
+def test_no_number_that_is_not_finite_reaches_a_record(store: Store):
+    with store.open(SPEC) as record:
+        record.write(result())
+        with pytest.raises(ValueError, match="JSON"):
+            record.add(replace(point(0), unlearn_seconds=float("nan")), {}, {})
+
+
+# ---------------------------------------------------------------- a killed process
+
+
+def test_a_line_that_a_killed_process_had_not_finished_is_dropped(store: Store):
+    where = keep(store, 3)
+    file = where / "points.jsonl"
+    file.write_text(file.read_text()[:-20])
+    assert [p.index for p in read_run(where).points] == [0, 1]
+    with store.open(SPEC) as record:
+        assert [p.index for p in record.points] == [0, 1]
+        record.add(point(2, "new"), {}, {})
+    assert [p.weights for p in read_run(where).points] == ["w0", "w1", "new2"]
+
+
+def test_points_after_a_gap_are_dropped(store: Store):
+    where = keep(store, 3)
+    lines = (where / "points.jsonl").read_text().splitlines()
+    (where / "points.jsonl").write_text(f"{lines[0]}\n{lines[2]}\n")
+    assert [p.index for p in read_run(where).points] == [0]
+
+
+def test_texts_of_a_point_that_is_not_listed_are_cut_off(store: Store):
+    where = keep(store)
+    with (where / "generations.jsonl").open("a") as file:
+        file.write('{"point": 2, "turns": [], "text": "left over"}\n{"point": 2, "tur')
+    with store.open(SPEC):
+        pass
+    lines = (where / "generations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["answer 0", "answer 1"]
+
+
+def test_rows_of_a_point_that_is_not_listed_are_replaced_when_it_is_measured(store: Store):
+    where = keep(store, 3)
+    lines = (where / "points.jsonl").read_text().splitlines()
+    (where / "points.jsonl").write_text(f"{lines[0]}\n")
+    with store.open(SPEC) as record:
+        record.add(point(1), table(7), {})
+    rows = pd.read_parquet(where / "per_example.parquet")
+    assert sorted(set(rows["point"])) == [0, 1]
+    assert rows[rows["point"] == 1]["loss"].tolist() == [7.5, 7.25]
+
+
+@pytest.mark.parametrize("mark", ["\n", "\r", "\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_whatever_a_model_says_survives_opening_the_record_again(store: Store, mark: str, request: pytest.FixtureRequest):
+    if mark in "\u2028\u2029\x85":
+        reason = "Record.keep_points splits lines with str.splitlines, which also splits at U+2028, U+2029 and U+0085"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    with store.open(SPEC) as record:
+        record.write(result())
+        record.add(point(0), {}, texts(f"before{mark}after"))
+    with store.open(SPEC):
+        pass
+    lines = (folder(store) / "generations.jsonl").read_bytes().decode().split("\n")
+    assert [json.loads(line)["text"] for line in lines if line] == [f"before{mark}after"]
+
+
+def test_keeping_fewer_points_forgets_the_others_everywhere(store: Store):
+    where = keep(store, 3)
+    with store.open(SPEC) as record:
+        record.keep_points(1)
+        assert [p.index for p in record.points] == [0]
+    assert [p.index for p in read_run(where).points] == [0]
+    assert len((where / "generations.jsonl").read_text().splitlines()) == 1
+
+
+def test_starting_afresh_forgets_the_points_of_before(store: Store):
+    where = keep(store)
+    with store.open(SPEC, force=True) as record:
+        assert record.points == []
+        record.write(result(status="done"))
+        record.add(point(0, "new"), table(5), texts("new"))
+    found = read_run(where)
+    assert [p.weights for p in found.points] == ["new0"]
+    assert set(pd.read_parquet(where / "per_example.parquet")["point"]) == {0}
+    assert len((where / "generations.jsonl").read_text().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- refused records
+
+
+def test_a_record_of_a_newer_schema_is_refused_by_name(store: Store):
+    where = keep(store)
+    told = json.loads((where / "run.json").read_text())
+    told["schema_version"] = SCHEMA_VERSION + 1
+    told["something_new"] = 1
+    (where / "run.json").write_text(json.dumps(told))
+    with pytest.raises(UsageError) as refused:
+        store.find(SPEC)
+    message = str(refused.value)
+    assert f"kfade/{SPEC.run_id}/run.json" in message
+    assert f"schema {SCHEMA_VERSION + 1}" in message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": "x"}', "\x00"])
+def test_a_broken_record_is_refused_by_name_with_the_way_out(store: Store, content: str):
+    where = keep(store)
+    (where / "run.json").write_text(content)
+    with pytest.raises(UsageError, match=rf"{SPEC.run_id}/run\.json cannot be read .*--force"):
+        store.find(SPEC)
+
+
+def test_a_record_with_a_field_nobody_knows_is_refused(store: Store):
+    where = keep(store)
+    told = json.loads((where / "run.json").read_text())
+    told["surprise"] = 1
+    (where / "run.json").write_text(json.dumps(told))
+    with pytest.raises(UsageError, match="cannot be read"):
+        store.find(SPEC)
+
+
+# ---------------------------------------------------------------- opening
+
+
+def test_a_run_that_never_wrote_anything_leaves_no_folder(store: Store):
+    with store.open(SPEC):
+        pass
+    assert not folder(store).exists()
+
+
+def test_a_record_taken_back_leaves_no_folder(store: Store):
+    with store.open(SPEC) as record:
+        record.write(result())
+        assert record.written
+        record.discard()
+        assert not record.written
+    assert not folder(store).exists()
+    assert store.find(SPEC) is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence_with_the_way_out(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UsageError, match=r"the results folder .* cannot be written: .*--results"),
+        Store(tmp_path / "file" / "results").open(SPEC),
+    ):
+        pass
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_keeps_the_earlier_points(store: Store, monkeypatch: pytest.MonkeyPatch):
+    where = keep(store, 1)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with store.open(SPEC) as record:
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(UsageError, match="no space is left on the disk of the results folder"):
+            record.add(point(1), table(1), {})
+        monkeypatch.undo()
+    assert read_run(where).points[0] == point(0)
+
+
+class Waiting(logging.Handler):
+    """Notices when somebody begins to wait for a record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "waiting for it" in record.getMessage():
+            self.begun.set()
+
+
+@pytest.fixture
+def waiting() -> Any:
+    handler = Waiting()
+    logging.getLogger("harness.store").addHandler(handler)
+    yield handler.begun
+    logging.getLogger("harness.store").removeHandler(handler)
+
+
+def open_in_a_thread(store: Store, seen: list[Any]) -> threading.Thread:
+    def open_it() -> None:
+        try:
+            with store.open(SPEC) as record:
+                seen.append([p.index for p in record.points])
+                record.write(result())
+        except Exception as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=open_it)
+    thread.start()
+    return thread
+
+
+def test_two_openers_of_one_record_wait_for_each_other(store: Store, waiting: threading.Event):
+    seen: list[Any] = []
+    with store.open(SPEC) as record:
+        thread = open_in_a_thread(store, seen)
+        assert waiting.wait(timeout=30)
+        record.write(result())
+        record.add(point(0), {}, {})
+        assert seen == []
+    thread.join(timeout=30)
+    assert seen == [[0]]  # the second one finds what the first one left
+
+
+@pytest.mark.xfail(reason="Store.open makes the folder before it has the lock; the one before may take it away", strict=True)
+def test_who_waited_for_a_run_that_left_no_record_can_write_its_own(store: Store, waiting: threading.Event):
+    seen: list[Any] = []
+    with store.open(SPEC):
+        thread = open_in_a_thread(store, seen)
+        assert waiting.wait(timeout=30)
+    thread.join(timeout=30)
+    assert seen == [[]]
+    assert store.find(SPEC) is not None
+
+
+def test_records_of_different_runs_can_be_open_at_once(store: Store):
+    with store.open(SPEC) as one, store.open(replace(SPEC, seed=1)) as other:
+        one.write(result())
+        other.write(result(spec=replace(SPEC, seed=1)))
+    assert len(list(store.runs())) == 2
