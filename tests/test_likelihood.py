@@ -1,0 +1,204 @@
+"""What a model thinks of given answers, against plain formulas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from harness.data import Encoded, collate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+WORDS = 13
+FAMILIES = ("llama", "mistral", "phi", "gpt2", "gpt_neo", "gpt_neox")
+
+
+def random_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """A tiny random model of a family, biases and norms random too, in eval mode."""
+    import torch
+    import transformers as t
+
+    common: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}
+    wide = {"intermediate_size": 12, "max_position_embeddings": 32}
+    config = {
+        "llama": lambda: t.LlamaConfig(**common, **wide),
+        "mistral": lambda: t.MistralConfig(**common, **wide, num_key_value_heads=1, sliding_window=4),
+        "phi": lambda: t.PhiConfig(**common, **wide),
+        "gpt2": lambda: t.GPT2Config(vocab_size=WORDS, n_embd=8, n_layer=2, n_head=2, n_positions=32),
+        "gpt_neo": lambda: t.GPTNeoConfig(
+            vocab_size=WORDS,
+            hidden_size=8,
+            num_layers=2,
+            num_heads=2,
+            window_size=4,
+            max_position_embeddings=32,
+            attention_types=[[["global", "local"], 1]],
+        ),
+        "gpt_neox": lambda: t.GPTNeoXConfig(**common, **wide),  # not among the plain heads: the other branch
+    }[family]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = t.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def ragged(count: int = 7, seed: int = 0) -> list[Encoded]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 12, count)
+    return [Encoded(rng.integers(0, WORDS, int(n)).tolist(), int(rng.integers(1, n))) for n in lengths]
+
+
+def by_hand(model: PreTrainedModel, encoded: Encoded) -> Tensor:
+    """[labels, V] the full model's logits on one unpadded sequence, at the positions before the labels."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([encoded.input_ids])).logits[0]
+    return logits[encoded.prompt_tokens - 1 : -1].float()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answer_logits_equal_the_full_models(family: str):
+    import torch
+
+    from harness.likelihood import answer_labels, answer_logits, answer_rows
+
+    model, encoded = random_model(family), ragged()
+    batch = collate(encoded, list(range(10, 10 + len(encoded))), 0)
+    with torch.no_grad():
+        found = answer_logits(model, batch)
+    torch.testing.assert_close(found, torch.cat([by_hand(model, e) for e in encoded]), rtol=1e-4, atol=1e-4)
+    assert found.dtype == torch.float32
+    assert answer_labels(batch).tolist() == [i for e in encoded for i in e.input_ids[e.prompt_tokens :]]
+    assert answer_rows(batch).tolist() == [10 + n for n, e in enumerate(encoded) for _ in e.input_ids[e.prompt_tokens :]]
+
+
+def test_answer_logits_are_float32_whatever_the_models_type():
+    import torch
+
+    from harness.likelihood import answer_logits
+
+    found = answer_logits(random_model("llama").to(torch.bfloat16), collate(ragged(), list(range(7)), 0))
+    assert found.dtype == torch.float32
+
+
+def test_a_sequence_without_a_prompt_is_scored_from_its_second_token():
+    import torch
+
+    from harness.likelihood import answer_labels, answer_logits
+
+    batch = collate([Encoded([3, 4, 5], 0)], [0], 0)
+    assert answer_labels(batch).tolist() == [4, 5]
+    with torch.no_grad():
+        assert answer_logits(random_model("llama"), batch).shape == (2, WORDS)
+
+
+def test_nll_is_the_sum_of_the_answers_log_probabilities():
+    import torch
+
+    from harness.likelihood import answer_nll
+
+    model, encoded = random_model("llama"), ragged()
+    sums, counts = answer_nll(model, encoded, 0)
+    for n, e in enumerate(encoded):
+        log_probs = by_hand(model, e).double().log_softmax(-1)
+        answer = torch.tensor(e.input_ids[e.prompt_tokens :])
+        assert counts[n] == len(answer)
+        assert sums[n] == pytest.approx(-float(log_probs.gather(1, answer[:, None]).sum()), rel=1e-5)
+    assert sums.dtype == counts.dtype == np.float64
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 40])
+def test_nll_does_not_depend_on_the_batch_size(tokens: int, monkeypatch: pytest.MonkeyPatch):
+    from harness import likelihood
+
+    model, encoded = random_model("llama"), ragged(20)
+    whole, _ = likelihood.answer_nll(model, encoded, 0)
+    monkeypatch.setattr(likelihood, "TOKENS_PER_BATCH", tokens)
+    told: list[int] = []
+    parts, _ = likelihood.answer_nll(model, encoded, 0, told.append)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert len(told) > 1
+    assert sum(told) == 20
+
+
+def test_margin_is_the_log_odds_of_the_right_token():
+    import torch
+
+    from harness.likelihood import margin
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, WORDS, generator=generator)
+    labels = torch.randint(0, WORDS, (3, 5), generator=generator)
+    p = logits.double().softmax(-1).gather(-1, labels[..., None])[..., 0]
+    torch.testing.assert_close(margin(logits, labels).double(), (p / (1 - p)).log(), rtol=1e-5, atol=1e-5)
+
+
+def test_margin_is_exact_on_tokens_that_are_all_but_certain():
+    import torch
+
+    from harness.likelihood import margin
+
+    logits = torch.zeros(1, WORDS)
+    logits[0, 3] = 60.0  # 1 − p is 1e-25, which a float cannot tell from 0
+    assert float(margin(logits, torch.tensor([3]))) == pytest.approx(60 - np.log(WORDS - 1), rel=1e-6)
+
+
+def test_margin_has_a_finite_gradient_on_tokens_that_are_all_but_certain():
+    import torch
+
+    from harness.likelihood import margin
+
+    logits = torch.zeros(1, WORDS)
+    logits[0, 3] = 60.0
+    logits.requires_grad_()
+    margin(logits, torch.tensor([3])).sum().backward()
+    expected = torch.full((1, WORDS), -1 / (WORDS - 1))
+    expected[0, 3] = 1.0
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_margin_refuses_labels_of_another_shape():
+    import torch
+
+    from harness.likelihood import margin
+
+    with pytest.raises(ValueError, match=r"\(2, 3, 13\) do not predict labels \(3, 2\)"):
+        margin(torch.zeros(2, 3, WORDS), torch.zeros(3, 2, dtype=torch.long))
+
+
+def test_kl_per_token_is_the_sum_over_the_vocabulary():
+    import torch
+
+    from harness.likelihood import kl_per_token
+
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(6, WORDS, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    direct = [sum(float(a.exp() * (a - b)) for a, b in zip(row, other, strict=True)) for row, other in zip(p, q, strict=True)]
+    torch.testing.assert_close(kl_per_token(p, q), torch.tensor(direct, dtype=torch.float64), rtol=1e-12, atol=0)
+    assert float(kl_per_token(p, p).abs().max()) == 0
+
+
+def test_what_a_model_says_has_not_moved_from_itself_and_has_after_a_change():
+    import torch
+
+    from harness.likelihood import AnswerDistributions
+
+    model, encoded = random_model("llama"), ragged()
+    before = AnswerDistributions(model, encoded, 0)
+    assert abs(before.kl(model)) < 1e-7
+    assert before.labels == sum(len(e.input_ids) - e.prompt_tokens for e in encoded)
+
+    base = [by_hand(model, e).double().log_softmax(-1) for e in encoded]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.1)
+    now = [by_hand(model, e).double().log_softmax(-1) for e in encoded]
+    direct = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(base, now, strict=True)) / before.labels
+    assert direct > 1e-4
+    assert before.kl(model) == pytest.approx(direct, rel=1e-4)
