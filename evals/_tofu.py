@@ -70,6 +70,7 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
         paraphrase = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
         examples += [task.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])]
     encoded = encode(examples, setting.tokenizer, MAX_SCORED_TOKENS)
+    setting.costs.count(sum(len(e.input_ids) for e in encoded))
     with tqdm(total=len(encoded), desc="likelihood", unit="answer", delay=2, leave=False) as bar:
         sums, counts = answer_nll(setting.model, encoded, pad_id(setting.tokenizer), bar.update)
     means = sums / counts

@@ -32,6 +32,10 @@ cache_app = typer.Typer(help="Trained mini models, curvature and texts kept betw
 app.add_typer(cache_app, name="cache")
 
 
+INTERRUPTED = 130
+"""The exit code of a command that was ended from the keyboard."""
+
+
 class Kind(StrEnum):
     """What `harness list` can list."""
 
@@ -346,10 +350,9 @@ def main() -> None:
     """The entry point: one clear sentence and exit code 2 for what the user can put right."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+        code = INTERRUPTED
     except (UsageError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -359,3 +362,6 @@ def main() -> None:
             print(f"error: {error.format_message()}", file=sys.stderr)
             sys.exit(2)
         raise
+    if code == INTERRUPTED:
+        print("interrupted; the same command goes on from here.", file=sys.stderr)
+    sys.exit(code)

@@ -37,10 +37,9 @@ class Costs:
         self._open: list[Phase] = []
 
     @contextmanager
-    def phase(self, name: str, tokens: int = 0) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         """Measure what happens inside."""
         phase = self.phases.setdefault(name, Phase())
-        phase.tokens += tokens
         self._open.append(phase)
         _reset_peak()
         started = time.perf_counter()
@@ -54,6 +53,11 @@ class Costs:
             for opened in self._open:
                 opened.peak_bytes = max(opened.peak_bytes, peak)
             self._open.pop()
+
+    def count(self, tokens: int) -> None:
+        """Say that this many tokens went through the model in the phases that are open now."""
+        for phase in self._open:
+            phase.tokens += tokens
 
     def saved(self, seconds: float) -> None:
         """Say that the cache saved this much in the phases that are open now."""

@@ -160,12 +160,6 @@ class Task:
         """The names of the retrained models that forget quality compares with, the headline one first."""
         return [*self.recorded, *(name for name in self.sources if name.startswith("retain-"))]
 
-    def prepare(self, cache: Cache, names: Sequence[str]) -> None:
-        """Make the sources of these names that have to be made, in parallel where they can be."""
-        from harness.models import prepare
-
-        prepare([self.sources[name] for name in names], cache)
-
 
 @dataclass
 class Setting:

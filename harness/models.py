@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +31,6 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 def source_digest(source: ModelSource) -> str:
     """A digest that names a source's weights without loading them."""
     return digest(source.identity)[:16]
-
-
-def prepare(sources: Sequence[ModelSource], cache: Cache) -> None:
-    """Make the sources that are trained on the spot and not cached yet, several at a time."""
-    from harness.pretraining import TrainedSource, train_all
-
-    train_all([source for source in sources if isinstance(source, TrainedSource)], cache)
 
 
 @dataclass(frozen=True)

@@ -197,11 +197,13 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
 
     from harness.generation import choose_generator
     from harness.models import source_digest, weights_fingerprint
+    from harness.pretraining import TrainedSource, train_all
 
     task, options, costs = todo.task, todo.options, Costs()
     generator = choose_generator(todo.spec.generator)
     with costs.phase("models"):
-        task.prepare(cache, [name for name in task.sources if name == "base" or name in task.references])
+        needed = [task.sources[name] for name in ("base", *task.references) if name in task.sources]
+        train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
         model, tokenizer = task.sources["base"].load(cache, options.device, options.dtype)
     setting = Setting(model, tokenizer, task, options.seed, cache, costs, source_digest(task.sources["base"]))
     before = weights_fingerprint(model)

@@ -8,11 +8,17 @@ epoch of linear warm-up, then linear decay to 0, gradient norm clipped at 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.data import Batch
 
 
 @settings
@@ -50,6 +56,11 @@ def unlearn(setting: Setting, config: GAConfig) -> Iterator[Progress]:
             training.micro_batches(forget, rows, pad, setting.model.device)
             for rows in training.shuffled_batches(len(forget), batch, steps, setting.seed)
         )
-        for log in training.optimise(setting.model, batches, lambda part: -training.pooled_nll(setting.model, *part), adamw):
+
+        def loss(part: tuple[Batch, int]) -> Tensor:
+            setting.costs.count(part[0].tokens)
+            return -training.pooled_nll(setting.model, *part)
+
+        for log in training.optimise(setting.model, batches, loss, adamw):
             logged = {"forget_loss": -log.loss, "gradient_norm": log.gradient_norm, "learning_rate": log.learning_rate}
             yield Progress(log.step, logged, measure_here=log.step in epoch_ends, total=steps)

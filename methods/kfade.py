@@ -118,9 +118,11 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
         curvatures: list[LayerCurvature] | None = None
         for step in range(1, config.steps + 1):
             if curvatures is None or config.refit:
-                with setting.costs.phase("curvature", tokens=data.fit_tokens):
+                with setting.costs.phase("curvature"):
+                    setting.costs.count(data.fit_tokens)
                     curvatures = _fit(setting, layers, data, config)
-            with setting.costs.phase("forget gradient", tokens=sum(len(e.input_ids) for e in data.forget(step))):
+            with setting.costs.phase("forget gradient"):
+                setting.costs.count(sum(len(e.input_ids) for e in data.forget(step)))
                 gradients = _forget_gradient(setting, layers, data.forget(step), config)
             with setting.costs.phase("step"):
                 solver = _curvature.Solver(layers, curvatures, gradients)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# Before anything imports torch or huggingface_hub: no network, and no threads that spin on shared cores.
+# Before anything imports torch, huggingface_hub or tqdm: no network, no threads that spin on shared cores, no bars.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -53,11 +52,9 @@ WORLD = _world.World(0)
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test touches the user's cache, data or results."""
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test touches the user's cache."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HARNESS_DATA", raising=False)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
 
 
 @pytest.fixture
@@ -239,7 +236,8 @@ class Bench:
 
 @pytest.fixture
 def bench(nano_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Cache) -> Bench:
-    return Bench(nano_task, monkeypatch, tmp_path / "results", cache)
+    two = {name: nano_task.sources[name] for name in ("base", "retain-0")}
+    return Bench(replace(nano_task, sources=two), monkeypatch, tmp_path / "results", cache)
 
 
 # ---------------------------------------------------------------- the command line in a process of its own

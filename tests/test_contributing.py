@@ -26,7 +26,9 @@ def test_the_printed_method_evaluator_and_benchmark_work(tmp_path):
         (tmp_path / name).write_text(code, encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "HARNESS_CACHE": str(tmp_path / "cache")}
     words = ["run", "--method", "noise", "--bench", "colours", "--results", str(tmp_path / "results"), "--json"]
-    done = subprocess.run([sys.executable, "-m", "harness", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)
     assert (result["status"], len(result["points"])) == ("done", 2)
@@ -34,6 +36,11 @@ def test_the_printed_method_evaluator_and_benchmark_work(tmp_path):
     assert found["answer_words"]["n"] == 12
     assert 0 <= found["forget_quality"]["value"] <= 1
     listed = subprocess.run(
-        [sys.executable, "-m", "harness", "list", "methods", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "harness", "list", "methods", "--json"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "noise" in [row["name"] for row in json.loads(listed.stdout)]

@@ -206,7 +206,9 @@ def test_an_end_token_that_the_tokenizer_adds_by_itself_is_counted_once(tokenize
     from tokenizers.processors import TemplateProcessing
 
     eager = WORDS.build()
-    eager.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", eager.eos_token_id)])
+    eager.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", eager.eos_token_id)]
+    )
     assert eager("Who?")["input_ids"][-1] == eager.eos_token_id
     assert token_ids(eager, [LONG.prompt]) == token_ids(tokenizer, [LONG.prompt])
     assert encode([LONG, SHORT], eager) == encode([LONG, SHORT], tokenizer)

@@ -70,8 +70,6 @@ def test_each_answer_keeps_to_its_own_budget(nano: Nano):
 
 
 def test_an_answer_ends_at_the_end_token_and_does_not_show_it(nano: Nano):
-    import torch
-
     model = nano.model()
     end = nano.tokenizer.eos_token_id
 
@@ -84,7 +82,6 @@ def test_an_answer_ends_at_the_end_token_and_does_not_show_it(nano: Nano):
         assert generate(nano, [request(QUESTIONS[0])], model) == [""]
     finally:
         handle.remove()
-    assert torch.isfinite(next(model.parameters())).all()
 
 
 @pytest.mark.xfail(

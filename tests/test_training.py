@@ -30,7 +30,9 @@ def adamw(steps: int, **changes: Any) -> Any:
     return AdamW(**{"lr": 1e-2, "steps": steps, "schedule": "constant_with_warmup", **changes})
 
 
-def train(model: PreTrainedModel, encoded: list[Encoded], steps: int, seed: int = 0, at_once: int = 4096, **changes: Any) -> list:
+def train(
+    model: PreTrainedModel, encoded: list[Encoded], steps: int, seed: int = 0, at_once: int = 4096, **changes: Any
+) -> list:
     from harness.training import micro_batches, optimise, pooled_nll, shuffled_batches
 
     data = (micro_batches(encoded, rows, 0, "cpu", at_once) for rows in shuffled_batches(len(encoded), 4, steps, seed))
@@ -62,7 +64,7 @@ def test_micro_batches_sum_to_the_pooled_mean_and_its_gradient(nano: Nano, encod
     mean = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())  # ignores -100
     mean.backward()
 
-    assert float(sum(losses)) == pytest.approx(float(mean), rel=1e-5)
+    assert sum(loss.item() for loss in losses) == pytest.approx(mean.item(), rel=1e-5)
     torch.testing.assert_close(gradients(cut), gradients(whole), rtol=1e-3, atol=1e-6)
 
 
@@ -145,7 +147,9 @@ def test_a_float32_loop_is_torchs_adamw():
 
     line, plain = Line(torch.float32), Line(torch.float32)
     logs = list(
-        optimise(line, [[None]] * 5, linear_loss(line), adamw(5, betas=(0.8, 0.9), weight_decay=0.1, max_gradient_norm=math.inf))
+        optimise(
+            line, [[None]] * 5, linear_loss(line), adamw(5, betas=(0.8, 0.9), weight_decay=0.1, max_gradient_norm=math.inf)
+        )
     )
     optimiser = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1)
     losses = []
@@ -284,9 +288,7 @@ def test_a_loop_that_is_left_early_leaves_the_model_as_well(nano: Nano, encoded:
     from harness.training import micro_batches, optimise, pooled_nll
 
     model = nano.model()
-    loop = optimise(
-        model, [micro_batches(encoded, [0], 0, "cpu")] * 3, lambda part: pooled_nll(model, *part), adamw(3)
-    )
+    loop = optimise(model, [micro_batches(encoded, [0], 0, "cpu")] * 3, lambda part: pooled_nll(model, *part), adamw(3))
     next(loop)
     loop.close()
     assert as_found(model)

@@ -1,0 +1,171 @@
+"""Who imports whom: the harness knows no plug-in, plug-ins do not know one another, and a listing needs no torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from harness.registry import ROOT
+
+FOLDERS = [name for name in ("harness", "methods", "evals", "plots") if (ROOT / name).is_dir()]
+FILES = sorted(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))
+
+ABOVE = {"run", "cli", "__main__", "sweep", "studies", "report", "doctor"}
+"""Modules of the harness that plug-ins may not know: they call plug-ins."""
+LIGHT = ("interfaces", "config", "registry", "cache", "store", "errors", "costs", "run", "report", "cli", "doctor", "__main__")
+"""Modules of the harness that must be there without anything heavy."""
+HEAVY = {"torch", "transformers", "pandas", "scipy", "numpy", "datasets", "vllm", "lm_eval", "peft", "matplotlib", "curvlinops"}
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST, everywhere: bool) -> Iterator[str]:
+    """The modules a file imports: when it is imported itself, or (everywhere) also inside functions.
+
+    What stands under `if TYPE_CHECKING` is never imported and passed over. `from a import b` gives both `a` and `a.b`.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not everywhere:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their module in full"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imports(node, everywhere)
+
+
+@cache
+def imported(file: Path, everywhere: bool = True) -> frozenset[str]:
+    return frozenset(imports(ast.parse(file.read_text(encoding="utf-8")), everywhere))
+
+
+def tops(modules: Iterable[str]) -> set[str]:
+    return {module.partition(".")[0] for module in modules}
+
+
+def of(folder: str) -> list[Path]:
+    return [file for file in FILES if file.relative_to(ROOT).parts[0] == folder]
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_look_at():
+    assert {"harness/run.py", "methods/kfade.py", "evals/rouge.py", "evals/benchmarks/tofu.py"} <= set(map(name, FILES))
+
+
+def test_the_walk_sees_what_it_should():
+    tree = ast.parse(
+        "import a.b\nfrom c import d\n"
+        "if TYPE_CHECKING:\n    import never\n"
+        "try:\n    import e\nexcept ImportError:\n    pass\n"
+        "def f():\n    import g\n"
+        "class C:\n    import h\n    def m(self):\n        if True:\n            from i import j\n"
+    )
+    assert set(imports(tree, everywhere=False)) == {"a.b", "c", "c.d", "e", "h"}
+    assert set(imports(tree, everywhere=True)) == {"a.b", "c", "c.d", "e", "g", "h", "i", "i.j"}
+
+
+@pytest.mark.parametrize("file", of("harness"), ids=name)
+def test_the_harness_imports_no_plugin(file: Path):
+    assert not tops(imported(file)) & {"methods", "evals", "plots", "tests"}
+
+
+@pytest.mark.parametrize("file", [*of("methods"), *of("evals")], ids=name)
+def test_plugins_import_only_what_lies_below_them(file: Path):
+    known = {module.split(".")[1] for module in imported(file) if module.startswith("harness.")}
+    assert not known & ABOVE
+
+
+@pytest.mark.parametrize("file", [*of("methods"), *of("evals")], ids=name)
+def test_plugins_know_helpers_and_never_one_another(file: Path):
+    folder = file.relative_to(ROOT).parts[0]
+    found = imported(file)
+    assert not tops(found) & ({"methods", "evals", "plots", "tests"} - {folder}), "other folders"
+    for module in found:
+        parts = module.split(".")
+        if parts[0] != folder or len(parts) == 1:
+            continue
+        inner = [part for part in parts[1:] if part != "benchmarks"]
+        # `from evals._tofu import likelihood` names evals._tofu first; what comes after a helper is its content.
+        assert not inner or inner[0].startswith("_"), f"{module} is a plug-in"
+        if parts[1] == "benchmarks":
+            assert "benchmarks" in file.parts, "only benchmarks know the benchmarks' helpers"
+
+
+@pytest.mark.parametrize("file", of("plots"), ids=name)
+def test_plots_read_records_and_nothing_else(file: Path):
+    found = imported(file)
+    assert not tops(found) & {"torch", "transformers", "methods", "evals"}
+    assert {m.split(".")[1] for m in found if m.startswith("harness.")} <= {"interfaces", "store", "errors", "config"}
+
+
+@pytest.mark.parametrize("module", [m for m in LIGHT if (ROOT / "harness" / f"{m}.py").is_file()])
+def test_what_every_command_needs_imports_nothing_heavy(module: str):
+    assert not tops(imported(ROOT / "harness" / f"{module}.py", everywhere=False)) & HEAVY
+
+
+@pytest.mark.parametrize("file", [f for f in [*of("methods"), *of("evals")] if not f.name.startswith("_")], ids=name)
+def test_a_plugin_can_be_looked_at_without_torch(file: Path):
+    """`harness show` and the finding of a run that is done import the plug-in, but not what it computes with."""
+    helpers = {ROOT.joinpath(*m.split(".")).with_suffix(".py") for m in imported(file, everywhere=False)}
+    for each in (file, *(h for h in helpers if h.is_file() and h.parent in (ROOT / "methods", ROOT / "evals"))):
+        assert not tops(imported(each, everywhere=False)) & {"torch", "transformers"}, name(each)
+
+
+def test_only_the_curvature_knows_curvlinops():
+    assert [name(file) for file in FILES if "curvlinops" in tops(imported(file))] == ["methods/_curvature.py"]
+
+
+def test_heavy_extras_are_imported_only_inside_the_function_that_uses_them():
+    for file in FILES:
+        assert not tops(imported(file, everywhere=False)) & {"vllm", "lm_eval", "datasets", "peft"}, name(file)
+
+
+def graph() -> dict[str, frozenset[str]]:
+    """Module → modules of the harness that importing it imports."""
+    modules = {module_of(file): file for file in of("harness")}
+    return {module: imported(file, everywhere=False) & modules.keys() for module, file in modules.items()}
+
+
+def test_no_circle_of_imports_in_the_harness():
+    edges, done = graph(), set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join((*path, module))
+        if module not in done:
+            for below in edges[module] - {module}:
+                walk(below, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        walk(module, ())
+    assert len(done) > 15
+
+
+def test_the_core_types_stand_on_registry_and_config_alone():
+    assert graph()["harness.interfaces"] <= {"harness", "harness.config", "harness.registry", "harness.errors"}
+    assert graph()["harness.registry"] <= {"harness", "harness.errors"}
+    assert graph()["harness.config"] <= {"harness", "harness.errors"}
+    assert graph()["harness.errors"] <= {"harness"}
+
+
+def test_only_the_entry_point_knows_the_command_line():
+    known = {module for module, below in graph().items() if "harness.cli" in below}
+    assert known == {"harness.__main__"}
+
+
+def test_no_file_is_called_utils():
+    assert not [name(file) for file in FILES if file.stem in ("utils", "util", "helpers", "common", "misc")]

@@ -1,0 +1,417 @@
+"""The command line: what is typed wrong gets one sentence and exit code 2; what is asked for imports no more than it needs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import __version__
+from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
+from harness.run import plan
+from harness.store import SCHEMA_VERSION, Point, RunResult, Store
+from tests.conftest import Bench, HarnessCli
+
+
+@dataclass
+class Told:
+    """What a command left: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Harness = Callable[..., Told]
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Harness]:
+    """Runs the entry point in this process, from an empty folder."""
+    from harness.cli import main
+
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    handlers = list(logging.getLogger().handlers)
+
+    def run(*words: object) -> Told:
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        streams = capsys.readouterr()
+        return Told(int(left.value.code or 0), streams.out, streams.err)
+
+    yield run
+    logging.getLogger().handlers[:] = handlers
+
+
+RUN = ("run", "--method", "kfade", "--bench", "tofu10", "--device", "cpu")
+
+
+def refused(told: Told, *said: str) -> None:
+    """Exit code 2, nothing on stdout, and one sentence that says all of this."""
+    assert told.code == 2, told
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1, "one line, no traceback"
+    assert told.err.endswith(".\n")
+    for part in said:
+        assert part in told.err
+
+
+# ---------------------------------------------------------------- what is typed wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--method", "kfad"), ("no method called 'kfad'. Did you mean 'kfade'?", "untouched")),
+        (("--bench", "tofu1O"), ("no benchmark called 'tofu1O'. Did you mean 'tofu10'?", "tofu01")),
+        (("--method", "ga", "--model", "minni"), ("no model called 'minni'. Did you mean 'mini'?", "scratch")),
+        pytest.param(
+            ("--model", "minni"),
+            ("no model called 'minni'. Did you mean 'mini'?",),
+            marks=pytest.mark.xfail(
+                reason="plan resolves presets by model before it knows that there is such a model", strict=True
+            ),
+        ),
+        (("--model", "mini@x"), ("'mini@x' is no model", "mini@1")),
+        (("--set", "dampign=1"), ("no setting of kfade called 'dampign'. Did you mean 'damping'?",)),
+        (("--set", "damping=-1"), ("kfade: damping=-1 is not allowed", "greater than or equal to 0")),
+        (("--set", "damping=0"), ("damping=0 divides by eigenvalues that are 0",)),
+        (("--method", "ga", "--set", "lr=abc"), ('ga: lr="abc" is not allowed', "number")),
+        (("--set", "step_size=nan"), ('kfade: step_size="nan" is not allowed', "finite")),
+        (("--set", "layers=[x]"), ('kfade: layers="[x]" is not allowed',)),
+        (("--set", "damping"), ("'damping' is not a setting", "key=value")),
+        (("--set", "damping=1", "--set", "damping=2"), ("'damping' is given twice",)),
+        (("--set", "step_size=1", "--set", "target_kl=1"), ("step_size and target_kl contradict each other",)),
+        (("--dtype", "float16"), ("--dtype float16 is not known", "bfloat16")),
+        (("--generator", "vlm"), ("no generator called 'vlm'", "hf")),
+        (("--bench", ""), ("give --method and --bench",)),
+        (("--device", "cuda:77"), ("this machine has", "'cuda:77' is not among them", "--device cpu")),
+        (("--device", "tpu"), ("no device called 'tpu'",)),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_a_slip_gets_one_sentence_and_exit_code_2(harness: Harness, words: tuple[str, ...], said: tuple[str, ...]):
+    refused(harness(*RUN, *words), *said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--seed", "-1"), "--seed"),
+        (("--seed", "x"), "--seed"),
+        (("--limit", "0"), "--limit"),
+        (("--variant", "mine"), "open-unlearning"),
+        (("--no-such-flag",), "--no-such-flag"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_flag_that_the_parser_refuses_gets_one_line_and_exit_code_2(harness: Harness, words: tuple[str, ...], said: str):
+    told = harness(*RUN, *words)
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1
+    assert said in told.err
+
+
+def test_a_method_typed_wrong_is_answered_with_all_there_are(harness: Harness):
+    refused(harness(*RUN, "--method", "xyz"), *METHODS.names())
+
+
+def test_a_data_folder_without_the_data_is_named_with_the_file_and_where_to_get_it(harness: Harness, tmp_path: Path):
+    told = harness(*RUN, "--model", "scratch", "--data-dir", tmp_path)
+    refused(told, f"the data folder has no locuslab/TOFU/full.json (looked in {tmp_path})", "hub")
+
+
+def test_data_that_is_malformed_is_named_by_file_and_line(harness: Harness, tmp_path: Path):
+    folder = tmp_path / "locuslab" / "TOFU"
+    folder.mkdir(parents=True)
+    (folder / "full.json").write_text('{"question": "Who?", "answer": "Me."}\n{"question": "Who?"}\n')
+    refused(harness(*RUN, "--model", "scratch", "--data-dir", tmp_path), "full.json, line 2", "'answer' is missing")
+
+
+def test_the_data_folder_may_come_from_the_environment(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    refused(harness(*RUN, "--model", "scratch"), f"looked in {tmp_path}")
+
+
+def test_a_results_folder_that_cannot_be_written_is_named(harness: Harness, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    told = harness(*RUN, "--limit", 2, "--results", tmp_path / "file" / "results")
+    refused(told, f"the results folder {tmp_path}/file/results cannot be written", "--results")
+
+
+def test_a_cache_that_cannot_be_written_is_named(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
+    refused(harness("cache", "list"), "cannot be written", "HARNESS_CACHE")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "is no evaluation log"),
+        ('{"eval_log_forget.json": {}}', "has no avg_gt_loss"),
+        ('{"eval_log_forget.json": {"avg_gt_loss": {}}}', "holds no rows"),
+        ('{"eval_log_forget.json": {"avg_gt_loss": {"0": "x"}}}', "expected a finite number"),
+        ('{"eval_log_forget.json": {"avg_gt_loss": {"0": NaN}}}', "expected a finite number"),
+        ('{"eval_log_forget.json": {"avg_gt_loss": {"0": 1.0}}}', "has 1 forget rows, tofu10 has 120 here"),
+    ],
+    ids=str,
+)
+def test_a_reference_that_is_no_log_of_these_rows_is_refused(harness: Harness, tmp_path: Path, content: str | None, said: str):
+    log = tmp_path / "reference.json"
+    if content is not None:
+        log.write_text(content)
+    refused(harness(*RUN, "--reference", log), "reference.json", said)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"spec": 1}'])
+def test_a_spec_that_is_no_record_is_refused(harness: Harness, tmp_path: Path, content: str | None):
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_text(content)
+    refused(harness("run", "--spec", file), "run.json is no run.json of this harness")
+
+
+@pytest.mark.xfail(reason="cli.run takes fields out of a --spec whose keys nobody checked: KeyError, ValueError", strict=True)
+@pytest.mark.parametrize("spec", [{}, {"bench": "tofu10"}, {"variant": "mine"}], ids=str)
+def test_a_spec_that_lacks_something_is_refused(harness: Harness, tmp_path: Path, spec: dict[str, Any]):
+    told = {"bench": "tofu10", "method": "ga", "seed": 0, "limit": 2, "dtype": "float32", "generator": "hf", "model": "mini"}
+    (tmp_path / "run.json").write_text(json.dumps({"spec": {**told, **spec} if "variant" in spec else spec}))
+    refused(harness("run", "--spec", tmp_path / "run.json"))
+
+
+@pytest.mark.parametrize("words", [("show", "nothing"), ("show", "0123abcd"), ("score", "nowhere.json"), ("list", "things")])
+def test_other_commands_refuse_what_is_not_there(harness: Harness, words: tuple[str, ...]):
+    refused(harness(*words), words[1])
+
+
+def test_no_command_at_all_shows_the_help(harness: Harness):
+    told = harness()
+    assert all(word in told.out for word in ("Usage", "run", "list", "show", "score", "cache"))
+    assert told.code == 2
+
+
+@pytest.mark.xfail(reason="main prints the empty message of typer's NoArgsIsHelpError as 'error: '", strict=True)
+def test_no_command_at_all_is_no_error(harness: Harness):
+    assert harness().err == ""
+
+
+@pytest.mark.xfail(
+    reason="typer turns Ctrl-C into the return value 130, so that main's own message is never printed", strict=True
+)
+def test_an_interruption_says_how_to_go_on(harness: Harness, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.run.plan", interrupted)
+    told = harness(*RUN)
+    assert told.code == 130
+    assert told.err == "interrupted; the same command goes on from here.\n"
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+@pytest.mark.parametrize(("kind", "registry"), [("methods", METHODS), ("benches", BENCHMARKS), ("evals", EVALUATORS)])
+def test_lists_name_every_plugin_with_its_first_line(harness: Harness, kind: str, registry: Any):
+    told = harness("list", kind, "--json")
+    assert told.code == 0
+    assert json.loads(told.out) == [{"name": e.name, "about": e.summary} for e in registry.entries.values()]
+    table = harness("list", kind).out
+    assert all(name in table for name in registry.names())
+
+
+def test_models_are_listed_with_their_benchmarks(harness: Harness):
+    rows = {row["model"]: row for row in json.loads(harness("list", "models", "--json").out)}
+    assert {"tofu01", "tofu05", "tofu10"} <= set(rows["mini"]["benches"].split(", "))
+    assert rows["mini"]["about"]
+
+
+def test_a_methods_settings_are_shown_with_default_and_meaning(harness: Harness):
+    rows = {row["setting"]: row for row in json.loads(harness("show", "kfade", "--json").out)}
+    assert rows["damping"]["default"] == 1e-8
+    assert "λ" in rows["damping"]["about"]
+    text = harness("show", "kfade").out
+    assert "damping" in text
+    assert "preset for any benchmark on mini" in text
+
+
+NUMBER = Measurement(metric="forget_quality", version=1, value=0.25, unit="p-value", better="higher", n=3)
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> tuple[Path, RunResult]:
+    """A results folder with a run that is done, though nothing was ever trained."""
+    todo = plan("tofu10", "mini", "untouched", {}, Options(limit=2))
+    point = Point(
+        index=0,
+        step=0,
+        logged={},
+        measurements=[NUMBER, Absent(metric="model_utility", reason="there are no retain rows")],
+        weights="w",
+        unlearn_seconds=0.0,
+    )
+    result = RunResult(schema_version=SCHEMA_VERSION, spec=todo.spec, status="done", selection=todo.selection)
+    with Store(tmp_path / "results").open(todo.spec) as record:
+        record.write(result)
+        record.add(point, {}, {})
+    return tmp_path / "results", replace(result, points=[point])
+
+
+DONE = ("run", "--method", "untouched", "--bench", "tofu10", "--limit", "2", "--device", "cpu")
+
+
+def test_a_run_that_is_done_is_shown_as_recorded(harness: Harness, done: tuple[Path, RunResult]):
+    results, result = done
+    told = json.loads(harness(*DONE, "--results", results, "--json").out)
+    assert told["spec"]["method"] == "untouched"
+    assert told["points"][0]["measurements"][0]["value"] == 0.25
+    text = harness(*DONE, "--results", results).out
+    assert result.spec.run_id in text
+    assert "model_utility: absent: there are no retain rows" in text
+    assert str(results) in text
+
+
+def test_quiet_says_nothing(harness: Harness, done: tuple[Path, RunResult]):
+    told = harness(*DONE, "--results", done[0], "--quiet")
+    assert (told.code, told.out, told.err) == (0, "", "")
+
+
+def test_a_run_is_shown_by_the_beginning_of_its_name(harness: Harness, done: tuple[Path, RunResult]):
+    results, result = done
+    told = json.loads(harness("show", result.spec.run_id[:6], "--results", results, "--json").out)
+    assert told["spec"]["limit"] == 2
+    assert told["points"][0]["measurements"][1] == {"metric": "model_utility", "reason": "there are no retain rows"}
+    assert "forget_quality" in harness("show", result.spec.run_id, "--results", results).out
+
+
+def test_runs_are_listed_and_a_broken_record_is_named(harness: Harness, done: tuple[Path, RunResult]):
+    results, result = done
+    (row,) = json.loads(harness("list", "runs", "--results", results, "--json").out)
+    assert (row["run"], row["status"], row["forget_quality"], row["model_utility"]) == (result.spec.run_id, "done", 0.25, None)
+    (results / "runs" / result.spec.folder / "run.json").write_text("{")
+    told = harness("list", "runs", "--results", results)
+    assert told.code == 0
+    assert told.out == "none\n"
+    assert told.err.startswith("skipped: ")
+    assert result.spec.run_id in told.err
+
+
+def test_a_recorded_run_can_be_asked_for_again_by_its_record(harness: Harness, done: tuple[Path, RunResult]):
+    results, result = done
+    file = results / "runs" / result.spec.folder / "run.json"
+    told = json.loads(harness("run", "--spec", file, "--device", "cpu", "--results", results, "--json").out)
+    assert told["points"][0]["weights"] == "w", "the same run, found as done"
+
+
+@pytest.mark.xfail(reason="cli.run puts recorded and typed settings into one layer, where alternatives contradict", strict=True)
+def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from harness.store import to_json
+
+    spec = to_json(plan("tofu10", "mini", "kfade", {}, Options(limit=2)).spec)
+    assert spec["config"]["target_kl"] is not None
+    (tmp_path / "run.json").write_text(json.dumps({"spec": spec}))
+    planned: list[Any] = []
+
+    def stop(todo: Any, *args: Any) -> None:
+        planned.append(todo.config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.run.execute", stop)
+    harness("run", "--spec", tmp_path / "run.json", "--set", "step_size=0.5", "--device", "cpu", "--results", tmp_path)
+    assert [(c.step_size, c.target_kl) for c in planned] == [(0.5, None)]
+
+
+def test_a_run_from_the_command_line_leaves_a_record(harness: Harness, bench: Bench, tmp_path: Path):
+    """From the words that are typed to the record, on random weights."""
+    from tests.test_run import NORM, steps
+
+    bench.plan(steps(2), [NORM])  # registers the method `fake` and the benchmark `nano`
+    words = ("run", "--method", "fake", "--bench", "nano", "--device", "cpu", "--results", tmp_path / "results")
+    told = harness(*words, "--set", "strength=0.5", "--seed", 3, "--json")
+    assert told.code == 0
+    result = json.loads(told.out)
+    assert [p["logged"] for p in result["points"]] == [{"strength": 0.5}] * 2
+    assert result["spec"]["seed"] == 3
+    assert result["provenance"]["command"] == "harness run --method fake --bench nano --model mini --set strength=0.5 --seed 3"
+    assert result["provenance"]["harness_version"] == __version__
+    (row,) = json.loads(harness("list", "runs", "--results", tmp_path / "results", "--json").out)
+    assert row["points"] == 2
+
+
+def test_a_run_that_broke_off_by_itself_gets_one_sentence(harness: Harness, bench: Bench, tmp_path: Path):
+    from harness.errors import Diverged
+    from tests.test_run import NORM, breaks_after_first
+
+    bench.plan(breaks_after_first(Diverged("step 2: the loss is nan")), [NORM])
+    words = ("run", "--method", "fake", "--bench", "nano", "--device", "cpu", "--results", tmp_path / "results", "--quiet")
+    refused(harness(*words), "fake broke off: step 2: the loss is nan")
+
+
+def test_a_log_is_scored(harness: Harness, tmp_path: Path):
+    rows = {str(i): 0.5 for i in range(6)}
+    tasks = ("eval_log", "eval_log_forget", "eval_real_author_wo_options", "eval_real_world_wo_options")
+    told = {f"{name}.json": {"avg_gt_loss": rows} for name in tasks}
+    (tmp_path / "log.json").write_text(json.dumps(told))
+    found = json.loads(harness("score", tmp_path / "log.json", "--json").out)
+    assert found["forget_probability"]["value"] == pytest.approx(0.6065306597126334)  # exp(−0.5)
+    assert "avg_paraphrased_loss for forget" in found["forget_quality"]["reason"]
+    assert "retain_probability" in harness("score", tmp_path / "log.json").out
+
+
+def test_the_cache_is_listed_and_cleared(harness: Harness):
+    from harness.cache import Cache
+
+    def make(folder: Path) -> dict[str, Any]:
+        (folder / "file").write_bytes(b"x" * 2**20)
+        return {"name": "mini@0 full"}
+
+    Cache().get("model", {"a": 1}, make)
+    (row,) = json.loads(harness("cache", "list", "--json").out)
+    assert (row["kind"], row["about"], row["MiB"]) == ("model", "mini@0 full", 1.0)
+    assert "1.0 MiB in " in harness("cache", "list").out
+    assert harness("cache", "clear", "curvature").out == "freed 0.0 MiB\n"
+    assert harness("cache", "clear").out == "freed 1.0 MiB\n"
+    assert json.loads(harness("cache", "list", "--json").out) == []
+
+
+# ---------------------------------------------------------------- in a process of its own, where torch cannot be imported
+
+
+@pytest.mark.parametrize("words", [("list", "methods"), ("list", "models"), ("show", "kfade"), ("--help",)], ids=" ".join)
+def test_listing_and_showing_need_no_torch(harness_cli: HarnessCli, words: tuple[str, ...]):
+    done = harness_cli(*words, without_torch=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) > 3
+
+
+def test_finding_a_run_that_is_done_needs_no_torch(harness_cli: HarnessCli, done: tuple[Path, RunResult]):
+    told = harness_cli(*DONE, "--results", str(done[0]), "--json", without_torch=True)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["status"] == "done"
+
+
+def test_a_slip_in_a_process_of_its_own_leaves_exit_code_2_and_one_sentence(harness_cli: HarnessCli):
+    told = harness_cli(*RUN, "--set", "dampign=1", without_torch=True)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("error: no setting of kfade called 'dampign'. Did you mean 'damping'? There are: ")
+    assert told.stderr.count("\n") == 1

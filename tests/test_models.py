@@ -1,0 +1,250 @@
+"""Checkpoints: what is loaded, what is refused, and what names their weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cache import Cache
+from harness.errors import UsageError
+from harness.models import CheckpointSource, load_checkpoint, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
+from tests.conftest import WORLD, Nano
+
+
+@pytest.fixture
+def folder(nano: Nano, tmp_path: Path) -> Path:
+    """A checkpoint of one's own, to be spoilt."""
+    return shutil.copytree(nano.folder(), tmp_path / "checkpoint")
+
+
+def load(folder: Path) -> Any:
+    return load_checkpoint(str(folder), "cpu", "float32")
+
+
+# ---------------------------------------------------------------- round trip
+
+
+def test_a_saved_checkpoint_is_an_ordinary_one(nano: Nano, tmp_path: Path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = nano.model()
+    save_checkpoint(model, nano.tokenizer, tmp_path / "a" / "b", {"model": "mini"})
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {f.name for f in (tmp_path / "a" / "b").iterdir()}
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a" / "b")
+    question = str(WORLD.full[0]["question"])
+    assert tokenizer(question)["input_ids"] == nano.tokenizer(question)["input_ids"]
+    ids = torch.tensor([tokenizer(question)["input_ids"]])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "b").eval()
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_loaded_checkpoint_has_the_weights_it_was_saved_with_and_is_in_eval_mode(nano: Nano, cache: Cache):
+    model, tokenizer = nano.source(3).load(cache, "cpu", "float32")
+    assert weights_fingerprint(model) == weights_fingerprint(nano.model(3))
+    assert not model.training
+    assert tokenizer.get_vocab() == nano.tokenizer.get_vocab()
+
+
+def test_a_checkpoint_is_loaded_in_the_type_asked_for(nano: Nano, cache: Cache):
+    import torch
+
+    model, _ = nano.source().load(cache, "cpu", "bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert weights_fingerprint(model) == weights_fingerprint(nano.model().to(torch.bfloat16))
+
+
+def test_what_a_checkpoint_is_about_lies_beside_it(nano: Nano, tmp_path: Path):
+    save_checkpoint(nano.model(), nano.tokenizer, tmp_path / "c", {"model": "mini@1", "run": "abc"})
+    assert read_sidecar(tmp_path / "c") == {"model": "mini@1", "run": "abc"}
+    assert read_sidecar(tmp_path) == {}
+    assert read_sidecar(None) == {}
+
+
+def test_a_tokenizer_may_lie_elsewhere(folder: Path, nano: Nano, cache: Cache):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    source = CheckpointSource(str(folder), tokenizer=str(nano.folder()))
+    _, tokenizer = source.load(cache, "cpu", "float32")
+    assert tokenizer.get_vocab() == nano.tokenizer.get_vocab()
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(UsageError, match=rf"there is no checkpoint folder {tmp_path}/nowhere"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_hub_id_that_cannot_be_had_is_named():
+    with pytest.raises(UsageError, match="of no-one/nothing cannot be loaded"):
+        load_checkpoint("no-one/nothing", "cpu", "float32")
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(folder: Path):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UsageError, match=rf"{folder}.*tokenizer|tokenizer.*{folder}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_checkpoint_without_its_model_is_refused(folder: Path, name: str):
+    (folder / name).unlink()
+    with pytest.raises(UsageError, match=f"of {folder} cannot be loaded"):
+        load(folder)
+
+
+@pytest.mark.xfail(reason="load_checkpoint lets SafetensorError through", strict=True)
+@pytest.mark.parametrize("size", [0, 50, 2000])
+def test_weights_that_were_cut_off_are_refused(folder: Path, size: int):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UsageError, match=f"of {folder} cannot be loaded"):
+        load(folder)
+
+
+@pytest.mark.xfail(reason="load_checkpoint lets transformers fill missing weights with random ones", strict=True)
+def test_weights_that_lack_a_tensor_are_refused(folder: Path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="up_proj"):
+        load(folder)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_weights_of_another_shape_than_the_config_says_are_refused(folder: Path):
+    change_config(folder, intermediate_size=32)
+    with pytest.raises(UsageError, match=f"the model of {folder} cannot be loaded"):
+        load(folder)
+
+
+def test_an_architecture_nobody_knows_is_refused(folder: Path):
+    change_config(folder, model_type="no_such_model", architectures=["NoSuchModel"])
+    with pytest.raises(UsageError, match=f"of {folder} cannot be loaded"):
+        load(folder)
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused_with_both_sizes(nano: Nano, tmp_path: Path):
+    model = nano.model()
+    model.resize_token_embeddings(10)
+    save_checkpoint(model, nano.tokenizer, tmp_path / "c", {})
+    with pytest.raises(UsageError, match=rf"has {len(nano.tokenizer)} tokens, its model only 10"):
+        load(tmp_path / "c")
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(folder: Path, tmp_path: Path):
+    marker = tmp_path / "it ran"
+    (folder / "own.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n")
+    auto_map = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    change_config(folder, model_type="own", architectures=["Model"], auto_map=auto_map)
+    with pytest.raises(UsageError, match="comes with code of its own, which is not run.*--trust-remote-code"):
+        load(folder)
+    assert not marker.exists()
+
+
+class Touch:
+    """Unpickling one of these makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_that_would_run_code_when_unpickled_are_refused_and_not_run(folder: Path, nano: Nano, tmp_path: Path):
+    import torch
+
+    marker = tmp_path / "it ran"
+    (folder / "model.safetensors").unlink()
+    torch.save({**nano.model().state_dict(), "more": Touch(marker)}, folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="could run code when loaded.*safetensors"):
+        load(folder)
+    assert not marker.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert marker.exists(), "the file does run code when it is unpickled in full"
+
+
+def test_weights_in_an_honest_bin_file_are_loaded(folder: Path, nano: Nano):
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save(nano.model().state_dict(), folder / "pytorch_model.bin")
+    model, _ = load(folder)
+    assert weights_fingerprint(model) == weights_fingerprint(nano.model())
+
+
+# ---------------------------------------------------------------- names of weights
+
+
+def test_a_fingerprint_changes_with_one_bit(nano: Nano):
+    import torch
+
+    model = nano.model()
+    before = weights_fingerprint(model)
+    bits = model.lm_head.weight.data.view(torch.int32)
+    bits[-1, -1] ^= 1
+    assert weights_fingerprint(model) != before
+    bits[-1, -1] ^= 1
+    assert weights_fingerprint(model) == before
+
+
+def test_a_fingerprint_tells_types_and_names_apart():
+    import torch
+
+    def of(**tensors: torch.Tensor) -> str:
+        module = torch.nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return weights_fingerprint(module)
+
+    zeros = torch.zeros(4)
+    found = [of(a=zeros), of(b=zeros), of(a=zeros.view(2, 2)), of(a=zeros.bfloat16()), of(a=-zeros), of(a=zeros, b=zeros)]
+    assert len(set(found)) == len(found)
+
+
+def test_a_folders_identity_is_its_content_and_not_its_place(folder: Path, nano: Nano):
+    here, there = nano.source(), CheckpointSource(str(folder))
+    assert here.identity == there.identity
+    assert source_digest(here) == source_digest(there)
+    told = json.dumps(there.identity)
+    assert str(folder) not in told
+    assert folder.name not in told
+
+
+def test_a_folders_identity_changes_with_its_weights_and_its_tokenizer(folder: Path, nano: Nano):
+    before = CheckpointSource(str(folder)).identity
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        file = folder / name
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        assert CheckpointSource(str(folder)).identity != before, name
+        file.write_bytes(content)
+    (folder / "harness.json").write_text("{}")
+    assert CheckpointSource(str(folder)).identity == before, "what it is about does not change what it is"
+
+
+@pytest.mark.xfail(reason="CheckpointSource.identity leaves out where the tokenizer comes from", strict=True)
+def test_another_tokenizer_makes_another_identity(folder: Path, nano: Nano):
+    assert CheckpointSource(str(folder), tokenizer=str(nano.folder())).identity != CheckpointSource(str(folder)).identity
+
+
+def test_a_hub_checkpoint_is_named_by_id_and_revision():
+    source = CheckpointSource("some-one/something", revision="abc")
+    assert source.identity == {"kind": "hub", "id": "some-one/something", "revision": "abc"}
+    assert source_digest(source) != source_digest(CheckpointSource("some-one/something", revision="abd"))
