@@ -5,6 +5,7 @@ Torch is imported by the fixtures that need it, so that a test of settings or re
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from evals.benchmarks import _world
+from evals.benchmarks import _world, tofu
 from harness.cache import Cache
 from harness.config import settings
 from harness.costs import Costs
@@ -55,6 +56,14 @@ WORLD = _world.World(0)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's cache."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sources_named_once() -> Iterator[None]:
+    """The digest of all that the embedded models learn takes a while, and is the same in every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tofu, "mini_sources", functools.cache(tofu.mini_sources))
+        yield
 
 
 @pytest.fixture
@@ -128,7 +137,7 @@ def numbered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"row": i, "cluster": str(row["author"]), **{k: row[k] for k in kept if k in row}} for i, row in enumerate(rows)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def nano_task(nano: Nano) -> Task:
     """12 rows to forget, 24 to retain, 10 questions a task from five authors each; ToFU's evaluators."""
     forget, retain = WORLD.split("forget05"), WORLD.split("retain90")
@@ -174,6 +183,26 @@ def nano_setting(make_setting: SettingMaker) -> Setting:
 
 
 # ---------------------------------------------------------------- a nano benchmark, for whole runs
+
+
+@dataclass(frozen=True)
+class NanoSource:
+    """A nano model made on the spot: many runs need many, and reading a checkpoint takes longer."""
+
+    nano: Nano
+    seed: int
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"kind": "nano", "seed": self.seed}
+
+    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        import torch
+
+        return self.nano.model(self.seed).to(device, getattr(torch, dtype)), self.nano.tokenizer
+
+    def seconds(self, cache: Cache) -> float | None:
+        return None
 
 
 class NanoBenchmark:
@@ -235,9 +264,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(nano_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Cache) -> Bench:
-    two = {name: nano_task.sources[name] for name in ("base", "retain-0")}
-    return Bench(replace(nano_task, sources=two), monkeypatch, tmp_path / "results", cache)
+def bench(nano: Nano, nano_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Cache) -> Bench:
+    sources = {"base": NanoSource(nano, 0), "retain-0": NanoSource(nano, 1)}
+    return Bench(replace(nano_task, sources=sources), monkeypatch, tmp_path / "results", cache)
 
 
 # ---------------------------------------------------------------- the command line in a process of its own

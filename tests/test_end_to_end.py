@@ -135,7 +135,8 @@ def test_ctrl_c_leaves_an_interrupted_run(commands: Commands):
     process = commands.start("run", "--method", "ga", "--bench", "tofu10", "--set", "epochs=4", "--quiet")
     until = time.monotonic() + 300
     while not any(commands.results.glob("runs/*/*/*/*/points.jsonl")):
-        assert process.poll() is None and time.monotonic() < until
+        assert process.poll() is None
+        assert time.monotonic() < until
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

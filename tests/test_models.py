@@ -152,7 +152,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(folder: Path, tmp_path: Pa
     (folder / "own.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n")
     auto_map = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
     change_config(folder, model_type="own", architectures=["Model"], auto_map=auto_map)
-    with pytest.raises(UsageError, match="comes with code of its own, which is not run.*--trust-remote-code"):
+    with pytest.raises(UsageError, match=r"comes with code of its own, which is not run.*--trust-remote-code"):
         load(folder)
     assert not marker.exists()
 
@@ -173,7 +173,7 @@ def test_weights_that_would_run_code_when_unpickled_are_refused_and_not_run(fold
     marker = tmp_path / "it ran"
     (folder / "model.safetensors").unlink()
     torch.save({**nano.model().state_dict(), "more": Touch(marker)}, folder / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="could run code when loaded.*safetensors"):
+    with pytest.raises(UsageError, match=r"could run code when loaded.*safetensors"):
         load(folder)
     assert not marker.exists()
     torch.load(folder / "pytorch_model.bin", weights_only=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -248,14 +248,14 @@ def test_the_clock_runs_only_inside_the_method(bench: Bench):
             yield Progress(step, measure_here=True)
 
     def slowly(subject: Subject) -> list[Measurement | Absent]:
-        time.sleep(0.6 if subject.setting else 0)
+        time.sleep(0.5 if subject.setting and subject.references else 0)  # at points, not while references are measured
         return measure_norm(subject)
 
     result = run(bench, unlearn, [Evaluator("norm", 1, slowly)])
     first, second = (p.unlearn_seconds for p in result.points)
-    assert 0.05 <= first < second < 0.6
+    assert 0.05 <= first < second < 0.5
     assert second >= 0.1
-    assert result.costs["evaluation"].seconds >= 1.2
+    assert result.costs["evaluation"].seconds >= 1.0
 
 
 def test_what_a_method_found_in_the_cache_counts_in_its_full_cost(bench: Bench):
@@ -465,7 +465,7 @@ def test_no_absolute_path_is_in_a_record(bench: Bench, tmp_path: Path):
     folder = bench.store.runs_folder / result.spec.folder
     text = "".join((folder / name).read_text() for name in ("run.json", "points.jsonl", "generations.jsonl"))
     assert len(text) > 5000
-    for place in (tmp_path, tempfile.gettempdir(), ROOT, Path.home(), os.getcwd(), os.sys.prefix):
+    for place in (tmp_path, tempfile.gettempdir(), ROOT, Path.home(), Path.cwd(), sys.prefix):
         assert str(place) not in text or str(place) == "/", place
     # Nor any other text that begins like a path from the root of a file system.
     assert not re.findall(r'"(?:/[\w.-]+){2,}|"[A-Za-z]:\\\\', text)
@@ -577,18 +577,56 @@ def test_the_cpu_is_always_there():
 
 def test_an_outer_phase_covers_its_inner_ones():
     costs = Costs()
-    with costs.phase("outer", tokens=5):
+    with costs.phase("outer"):
+        costs.count(5)
         with costs.phase("inner"):
             time.sleep(0.02)
             costs.saved(10)
-        with costs.phase("inner", tokens=2):
-            pass
+        with costs.phase("inner"):
+            costs.count(2)
     outer, inner = costs.phases["outer"], costs.phases["inner"]
     assert outer.seconds >= inner.seconds >= 0.02
     assert outer.full_seconds == pytest.approx(outer.seconds + 10)
     assert inner.full_seconds == pytest.approx(inner.seconds + 10)
-    assert (outer.tokens, inner.tokens) == (5, 2)
+    assert (outer.tokens, inner.tokens) == (7, 2)
     assert outer.peak_bytes >= inner.peak_bytes > 0
+
+
+class Memory:
+    """Stands in for the process's memory, whose peak counter can be reset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.peak = 0
+        monkeypatch.setattr("harness.costs._reset_peak", lambda: setattr(self, "peak", self.now))
+        monkeypatch.setattr("harness.costs._peak_bytes", lambda: self.peak)
+
+    def use(self, amount: int) -> None:
+        self.now = amount
+        self.peak = max(self.peak, amount)
+
+
+def test_a_phases_peak_is_the_most_held_at_once_in_it(monkeypatch: pytest.MonkeyPatch):
+    memory, costs = Memory(monkeypatch), Costs()
+    memory.use(1000)
+    memory.use(10)
+    with costs.phase("outer"), costs.phase("inner"):
+        memory.use(100)
+        memory.use(10)
+    with costs.phase("later"):
+        memory.use(20)
+    assert {name: phase.peak_bytes for name, phase in costs.phases.items()} == {"outer": 100, "inner": 100, "later": 20}
+
+
+@pytest.mark.xfail(reason="entering an inner phase resets the peak that its outer phase had reached", strict=True)
+def test_an_outer_phase_keeps_the_peak_it_reached_before_an_inner_one(monkeypatch: pytest.MonkeyPatch):
+    memory, costs = Memory(monkeypatch), Costs()
+    with costs.phase("outer"):
+        memory.use(100)
+        memory.use(10)
+        with costs.phase("inner"):
+            memory.use(20)
+    assert costs.phases["inner"].peak_bytes == 20
+    assert costs.phases["outer"].peak_bytes == 100
 
 
 def test_a_phase_that_breaks_is_still_counted():

@@ -62,9 +62,10 @@ def test_smaller_forget_sets_lie_inside_larger_ones(world: World):
     assert world.split("forget10")[-60:] == world.split("forget05")
 
 
+@pytest.mark.xfail(reason="World.split says KeyError and raises AttributeError", strict=True, raises=AttributeError)
 @pytest.mark.parametrize("name", ["forget1", "nothing", "retain"])
 def test_a_split_that_tofu_does_not_have_is_refused(name: str):
-    with pytest.raises((KeyError, AttributeError)):
+    with pytest.raises(KeyError):
         World(0).split(name)
 
 
@@ -239,9 +240,9 @@ def test_the_benchmark_takes_its_splits_from_the_world(bench: str, forget: int):
     assert [e.answer for e in stage.forget] == [row["answer"] for row in rows]
 
 
-def test_a_limit_cuts_every_split(limit: int = 7):
+def test_a_limit_cuts_every_split():
     from harness.interfaces import BENCHMARKS, Options
 
-    task = BENCHMARKS.get("tofu10").task("mini", Options(limit=limit))
-    assert {len(rows) for rows in task.questions.values()} == {limit}
-    assert (len(task.stages[0].forget), len(task.stages[0].retain)) == (limit, limit)
+    task = BENCHMARKS.get("tofu10").task("mini", Options(limit=7))
+    assert {len(rows) for rows in task.questions.values()} == {7}
+    assert (len(task.stages[0].forget), len(task.stages[0].retain)) == (7, 7)
