@@ -145,7 +145,9 @@ class Cache:
     def entries(self) -> Iterator[CacheEntry]:
         """Every readable entry, without checking its files; by kind, then digest."""
         for record in sorted(self.root.glob(f"*/*/{_RECORD}")):
-            with suppress(ValueError, KeyError, OSError):
+            if ".corrupt-" in record.parent.name:
+                continue  # set aside, not an entry
+            with suppress(ValueError, KeyError, TypeError, OSError):
                 told = json.loads(record.read_text(encoding="utf-8"))
                 yield CacheEntry(record.parent, told["kind"], told["key"], told["seconds"], told["facts"])
 
@@ -181,7 +183,7 @@ class Cache:
                         raise ValueError(f"{name} differs from its checksum")
                 self._verified.add(path)
             return CacheEntry(path, kind, told["key"], told["seconds"], told["facts"])
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
             log.warning("a cache entry is corrupt (%s); it is set aside as %s and made anew", error, aside)
             with suppress(FileNotFoundError):

@@ -11,12 +11,15 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.errors import RunFailed, UsageError
 from harness.registry import ROOT
+
+if TYPE_CHECKING:
+    from harness.store import RunSpec
 
 # Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -99,15 +102,14 @@ def run(
     from harness.config import parse
     from harness.interfaces import Options
     from harness.run import Keep, execute, pick_device, plan
-    from harness.store import Store, to_json
+    from harness.store import Store, changes, to_json
 
     settings = parse(set_ or [])
-    if spec:
-        told = _read_spec(spec)
-        bench, method, seed, limit = told["bench"], told["method"], told["seed"], told["limit"]
-        dtype, generator, variant = told["dtype"], told["generator"], VariantName(told["variant"])
-        model = told["model"] if model == "mini" else model
-        settings = {**told["config"], **settings}
+    told = _read_spec(spec) if spec else None
+    if told:
+        bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
+        dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
+        model = told.model if model == "mini" else model
     if not method or not bench:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
     if dtype not in ("float32", "bfloat16"):
@@ -124,7 +126,9 @@ def run(
         reference=reference,
         trust_remote_code=trust_remote_code,
     )
-    todo = plan(bench, model, method, settings, options)
+    todo = plan(bench, model, method, settings, options, recorded=told.config if told else None)
+    if told and not settings and (changed := changes(told, todo.spec)):
+        logging.warning("this is not the recorded run: %s differ here", ", ".join(changed))
     store = Store(results_root(results))
     from harness.cache import Cache
 
@@ -139,10 +143,11 @@ def run(
         stdout().print(f"record: {store.runs_folder / result.spec.folder}", soft_wrap=True, highlight=False)
 
 
-def _read_spec(path: Path) -> dict[str, Any]:
+def _read_spec(path: Path) -> RunSpec:
+    from harness.store import read_spec
+
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return dict(told["spec"])
+        return read_spec(json.loads(path.read_text(encoding="utf-8"))["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no run.json of this harness ({type(error).__name__}).") from error
 
@@ -359,7 +364,8 @@ def main() -> None:
     except Exception as error:
         # Options that typer itself refuses: unknown flags, wrong choices.
         if hasattr(error, "format_message"):
-            print(f"error: {error.format_message()}", file=sys.stderr)
+            if message := error.format_message():  # empty where the help was shown for want of a command
+                print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
         raise
     if code == INTERRUPTED:

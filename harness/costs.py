@@ -40,6 +40,7 @@ class Costs:
     def phase(self, name: str) -> Iterator[None]:
         """Measure what happens inside."""
         phase = self.phases.setdefault(name, Phase())
+        self._note_peak()  # what the outer phases had reached, before the counter starts again
         self._open.append(phase)
         _reset_peak()
         started = time.perf_counter()
@@ -49,10 +50,14 @@ class Costs:
             seconds = time.perf_counter() - started
             phase.seconds += seconds
             phase.full_seconds += seconds
+            self._note_peak()
+            self._open.pop()
+
+    def _note_peak(self) -> None:
+        if self._open:
             peak = _peak_bytes()
             for opened in self._open:
                 opened.peak_bytes = max(opened.peak_bytes, peak)
-            self._open.pop()
 
     def count(self, tokens: int) -> None:
         """Say that this many tokens went through the model in the phases that are open now."""

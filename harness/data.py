@@ -70,12 +70,15 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]
     Raises:
         UsageError: naming the file, the line and the field.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{_name(path)} is no UTF-8 text (byte {error.start}).") from None
     lines: Iterable[tuple[int, Any]]
     if text.lstrip().startswith("["):
         lines = enumerate(_json(text, path, 1), start=1)
     else:
-        lines = ((n, _json(line, path, n)) for n, line in enumerate(text.splitlines(), start=1) if line.strip())
+        lines = ((n, _json(line, path, n)) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
     rows = []
     for number, row in lines:
         if not isinstance(row, dict):

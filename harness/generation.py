@@ -81,12 +81,19 @@ class HFGenerator:
         config = GenerationConfig(
             max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=pad, pad_token_id=pad, **sampling
         )
-        with torch.no_grad():
-            out = model.generate(  # type: ignore[operator]
-                torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
-                attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
-                generation_config=config,
-            )
+        # What is not set here would be taken from the checkpoint's own generation_config.json (a repetition penalty, say).
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            with torch.no_grad():
+                out = model.generate(  # type: ignore[operator]
+                    torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
+                    attention_mask=torch.tensor(
+                        [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device
+                    ),
+                    generation_config=config,
+                )
+        finally:
+            model.generation_config = own
         # Greedy text does not depend on the budget it had, so each answer is cut to its own.
         new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
         return tokenizer.batch_decode(new, skip_special_tokens=True)

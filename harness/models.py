@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.cache import Cache, digest, file_digest
 from harness.config import JSON
@@ -55,10 +55,8 @@ class CheckpointSource:
     @property
     def identity(self) -> Mapping[str, JSON]:
         """A hub id with its revision, or the digests of a folder's files; never a path."""
-        if self.folder is None:
-            return {"kind": "hub", "id": self.name, "revision": self.revision or _local_revision(self.name)}
-        files = sorted(f for pattern in (*_WEIGHTS, "*.json") for f in self.folder.glob(pattern) if f.name != SIDECAR)
-        return {"kind": "folder", "files": {f.name: file_digest(f) for f in files}}
+        told = _identity(self.name, self.revision, (*_WEIGHTS, "*.json"))
+        return {**told, "tokenizer": _identity(self.tokenizer, None, ("*.json", "*.model"))} if self.tokenizer else told
 
     def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode and its tokenizer.
@@ -72,6 +70,13 @@ class CheckpointSource:
     def seconds(self, cache: Cache) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
         return None
+
+
+def _identity(name: str, revision: str | None, patterns: Sequence[str]) -> dict[str, JSON]:
+    if not Path(name).is_dir():
+        return {"kind": "hub", "id": name, "revision": revision or _local_revision(name)}
+    files = sorted(f for pattern in patterns for f in Path(name).glob(pattern) if f.name != SIDECAR)
+    return {"kind": "folder", "files": {f.name: file_digest(f) for f in files}}
 
 
 def _local_revision(hub_id: str) -> str | None:
@@ -94,6 +99,7 @@ def load_checkpoint(
     import pickle
 
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -110,16 +116,25 @@ def load_checkpoint(
     if len(loaded_tokenizer) <= len(loaded_tokenizer.all_special_tokens):
         raise UsageError(f"the checkpoint {name} has no tokenizer files (tokenizer.json or tokenizer.model).")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+            name,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"the weights of {name} hold more than tensors and could run code when loaded; this harness does not "
             "unpickle them. Convert them to safetensors on a machine you can spare."
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _refusal(name, "model", error) from error
+    model, told = loaded
+    if missing := sorted(told["missing_keys"]):
+        raise UsageError(
+            f"the weights of {name} lack {len(missing)} of its model's tensors, {missing[0]} among them; they would be random."
+        )
     vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if len(loaded_tokenizer) > vocabulary:
         raise UsageError(f"the tokenizer of {name} has {len(loaded_tokenizer)} tokens, its model only {vocabulary}.")

@@ -284,13 +284,13 @@ def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
         return
     context = multiprocessing.get_context("spawn")
     steps = context.Array("l", [0] * len(missing))
-    names = ", ".join(s.name for s in missing.values())
+    label = f"training {len(missing)} models ({next(reversed(missing.values())).name} …)"
     slots = {key: i for i, key in enumerate(missing)}
     total = sum(s._steps() for s in missing.values())
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(steps,))
     try:
-        with tqdm(total=total, desc=f"training {names}", unit="step", delay=2) as bar:
+        with tqdm(total=total, desc=label, unit="step", delay=2) as bar:
             running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
             while missing or running:
                 for key, source in list(missing.items()):

@@ -9,12 +9,13 @@ import logging
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache as memoise
 from functools import partial
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.cache import Cache, digest, file_digest
-from harness.config import JSON, resolve, to_json
+from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
 from harness.errors import Diverged, RunFailed, UsageError
 from harness.interfaces import (
@@ -32,6 +33,7 @@ from harness.interfaces import (
     METHODS,
     Absent,
     Benchmark,
+    GenerationRequest,
     Measurement,
     Method,
     ModelSource,
@@ -88,7 +90,15 @@ class Plan:
     """What to type to run it again; without paths."""
 
 
-def plan(bench: str, model: str, method: str, settings: Mapping[str, JSON], options: Options, generator: str = "hf") -> Plan:
+def plan(
+    bench: str,
+    model: str,
+    method: str,
+    settings: Mapping[str, JSON],
+    options: Options,
+    generator: str = "hf",
+    recorded: Mapping[str, JSON] | None = None,
+) -> Plan:
     """Decide a run.
 
     Args:
@@ -98,17 +108,18 @@ def plan(bench: str, model: str, method: str, settings: Mapping[str, JSON], opti
         settings: what differs from the method's defaults and presets.
         options: seed, limit, device and so on.
         generator: the back end that writes answers.
+        recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
 
     Raises:
         UsageError: for anything that is not known, not allowed or not there.
     """
     chosen = METHODS.get(method)
     benchmark = BENCHMARKS.get(bench)
+    task = benchmark.task(model, options)
     family = model.partition("@")[0]
     preset = chosen.preset(bench, family)
-    config = resolve(chosen.config, preset, settings, owner=method)
-    task = benchmark.task(model, options)
-    slug = Path(model).name if Path(model).is_dir() else model
+    config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
+    slug = Path(model).name if Path(model).is_dir() else task.model
     spec = RunSpec(
         bench=bench,
         bench_version=task.bench_version,
@@ -129,10 +140,12 @@ def plan(bench: str, model: str, method: str, settings: Mapping[str, JSON], opti
         generator=generator,
     )
     selection = f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}"
+    if recorded:
+        selection = "settings of a recorded run"
     if settings:
         selection += f", then {', '.join(sorted(settings))} by hand"
     words = ["harness", "run", "--method", method, "--bench", bench, "--model", slug]
-    for key, value in settings.items():
+    for key, value in {**_departures(chosen, preset, config), **settings}.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else _compact(value)}"]
     for flag, given, usual in (
         ("--seed", options.seed, 0),
@@ -145,6 +158,12 @@ def plan(bench: str, model: str, method: str, settings: Mapping[str, JSON], opti
     if options.reference:
         words += ["--reference", options.reference.name]
     return Plan(spec, task, chosen, config, options, selection, shlex.join(words))
+
+
+def _departures(chosen: Method[Any], preset: Mapping[str, JSON], config: Any) -> dict[str, JSON]:
+    """The settings that are neither the method's defaults nor its preset's."""
+    usual = {**{name: default for name, default, _ in describe(chosen.config)}, **preset}
+    return {key: value for key, value in to_json(config).items() if value is not None and value != usual.get(key)}
 
 
 def _compact(value: JSON) -> str:
@@ -262,12 +281,12 @@ def _outcome(record: Record) -> Iterator[None]:
         raise
     except UsageError as error:
         if record.points:
-            record.write(replace(record.result, status="failed", error=str(error)))
+            record.write(replace(record.result, status="failed", error=without_paths(str(error))))
         else:
             record.discard()
         raise
     except Diverged as error:
-        record.write(replace(record.result, status="failed", error=str(error)))
+        record.write(replace(record.result, status="failed", error=without_paths(str(error))))
         raise RunFailed(f"{record.result.spec.method} broke off: {error}. Points measured so far are kept.") from error
     except Exception as error:
         if record.written:
@@ -281,7 +300,12 @@ def _frames(error: Exception) -> str:
         f"{Path(*Path(f.filename).parts[-2:]).as_posix()}:{f.lineno} {f.name}"
         for f in traceback.extract_tb(error.__traceback__)
     ]
-    return "\n".join([f"{type(error).__name__}: {error}", *frames])
+    return "\n".join([without_paths(f"{type(error).__name__}: {error}"), *frames])
+
+
+def without_paths(text: str) -> str:
+    """A message whose absolute paths are cut to their last part: records hold no path of the machine."""
+    return re.sub(r"(?<![\w./:~-])(?:/|[A-Za-z]:\\)(?:[^\s/\\'\"]+[/\\])+", "…/", text)
 
 
 def _unlearning(todo: Plan, setting: Setting) -> Iterator[Progress]:
@@ -307,17 +331,60 @@ def _measure(
     task: Task, subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
 ) -> list[Measurement | Absent]:
     """All evaluators' numbers; the texts they ask for are generated together, once."""
-    from harness.generation import generate_all
-
     if subject.setting is not None and generator is not None:
-        setting = subject.setting
-        requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
-        subject.generations = generate_all(generator, setting.model, setting.tokenizer, requests, setting.cache, weights)
+        subject.generations = _answers(task, subject.setting, generator, weights)
     found: list[Measurement | Absent] = []
     for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
-        for item in evaluator.measure(subject):
-            found.append(replace(item, selection=selection) if isinstance(item, Measurement) else item)
+        with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
+            for item in evaluator.measure(subject):
+                found.append(replace(item, selection=selection) if isinstance(item, Measurement) else item)
     return found
+
+
+def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
+    """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
+    from harness.generation import generate_all
+    from harness.models import source_digest
+
+    requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
+    ours = [request for request in requests if request.by == "subject"]
+    answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, weights))
+    if theirs := [request for request in requests if request.by == "base"]:
+        base = task.sources["base"]
+        asked = _BaseGenerator(generator, base, setting.cache, generator.name)
+        named = f"source {source_digest(base)}"
+        answers |= generate_all(asked, setting.model, setting.tokenizer, theirs, setting.cache, named)
+    return answers
+
+
+@dataclass
+class _BaseGenerator:
+    """Lets the model before unlearning answer; it is loaded only if its answers are not cached."""
+
+    inner: Generator
+    base: ModelSource
+    cache: Cache
+    name: str
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        loaded, _ = self.base.load(self.cache, str(model.device), str(model.dtype).removeprefix("torch."))
+        return self.inner.generate(loaded, tokenizer, requests)
+
+
+@contextmanager
+def _put_back(setting: Setting | None) -> Iterator[None]:
+    """Undo what is done to the model inside, bit by bit: the next evaluator, and the method, go on with it."""
+    if setting is None:
+        yield
+        return
+    before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in setting.model.state_dict().items()}
+    try:
+        yield
+    finally:
+        setting.model.load_state_dict(before)
+        setting.model.eval()
 
 
 def _source_tables(

@@ -32,7 +32,7 @@ from harness.cache import digest, disk_errors, flush
 from harness.config import JSON
 from harness.costs import Phase
 from harness.errors import UsageError
-from harness.interfaces import Absent, GenerationRequest, Measurement
+from harness.interfaces import Absent, GenerationRequest, Measurement, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ class RunSpec:
     """Every setting of the method, defaults and presets resolved."""
     evaluators: Mapping[str, int]
     """What is measured, with the versions of the definitions."""
-    variant: str
+    variant: Variant
     """Whose metric definitions."""
     template: Mapping[str, JSON]
     """How questions become text."""
@@ -176,6 +176,21 @@ def to_json(value: Any) -> Any:
     return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
+def read_spec(told: Any) -> RunSpec:
+    """A spec out of plain JSON data.
+
+    Raises:
+        ValueError: if something is missing, unknown or of the wrong type.
+    """
+    return TypeAdapter(RunSpec).validate_python(told)
+
+
+def changes(one: RunSpec, other: RunSpec) -> list[str]:
+    """The fields in which two specs differ, by name."""
+    first, second = to_json(one), to_json(other)
+    return [name for name in first if first[name] != second[name]]
+
+
 class Record:
     """One run's folder, open for writing under its lock; see `Store.open`."""
 
@@ -208,7 +223,7 @@ class Record:
         for name in ("points.jsonl", "generations.jsonl"):
             path = self.folder / name
             if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = path.read_text(encoding="utf-8").split("\n")
                 kept = [line for line in lines if _point_of(line) in range(count)]
                 _replace(path, "".join(f"{line}\n" for line in kept).encode())
 
@@ -301,25 +316,39 @@ class Store:
             UsageError: if the folder cannot be written, or the disk is full.
         """
         folder = self.runs_folder / spec.folder
+        locks = self.runs_folder / ".locks"
         with disk_errors(f"the results folder {self.root}", "Choose another with --results"):
-            folder.mkdir(parents=True, exist_ok=True)
-            (self.runs_folder / ".locks").mkdir(exist_ok=True)
-            lock = FileLock(self.runs_folder / ".locks" / f"{spec.run_id}.lock")
+            locks.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(locks / f"{spec.run_id}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 log.warning("another process is doing this very run; waiting for it")
                 lock.acquire()
+        earlier = locks / f"{spec.run_id}.earlier"
         try:
+            _settle(folder, earlier)  # what a killed process left
+            with disk_errors(f"the results folder {self.root}", "Choose another with --results"):
+                if force and (folder / "run.json").exists():
+                    folder.rename(earlier)  # until the new run has a record of its own
+                folder.mkdir(parents=True, exist_ok=True)
             empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
-            found = read_run(folder) if (folder / "run.json").is_file() and not force else empty
-            record = Record(folder, found)
+            record = Record(folder, read_run(folder) if (folder / "run.json").is_file() else empty)
             record.keep_points(len(record.points))
             yield record
         finally:
-            if not (folder / "run.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
+            _settle(folder, earlier)
             lock.release()
+
+
+def _settle(folder: Path, earlier: Path) -> None:
+    """Leave one record of a run: the new one if it got so far as to have one, else the earlier one, else none."""
+    if (folder / "run.json").exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if earlier.is_dir():
+        earlier.rename(folder)
 
 
 def read_run(folder: Path) -> RunResult:
@@ -345,7 +374,7 @@ def _read_points(folder: Path) -> list[Any]:
     path = folder / "points.jsonl"
     points: list[Any] = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 point = json.loads(line)
             except ValueError:

@@ -43,6 +43,7 @@ def unlearn(setting: Setting, config: GAConfig) -> Iterator[Progress]:
     from harness import training
     from harness.data import encode, pad_id
 
+    taken = 0
     for stage in setting.stages:
         forget = encode(stage.forget, setting.tokenizer)
         pad = pad_id(setting.tokenizer)
@@ -63,4 +64,5 @@ def unlearn(setting: Setting, config: GAConfig) -> Iterator[Progress]:
 
         for log in training.optimise(setting.model, batches, loss, adamw):
             logged = {"forget_loss": -log.loss, "gradient_norm": log.gradient_norm, "learning_rate": log.learning_rate}
-            yield Progress(log.step, logged, measure_here=log.step in epoch_ends, total=steps)
+            yield Progress(taken + log.step, logged, measure_here=log.step in epoch_ends)
+        taken += steps

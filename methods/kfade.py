@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -63,7 +63,7 @@ class KFADEConfig:
     """Nats per token: choose α so that the KL measured on retain rows is this after the last step, spread evenly over steps."""
     norm: Literal["undamped", "damped"] = "undamped"
     """The metric of the step's length: G, or G + λI."""
-    layers: tuple[NonNegativeInt, ...] | None = None
+    layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
     """Decoder layers whose MLPs are changed, from 0; all if not given."""
     mc_samples: PositiveInt = 1
     """Labels drawn from the model per token."""

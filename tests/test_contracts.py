@@ -161,15 +161,7 @@ def test_a_methods_steps_rise_and_the_last_one_is_measured(name: str, nano_setti
     check_progress(unlearn(name, nano_setting))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[pytest.mark.xfail(reason="ga counts its steps from 1 again on every stage", strict=True)])
-        if n == "ga"
-        else n
-        for n in METHODS.names()
-    ],
-)
+@pytest.mark.parametrize("name", METHODS.names())
 def test_a_methods_steps_rise_over_two_stages(name: str, make_setting: SettingMaker, nano_task: Task):
     (stage,) = nano_task.stages
     stages = [Stage(n, stage.forget[k : k + 6], stage.retain[2 * k : 2 * k + 12]) for n, k in (("bio", 0), ("cyber", 6))]
@@ -195,7 +187,6 @@ def test_a_method_refuses_a_setting_it_does_not_have(name: str):
         resolve(METHODS.get(name).config, {"no_such_setting": 1}, owner=name)
 
 
-@pytest.mark.xfail(reason="kfade takes layers=[] and fails later inside autograd", strict=True)
 def test_an_empty_list_of_layers_is_refused(nano_setting: Setting):
     def empty() -> None:
         config = resolve(METHODS.get("kfade").config, {"step_size": 0.1, "layers": []}, owner="kfade")
@@ -324,11 +315,7 @@ def test_a_benchmark_knows_its_name_and_the_model_mini(name: str):
 
 @pytest.mark.parametrize("name", BENCHMARKS.names())
 @pytest.mark.parametrize("model", ["no-such-model", "minni", "mini@", "mini@-1", "mini@x", ""])
-def test_a_benchmark_refuses_a_model_it_does_not_know(name: str, model: str, request: pytest.FixtureRequest):
-    if model in ("mini@", ""):
-        request.applymarker(
-            pytest.mark.xfail(reason="Tofu.task takes 'mini@' for 'mini', and '' for the folder one is in", strict=True)
-        )
+def test_a_benchmark_refuses_a_model_it_does_not_know(name: str, model: str):
     with pytest.raises(UsageError, match=re.escape(f"'{model}'")):
         BENCHMARKS.get(name).task(model, Options())
 

@@ -84,9 +84,6 @@ def test_an_answer_ends_at_the_end_token_and_does_not_show_it(nano: Nano):
         handle.remove()
 
 
-@pytest.mark.xfail(
-    reason="HFGenerator passes a GenerationConfig whose unset values are filled from the checkpoint's own", strict=True
-)
 @pytest.mark.parametrize("own", [{"repetition_penalty": 50.0}, {"no_repeat_ngram_size": 1}], ids=str)
 def test_a_checkpoints_own_generation_settings_do_not_change_greedy_text(nano: Nano, own: dict[str, float]):
     model = nano.model()

@@ -215,7 +215,6 @@ def test_whether_references_were_cached_does_not_change_the_run(bench: Bench, tm
     assert [p.weights for p in run(cold, steps(2), [random_evaluator(7)]).points] == [p.weights for p in first.points]
 
 
-@pytest.mark.xfail(reason="_measure gives evaluators with changes_model=True the method's own model, not a reload", strict=True)
 def test_an_evaluator_that_changes_the_model_does_not_change_the_run(bench: Bench):
     def attack(subject: Subject) -> list[Measurement | Absent]:
         assert subject.setting is None or nudge(subject.setting) is None
@@ -351,7 +350,6 @@ def test_an_error_of_a_method_is_recorded_with_frames_relative_to_the_package(be
 
 
 @pytest.mark.parametrize("error", [RuntimeError, UsageError])
-@pytest.mark.xfail(reason="_outcome and _frames write an error's own text, which may name a path of this machine", strict=True)
 def test_an_error_that_names_a_path_leaves_no_path_in_the_record(bench: Bench, tmp_path: Path, error: type[Exception]):
     with pytest.raises(error):
         run(bench, breaks_after_first(error(f"no such file: '{tmp_path}/weights.bin'")))
@@ -377,9 +375,6 @@ def test_what_the_user_can_put_right_keeps_the_points_there_are(bench: Bench):
     assert (left.status, left.error, len(left.points)) == ("failed", "the disk is full", 1)
 
 
-@pytest.mark.xfail(
-    reason="with --force the earlier record is emptied and taken away before the new run has a point", strict=True
-)
 def test_a_forced_run_that_cannot_begin_leaves_the_earlier_record(bench: Bench):
     first = run(bench, steps(2))
 
@@ -421,7 +416,6 @@ def test_evaluators_are_given_the_answers_they_asked_for(bench: Bench):
     assert [t["text"] for t in told[2:]] == [heard[-1][r] for r in ASKED]
 
 
-@pytest.mark.xfail(reason="generate_all does not look at GenerationRequest.by: the subject answers for the base", strict=True)
 def test_what_the_base_is_asked_the_base_answers(bench: Bench):
     asked = [replace(r, by="base") for r in ASKED]
     heard: list[dict[GenerationRequest, str]] = []
@@ -617,7 +611,6 @@ def test_a_phases_peak_is_the_most_held_at_once_in_it(monkeypatch: pytest.Monkey
     assert {name: phase.peak_bytes for name, phase in costs.phases.items()} == {"outer": 100, "inner": 100, "later": 20}
 
 
-@pytest.mark.xfail(reason="entering an inner phase resets the peak that its outer phase had reached", strict=True)
 def test_an_outer_phase_keeps_the_peak_it_reached_before_an_inner_one(monkeypatch: pytest.MonkeyPatch):
     memory, costs = Memory(monkeypatch), Costs()
     with costs.phase("outer"):

@@ -180,10 +180,7 @@ def test_what_decides_the_outcome_changes_the_runs_name(change: dict[str, Any], 
     [
         {"data_dir": Path("/somewhere/else")},
         {"settings": {"damping": 0.1}},  # what the preset says already
-        pytest.param(
-            {"model": "mini@0"},
-            marks=pytest.mark.xfail(reason="'mini' is 'mini@0', but the name as typed is in the hash", strict=True),
-        ),
+        {"model": "mini@0"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -359,10 +356,7 @@ def test_rows_of_a_point_that_is_not_listed_are_replaced_when_it_is_measured(sto
 
 
 @pytest.mark.parametrize("mark", ["\n", "\r", "\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
-def test_whatever_a_model_says_survives_opening_the_record_again(store: Store, mark: str, request: pytest.FixtureRequest):
-    if mark in "\u2028\u2029\x85":
-        reason = "Record.keep_points splits lines with str.splitlines, which also splits at U+2028, U+2029 and U+0085"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_whatever_a_model_says_survives_opening_the_record_again(store: Store, mark: str):
     with store.open(SPEC) as record:
         record.write(result())
         record.add(point(0), {}, texts(f"before{mark}after"))
@@ -514,7 +508,6 @@ def test_two_openers_of_one_record_wait_for_each_other(store: Store, waiting: th
     assert seen == [[0]]  # the second one finds what the first one left
 
 
-@pytest.mark.xfail(reason="Store.open makes the folder before it has the lock; the one before may take it away", strict=True)
 def test_who_waited_for_a_run_that_left_no_record_can_write_its_own(store: Store, waiting: threading.Event):
     seen: list[Any] = []
     with store.open(SPEC):

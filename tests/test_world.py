@@ -62,7 +62,6 @@ def test_smaller_forget_sets_lie_inside_larger_ones(world: World):
     assert world.split("forget10")[-60:] == world.split("forget05")
 
 
-@pytest.mark.xfail(reason="World.split says KeyError and raises AttributeError", strict=True, raises=AttributeError)
 @pytest.mark.parametrize("name", ["forget1", "nothing", "retain"])
 def test_a_split_that_tofu_does_not_have_is_refused(name: str):
     with pytest.raises(KeyError):

@@ -384,7 +384,10 @@ class World:
             return self.full
         if name in ("real_authors_perturbed", "world_facts_perturbed"):
             return self.real_authors if name.startswith("real") else self.world_facts
-        kind, percent = re.fullmatch(r"(forget|retain)(\d\d)(?:_perturbed)?", name).groups()  # type: ignore[union-attr]
+        found = re.fullmatch(r"(forget|retain)(\d\d)(?:_perturbed)?", name)
+        if not found:
+            raise KeyError(name)
+        kind, percent = found.groups()
         forgotten = int(percent) if kind == "forget" else 100 - int(percent)
         cut = len(self.full) - forgotten * len(self.full) // AUTHORS
         return self.full[cut:] if kind == "forget" else self.full[:cut]

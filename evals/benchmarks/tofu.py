@@ -140,23 +140,23 @@ class Tofu:
 
     def task(self, model: str, options: Options) -> Task:
         """Read the data and name the sources; see `harness.interfaces.Benchmark.task`."""
-        family, _, suffix = model.partition("@")
+        family, at, suffix = model.partition("@")
         if family == "mini":
-            if suffix and not suffix.isdecimal():
+            if at and not suffix.isdecimal():
                 raise UsageError(f"'{model}' is no model: after mini@ comes the world's seed, such as mini@1.")
-            return self._mini(model, int(suffix or 0), options)
+            return self._mini(int(suffix or 0), options)
         if model == "scratch":
             return self._scratch(options)
-        if "/" not in model and not Path(model).is_dir():
+        if not model or ("/" not in model and not Path(model).is_dir()):
             from harness.errors import unknown
 
             raise unknown("model", model, ["mini", "scratch", "<hub id>", "<folder>"])
         return self._checkpoint(model, options)
 
-    def _mini(self, model: str, seed: int, options: Options) -> Task:
+    def _mini(self, seed: int, options: Options) -> Task:
         rows = {name: world(seed).split(name) for name in self._splits()}
         return self._task(
-            model,
+            f"mini@{seed}" if seed else "mini",
             options,
             rows,
             TEMPLATES["mini"],
