@@ -51,11 +51,14 @@ def dataset_file(dataset: str, name: str, data_dir: Path | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    from harness.hub import unreachable
+
+    offline = unreachable()
     try:
-        return Path(hf_hub_download(dataset, name, repo_type="dataset"))
+        return Path(hf_hub_download(dataset, name, repo_type="dataset", local_files_only=offline is not None))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
-            f"{dataset}/{name} could not be fetched from the hub ({type(error).__name__}). Without a network give "
+            f"{dataset}/{name} could not be fetched from the hub ({offline or type(error).__name__}). Without a network give "
             f"--data-dir DIR (or HARNESS_DATA) with DIR/{dataset}/{name}, or take the embedded model: --model mini."
         ) from error
 

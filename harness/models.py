@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cache import Cache, digest, file_digest
 from harness.config import JSON
 from harness.errors import UsageError
+from harness.hub import unreachable
 from harness.interfaces import ModelSource
 
 if TYPE_CHECKING:
@@ -107,12 +108,16 @@ def load_checkpoint(
 
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise UsageError(f"there is no checkpoint folder {name}.")
+    offline = None if Path(name).is_dir() else unreachable()
     try:
         loaded_tokenizer = AutoTokenizer.from_pretrained(
-            tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=trust_remote_code
+            tokenizer or name,
+            revision=None if tokenizer else revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=offline is not None,
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise _refusal(name, "tokenizer", error) from error
+        raise _refusal(name, "tokenizer", error, offline) from error
     if len(loaded_tokenizer) <= len(loaded_tokenizer.all_special_tokens):
         raise UsageError(f"the checkpoint {name} has no tokenizer files (tokenizer.json or tokenizer.model).")
     try:
@@ -121,6 +126,7 @@ def load_checkpoint(
             revision=revision,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
+            local_files_only=offline is not None,
             output_loading_info=True,
         )
     except pickle.UnpicklingError as error:
@@ -129,7 +135,7 @@ def load_checkpoint(
             "unpickle them. Convert them to safetensors on a machine you can spare."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise _refusal(name, "model", error) from error
+        raise _refusal(name, "model", error, offline) from error
     model, told = loaded
     if missing := sorted(told["missing_keys"]):
         raise UsageError(
@@ -142,8 +148,16 @@ def load_checkpoint(
     return model.eval(), loaded_tokenizer
 
 
-def _refusal(name: str, part: str, error: Exception) -> UsageError:
+def _refusal(name: str, part: str, error: Exception, offline: str | None = None) -> UsageError:
     text = " ".join(str(error).split())
+    if offline:
+        return UsageError(
+            f"the {part} of {name} is not in the hub's local cache, and {offline}. Give a folder with the checkpoint."
+        )
+    if "gated repo" in text.lower():
+        return UsageError(
+            f"{name} is behind a licence gate: accept it at huggingface.co/{name} and set HF_TOKEN (or run hf auth login)."
+        )
     if "trust_remote_code" in text or "custom code" in text:
         return UsageError(f"{name} comes with code of its own, which is not run. Read it, then pass --trust-remote-code.")
     if "weights_only" in text.lower() or "unpickl" in text.lower():

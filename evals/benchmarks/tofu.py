@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmarks import _world
 from harness.data import dataset_file, fingerprint, read_rows
 from harness.errors import UsageError
+from harness.hub import unreachable
 from harness.interfaces import EVALUATORS, Evaluator, Example, ModelSource, Options, Row, Stage, Task, Template, benchmark
 from harness.models import CheckpointSource, read_sidecar
 from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary
@@ -270,8 +271,14 @@ def _numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _template_name(source: CheckpointSource) -> str:
     from transformers import AutoConfig
 
+    offline = None if source.folder else unreachable()
     try:
-        config = AutoConfig.from_pretrained(source.name, revision=source.revision, trust_remote_code=source.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            source.name,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            local_files_only=offline is not None,
+        )
     except (OSError, ValueError) as error:
-        raise UsageError(f"no checkpoint at '{source.name}': {' '.join(str(error).split())[:200]}") from error
+        raise UsageError(f"no checkpoint at '{source.name}': {offline or ' '.join(str(error).split())[:200]}.") from error
     return "llama2" if config.model_type in ("llama", "mistral") else "phi"
