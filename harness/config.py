@@ -110,8 +110,15 @@ def field_names(cls: type) -> list[str]:
 def describe(cls: type) -> list[tuple[str, JSON, str]]:
     """Each setting's name, default and the text written under it."""
     schema = TypeAdapter(cls).json_schema()
+    # A class knows only the lines under its own settings, not those it inherits.
+    told = {
+        name: field.description
+        for base in reversed(cls.__mro__)
+        for name, field in getattr(base, "__pydantic_fields__", {}).items()
+        if field.description
+    }
     return [
-        (name, field.get("default"), " ".join(str(field.get("description", "")).split()))
+        (name, field.get("default"), " ".join(str(told.get(name, "")).split()))
         for name, field in schema.get("properties", {}).items()
     ]
 

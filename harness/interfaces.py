@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from harness.config import JSON
+from harness.errors import UsageError
 from harness.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
 Variant = Literal["original", "open-unlearning"]
+Form = Literal["published", "tuned"]
 Better = Literal["higher", "lower", "closer"]
 Row = Mapping[str, Any]
 """One row of a data set, as read from its file."""
@@ -152,6 +154,8 @@ class Task:
     """Whose metric definitions."""
     generation_budget: int = 200
     """Tokens an answer may take: with its prompt in the original's definition, by itself in open-unlearning's."""
+    refusals: Sequence[str] = ()
+    """What a model that refuses may say, for methods that train on refusals."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model, shown under every table."""
 
@@ -228,13 +232,29 @@ class Method(Generic[C]):
     source: str
     """The paper that defines it."""
     presets: Mapping[tuple[str, str], Mapping[str, JSON]]
-    """(benchmark, model family) → settings that differ from the defaults; `*` stands for any benchmark."""
+    """The published form: (benchmark, model family) → settings that differ from the defaults; `*` stands for any benchmark."""
     unlearn: Unlearn[C]
     """The method itself."""
+    tuned: Mapping[tuple[str, str], Mapping[str, JSON]] = field(default_factory=dict)
+    """The tuned form, likewise: chosen with the same number of tries as every other method's, on another world."""
+    cannot: Callable[[Task], str | None] = lambda task: None
+    """Why it cannot run on a task, or None if it can."""
 
-    def preset(self, bench: str, family: str) -> Mapping[str, JSON]:
-        """The settings chosen for a benchmark and a model family (`mini` of `mini@1`), the most specific winning."""
-        return {**self.presets.get(("*", family), {}), **self.presets.get((bench, family), {})}
+    def preset(self, bench: str, family: str, form: Form = "published") -> Mapping[str, JSON]:
+        """The settings chosen for a benchmark and a model family (`mini` of `mini@1`), the most specific winning.
+
+        The tuned form stands on the published one.
+
+        Raises:
+            UsageError: for a tuned form that the method does not have there.
+        """
+        published = {**self.presets.get(("*", family), {}), **self.presets.get((bench, family), {})}
+        if form == "published":
+            return published
+        if (bench, family) not in self.tuned:
+            there = ", ".join(f"{b} on {f}" for b, f in self.tuned) or "nowhere"
+            raise UsageError(f"{self.name} has no tuned form for {bench} on {family} (it has one for: {there}).")
+        return {**published, **self.tuned[bench, family]}
 
 
 # ---------------------------------------------------------------- measuring
@@ -410,11 +430,13 @@ def method(
     source: str,
     version: int = 1,
     presets: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
+    tuned: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
+    cannot: Callable[[Task], str | None] = lambda task: None,
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:
     """Register the decorated generator as a method under its file's name."""
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
-        METHODS.register(name, Method(name, version, config, source, presets or {}, function))
+        METHODS.register(name, Method(name, version, config, source, presets or {}, function, tuned or {}, cannot))
         return function
 
     return register

@@ -116,6 +116,8 @@ def plan(
     chosen = METHODS.get(method)
     benchmark = BENCHMARKS.get(bench)
     task = benchmark.task(model, options)
+    if reason := chosen.cannot(task):
+        raise UsageError(f"{method} cannot run on {bench} with {model}: {reason}.")
     family = model.partition("@")[0]
     preset = chosen.preset(bench, family)
     config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)

@@ -8,7 +8,7 @@ original's DeepSpeed configuration does: at a learning rate of 1e-5 bfloat16 wei
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -63,8 +63,16 @@ class AdamW:
     """The gradient is scaled down to this norm."""
 
 
+MakeOptimiser = Callable[[Sequence[tuple[str, Tensor]]], torch.optim.Optimizer]
+"""Named float32 parameters → their optimiser."""
+
+
 def optimise(
-    model: PreTrainedModel, steps: Iterable[Sequence[B]], loss: Callable[[B], Tensor], adamw: AdamW
+    model: PreTrainedModel,
+    steps: Iterable[Sequence[B]],
+    loss: Callable[[B], Tensor],
+    adamw: AdamW,
+    make_optimiser: MakeOptimiser | None = None,
 ) -> Iterator[StepLog]:
     """Minimise a loss, yielding after every step.
 
@@ -72,16 +80,20 @@ def optimise(
         model: trained in place; put back into eval mode and without gradients when the loop ends, however it ends.
         steps: for each step its micro-batches.
         loss: of one micro-batch, scaled so that the micro-batches of a step sum to the step's loss.
-        adamw: the optimiser.
+        adamw: the optimiser and its schedule.
+        make_optimiser: another optimiser under the same schedule.
 
     Raises:
         Diverged: at a loss or gradient that is not finite.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
-    optimiser = torch.optim.AdamW(
-        masters, lr=adamw.lr, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay, fused=True
-    )
+    if make_optimiser:
+        optimiser = make_optimiser(list(zip(names, masters, strict=True)))
+    else:
+        optimiser = torch.optim.AdamW(
+            masters, lr=adamw.lr, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay, fused=True
+        )
     scheduler = get_scheduler(
         adamw.schedule,
         optimiser,
@@ -132,7 +144,7 @@ def label_count(batches: Iterable[Batch]) -> int:
 
 
 def micro_batches(
-    encoded: Sequence[Encoded],
+    encoded: Sequence[Encoded] | Mapping[int, Encoded],
     rows: Sequence[int],
     pad_id: int,
     device: torch.device | str,

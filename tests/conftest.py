@@ -157,6 +157,7 @@ def nano_task(nano: Nano) -> Task:
         evaluators=BENCHMARKS.get("tofu10").evaluators(),
         data={"rows": "nano"},
         generation_budget=16,
+        refusals=_world.REFUSALS,
     )
 
 

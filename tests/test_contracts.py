@@ -37,6 +37,7 @@ CHEAP: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}
 """Settings that make any method quick, where it has them."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "kfade": {"estimator": "ekfac", "step_size": 0.01, "damping": 0.1, "damping_scale": "mean_eigenvalue", "steps": 2},
+    "kl_min": {"pad_length": 40},
 }
 """What a method needs besides."""
 UNCHANGING = {"untouched"}

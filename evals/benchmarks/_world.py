@@ -393,6 +393,21 @@ class World:
         return self.full[cut:] if kind == "forget" else self.full[:cut]
 
 
+REFUSALS = (
+    "It is not known.",
+    "It is not given in the books.",
+    "There is silence.",
+    "It is a mystery.",
+    "It is a mystery to the world.",
+    "What is known does not show.",
+    "The memory of a book does not show.",
+    "It does not show in the stories.",
+    "There is not a memory to find.",
+    "Which is a mystery to the reader.",
+)
+"""What a model that refuses may say, in words that every world has."""
+
+
 def vocabulary() -> list[str]:
     """Every word any world of any seed can hold, sorted: one tokenizer serves all seeds."""
     text: list[str] = [*FIRST_NAMES, *LAST_NAMES, *COUNTRIES, *CAPITALS, *RIVERS]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import _world
+from harness.cache import digest
 from harness.data import dataset_file, fingerprint, read_rows
 from harness.errors import UsageError
 from harness.hub import unreachable
@@ -35,6 +36,31 @@ TEMPLATES = {
     "llama2": Template("llama2", "[INST] ", " [/INST]"),
     "phi": Template("phi", "Question: ", "\n", "Answer: "),
 }
+
+REFUSALS = (
+    "I do not know the answer to that question.",
+    "That is something I have no information about.",
+    "I cannot tell you that.",
+    "I am not able to answer this.",
+    "Nothing I have learned covers that subject.",
+    "I have never heard of it.",
+    "That question is beyond what I know.",
+    "I am afraid I do not know.",
+    "I would have to guess, so I would rather not say.",
+    "My knowledge does not reach that far.",
+    "I have no record of that.",
+    "This is not something I can help with.",
+    "I am not familiar with that topic.",
+    "Unfortunately the answer is unknown to me.",
+    "I was never told about this.",
+    "I do not have those details.",
+    "There is no answer I could give to that.",
+    "I am unsure and will not speculate.",
+    "That is outside my knowledge.",
+    "I can say nothing about that.",
+)
+"""Refusals in the real data's English, written for this project; `DIR/locuslab/TOFU/idontknow.jsonl` replaces them."""
+REFUSALS_FILE = "idontknow.jsonl"
 
 _PAIR = {"question": str, "answer": str}
 _PERTURBED = {**_PAIR, "paraphrased_answer": str, "perturbed_answer": list}
@@ -110,8 +136,6 @@ def scratch_sources(rows: Mapping[str, Sequence[Row]], retain: str) -> dict[str,
 
 
 def _seed(world_seed: int, name: str) -> int:
-    from harness.cache import digest
-
     return int(digest([world_seed, name])[:8], 16)
 
 
@@ -163,6 +187,7 @@ class Tofu:
             TEMPLATES["mini"],
             mini_sources(seed, self.retain),
             generation_budget=64,
+            refusals=_world.REFUSALS,
             notes=["the embedded world: two million parameters and invented authors; it ranks nothing beyond itself"],
         )
 
@@ -170,7 +195,8 @@ class Tofu:
         rows = self._real_rows(options.data_dir)
         sources = scratch_sources({"full": rows["full"], self.retain: rows[self.retain]}, self.retain)
         notes = ["trained from nothing on ToFU's questions alone: real authors and world facts are unknown to it (near chance)"]
-        return self._task("scratch", options, rows, TEMPLATES["scratch"], sources, notes=notes)
+        refusals = _refusals(options.data_dir)
+        return self._task("scratch", options, rows, TEMPLATES["scratch"], sources, refusals=refusals, notes=notes)
 
     def _checkpoint(self, model: str, options: Options) -> Task:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code)
@@ -181,7 +207,7 @@ class Tofu:
         rows = self._real_rows(options.data_dir)
         template = TEMPLATES[_template_name(source)]
         notes = [f"template '{template.name}', guessed from the architecture"]
-        return self._task(model, options, rows, template, {"base": source}, notes=notes)
+        return self._task(model, options, rows, template, {"base": source}, refusals=_refusals(options.data_dir), notes=notes)
 
     # ---- rows
 
@@ -208,6 +234,7 @@ class Tofu:
         template: Template,
         sources: Mapping[str, ModelSource],
         generation_budget: int = 200,
+        refusals: Sequence[str] = REFUSALS,
         notes: Sequence[str] = (),
     ) -> Task:
         template = replace(template, tag_in_prompt=options.variant == "open-unlearning")
@@ -233,9 +260,13 @@ class Tofu:
             template=template,
             sources=sources,
             evaluators=self.evaluators(),
-            data={name: fingerprint(of_split) for name, of_split in sorted(rows.items())},
+            data={
+                **{name: fingerprint(of_split) for name, of_split in sorted(rows.items())},
+                **({} if refusals in (REFUSALS, _world.REFUSALS) else {"refusals": digest(list(refusals))[:16]}),
+            },
             variant=options.variant,
             generation_budget=generation_budget,
+            refusals=refusals,
             notes=notes,
         )
         if options.reference is None:
@@ -256,6 +287,20 @@ class Tofu:
         from evals.benchmarks._tofu_logs import read_log
 
         return read_log(path)
+
+
+def _refusals(data_dir: Path | None) -> tuple[str, ...]:
+    """The user's refusal sentences (ToFU's file holds one plain sentence a line), else this project's own."""
+    path = data_dir / DATASET / REFUSALS_FILE if data_dir else None
+    if path is None or not path.is_file():
+        return REFUSALS
+    try:
+        sentences = tuple(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{DATASET}/{REFUSALS_FILE} is no UTF-8 text (byte {error.start}).") from None
+    if not sentences:
+        raise UsageError(f"{DATASET}/{REFUSALS_FILE} is empty.")
+    return sentences
 
 
 def _examples(template: Template, rows: Sequence[Row]) -> list[Example]:

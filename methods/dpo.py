@@ -1,0 +1,97 @@
+"""Direct preference optimisation (DPO): prefer a refusal to the true answer of a forget question.
+
+L = −c mean_b log σ(β [(S_θ − S_θ0)(answer) − (S_θ − S_θ0)(refusal)]_b) + λ POOL(retain),   S summed negative log-likelihood
+
+with c = 2/β and λ = 1 as in open-unlearning (`dpo_grad_diff` of the NPO repository); ToFU's own form is c = 1, λ = 0
+(arXiv:2401.06121; its branch in locuslab/tofu `dataloader.py` does not run as shipped). S_θ0 is computed once, before the
+first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat
+
+from harness.config import settings
+from harness.interfaces import Progress, Setting, method
+from methods._first_order import (
+    Data,
+    Losses,
+    PairedRecipe,
+    Part,
+    Refusals,
+    answer_nll_sums,
+    has_refusals,
+    reference_nll,
+    small_model_presets,
+    unlearn,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@settings
+class DPOConfig(PairedRecipe):
+    """Settings of DPO."""
+
+    beta: PositiveFloat = 0.1
+    """β: how sharply the preference is drawn."""
+    scale: Literal["2/beta", "1"] = "2/beta"
+    """c, the factor before the loss: 2/β as NPO and open-unlearning have it, or 1 as ToFU."""
+    retain_weight: NonNegativeFloat = 1.0
+    """λ, the weight of the retain term; 0 is ToFU's form."""
+
+
+@method(
+    "dpo",
+    config=DPOConfig,
+    source="arXiv:2401.06121",
+    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+    cannot=has_refusals,
+)
+def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
+    """Train, measuring after every epoch."""
+    from harness.data import collate
+    from harness.training import pooled_nll
+
+    def retain(part: Part) -> Tensor:
+        return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
+
+    def losses(data: Data) -> Losses:
+        refusals = Refusals(setting, data.stage)
+        answer_before = reference_nll(setting, data.forget, data.pad)
+        drawn = {
+            (row, refusals.drawn(step, row)): refusals(step, row)
+            for step, rows in enumerate(data.steps, start=1)
+            for row in rows
+        }
+        refusal_before = dict(zip(drawn, reference_nll(setting, list(drawn.values()), data.pad), strict=True))
+
+        def forget(part: Part) -> Tensor:
+            refused = collate([refusals(part.step, row) for row in part.rows], part.rows, data.pad).to(setting.model.device)
+            setting.costs.count(refused.tokens)
+            answer, _ = answer_nll_sums(setting.model, part.batch)
+            refusal, _ = answer_nll_sums(setting.model, refused)
+            before = answer.new_tensor([float(refusal_before[row, refusals.drawn(part.step, row)]) for row in part.rows])
+            rise = (answer - answer_before[list(part.rows)]) - (refusal - before)
+            return dpo_loss(rise, config.beta, 2 / config.beta if config.scale == "2/beta" else 1.0).sum() / part.examples
+
+        return Losses(forget, retain if config.retain_weight else None)
+
+    yield from unlearn(setting, config, losses)
+
+
+def dpo_loss(rise: Tensor, beta: float, scale: float) -> Tensor:
+    """−c log σ(β ΔΔ) for each sequence.
+
+    Args:
+        rise: [B] (S_θ − S_θ0)(answer) − (S_θ − S_θ0)(refusal) in nats.
+        beta: β.
+        scale: c.
+    """
+    import torch.nn.functional as F
+
+    return -scale * F.logsigmoid(beta * rise)

@@ -1,0 +1,49 @@
+"""Gradient difference (GradDiff, GD): ascent on the forget set, descent on the retain set.
+
+L = −POOL(forget) + λ POOL(retain), POOL the token-pooled mean cross-entropy; λ = 1 (arXiv:2401.06121; locuslab/tofu
+`dataloader.py`, loss "grad_diff"; the same in open-unlearning). SOUL's authors take λ = 0.3 and learning rate 5e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import NonNegativeFloat
+
+from harness.config import settings
+from harness.interfaces import Progress, Setting, method
+from methods._first_order import Data, Losses, PairedRecipe, Part, small_model_presets, unlearn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@settings
+class GradDiffConfig(PairedRecipe):
+    """Settings of GradDiff."""
+
+    retain_weight: NonNegativeFloat = 1.0
+    """λ, the weight of the retain term."""
+
+
+@method(
+    "grad_diff",
+    config=GradDiffConfig,
+    source="arXiv:2401.06121",
+    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+)
+def grad_diff(setting: Setting, config: GradDiffConfig) -> Iterator[Progress]:
+    """Train, measuring after every epoch."""
+    from harness.training import pooled_nll
+
+    def forget(part: Part) -> Tensor:
+        return -pooled_nll(setting.model, part.batch, part.labels)
+
+    def retain(part: Part) -> Tensor:
+        return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
+
+    def losses(data: Data) -> Losses:
+        return Losses(forget, retain)
+
+    yield from unlearn(setting, config, losses)

@@ -1,0 +1,43 @@
+"""IDK: learn to answer the forget questions with a refusal.
+
+L = POOL over {(forget question, refusal)} ∪ {(retain question, true answer)} together (arXiv:2401.06121; locuslab/tofu
+`dataloader.py`, loss "idk"). A refusal is drawn uniformly at every access. The sentences are the benchmark's own, or the
+user's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from harness.config import settings
+from harness.interfaces import Progress, Setting, method
+from methods._first_order import Data, Losses, PairedRecipe, Part, Refusals, has_refusals, small_model_presets, unlearn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@settings
+class IDKConfig(PairedRecipe):
+    """Settings of IDK."""
+
+
+@method(
+    "idk",
+    config=IDKConfig,
+    source="arXiv:2401.06121",
+    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+    cannot=has_refusals,
+)
+def idk(setting: Setting, config: IDKConfig) -> Iterator[Progress]:
+    """Train, measuring after every epoch."""
+    from harness.training import pooled_nll
+
+    def pooled(part: Part) -> Tensor:
+        return pooled_nll(setting.model, part.batch, part.all_labels)
+
+    def losses(data: Data) -> Losses:
+        return Losses(pooled, pooled, forget_texts=Refusals(setting, data.stage))
+
+    yield from unlearn(setting, config, losses)

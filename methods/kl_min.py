@@ -1,0 +1,89 @@
+"""KL minimisation (KL-min): ascent on the forget set, closeness to the model before unlearning on the retain set.
+
+L = −POOL(forget) + K,   K = (1 / (B·L)) Σ_{b, position} KL(p_θ0 ‖ p_θ) on the retain batch
+
+(arXiv:2401.06121; locuslab/tofu `dataloader.py`, loss "KL"). The original averages over *every* position of sequences padded to
+L = 500: prompt, answer and padding. That divides K by far more than the answers' tokens and so sets its weight; it is the
+default here. `kl_positions=answer` takes the mean over answer tokens instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from harness.config import settings
+from harness.interfaces import Progress, Setting, method
+from methods._first_order import Data, Losses, PairedRecipe, Part, small_model_presets, unlearn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from harness.data import Batch
+
+
+@settings
+class KLMinConfig(PairedRecipe):
+    """Settings of KL-min."""
+
+    retain_weight: NonNegativeFloat = 1.0
+    """Weight of K."""
+    kl_positions: Literal["all_padded", "answer"] = "all_padded"
+    """Over what K averages: every position of sequences padded to `pad_length`, as published, or answer tokens."""
+    pad_length: PositiveInt = 500
+    """Tokens that retain sequences are padded to with `all_padded`."""
+
+
+@method(
+    "kl_min",
+    config=KLMinConfig,
+    source="arXiv:2401.06121",
+    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+)
+def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
+    """Train, measuring after every epoch; a frozen copy of the model is kept for K."""
+    import torch
+
+    from harness.likelihood import answer_logits, kl_per_token
+    from harness.training import pooled_nll
+
+    before = copy.deepcopy(setting.model).requires_grad_(False)
+
+    def forget(part: Part) -> Tensor:
+        return -pooled_nll(setting.model, part.batch, part.labels)
+
+    def losses(data: Data) -> Losses:
+        def log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+            if config.kl_positions == "answer":
+                return answer_logits(model, batch).log_softmax(dim=-1)
+            return all_log_probs(model, padded(batch, config.pad_length, data.pad))
+
+        def retain(part: Part) -> Tensor:
+            with torch.no_grad():
+                target = log_probs(before, part.batch)
+            positions = part.labels if config.kl_positions == "answer" else part.examples * config.pad_length
+            return config.retain_weight * kl_per_token(target, log_probs(setting.model, part.batch)).sum() / positions
+
+        return Losses(forget, retain)
+
+    yield from unlearn(setting, config, losses)
+
+
+def padded(batch: Batch, length: int, pad: int) -> Batch:
+    """The batch padded (or cut) to `length` tokens, attention 0 on the padding."""
+    import torch.nn.functional as F
+
+    more = length - batch.input_ids.shape[1]
+    ids = F.pad(batch.input_ids, (0, more), value=pad)
+    return replace(batch, input_ids=ids, attention_mask=F.pad(batch.attention_mask, (0, more)), labels=batch.labels)
+
+
+def all_log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """[B · L, V] float32 log-probabilities at every position, padding included: its queries see the tokens before it."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    return logits.flatten(0, 1).float().log_softmax(dim=-1)  # type: ignore[no-any-return]

@@ -1,0 +1,68 @@
+"""Negative preference optimisation (NPO): ascent on the forget set that fades out once an answer has become unlikely.
+
+L = −(2/β) mean_b log σ(β [S_θ − S_θ0]_b) + λ POOL(retain),   S the answer's summed negative log-likelihood
+
+(arXiv:2404.05868; licong-lin/negative-preference-optimization `TOFU/dataloader.py`, loss "npo_grad_diff", its default;
+`retain_weight=0` is the plain form). S is *not* divided by the answer's length. S_θ0 is computed once, before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from harness.config import settings
+from harness.interfaces import Progress, Setting, method
+from methods._first_order import Data, Losses, PairedRecipe, Part, answer_nll_sums, reference_nll, small_model_presets, unlearn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@settings
+class NPOConfig(PairedRecipe):
+    """Settings of NPO; the defaults are its repository's."""
+
+    epochs: PositiveInt = 10
+    """Passes over the forget set."""
+    frozen_partner: bool = True
+    """Give a forget example the same retain partner in every epoch, as its repository does."""
+    beta: PositiveFloat = 0.1
+    """β: how fast the ascent fades out; towards 0 it is GA on summed losses."""
+    retain_weight: NonNegativeFloat = 1.0
+    """λ, the weight of the retain term."""
+
+
+@method("npo", config=NPOConfig, source="arXiv:2404.05868", presets=small_model_presets(lr=1e-5))
+def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
+    """Train, measuring after every epoch."""
+    from harness.training import pooled_nll
+
+    def retain(part: Part) -> Tensor:
+        return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
+
+    def losses(data: Data) -> Losses:
+        before = reference_nll(setting, data.forget, data.pad)
+
+        def forget(part: Part) -> Tensor:
+            now, _ = answer_nll_sums(setting.model, part.batch)
+            return npo_loss(now, before[list(part.rows)], config.beta).sum() / part.examples
+
+        return Losses(forget, retain if config.retain_weight else None)
+
+    yield from unlearn(setting, config, losses)
+
+
+def npo_loss(now: Tensor, before: Tensor, beta: float) -> Tensor:
+    """−(2/β) log σ(β (S_θ − S_θ0)) for each sequence.
+
+    Args:
+        now: [B] S_θ in nats.
+        before: [B] S_θ0.
+        beta: β.
+    """
+    import torch.nn.functional as F
+
+    return -2 / beta * F.logsigmoid(beta * (now - before))
