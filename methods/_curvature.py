@@ -37,7 +37,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from harness.data import Batch, Encoded, batches, by_length
+from harness.data import NO_LABEL, Batch, Encoded, batches, by_length
 from harness.errors import Diverged, UsageError
 from harness.likelihood import answer_labels, answer_logits, answer_rows
 
@@ -280,6 +280,45 @@ def true_labels(labels_in_all: int, objective: Literal["cross_entropy", "margin"
         yield error / labels_in_all
 
     return gradient
+
+
+class SequenceObjective:
+    """Gradients of minus the NPO or the SimNPO loss, which weigh every sequence by how far it is already forgotten.
+
+    npo:     (2/β) mean_b log σ(β [S − S_θ0]_b)     each label: w_b (p − e_y) / B,  w_b = 2 σ(−β [S − S_θ0]_b)
+    simnpo:  (2/β) mean_b log σ(β (S/T − γ)_b)      w_b = 2 σ(−β (S/T − γ)_b) / T_b
+
+    with S a sequence's summed negative log-likelihood and T its labels (arXiv:2404.05868, arXiv:2410.07163).
+
+    Args:
+        sequences: B, how many the mean is over.
+        objective: which.
+        beta: β.
+        gamma: γ of simnpo.
+        before: S_θ0 of every sequence of the data set, for npo.
+    """
+
+    def __init__(
+        self, sequences: int, objective: Literal["npo", "simnpo"], beta: float, gamma: float, before: Sequence[float] | None
+    ) -> None:
+        if (before is None) == (objective == "npo"):
+            raise ValueError("npo needs the losses before unlearning, simnpo takes none")
+        self._sequences, self._beta, self._gamma, self._before = sequences, beta, gamma, before
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Iterator[Tensor]:
+        """See `LogitGradient`."""
+        labels = answer_labels(batch)[:, None]
+        log_p = logits.log_softmax(dim=-1)
+        counts = (batch.labels[:, 1:] != NO_LABEL).sum(dim=1)
+        owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        sums = log_p.new_zeros(len(counts)).index_add(0, owner, -log_p.gather(1, labels)[:, 0])
+        if self._before is not None:
+            rise = sums - sums.new_tensor([self._before[row] for row in batch.rows.tolist()])
+            weights = 2 * (-self._beta * rise).sigmoid()
+        else:
+            weights = 2 * (-self._beta * (sums / counts - self._gamma)).sigmoid() / counts
+        error = log_p.exp().scatter_add(1, labels, log_p.new_full(labels.shape, -1.0))
+        yield error * weights[owner, None] / self._sequences
 
 
 # ---------------------------------------------------------------- the curvature

@@ -25,6 +25,7 @@ from harness.interfaces import Progress, Setting, Stage, method
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from harness.data import Encoded
     from harness.likelihood import AnswerDistributions
@@ -43,10 +44,15 @@ class KFADEConfig:
 
     estimator: Literal["kfac", "ekfac", "diagonal", "identity"] = "kfac"
     """The form of G: kfac on ToFU, ekfac on WMDP in the paper; diagonal and identity are its ablations."""
-    objective: Literal["cross_entropy", "margin"] = "cross_entropy"
-    """What is raised: the cross-entropy (ToFU), or minus the margin log(p/(1−p)) (WMDP)."""
+    objective: Literal["cross_entropy", "margin", "npo", "simnpo"] = "cross_entropy"
+    """What is raised: the cross-entropy (ToFU), or minus the margin log(p/(1−p)) (WMDP); minus the losses of NPO or SimNPO,
+    which are bounded, are an experiment of ours."""
     margin_clip: float = Field(0.0, ge=0, lt=1)
     """The margin's gradient divides by max(1 − p, this); 0 is the paper's form."""
+    beta: PositiveFloat = 0.1
+    """β of the objectives npo and simnpo (0.1 is NPO's; SimNPO takes 2.5 to 4.5)."""
+    gamma: float = 0.0
+    """γ of the objective simnpo."""
     steps: PositiveInt = 1
     """How many steps on each stage; 1 on ToFU, 4 on WMDP."""
     refit: bool = True
@@ -87,6 +93,8 @@ class KFADEConfig:
             raise ValueError("backend=curvlinops fits kfac and ekfac only")
         if self.damping == 0 and self.estimator != "identity":
             raise ValueError("damping=0 divides by eigenvalues that are 0; give a small positive one")
+        if self.margin_clip and self.objective != "margin":
+            raise ValueError("margin_clip belongs to objective=margin")
 
 
 @method(
@@ -123,7 +131,7 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
                     curvatures = _fit(setting, layers, data, config)
             with setting.costs.phase("forget gradient"):
                 setting.costs.count(sum(len(e.input_ids) for e in data.forget(step)))
-                gradients = _forget_gradient(setting, layers, data.forget(step), config)
+                gradients = _forget_gradient(setting, layers, data, step, config)
             with setting.costs.phase("step"):
                 solver = _curvature.Solver(layers, curvatures, gradients)
                 logged = _step(setting, layers, solver, data, before, config, step)
@@ -154,6 +162,7 @@ class _StageData:
         self.kl = [retain[i] for i in sorted(order[::-1][: config.kl_rows])]
         self._forget = [forget[i] for i in rng.permutation(len(forget)).tolist()] if config.forget_rows else forget
         self._per_step = min(config.forget_rows or len(forget), len(forget))
+        self._before = self._nll(setting.model) if config.objective == "npo" else None
 
     @property
     def fit_tokens(self) -> int:
@@ -162,8 +171,20 @@ class _StageData:
 
     def forget(self, step: int) -> Sequence[Encoded]:
         """The forget sequences of a step: the next ones not used yet, from the start again when they run out."""
-        start = (step - 1) * self._per_step % len(self._forget)
-        return (list(self._forget) * 2)[start : start + self._per_step]
+        return [self._forget[i] for i in self._rows(step)]
+
+    def forget_before(self, step: int) -> list[float] | None:
+        """For the objective npo: the summed negative log-likelihood that each of them had before the stage, in nats."""
+        return None if self._before is None else [self._before[i] for i in self._rows(step)]
+
+    def _rows(self, step: int) -> list[int]:
+        start = (step - 1) * self._per_step
+        return [i % len(self._forget) for i in range(start, start + self._per_step)]
+
+    def _nll(self, model: PreTrainedModel) -> list[float]:
+        from harness.likelihood import answer_nll
+
+        return answer_nll(model, self._forget, self.pad)[0].tolist()  # type: ignore[no-any-return]
 
     def answers_now(self) -> AnswerDistributions:
         """What the model says on the KL's rows before it is changed."""
@@ -223,7 +244,9 @@ def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KF
     return cached(config.estimator, kronecker if one_pass else spectrum)
 
 
-def _forget_gradient(setting: Setting, layers: Sequence[Layer], forget: Sequence[Encoded], config: KFADEConfig) -> list[Tensor]:
+def _forget_gradient(
+    setting: Setting, layers: Sequence[Layer], data: _StageData, step: int, config: KFADEConfig
+) -> list[Tensor]:
     """∇L_F as one matrix per layer, from the cache where it has been computed for these weights before."""
     from safetensors.torch import load_file, save_file
 
@@ -231,10 +254,15 @@ def _forget_gradient(setting: Setting, layers: Sequence[Layer], forget: Sequence
     from harness.models import weights_fingerprint
     from methods import _curvature as c
 
+    forget, before = data.forget(step), data.forget_before(step)
     labels = sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in forget)
+    signal: c.LogitGradient
+    if config.objective == "npo" or config.objective == "simnpo":
+        signal = c.SequenceObjective(len(forget), config.objective, config.beta, config.gamma, before)
+    else:
+        signal = c.true_labels(labels, config.objective, config.margin_clip)
 
     def make(folder: Path) -> None:
-        signal = c.true_labels(labels, config.objective, config.margin_clip)
         found = c.gradient_matrices(setting.model, layers, forget, pad_id(setting.tokenizer), signal)
         save_file({f"{i:04d}": matrix.cpu() for i, matrix in enumerate(found)}, folder / "gradient.safetensors")
 
@@ -245,6 +273,7 @@ def _forget_gradient(setting: Setting, layers: Sequence[Layer], forget: Sequence
         "data": _digest(forget),
         "objective": config.objective,
         "margin_clip": config.margin_clip,
+        "sequence": [config.beta, config.gamma, before] if config.objective in ("npo", "simnpo") else None,
         "device": setting.model.device.type,
     }
     entry = setting.cache.get("gradient", key, make)

@@ -531,6 +531,28 @@ def test_forget_gradient_equals_autograd(objective):
     assert margin(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)).item() == pytest.approx(-np.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("objective", ["npo", "simnpo"])
+def test_a_sequence_objectives_gradient_is_minus_the_losses_own(objective):
+    """The losses as the first-order methods have them, by autograd; the step raises what they minimise."""
+    from methods.npo import npo_loss
+    from methods.simnpo import simnpo_loss
+
+    model, encoded = llama(), data(5)
+    layers = c.mlp_layers(model)
+    before = [3.0, 5.0, 2.0, 9.0, 4.0]
+    signal = c.SequenceObjective(5, objective, 0.7, 0.1, before if objective == "npo" else None)
+    found = c.gradient_matrices(model, layers, encoded, PAD, signal)
+    loss = torch.zeros((), dtype=torch.float64)
+    for e, earlier in zip(encoded, before, strict=True):
+        (batch,) = one_batch([e])
+        true = answer_labels(batch)
+        total = nn.functional.cross_entropy(c.answer_logits(model, batch), true, reduction="sum")
+        loss = loss + (npo_loss(total, earlier, 0.7) if objective == "npo" else simnpo_loss(total / len(true), 0.7, 0.1)) / 5
+    expected = torch.autograd.grad(-loss, weights(layers))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_margin_gradient_does_not_vanish_on_a_memorised_token():
     z = torch.zeros(1, 5)
     z[0, 2] = 40.0

@@ -75,11 +75,28 @@ def test_forget_loss_is_that_of_the_model_left_behind(nano_setting):
     assert progress.logged["forget_loss"] == pytest.approx(sums.sum() / counts.sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
+@pytest.mark.parametrize("objective", ["cross_entropy", "margin", "npo", "simnpo"])
 def test_target_kl_is_met(nano_setting, objective):
     (progress,) = run(nano_setting, config(target_kl=0.01, objective=objective))
     assert progress.logged["measured_kl"] == pytest.approx(0.01, rel=kfade.KL_TOLERANCE * 1.01)
     assert progress.logged["step_size"] > 0
+
+
+def test_npos_objective_compares_with_the_model_before_the_stage(nano_setting, monkeypatch):
+    chosen = config(objective="npo", steps=2, forget_rows=6, step_size=0.05)
+    seen = []
+    real = c.SequenceObjective
+
+    def noted(sequences, objective, beta, gamma, before):
+        seen.append(before)
+        return real(sequences, objective, beta, gamma, before)
+
+    monkeypatch.setattr(c, "SequenceObjective", noted)
+    data = kfade._StageData(nano_setting, nano_setting.stages[0], chosen)
+    expected = [answer_nll(nano_setting.model, data.forget(step), data.pad)[0] for step in (1, 2)]
+    run(nano_setting, chosen)
+    for found, own in zip(seen, expected, strict=True):
+        assert found == pytest.approx(own, rel=1e-5)
 
 
 def test_several_steps_spend_the_target_evenly(nano_setting):
@@ -187,6 +204,7 @@ def test_curvlinops_as_a_back_end_refuses_ragged_questions(nano_setting):
         ({"damping": -1, "step_size": 0.1}, "damping=-1"),
         ({"layers": [-1], "step_size": 0.1}, "layers"),
         ({"target_kl": 0}, "target_kl=0"),
+        ({"margin_clip": 0.05, "step_size": 0.1}, "margin_clip belongs to objective=margin"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, says):
