@@ -10,6 +10,7 @@ Formulas: `evaluate_util.py`, `aggregate_eval_stat.py` and `utils.py` of locusla
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -229,6 +230,17 @@ def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow
         with np.errstate(divide="ignore"):
             return PerRow(np.minimum(inverse, 1 / (inverse + guard)), clusters)
     return PerRow(np.maximum(0.0, 1 - inverse), clusters)
+
+
+def ks(first: np.ndarray, second: np.ndarray) -> tuple[float, float, str | None]:
+    """p-value, D, and a note if scipy fell back from the exact to the asymptotic distribution."""
+    from scipy.stats import ks_2samp
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = ks_2samp(first, second)
+    note = "asymptotic p-value: the exact one could not be computed" if caught else None
+    return float(result.pvalue), float(result.statistic), note
 
 
 # ---------------------------------------------------------------- measurements

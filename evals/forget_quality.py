@@ -11,7 +11,6 @@ There is no interval on a p-value: resampled p-values are biased.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -24,17 +23,6 @@ from harness.errors import UsageError
 from harness.interfaces import Absent, Measurement, Subject, evaluator
 
 VERSION = 1
-
-
-def ks(first: np.ndarray, second: np.ndarray) -> tuple[float, float, str | None]:
-    """p-value, D, and a note if scipy fell back from the exact to the asymptotic distribution."""
-    from scipy.stats import ks_2samp
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = ks_2samp(first, second)
-    note = "asymptotic p-value: the exact one could not be computed" if caught else None
-    return float(result.pvalue), float(result.statistic), note
 
 
 @evaluator("forget_quality", version=VERSION)
@@ -57,9 +45,9 @@ def measure(subject: Subject) -> Sequence[Measurement | Absent]:
             )
     if not all(np.isfinite(r.values).all() for r in (rows, *others)):
         return [Absent(metric=name, reason="a truth ratio is not finite") for name in names]
-    tests = [ks(rows.values, other.values) for other in others]
+    tests = [_tofu.ks(rows.values, other.values) for other in others]
     pvalue, distance, note = tests[0]
-    floor = max((ks(a.values, b.values)[1] for a, b in combinations(others, 2)), default=None)
+    floor = max((_tofu.ks(a.values, b.values)[1] for a, b in combinations(others, 2)), default=None)
     notes = [note] if note else []
     if floor is not None and distance <= floor:
         notes.append("a tie with retraining: D is at or under the noise floor")

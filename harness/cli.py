@@ -19,7 +19,11 @@ from harness.errors import RunFailed, UsageError
 from harness.registry import ROOT
 
 if TYPE_CHECKING:
-    from harness.store import RunSpec
+    from collections.abc import Sequence
+
+    from harness.interfaces import Options
+    from harness.run import Plan
+    from harness.store import RunResult, RunSpec, Store
 
 # Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -49,6 +53,20 @@ class Kind(StrEnum):
     runs = "runs"
 
 
+class FormName(StrEnum):
+    """Which of a method's presets."""
+
+    published = "published"
+    tuned = "tuned"
+
+
+class PointsName(StrEnum):
+    """What of a run's way is measured."""
+
+    all = "all"
+    last = "last"
+
+
 class VariantName(StrEnum):
     """Whose metric definitions."""
 
@@ -62,6 +80,15 @@ Results = Annotated[Path | None, typer.Option("--results", help="Where records g
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", envvar="HARNESS_DATA", help="A folder laid out by hub id, used before the hub.")
 ]
+Model = Annotated[str, typer.Option("--model", help="A card, mini, mini@SEED, scratch, a hub id or a folder.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
+GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers: auto or hf.")]
+Evals = Annotated[str, typer.Option("--evals", help="Only these evaluators, parted by commas; see harness list evals.")]
+FormOption = Annotated[FormName, typer.Option("--form", help="The method's settings as published, or tuned.")]
+PointsOption = Annotated[PointsName, typer.Option("--points", help="Measure every point of the way, or the last one only.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")]
 Variant = Annotated[VariantName, typer.Option("--variant", help="Whose metric definitions.")]
 Reference = Annotated[Path | None, typer.Option("--reference", help="A retrained model's evaluation log to compare with.")]
 
@@ -73,15 +100,20 @@ def results_root(given: Path | None) -> Path:
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Option("--method", "-m", help="What to unlearn with; see harness list methods.")] = "",
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="What to unlearn with, or several parted by commas; see harness list methods.")
+    ] = "",
     bench: Annotated[str, typer.Option("--bench", "-b", help="The benchmark; see harness list benches.")] = "",
-    model: Annotated[str, typer.Option("--model", help="mini, mini@SEED, scratch, a hub id or a folder.")] = "mini",
+    model: Model = "mini",
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting, key=value; lists as [3,4].")] = None,
+    form: FormOption = FormName.published,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Unlearning seed.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
-    generator: Annotated[str, typer.Option("--generator", help="Who writes answers: auto or hf.")] = "auto",
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    generator: GeneratorOption = "auto",
+    evals: Evals = "",
+    points: PointsOption = PointsName.all,
     data_dir: DataDir = None,
     results: Results = None,
     reference: Reference = None,
@@ -89,9 +121,7 @@ def run(
     spec: Annotated[Path | None, typer.Option("--spec", help="Repeat a recorded run: its run.json.")] = None,
     save_model: Annotated[Path | None, typer.Option("--save-model", help="Folder for the unlearned checkpoint.")] = None,
     save_update: Annotated[Path | None, typer.Option("--save-update", help="File for the weight difference.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
-    ] = False,
+    trust_remote_code: RemoteCode = False,
     force: Annotated[bool, typer.Option("--force", help="Run anew even if it is done.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -100,8 +130,7 @@ def run(
     if quiet or as_json:
         os.environ["TQDM_DISABLE"] = "1"
     from harness.config import parse
-    from harness.interfaces import Options
-    from harness.run import Keep, execute, pick_device, plan
+    from harness.run import Keep, plan
     from harness.store import Store, changes, to_json
 
     settings = parse(set_ or [])
@@ -109,28 +138,26 @@ def run(
     if told:
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
+        evals, points = ",".join(told.evaluators), PointsName(told.points)
         model = told.model if model == "mini" else model
     if not method or not bench:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
-    if dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--dtype {dtype} is not known: float32 or bfloat16.")
-    if generator not in ("auto", "hf"):
-        raise UsageError(f"no generator called '{generator}'. There are: auto, hf.")
-    options = Options(
-        seed=seed,
-        limit=limit,
-        device=pick_device(device),
-        dtype=dtype,
-        variant=variant.value,
-        data_dir=data_dir,
-        reference=reference,
-        trust_remote_code=trust_remote_code,
-    )
-    todo = plan(bench, model, method, settings, options, recorded=told.config if told else None)
-    if told and not settings and (changed := changes(told, todo.spec)):
+    options = _options(seed, limit, device, dtype, generator, variant, evals, points, data_dir, reference, trust_remote_code)
+    names = _names(method)
+    if len(names) > 1 and (save_model or save_update):
+        raise UsageError("--save-model and --save-update keep one unlearned model; give one method.")
+    plans = [
+        plan(bench, model, name, settings, options, recorded=told.config if told else None, form=form.value) for name in names
+    ]
+    if told and not settings and (changed := changes(told, plans[0].spec)):
         logging.warning("this is not the recorded run: %s differ here", ", ".join(changed))
     store = Store(results_root(results))
+    if len(plans) > 1:
+        _compare(plans, store, force, quiet, as_json)
+        return
+    (todo,) = plans
     from harness.cache import Cache
+    from harness.run import execute
 
     found = None if force or save_model or save_update else store.find(todo.spec)
     result = found if found and found.status == "done" else execute(todo, store, Cache(), Keep(save_model, save_update), force)
@@ -141,6 +168,139 @@ def run(
 
         stdout().print(run_report(result))
         stdout().print(f"record: {store.runs_folder / result.spec.folder}", soft_wrap=True, highlight=False)
+
+
+def _names(methods: str) -> list[str]:
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--method {methods} names a method twice.")
+    return names
+
+
+def _options(
+    seed: int,
+    limit: int | None,
+    device: str,
+    dtype: str,
+    generator: str,
+    variant: VariantName,
+    evals: str,
+    points: PointsName,
+    data_dir: Path | None,
+    reference: Path | None,
+    trust_remote_code: bool,
+) -> Options:
+    from harness.interfaces import Options
+    from harness.run import pick_device
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype} is not known: float32 or bfloat16.")
+    if generator not in ("auto", "hf"):
+        raise UsageError(f"no generator called '{generator}'. There are: auto, hf.")
+    return Options(
+        seed=seed,
+        limit=limit,
+        device=pick_device(device),
+        dtype=dtype,
+        variant=variant.value,
+        evals=tuple(name.strip() for name in evals.split(",") if name.strip()),
+        points=points.value,
+        data_dir=data_dir,
+        reference=reference,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_json: bool) -> None:
+    """Several methods in turn, and one table of them all at the end."""
+    from harness.cache import Cache
+    from harness.report import comparison, number, stdout
+    from harness.store import to_json
+    from harness.sweep import last_value, run_all
+
+    def told(result: RunResult) -> None:
+        if not quiet and not as_json:
+            value = last_value(result, "forget_quality"), last_value(result, "model_utility")
+            stdout().print(
+                f"{result.spec.method}: {result.status}, forget quality {number(value[0])}, utility {number(value[1])}",
+                highlight=False,
+            )
+
+    results = run_all(plans, store, Cache(), force, told)
+    if as_json:
+        print(json.dumps([to_json(result) for result in results], ensure_ascii=False))
+    elif not quiet:
+        stdout().print(comparison(results))
+    if any(result.status != "done" for result in results):
+        raise typer.Exit(2)
+
+
+@app.command()
+def sweep(
+    method: Annotated[str, typer.Option("--method", "-m", help="One method, or several parted by commas.")],
+    bench: Annotated[str, typer.Option("--bench", "-b", help="The benchmark.")],
+    grid: Annotated[list[str] | None, typer.Option("--grid", "-g", help="An axis: key=value,value (lists: [3];[3,4]).")] = None,
+    model: Model = "mini",
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting of every try, key=value.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Unlearning seeds, parted by commas.")] = "0",
+    by: Annotated[str, typer.Option("--by", help="The metric that orders the table; measured at the last point.")] = "",
+    form: FormOption = FormName.published,
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    generator: GeneratorOption = "auto",
+    evals: Evals = "",
+    points: PointsOption = PointsName.last,
+    data_dir: DataDir = None,
+    results: Results = None,
+    reference: Reference = None,
+    variant: Variant = VariantName.original,
+    trust_remote_code: RemoteCode = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Go ahead with more than 10,000 runs.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run a grid of settings; every try is a record, finished ones are skipped, failed ones kept."""
+    os.environ["TQDM_DISABLE"] = "1"
+    from harness.cache import Cache
+    from harness.config import parse
+    from harness.report import stdout, sweep_table
+    from harness.run import plan
+    from harness.store import Store, to_json
+    from harness.sweep import MOST_RUNS, axes, run_all
+    from harness.sweep import grid as combinations
+
+    fixed, found = parse(set_ or []), axes(grid or [])
+    if not all(part.strip().isdecimal() for part in seeds.split(",")):
+        raise UsageError(f"--seeds {seeds} is no list of seeds. Write 0,1,2.")
+    tries = [
+        (name, int(seed), chosen) for name in _names(method) for seed in seeds.split(",") for chosen in combinations(found)
+    ]
+    if len(tries) > MOST_RUNS and not yes:
+        raise UsageError(f"that is {len(tries)} runs; if you mean it, add --yes.")
+    plans = []
+    for name, seed, chosen in tries:
+        options = _options(
+            seed, limit, device, dtype, generator, variant, evals, points, data_dir, reference, trust_remote_code
+        )
+        plans.append(plan(bench, model, name, {**fixed, **chosen}, options, form=form.value))
+    done: list[RunResult] = []
+
+    def told(result: RunResult) -> None:
+        done.append(result)
+        if not quiet and not as_json:
+            settings = ", ".join(f"{key}={value}" for key, value in tries[len(done) - 1][2].items())
+            print(
+                f"{len(done)}/{len(plans)} {result.spec.method} {settings} seed {result.spec.seed}: {result.status}", flush=True
+            )
+
+    found_results = run_all(plans, Store(results_root(results)), Cache(), told=told)
+    if as_json:
+        print(json.dumps([to_json(result) for result in found_results], ensure_ascii=False))
+    elif not quiet:
+        stdout().print(sweep_table([chosen for _, _, chosen in tries], found_results, by))
+    if any(result.status != "done" for result in found_results):
+        raise typer.Exit(2)
 
 
 def _read_spec(path: Path) -> RunSpec:
@@ -242,9 +402,11 @@ def show(
             print(json.dumps([{"setting": n, "default": d, "about": a} for n, d, a in rows]))
             return
         stdout().print(settings_table(rows, f"{name} ({method.source}), version {method.version}"))
-        for (bench, family), preset in method.presets.items():
-            where = f"{'any benchmark' if bench == '*' else bench} on {family}"
-            stdout().print(f"preset for {where}: " + ", ".join(f"{k}={v}" for k, v in preset.items()), highlight=False)
+        for form, presets in (("published", method.presets), ("tuned", method.tuned)):
+            for (bench, family), preset in presets.items():
+                where = f"{'any benchmark' if bench == '*' else bench} on {family}"
+                told = ", ".join(f"{k}={v}" for k, v in preset.items())
+                stdout().print(f"{form} form for {where}: {told}", highlight=False)
         return
     folder, result = Store(results_root(results)).by_id(name)
     if as_json:

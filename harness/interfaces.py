@@ -29,6 +29,7 @@ C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
 Variant = Literal["original", "open-unlearning"]
 Form = Literal["published", "tuned"]
+Points = Literal["all", "last"]
 Better = Literal["higher", "lower", "closer"]
 Row = Mapping[str, Any]
 """One row of a data set, as read from its file."""
@@ -120,6 +121,10 @@ class Options:
     """Whose metric definitions: ToFU's own, or open-unlearning's."""
     data_dir: Path | None = None
     """A folder laid out by hub id that is looked at before the hub. Not part of a run's hash."""
+    evals: tuple[str, ...] = ()
+    """Which evaluators measure; the benchmark's own if none is named."""
+    points: Points = "all"
+    """Whether every point of the way is measured or the last one only."""
     reference: Path | None = None
     """An evaluation log that stands in for the retain model."""
     trust_remote_code: bool = False

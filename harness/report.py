@@ -96,6 +96,118 @@ def _cell(found: Measurement | Absent | None, digits: int) -> str:
     return text
 
 
+def comparison(results: Sequence[RunResult]) -> RenderableType:
+    """Several methods on one benchmark and model side by side, at their last points, between the two reference arms."""
+    first = next((result for result in results if result.arms), results[0])
+    spec = first.spec
+    table = Table(title=f"{spec.bench} · model {spec.model} · seed {spec.seed}", title_justify="left", header_style="bold")
+    headings = [f"{name} {arrow}".strip() for name, arrow in _COMPARED.values()]
+    for heading in ("", *headings, "best on the way*", "unlearning", "peak"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    rows = [(result.spec.method, measurements(result.points[-1].measurements), result) for result in results if result.points]
+    for arm, found in first.arms.items():
+        table.add_row(arm, *_compared(measurements(found)), "", "", "", style="dim")
+    table.add_section()
+    for method, values, result in rows:
+        phase = result.costs.get("unlearning")
+        cost = (f"{phase.full_seconds:.1f} s", f"{phase.peak_bytes / 2**30:.2f} GiB") if phase else ("–", "–")
+        style = None if result.status == "done" else "red"
+        table.add_row(method, *_compared(values), _best(result.points), *cost, style=style)
+    for result in results:
+        if not result.points:
+            table.add_row(result.spec.method, f"{result.status}", style="red")
+    parts: list[RenderableType] = [table]
+    distance = next((v["forget_quality_d"] for _, v, _ in rows if "forget_quality_d" in v), None)
+    notes = [f"{result.spec.method} {result.status}: {result.error.splitlines()[0]}" for result in results if result.error]
+    if isinstance(distance, Measurement) and distance.floor is not None:
+        notes.append(
+            f"KS distances at or under {number(distance.floor)} are ties: two retrained models differ by as much. In brackets: "
+            "forget quality against each retrained model; the 95 % interval of utility resamples authors."
+        )
+    notes.append(
+        "* the point with the largest forget quality × utility, found by looking at the rows that are reported (an oracle): "
+        "its step, forget quality, utility"
+    )
+    notes += [f"settings: {', '.join(sorted({result.selection for result in results}))}"]
+    notes += [f"note: {note}" for note in first.notes]
+    parts += [Text(note, style="dim") for note in notes]
+    return Group(*parts)
+
+
+_COMPARED = {
+    "forget_quality": ("forget quality", "↑"),
+    "forget_quality_d": ("KS distance", "↓"),
+    "model_utility": ("utility", "↑"),
+    "forget_probability": ("P forget", "→ retr."),
+    "forget_rouge": ("ROUGE forget", "→ retr."),
+    "retain_probability": ("P retain", "↑"),
+    "retain_rouge": ("ROUGE retain", "↑"),
+}
+
+
+def _compared(values: Values) -> list[str]:
+    cells = []
+    for metric in _COMPARED:
+        found = values.get(metric)
+        if not isinstance(found, Measurement):
+            cells.append("absent" if found else "–")
+            continue
+        text = number(found.value, 3)
+        if metric == "forget_quality" and found.across_references:
+            low, high = found.across_references
+            text += f" ({number(low, 2)}–{number(high, 2)})" if low != high else ""
+        if metric == "model_utility" and found.interval_95:
+            text += f" ({number(found.interval_95[0], 3)}–{number(found.interval_95[1], 3)})"
+        cells.append(text)
+    return cells
+
+
+def _best(points: Sequence[Point]) -> str:
+    """The step, forget quality and utility of the point with the largest product of the two; empty for a single point."""
+    told = []
+    for point in points:
+        values = measurements(point.measurements)
+        quality, utility = values.get("forget_quality"), values.get("model_utility")
+        if isinstance(quality, Measurement) and isinstance(utility, Measurement):
+            told.append((quality.value * utility.value, point.step, quality.value, utility.value))
+    if len(points) < 2 or not told:
+        return ""
+    _, step, quality_there, utility_there = max(told)
+    return f"step {step}: {number(quality_there, 3)}, {number(utility_there, 3)}"
+
+
+def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunResult], by: str = "") -> RenderableType:
+    """Every try with its settings and its numbers at the last point, the best by a metric first.
+
+    Args:
+        settings: what the grid set in each try.
+        results: in the same order.
+        by: the metric; the order of the tries if empty.
+    """
+    shown = [m for m in ("selection_score", *_COMPARED) if any(m in _last(result) for result in results)]
+    order = list(zip(settings, results, strict=True))
+    if by:
+        order.sort(key=lambda item: -_number_of(item[1], by))
+    table = Table(header_style="bold")
+    for heading in ("run", "method", "seed", *(settings[0] if settings else ()), "status", *shown):
+        table.add_column(heading)
+    for chosen, result in order:
+        values = _last(result)
+        cells = [number(v.value, 3) if isinstance(v := values.get(m), Measurement) else "absent" for m in shown]
+        words = [str(value) for value in chosen.values()]
+        table.add_row(result.spec.run_id, result.spec.method, str(result.spec.seed), *words, result.status, *cells)
+    return table
+
+
+def _last(result: RunResult) -> Values:
+    return measurements(result.points[-1].measurements) if result.points else {}
+
+
+def _number_of(result: RunResult, metric: str) -> float:
+    found = _last(result).get(metric)
+    return found.value if isinstance(found, Measurement) else float("-inf")
+
+
 def _trajectory(points: Sequence[Point]) -> Table:
     table = Table(title="the way there", title_justify="left", header_style="bold")
     table.add_column("step", justify="right")

@@ -30,9 +30,11 @@ from harness.costs import Costs
 from harness.errors import Diverged, RunFailed, UsageError
 from harness.interfaces import (
     BENCHMARKS,
+    EVALUATORS,
     METHODS,
     Absent,
     Benchmark,
+    Form,
     GenerationRequest,
     Measurement,
     Method,
@@ -98,6 +100,7 @@ def plan(
     options: Options,
     generator: str = "hf",
     recorded: Mapping[str, JSON] | None = None,
+    form: Form = "published",
 ) -> Plan:
     """Decide a run.
 
@@ -109,6 +112,7 @@ def plan(
         options: seed, limit, device and so on.
         generator: the back end that writes answers.
         recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
+        form: which of the method's presets: as published, or tuned.
 
     Raises:
         UsageError: for anything that is not known, not allowed or not there.
@@ -119,7 +123,9 @@ def plan(
     if reason := chosen.cannot(task):
         raise UsageError(f"{method} cannot run on {bench} with {model}: {reason}.")
     family = model.partition("@")[0]
-    preset = chosen.preset(bench, family)
+    if options.evals:
+        task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
+    preset = chosen.preset(bench, family, form)
     config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
     slug = Path(model).name if Path(model).is_dir() else task.model
     spec = RunSpec(
@@ -140,8 +146,9 @@ def plan(
         dtype=options.dtype,
         device=options.device.partition(":")[0],
         generator=generator,
+        points=options.points,
     )
-    selection = f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}"
+    selection = f"{form} form: " + (f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}")
     if recorded:
         selection = "settings of a recorded run"
     if settings:
@@ -154,6 +161,9 @@ def plan(
         ("--limit", options.limit, None),
         ("--dtype", options.dtype, "float32"),
         ("--variant", options.variant, "original"),
+        ("--form", form, "published"),
+        ("--evals", ",".join(options.evals), ""),
+        ("--points", options.points, "all"),
     ):
         if given != usual:
             words += [flag, str(given)]
@@ -244,7 +254,7 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
     torch.manual_seed(options.seed)
     index = 0
     for progress in _unlearning(todo, setting):
-        if not progress.measure_here:
+        if not progress.measure_here or (options.points == "last" and progress.step != progress.total):
             continue
         weights = weights_fingerprint(model)
         if index < len(record.points) and record.points[index].weights != weights:

@@ -32,7 +32,7 @@ from harness.cache import digest, disk_errors, flush
 from harness.config import JSON
 from harness.costs import Phase
 from harness.errors import UsageError
-from harness.interfaces import Absent, GenerationRequest, Measurement, Variant
+from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +82,8 @@ class RunSpec:
     """The kind: `cpu`, `cuda`, `mps`."""
     generator: str
     """The back end that wrote the answers."""
+    points: Points = "all"
+    """Whether every point of the way was measured or the last one only."""
 
     @cached_property
     def run_id(self) -> str:

@@ -234,7 +234,7 @@ def test_a_methods_settings_are_shown_with_default_and_meaning(harness: Harness)
     assert "λ" in rows["damping"]["about"]
     text = harness("show", "kfade").out
     assert "damping" in text
-    assert "preset for any benchmark on mini" in text
+    assert "published form for any benchmark on mini" in text
 
 
 NUMBER = Measurement(metric="forget_quality", version=1, value=0.25, unit="p-value", better="higher", n=3)

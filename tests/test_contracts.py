@@ -152,7 +152,7 @@ def check_progress(progress: Sequence[Progress]) -> None:
     assert progress[-1].measure_here, "what comes after the last point is never measured"
     numbers = [p.step for p in progress]
     assert numbers == sorted(set(numbers)), "steps rise from one progress to the next"
-    assert all(p.total is None or p.step <= p.total for p in progress)
+    assert {p.total for p in progress} == {progress[-1].step}, "every progress says how many steps there will be"
     for p in progress:
         assert all(isinstance(value, float) and math.isfinite(value) for value in p.logged.values()), p.logged
 

@@ -160,7 +160,7 @@ def test_a_number_that_is_not_finite_is_logged_as_none(bench: Bench):
 
 def test_measurements_say_on_what_the_settings_were_chosen(bench: Bench):
     result = run(bench, steps(1), settings={"strength": 0.5})
-    assert result.selection == "defaults of fake, then strength by hand"
+    assert result.selection == "published form: defaults of fake, then strength by hand"
     assert {m.selection for m in (*result.points[0].measurements, *result.arms["untouched"])} == {result.selection}
 
 
@@ -528,7 +528,7 @@ def test_a_plan_resolves_defaults_then_preset_then_what_was_given():
     todo = plan("tofu10", "mini@1", "kfade", {"damping": 0.2, "step_size": 0.5}, Options())
     assert (todo.config.estimator, todo.config.damping) == ("ekfac", 0.2)
     assert (todo.config.step_size, todo.config.target_kl) == (0.5, None)
-    assert todo.selection == "preset of kfade for tofu10 on mini, then damping, step_size by hand"
+    assert todo.selection == "published form: preset of kfade for tofu10 on mini, then damping, step_size by hand"
     assert todo.spec.config["damping"] == 0.2
 
 

@@ -56,6 +56,7 @@ CHANGES: dict[str, Any] = {
     "dtype": "bfloat16",
     "device": "cuda",
     "generator": "vllm",
+    "points": "last",
 }
 
 PROVENANCE = Provenance(

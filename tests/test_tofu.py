@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from evals import _bootstrap, _tofu
-from evals.forget_quality import ks
+from evals._tofu import ks
 from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, Absent, Measurement, Reference, Subject, Task, Template
 from harness.run import score_log

@@ -110,7 +110,7 @@ def further_weights(again: int) -> list[Figure]:
 def worlds(seeds: list[int]) -> list[Figure]:
     """What the untouched model and the retrained ones score, over world seeds."""
     from evals import _tofu
-    from evals.forget_quality import ks
+    from evals._tofu import ks
     from harness.cache import Cache
     from harness.generation import HFGenerator
     from harness.interfaces import Options, Subject
