@@ -22,7 +22,7 @@ VERSION = 1
 METRIC = "selection_score"
 
 
-@evaluator(METRIC, version=VERSION)
+@evaluator("selection_score", version=VERSION)
 def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     """`selection_score`."""
     try:

@@ -92,7 +92,7 @@ def _cell(found: Measurement | Absent | None, digits: int) -> str:
     if found.metric.startswith("forget_quality") and found.across_references:
         low, high = found.across_references
         if low != high:
-            text += f" ({number(low, 2)} to {number(high, 2)})"
+            text += f"\n({number(low, 2)} to {number(high, 2)})"
     return text
 
 
@@ -102,8 +102,8 @@ def comparison(results: Sequence[RunResult]) -> RenderableType:
     spec = first.spec
     table = Table(title=f"{spec.bench} · model {spec.model} · seed {spec.seed}", title_justify="left", header_style="bold")
     headings = [f"{name} {arrow}".strip() for name, arrow in _COMPARED.values()]
-    for heading in ("", *headings, "best on the way*", "unlearning", "peak"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("", *headings, "best on the way*", "time", "memory"):
+        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     rows = [(result.spec.method, measurements(result.points[-1].measurements), result) for result in results if result.points]
     for arm, found in first.arms.items():
         table.add_row(arm, *_compared(measurements(found)), "", "", "", style="dim")
@@ -122,7 +122,7 @@ def comparison(results: Sequence[RunResult]) -> RenderableType:
     if isinstance(distance, Measurement) and distance.floor is not None:
         notes.append(
             f"KS distances at or under {number(distance.floor)} are ties: two retrained models differ by as much. In brackets: "
-            "forget quality against each retrained model; the 95 % interval of utility resamples authors."
+            "forget quality against each retrained model; utility's 95 % interval, authors resampled. → is closest to retrained."
         )
     notes.append(
         "* the point with the largest forget quality × utility, found by looking at the rows that are reported (an oracle): "
@@ -136,10 +136,10 @@ def comparison(results: Sequence[RunResult]) -> RenderableType:
 
 _COMPARED = {
     "forget_quality": ("forget quality", "↑"),
-    "forget_quality_d": ("KS distance", "↓"),
+    "forget_quality_d": ("KS D", "↓"),
     "model_utility": ("utility", "↑"),
-    "forget_probability": ("P forget", "→ retr."),
-    "forget_rouge": ("ROUGE forget", "→ retr."),
+    "forget_probability": ("P forget", "→"),
+    "forget_rouge": ("ROUGE forget", "→"),
     "retain_probability": ("P retain", "↑"),
     "retain_rouge": ("ROUGE retain", "↑"),
 }
@@ -155,9 +155,9 @@ def _compared(values: Values) -> list[str]:
         text = number(found.value, 3)
         if metric == "forget_quality" and found.across_references:
             low, high = found.across_references
-            text += f" ({number(low, 2)}–{number(high, 2)})" if low != high else ""
+            text += f"\n({number(low, 2)} to {number(high, 2)})" if low != high else ""
         if metric == "model_utility" and found.interval_95:
-            text += f" ({number(found.interval_95[0], 3)}–{number(found.interval_95[1], 3)})"
+            text += f"\n({number(found.interval_95[0], 3)} to {number(found.interval_95[1], 3)})"
         cells.append(text)
     return cells
 
@@ -173,7 +173,7 @@ def _best(points: Sequence[Point]) -> str:
     if len(points) < 2 or not told:
         return ""
     _, step, quality_there, utility_there = max(told)
-    return f"step {step}: {number(quality_there, 3)}, {number(utility_there, 3)}"
+    return f"{number(quality_there, 3)}, {number(utility_there, 3)}\nat step {step}"
 
 
 def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunResult], by: str = "") -> RenderableType:

@@ -358,3 +358,9 @@ def test_a_benchmarks_sources_hold_no_path_of_this_machine(name: str):
     assert str(ROOT) not in told
     assert '"/' not in told
     assert len({json.dumps(source.identity) for source in task.sources.values()}) == len(task.sources)
+
+
+@pytest.mark.parametrize("registry", [METHODS, EVALUATORS, BENCHMARKS], ids=lambda r: r.kind)
+def test_every_file_of_a_plugin_folder_registers_something(registry: Any):
+    there = {file.stem for file in registry.folder.glob("[!_]*.py")}
+    assert {entry.module.rpartition(".")[2] for entry in registry.entries.values()} == there
