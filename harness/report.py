@@ -122,7 +122,7 @@ def comparison(results: Sequence[RunResult]) -> RenderableType:
     if isinstance(distance, Measurement) and distance.floor is not None:
         notes.append(
             f"KS distances at or under {number(distance.floor)} are ties: two retrained models differ by as much. In brackets: "
-            "forget quality against each retrained model; utility's 95 % interval, authors resampled. → is closest to retrained."
+            "forget quality against each retrained model; utility's 95 % interval, by author. → is best closest to retrained."
         )
     notes.append(
         "* the point with the largest forget quality × utility, found by looking at the rows that are reported (an oracle): "
