@@ -40,8 +40,8 @@ class Recipe:
     """Passes over the forget set."""
     batch_size: PositiveInt = 32
     """Forget examples in a step (and as many retain examples, where the method takes any)."""
-    warmup_epochs: NonNegativeInt = 1
-    """Epochs of linear warm-up; linear decay to 0 follows."""
+    warmup_epochs: NonNegativeInt | None = 1
+    """Epochs of linear warm-up; linear decay to 0 follows. None warms up for a tenth of all steps, as SOUL's authors do."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, on all parameters."""
 
@@ -177,7 +177,8 @@ class Schedule:
         batch = min(recipe.batch_size, examples)
         steps = recipe.epochs * examples // batch
         ends = frozenset(round(epoch * steps / recipe.epochs) for epoch in range(1, recipe.epochs + 1))
-        return Schedule(batch, steps, recipe.warmup_epochs * max(1, examples // batch), ends)
+        warmup = max(1, steps // 10) if recipe.warmup_epochs is None else recipe.warmup_epochs * max(1, examples // batch)
+        return Schedule(batch, steps, warmup, ends)
 
 
 class Told:
