@@ -102,14 +102,10 @@ class KFADEConfig:
     config=KFADEConfig,
     source="arXiv:2602.10568",
     presets={
-        ("*", "mini"): {
-            "estimator": "ekfac",
-            "damping": 0.1,
-            "damping_scale": "mean_eigenvalue",
-            "mc_samples": 2,
-            "target_kl": 0.1,
+        **{
+            ("*", family): {"damping": 0.1, "damping_scale": "mean_eigenvalue", "target_kl": 0.1}
+            for family in ("mini", "scratch")
         },
-        ("*", "scratch"): {"estimator": "ekfac", "damping": 0.1, "damping_scale": "mean_eigenvalue", "target_kl": 0.1},
     },
 )
 def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
