@@ -75,11 +75,11 @@ def results_root(given: Path | None) -> Path:
 def run(
     method: Annotated[str, typer.Option("--method", "-m", help="What to unlearn with; see harness list methods.")] = "",
     bench: Annotated[str, typer.Option("--bench", "-b", help="The benchmark; see harness list benches.")] = "",
-    model: Annotated[str, typer.Option("--model", help="mini, mini@SEED, scratch, a hub id or a folder.")] = "mini",
+    model: Annotated[str, typer.Option("--model", help="mini, mini@SEED, scratch, a card, a hub id or a folder.")] = "mini",
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting, key=value; lists as [3,4].")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Unlearning seed.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, cuda:all, mps.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
     generator: Annotated[str, typer.Option("--generator", help="Who writes answers: auto or hf.")] = "auto",
     data_dir: DataDir = None,
@@ -99,6 +99,8 @@ def run(
     """Unlearn, measure, record. A run that is done is shown; one that was interrupted goes on."""
     if quiet or as_json:
         os.environ["TQDM_DISABLE"] = "1"
+    else:
+        logging.getLogger("harness.memory").setLevel(logging.INFO)
     from harness.config import parse
     from harness.interfaces import Options
     from harness.run import Keep, execute, pick_device, plan
