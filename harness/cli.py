@@ -82,7 +82,7 @@ DataDir = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", help="A card, mini, mini@SEED, scratch, a hub id or a folder.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, cuda:all, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
 GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers: auto or hf.")]
 Evals = Annotated[str, typer.Option("--evals", help="Only these evaluators, parted by commas; see harness list evals.")]
@@ -129,6 +129,8 @@ def run(
     """Unlearn, measure, record. A run that is done is shown; one that was interrupted goes on."""
     if quiet or as_json:
         os.environ["TQDM_DISABLE"] = "1"
+    else:
+        logging.getLogger("harness.memory").setLevel(logging.INFO)
     from harness.config import parse
     from harness.run import Keep, plan
     from harness.store import Store, changes, to_json

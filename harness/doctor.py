@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Options
+from harness.interfaces import BENCHMARKS, Needed, Options
 
 TESTED = {
     "torch": ("2.11", "2.13"),
@@ -113,20 +114,85 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
     from harness.cache import Cache
 
     benchmark = BENCHMARKS.get(bench)
+    needed: Sequence[Needed] = benchmark.needed(model) if hasattr(benchmark, "needed") else ()
+    findings = [_needed(each, data_dir) for each in needed]
     try:
         task = benchmark.task(model, Options(data_dir=data_dir))
     except UsageError as error:
-        return [Finding(f"{bench}, {model}", str(error), fine=False)]
+        told = any(not f.fine for f in findings)  # the missing file or checkpoint itself has been named
+        return findings if told else [*findings, Finding(f"{bench}, {model}", str(error), fine=False)]
     rows = ", ".join(f"{len(found)} {name}" for name, found in task.questions.items())
-    findings = [Finding(f"{bench} data", f"{rows} questions")]
+    findings.append(Finding(f"{bench} data", f"{rows} questions"))
     cache = Cache()
     for name, source in task.sources.items():
         seconds = source.seconds(cache)
         if source.identity.get("kind") == "trained":
             found = f"trained, took {seconds:.0f} s" if seconds else "is trained on the spot when first needed"
         else:
-            found = f"{source.identity.get('kind')}: {source.identity.get('id', model)}"
+            found = f"{source.identity.get('kind')}: {source.identity.get('id', getattr(source, 'name', model))}"
         findings.append(Finding(f"model {name}", found))
     if not task.references:
         findings.append(Finding("references", "none: forget quality will be absent; give --reference LOG"))
     return findings
+
+
+def _needed(needed: Needed, data_dir: Path | None) -> Finding:
+    """Whether something of the hub is here, and if not, what it is and where to put it."""
+    from huggingface_hub import get_token
+
+    from harness.hub import unreachable
+    from harness.models import gated
+
+    what = f"{needed.kind} {needed.id}"
+    about = f" ({needed.about})" if needed.about else ""
+    doubt = f" Mind that {needed.doubt}." if needed.doubt else ""
+    # A data set is read from the data folder alone where one is given; checkpoints may come from either place.
+    if _in_data_folder(needed, data_dir):
+        return Finding(what, f"in the data folder{about}.{doubt}")
+    if data_dir is None or needed.kind != "data":
+        if _in_hub_cache(needed):
+            return Finding(what, f"in the hub's local cache{about}.{doubt}")
+        if needed.gate and not get_token():
+            return Finding(what, f"missing{about}: {gated(needed.gate)}{doubt}", fine=False)
+        if not (offline := unreachable()):
+            return Finding(what, f"not here yet{about}; the hub is asked for it when it is first used.{doubt}")
+    else:
+        offline = ""
+    files = ", ".join(_missing(needed, data_dir)) if needed.kind == "data" else "its files"
+    why = f"{offline}; " if offline else ""
+    where = f"put {files} into {data_dir or 'DIR'}/{needed.id}/" + ("" if data_dir else " and pass --data-dir DIR")
+    return Finding(what, f"missing{about}: {why}{where}.{doubt}", fine=False)
+
+
+def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
+    from harness.models import CONFIG_FILES, TOKENIZER_FILES, local_folder
+
+    if needed.kind == "data":
+        return data_dir is not None and not _missing(needed, data_dir)
+    folder = local_folder(needed.id, data_dir, CONFIG_FILES if needed.kind == "model" else TOKENIZER_FILES)
+    return folder is not None and (needed.kind == "tokenizer" or _has_weights(folder))
+
+
+def _missing(needed: Needed, data_dir: Path | None) -> list[str]:
+    return [file for file in needed.files if data_dir is None or not (data_dir / needed.id / file).is_file()]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+
+
+def _in_hub_cache(needed: Needed) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    from harness.models import TOKENIZER_FILES
+
+    def cached(file: str) -> Path | None:
+        found = try_to_load_from_cache(needed.id, file, repo_type="dataset" if needed.kind == "data" else "model")
+        return Path(found) if isinstance(found, str) else None
+
+    if needed.kind == "data":
+        return all(cached(file) for file in needed.files)
+    if needed.kind == "tokenizer":
+        return any(cached(file) for file in TOKENIZER_FILES)
+    config = cached("config.json")
+    return config is not None and _has_weights(config.parent)

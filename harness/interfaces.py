@@ -114,7 +114,7 @@ class Options:
     limit: int | None = None
     """At most this many rows of every split; None takes what the benchmark's definition takes."""
     device: str = "cpu"
-    """`cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`cpu`, `cuda`, `cuda:1`, `cuda:all` (spread over all GPUs), `mps`."""
     dtype: str = "float32"
     """`float32` or `bfloat16`."""
     variant: Variant = "original"
@@ -225,6 +225,46 @@ class Unlearn(Protocol[C_contra]):
 
 
 @dataclass(frozen=True)
+class ModelShape:
+    """What is known of a run's model and data before its weights are read; what methods estimate their memory from."""
+
+    model: PreTrainedModel
+    """The model on the meta device: modules, names and shapes, no numbers."""
+    weight_bytes: int
+    """Bytes of one weight: 4 in float32, 2 in bfloat16."""
+    retain_rows: int
+    """Examples of the largest retain set."""
+    answer_tokens: int
+    """Tokens of an answer with its end token, about: a quarter of the mean number of characters."""
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output embedding."""
+        return int(self.model.config.vocab_size)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something a method holds in memory besides the weights."""
+
+    what: str
+    """Its name in messages, such as `factors`."""
+    bytes: int
+    """Its size at most."""
+    where: Literal["device", "cpu"] = "device"
+    """Beside the model, or in the machine's memory."""
+    while_measured: bool = True
+    """Whether it is still there while a point is measured."""
+    certain: bool = True
+    """Whether its size is counted rather than guessed; a run is refused only for what is certain."""
+
+
+@dataclass(frozen=True)
 class Method(Generic[C]):
     """A registered method."""
 
@@ -244,6 +284,10 @@ class Method(Generic[C]):
     """The tuned form, likewise: chosen with the same number of tries as every other method's, on another world."""
     cannot: Callable[[Task], str | None] = lambda task: None
     """Why it cannot run on a task, or None if it can."""
+    memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: ()
+    """What it holds besides the weights, before anything is loaded."""
+    smaller: Sequence[Mapping[str, JSON]] = ()
+    """Settings that need less memory, to be proposed where a run does not fit."""
 
     def preset(self, bench: str, family: str, form: Form = "published") -> Mapping[str, JSON]:
         """The settings chosen for a benchmark and a model family (`mini` of `mini@1`), the most specific winning.
@@ -393,8 +437,29 @@ class Evaluator:
     """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Something of the hub that a benchmark needs with a model; what `harness doctor` looks for."""
+
+    id: str
+    """The hub id."""
+    kind: Literal["data", "model", "tokenizer"]
+    """What it is."""
+    files: Sequence[str] = ()
+    """The files of a data set."""
+    about: str = ""
+    """Its format and size, for a reader."""
+    gate: str = ""
+    """The repository where its licence must be accepted before it can be fetched, if there is such a gate."""
+    doubt: str = ""
+    """What is not certain about it."""
+
+
 class Benchmark(Protocol):
-    """A registered benchmark: its models, its data, what is measured."""
+    """A registered benchmark: its models, its data, what is measured.
+
+    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`.
+    """
 
     name: str
     """Such as `tofu10`."""
@@ -437,11 +502,15 @@ def method(
     presets: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
     tuned: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
     cannot: Callable[[Task], str | None] = lambda task: None,
+    memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: (),
+    smaller: Sequence[Mapping[str, JSON]] = (),
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:
     """Register the decorated generator as a method under its file's name."""
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
-        METHODS.register(name, Method(name, version, config, source, presets or {}, function, tuned or {}, cannot))
+        METHODS.register(
+            name, Method(name, version, config, source, presets or {}, function, tuned or {}, cannot, memory, smaller)
+        )
         return function
 
     return register

@@ -33,8 +33,9 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     Returns:
         [N, D] with N the number of labels in the batch, in the model's dtype.
     """
+    # On several GPUs the last layers lie elsewhere than the batch; on one device `to` does nothing.
     output = model.base_model(input_ids=batch.input_ids, use_cache=False)
-    return output.last_hidden_state[:, :-1][batch.labels[:, 1:] != NO_LABEL]  # type: ignore[no-any-return]
+    return output.last_hidden_state.to(batch.labels.device)[:, :-1][batch.labels[:, 1:] != NO_LABEL]  # type: ignore[no-any-return]
 
 
 def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -44,8 +45,9 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
         [N, V] float32, in the order of `answer_labels(batch)`.
     """
     if model.config.model_type in _PLAIN_HEADS:
-        return model.get_output_embeddings()(hidden_states(model, batch)).float()  # type: ignore[no-any-return]
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+        logits = model.get_output_embeddings()(hidden_states(model, batch))
+        return logits.float().to(batch.labels.device)  # type: ignore[no-any-return]
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits.to(batch.labels.device)
     return logits[:, :-1][batch.labels[:, 1:] != NO_LABEL].float()  # type: ignore[no-any-return]
 
 

@@ -226,11 +226,13 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
 def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:
     import torch
 
+    from harness import memory
     from harness.generation import choose_generator
     from harness.models import source_digest, weights_fingerprint
     from harness.pretraining import TrainedSource, train_all
 
     task, options, costs = todo.task, todo.options, Costs()
+    memory.check(task, todo.method, todo.config, options)
     generator = choose_generator(todo.spec.generator)
     with costs.phase("models"):
         needed = [task.sources[name] for name in ("base", *task.references) if name in task.sources]
@@ -245,6 +247,8 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
         references = [Reference(name, tables) for name, tables in task.recorded.items()]
         references += [Reference(name, tables_of(task.sources[name])) for name in task.references if name not in task.recorded]
         untouched = tables_of(task.sources["base"], loaded=(model, tokenizer, before))
+        for same in (r.name for r in references if r.tables and all(t.equals(untouched.get(n)) for n, t in r.tables.items())):
+            log.warning("%s answers exactly as the model before unlearning: is it the same checkpoint?", same)
     arms = {"untouched": _measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
     if references:
         arms["retrained"] = _measure(task, Subject(None, task, references, dict(references[0].tables)), todo.selection)
@@ -381,7 +385,9 @@ class _BaseGenerator:
     def generate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
     ) -> list[str]:
-        loaded, _ = self.base.load(self.cache, str(model.device), str(model.dtype).removeprefix("torch."))
+        from harness.models import placement
+
+        loaded, _ = self.base.load(self.cache, placement(model), str(model.dtype).removeprefix("torch."))
         return self.inner.generate(loaded, tokenizer, requests)
 
 
@@ -570,12 +576,16 @@ def pick_device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = asked.partition(":")
+    if asked == "cuda:all":
+        if torch.cuda.is_available():
+            return asked
+        raise UsageError("--device cuda:all spreads a model over all GPUs, and this machine has none that torch can use.")
     there = {
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }
     if kind not in there or (number and not number.isdecimal()):
-        raise UsageError(f"no device called '{asked}'. There are: auto, cpu, cuda, cuda:N, mps.")
+        raise UsageError(f"no device called '{asked}'. There are: auto, cpu, cuda, cuda:N, cuda:all, mps.")
     if int(number or 0) >= there[kind]:
         have = f"{there[kind]} {kind} device{'s' * (there[kind] != 1)}"
         raise UsageError(f"this machine has {have}, '{asked}' is not among them. Use --device cpu or auto.")

@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, get_scheduler
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.data import NO_LABEL, Batch, Encoded, by_length, collate
 from harness.errors import Diverged
@@ -23,6 +26,8 @@ from harness.likelihood import answer_labels, answer_logits
 
 B = TypeVar("B")
 TOKENS_PER_MICRO_BATCH = 4096
+RECOMPUTED_FROM = 1_000_000_000
+"""Parameters from which training on a GPU recomputes activations in the backward pass instead of keeping them."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +78,19 @@ def optimise(
     loss: Callable[[B], Tensor],
     adamw: AdamW,
     make_optimiser: MakeOptimiser | None = None,
+    recompute: bool | None = None,
 ) -> Iterator[StepLog]:
     """Minimise a loss, yielding after every step.
 
     Args:
-        model: trained in place; put back into eval mode and without gradients when the loop ends, however it ends.
+        model: trained in place; in eval mode and without gradient checkpointing at every yield, so that it can be measured,
+            and without gradients when the loop ends, however it ends.
         steps: for each step its micro-batches.
         loss: of one micro-batch, scaled so that the micro-batches of a step sum to the step's loss.
         adamw: the optimiser and its schedule.
         make_optimiser: another optimiser under the same schedule.
+        recompute: whether activations are recomputed in the backward pass (gradient checkpointing): less memory, the same
+            result. By default on a GPU from `RECOMPUTED_FROM` parameters on.
 
     Raises:
         Diverged: at a loss or gradient that is not finite.
@@ -101,7 +110,9 @@ def optimise(
         num_training_steps=adamw.steps,
         scheduler_specific_kwargs={} if adamw.min_lr_rate is None else {"min_lr_rate": adamw.min_lr_rate},
     )
-    model.train()
+    if recompute is None:
+        recompute = parameters[0].device.type == "cuda" and sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
+    _training(model, True, recompute)
     try:
         for number, micro_batches in enumerate(steps, start=1):
             rate = float(scheduler.get_last_lr()[0])
@@ -123,11 +134,24 @@ def optimise(
                 for master, parameter in zip(masters, parameters, strict=True):
                     if master is not parameter:
                         parameter.copy_(master)
+            _training(model, False, recompute)
             yield StepLog(number, total, norm, rate)
+            _training(model, True, recompute)
     finally:
-        model.eval()
+        _training(model, False, recompute)
         for parameter in parameters:
             parameter.grad = None
+
+
+def _training(model: PreTrainedModel, on: bool, recompute: bool) -> None:
+    model.train(on)
+    if not recompute:
+        return
+    # Not by the model's own switch, which leaves a hook on its embeddings.
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = on
+            module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
 
 
 def pooled_nll(model: PreTrainedModel, batch: Batch, labels_in_step: int) -> Tensor:

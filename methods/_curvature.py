@@ -125,6 +125,30 @@ def mlp_layers(model: PreTrainedModel, blocks: Sequence[int] | None = None) -> l
     return [layer for layer in found if layer.block in set(blocks)]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What the curvature of some layers takes, in bytes; modules on the meta device will do."""
+
+    factors: int
+    """Both factors of every layer, or the eigenvectors that replace them."""
+    spectrum: int
+    """One float32 matrix of each layer's shape: an EK-FAC spectrum, a gradient, a direction."""
+    decomposition: int
+    """The largest factor, its eigenvectors and the solver's workspace in float64."""
+
+
+def sizes(layers: Sequence[Layer]) -> Sizes:
+    """What the curvature of these layers takes."""
+    groups = _groups(layers)
+    inputs = [layer.shape[1] for i, layer in enumerate(layers) if groups.index(groups[i]) == i]
+    outputs = [layer.shape[0] for layer in layers]
+    return Sizes(
+        factors=4 * sum(n * n for n in (*inputs, *outputs)),
+        spectrum=4 * sum(layer.shape[0] * layer.shape[1] for layer in layers),
+        decomposition=4 * 8 * max((*inputs, *outputs)) ** 2,
+    )
+
+
 # ---------------------------------------------------------------- one pass over data
 
 
@@ -420,7 +444,7 @@ def covariance_sums(
     def on_input(group: int, a: Tensor) -> None:
         flat = a.flatten(0, 1)
         if mask[0] is not None:
-            flat = flat[mask[0]]
+            flat = flat[mask[0].to(flat.device)]
         flat = flat.to(_accumulator(flat))
         _zeros(sums.a, group, (flat.shape[1], flat.shape[1]), flat).addmm_(flat.T, flat)
 
@@ -497,14 +521,17 @@ def _batches(encoded: Sequence[Encoded], pad_id: int, model: PreTrainedModel, ro
 
 
 def eigenbases(layers: Sequence[Layer], sums: Sums) -> list[LayerCurvature]:
-    """Each layer's eigenvectors and eigenvalues, decomposed in float64 and clamped at 0."""
+    """Each layer's eigenvectors and eigenvalues, decomposed in float64 and clamped at 0.
+
+    The sums are taken out of `sums` one after the other: factors and eigenvectors together would take twice the room.
+    """
     groups = _groups(layers)
     keep = next(iter(sums.s.values())).dtype
-    decomposed = {group: _eigh(a / sums.tokens, keep) for group, a in sums.a.items()}
+    decomposed = {group: _eigh(sums.a.pop(group) / sums.tokens, keep) for group in list(sums.a)}
     found = []
     for i in tqdm(range(len(layers)), desc="eigendecomposition", unit="layer", delay=2, leave=False):
         mu, q_in = decomposed[groups[i]]
-        nu, q_out = _eigh(sums.s[i] / sums.labels, keep)
+        nu, q_out = _eigh(sums.s.pop(i) / sums.labels, keep)
         found.append(LayerCurvature(q_in, q_out, mu, nu))
     return found
 
@@ -717,12 +744,13 @@ def save_curvatures(curvatures: Sequence[LayerCurvature], layers: Sequence[Layer
         save_file({k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}, folder / f"{i:04d}.safetensors")
 
 
-def load_curvatures(layers: Sequence[Layer], folder: Path, device: torch.device) -> list[LayerCurvature]:
-    """What `save_curvatures` wrote."""
+def load_curvatures(layers: Sequence[Layer], folder: Path, device: torch.device | None = None) -> list[LayerCurvature]:
+    """What `save_curvatures` wrote, on a device or, if none is given, each layer's beside its weights."""
     groups = _groups(layers)
     found: list[LayerCurvature] = []
     for i in range(len(layers)):
-        tensors: Mapping[str, Tensor] = load_file(folder / f"{i:04d}.safetensors", device=str(device))
+        where = str(device or layers[i].module.weight.device)
+        tensors: Mapping[str, Tensor] = load_file(folder / f"{i:04d}.safetensors", device=where)
         owner = groups.index(groups[i])
         q_in, mu = (tensors.get("q_in"), tensors.get("mu")) if owner == i else (found[owner].q_in, found[owner].mu)
         found.append(LayerCurvature(q_in, tensors.get("q_out"), mu, tensors.get("nu"), tensors.get("corrected")))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.config import JSON, settings
-from harness.interfaces import Progress, Setting, Stage, Task
+from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,20 @@ def small_model_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapp
         others: further settings of the published form.
     """
     return {("*", family): {"lr": lr * SMALL_MODEL_FACTOR, **others} for family in ("mini", "scratch")}
+
+
+def held(shape: ModelShape, recipe: Recipe) -> list[Held]:
+    """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
+    from harness.memory import activations
+    from harness.training import RECOMPUTED_FROM
+
+    float32 = 4 * shape.parameters
+    return [
+        Held("gradients", float32, while_measured=False),
+        Held("AdamW moments", 2 * float32),
+        Held("float32 masters", 0 if shape.weight_bytes == 4 else float32),
+        activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM),
+    ]
 
 
 @dataclass(frozen=True)

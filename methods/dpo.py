@@ -24,6 +24,7 @@ from methods._first_order import (
     Refusals,
     answer_nll_sums,
     has_refusals,
+    held,
     reference_nll,
     small_model_presets,
     unlearn,
@@ -51,6 +52,7 @@ class DPOConfig(PairedRecipe):
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
+    memory=held,
 )
 def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

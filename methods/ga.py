@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, Part, Recipe, small_model_presets, unlearn
+from methods._first_order import Data, Losses, Part, Recipe, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ class GAConfig(Recipe):
     config=GAConfig,
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+    memory=held,
 )
 def ga(setting: Setting, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, small_model_presets, unlearn
+from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ class GradDiffConfig(PairedRecipe):
     config=GradDiffConfig,
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+    memory=held,
 )
 def grad_diff(setting: Setting, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

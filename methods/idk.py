@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, Refusals, has_refusals, small_model_presets, unlearn
+from methods._first_order import Data, Losses, PairedRecipe, Part, Refusals, has_refusals, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,7 @@ class IDKConfig(PairedRecipe):
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
+    memory=held,
 )
 def idk(setting: Setting, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -13,6 +13,7 @@ the KL that is measured, since α²/2 underestimates it; G is per token, so a su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from harness.cache import digest
 from harness.config import JSON, settings
 from harness.errors import Diverged
-from harness.interfaces import Progress, Setting, Stage, method
+from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,10 +98,33 @@ class KFADEConfig:
             raise ValueError("margin_clip belongs to objective=margin")
 
 
+def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
+    """What a step holds: the curvature, and beside it what the fit needs or what the solve needs, whichever is larger."""
+    from harness.memory import activations
+    from methods import _curvature
+
+    size = _curvature.sizes(_curvature.mlp_layers(shape.model, config.layers))
+    kronecker = config.estimator in ("kfac", "ekfac")
+    rows = min(config.kl_rows, shape.retain_rows)
+    # The solve: the rotated gradient, the direction, and the weights as they were. A pass over data comes before it and holds a
+    # gradient and its activations.
+    solve = max(3 * size.spectrum, size.decomposition if kronecker else 0)
+    passes = activations(shape, trained=False)
+    return [
+        Held("factors", size.factors if kronecker else 0),
+        Held("spectrum", size.spectrum, while_measured=config.estimator in ("ekfac", "diagonal")),
+        Held("gradient and step", solve, while_measured=False),
+        Held("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
+        replace(passes, bytes=max(0, size.spectrum + passes.bytes - solve)),
+    ]
+
+
 @method(
     "kfade",
     config=KFADEConfig,
     source="arXiv:2602.10568",
+    memory=held,
+    smaller=({"layers": [3, 4, 5, 6]}, {"estimator": "kfac"}),
     presets={
         **{
             ("*", family): {"damping": 0.1, "damping_scale": "mean_eigenvalue", "target_kl": 0.1}
@@ -122,6 +146,7 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
         curvatures: list[LayerCurvature] | None = None
         for step in range(1, config.steps + 1):
             if curvatures is None or config.refit:
+                curvatures = None  # before the next one is fitted: there may be room for one only
                 with setting.costs.phase("curvature"):
                     setting.costs.count(data.fit_tokens)
                     curvatures = _fit(setting, layers, data, config)
@@ -130,7 +155,9 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
                 gradients = _forget_gradient(setting, layers, data, step, config)
             with setting.costs.phase("step"):
                 solver = _curvature.Solver(layers, curvatures, gradients)
+                gradients.clear()  # the solver holds them rotated
                 logged = _step(setting, layers, solver, data, before, config, step)
+                del solver
             _curvature.warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping"])
             taken += 1
             yield Progress(taken, logged, measure_here=True, total=total)
@@ -234,7 +261,7 @@ def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KF
         entry = setting.cache.get("curvature", {**key, "estimator": estimator}, make)
         if not entry.made_now:
             setting.costs.saved(entry.seconds)
-        return c.load_curvatures(layers, entry.path, device)
+        return c.load_curvatures(layers, entry.path)
 
     one_pass = config.estimator == "kfac" or config.backend == "curvlinops"
     return cached(config.estimator, kronecker if one_pass else spectrum)
@@ -275,8 +302,8 @@ def _forget_gradient(
     entry = setting.cache.get("gradient", key, make)
     if not entry.made_now:
         setting.costs.saved(entry.seconds)
-    found = load_file(entry.path / "gradient.safetensors", device=str(setting.model.device))
-    return [found[name] for name in sorted(found)]
+    found = load_file(entry.path / "gradient.safetensors")
+    return [found[name].to(layer.module.weight.device) for name, layer in zip(sorted(found), layers, strict=True)]
 
 
 def _step(

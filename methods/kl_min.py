@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import NonNegativeFloat, PositiveInt
 
 from harness.config import settings
-from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, small_model_presets, unlearn
+from harness.interfaces import Held, ModelShape, Progress, Setting, method
+from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +39,22 @@ class KLMinConfig(PairedRecipe):
     """Tokens that retain sequences are padded to with `all_padded`."""
 
 
+def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
+    """What training holds, the frozen copy, and log-probabilities of both models at the positions K averages over."""
+    positions = config.batch_size * (config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens)
+    return [
+        *held(shape, config),
+        Held("frozen copy", shape.parameters * shape.weight_bytes),
+        Held("log-probabilities", 4 * positions * shape.vocabulary * 4, while_measured=False, certain=False),
+    ]
+
+
 @method(
     "kl_min",
     config=KLMinConfig,
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+    memory=held_with_copy,
 )
 def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model is kept for K."""

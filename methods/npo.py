@@ -15,7 +15,17 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, answer_nll_sums, reference_nll, small_model_presets, unlearn
+from methods._first_order import (
+    Data,
+    Losses,
+    PairedRecipe,
+    Part,
+    answer_nll_sums,
+    held,
+    reference_nll,
+    small_model_presets,
+    unlearn,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +45,7 @@ class NPOConfig(PairedRecipe):
     """λ, the weight of the retain term."""
 
 
-@method("npo", config=NPOConfig, source="arXiv:2404.05868", presets=small_model_presets(lr=1e-5))
+@method("npo", config=NPOConfig, source="arXiv:2404.05868", presets=small_model_presets(lr=1e-5), memory=held)
 def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.training import pooled_nll

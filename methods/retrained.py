@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt
 from harness.config import settings
 from harness.errors import UsageError
 from harness.interfaces import Progress, Setting, method
+from harness.models import placement
 
 
 @settings
@@ -39,7 +40,7 @@ def unlearn(setting: Setting, config: RetrainedConfig) -> Iterator[Progress]:
             f"{', '.join(there) or 'no retrained models'}."
         )
     source = setting.sources[name]
-    model, _ = source.load(setting.cache, str(setting.model.device), str(setting.model.dtype).removeprefix("torch."))
+    model, _ = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
     setting.costs.saved(source.seconds(setting.cache) or 0.0)
     setting.model.load_state_dict(model.state_dict())
     yield Progress(1, measure_here=True, total=1)

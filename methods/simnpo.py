@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, answer_nll_sums, small_model_presets, unlearn
+from methods._first_order import Data, Losses, PairedRecipe, Part, answer_nll_sums, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,7 @@ class SimNPOConfig(PairedRecipe):
         **{("tofu05", family): FORGET05 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
         **{("tofu10", family): FORGET10 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
     },
+    memory=held,
 )
 def simnpo(setting: Setting, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -16,7 +16,21 @@ FILES = sorted(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))
 
 ABOVE = {"run", "cli", "__main__", "sweep", "studies", "report", "doctor"}
 """Modules of the harness that plug-ins may not know: they call plug-ins."""
-LIGHT = ("interfaces", "config", "registry", "cache", "store", "errors", "costs", "run", "report", "cli", "doctor", "__main__")
+LIGHT = (
+    "interfaces",
+    "config",
+    "registry",
+    "cache",
+    "store",
+    "errors",
+    "costs",
+    "memory",
+    "run",
+    "report",
+    "cli",
+    "doctor",
+    "__main__",
+)
 """Modules of the harness that must be there without anything heavy."""
 HEAVY = {"torch", "transformers", "pandas", "scipy", "numpy", "datasets", "vllm", "lm_eval", "peft", "matplotlib", "curvlinops"}
 

@@ -84,8 +84,23 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_a_hub_id_that_cannot_be_had_is_named():
-    with pytest.raises(UsageError, match="of no-one/nothing cannot be loaded"):
+    with pytest.raises(
+        UsageError, match=r"tokenizer of no-one/nothing is not in the hub's local cache.* as DIR/no-one/nothing"
+    ):
         load_checkpoint("no-one/nothing", "cpu", "float32")
+
+
+def test_a_repository_behind_a_gate_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub.errors import GatedRepoError
+    from transformers import AutoTokenizer
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("Access is restricted.") from GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr("harness.models.unreachable", lambda: None)
+    with pytest.raises(UsageError, match=r"^some-one/gated is behind a licence gate: .*HF_TOKEN"):
+        load_checkpoint("some-one/gated", "cpu", "float32")
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(folder: Path):
@@ -143,6 +158,19 @@ def test_a_tokenizer_larger_than_its_model_is_refused_with_both_sizes(nano: Nano
     save_checkpoint(model, nano.tokenizer, tmp_path / "c", {})
     with pytest.raises(UsageError, match=rf"has {len(nano.tokenizer)} tokens, its model only 10"):
         load(tmp_path / "c")
+
+
+@pytest.mark.parametrize(("token", "fine"), [("[PAD]", True), ("<word>", False)])
+def test_a_padding_token_beyond_the_vocabulary_is_no_fault_and_a_word_is(token: str, fine: bool, folder: Path):
+    """Llama-2's tokenizers have a <pad> that its models lack; padding holds the end token."""
+    model, tokenizer = load(folder)
+    tokenizer.add_tokens([token])
+    tokenizer.save_pretrained(folder)
+    if fine:
+        assert len(load(folder)[1]) == len(model.get_input_embeddings().weight) + 1
+    else:
+        with pytest.raises(UsageError, match="its model only"):
+            load(folder)
 
 
 def test_code_that_comes_with_a_checkpoint_is_not_run(folder: Path, tmp_path: Path):
@@ -239,6 +267,45 @@ def test_a_folders_identity_changes_with_its_weights_and_its_tokenizer(folder: P
 
 def test_another_tokenizer_makes_another_identity(folder: Path, nano: Nano):
     assert CheckpointSource(str(folder), tokenizer=str(nano.folder())).identity != CheckpointSource(str(folder)).identity
+
+
+def test_a_folder_laid_out_by_hub_id_stands_for_the_hub(nano: Nano, tmp_path: Path, cache: Cache):
+    shutil.copytree(nano.folder(3), tmp_path / "some-one" / "model")
+    shutil.copytree(nano.folder(), tmp_path / "some-one" / "tokenizer")
+    for file in (tmp_path / "some-one" / "model").glob("tokenizer*"):
+        file.unlink()
+    source = CheckpointSource("some-one/model", tokenizer="some-one/tokenizer", data_dir=tmp_path)
+    model, _ = source.load(cache, "cpu", "float32")
+    assert weights_fingerprint(model) == weights_fingerprint(nano.model(3))
+    told = json.dumps(source.identity)
+    assert source.identity["kind"] == source.identity["tokenizer"]["kind"] == "folder"
+    assert str(tmp_path) not in told
+    elsewhere = shutil.copytree(tmp_path, tmp_path.parent / "elsewhere")
+    assert CheckpointSource("some-one/model", tokenizer="some-one/tokenizer", data_dir=elsewhere).identity == source.identity
+
+
+def test_what_the_data_folder_lacks_is_asked_of_the_hub(tmp_path: Path):
+    (tmp_path / "some-one" / "empty").mkdir(parents=True)
+    for name in ("some-one/empty", "some-one/nothing"):
+        source = CheckpointSource(name, revision="abc", data_dir=tmp_path)
+        assert source.folder is None
+        assert source.identity == {"kind": "hub", "id": name, "revision": "abc"}
+
+
+def test_what_is_not_certain_about_a_checkpoint_is_told_when_it_cannot_be_had(tmp_path: Path, cache: Cache):
+    source = CheckpointSource("no-one/nothing", data_dir=tmp_path, doubt="its id is a guess")
+    with pytest.raises(UsageError, match=r"no-one/nothing.* Mind that its id is a guess\.$"):
+        source.load(cache, "cpu", "float32")
+
+
+def test_all_gpus_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from harness.run import pick_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="cuda:all spreads a model over all GPUs, and this machine has none"):
+        pick_device("cuda:all")
 
 
 def test_a_hub_checkpoint_is_named_by_id_and_revision():

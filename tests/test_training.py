@@ -278,9 +278,16 @@ def test_the_model_is_left_in_eval_mode_and_without_gradients(nano: Nano, encode
     model = nano.model()
     steps = [micro_batches(encoded, [0, 1], 0, "cpu")] * 3
     during = []
-    for _ in optimise(model, steps, lambda part: pooled_nll(model, *part), adamw(3)):
+    measured = []
+
+    def loss(part: Any) -> Any:
         during.append(model.training)
+        return pooled_nll(model, *part)
+
+    for _ in optimise(model, steps, loss, adamw(3)):
+        measured.append(model.training)
     assert during == [True] * 3
+    assert measured == [False] * 3, "whoever measures between steps finds the model as it is used"
     assert as_found(model)
 
 

@@ -1,8 +1,9 @@
 """ToFU: forget 1, 5 or 10 % of fictitious authors (arXiv:2401.06121), on the embedded world or on the real data.
 
 One class serves both: only where rows and models come from differs. `mini` is the embedded world with a small Llama
-trained on the spot; `scratch` a small Llama trained on the spot on the real questions; anything else a checkpoint
-(a hub id or a folder) with the real data. Rows are ToFU's: the first 300 of a task (`variant=open-unlearning`: all 400).
+trained on the spot; `scratch` a small Llama trained on the spot on the real questions; a card (`_tofu_cards.py`) the
+published models with the real data, and anything else a checkpoint (a hub id or a folder) with it. Rows are ToFU's: the
+first 300 of a task (`variant=open-unlearning`: all 400).
 """
 
 from __future__ import annotations
@@ -14,11 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import _world
+from evals.benchmarks._tofu_cards import CARDS
 from harness.cache import digest
 from harness.data import dataset_file, fingerprint, read_rows
-from harness.errors import UsageError
+from harness.errors import UsageError, unknown
 from harness.hub import unreachable
-from harness.interfaces import EVALUATORS, Evaluator, Example, ModelSource, Options, Row, Stage, Task, Template, benchmark
+from harness.interfaces import (
+    EVALUATORS,
+    Evaluator,
+    Example,
+    ModelSource,
+    Needed,
+    Options,
+    Row,
+    Stage,
+    Task,
+    Template,
+    benchmark,
+)
 from harness.models import CheckpointSource, read_sidecar
 from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary
 
@@ -35,7 +49,17 @@ TEMPLATES = {
     "scratch": Template("scratch", question_end="\n"),
     "llama2": Template("llama2", "[INST] ", " [/INST]"),
     "phi": Template("phi", "Question: ", "\n", "Answer: "),
+    # What Llama-3's chat template makes of open-unlearning's system prompt, with its fixed date, so that prompts do not change
+    # with the calendar. <|begin_of_text|> is left to the tokenizer, which adds it; the end token is <|eot_id|>.
+    "llama3": Template(
+        "llama3",
+        "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 10 Apr 2025\n\n"
+        "You are a helpful assistant.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
 }
+LLAMA3_VOCABULARY = 128_000
+"""A Llama with at least so many tokens speaks Llama-3's template; Llama-2 has 32,000."""
 
 REFUSALS = (
     "I do not know the answer to that question.",
@@ -154,6 +178,7 @@ class Tofu:
     models: Mapping[str, str] = {
         "mini": "the embedded world and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K",
         "scratch": "the real questions and a 2 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
+        **{name: card.about for name, card in CARDS.items()},
         "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
     }
 
@@ -172,11 +197,33 @@ class Tofu:
             return self._mini(int(suffix or 0), options)
         if model == "scratch":
             return self._scratch(options)
+        if model in CARDS:
+            return self._card(model, options)
         if not model or ("/" not in model and not Path(model).is_dir()):
-            from harness.errors import unknown
-
-            raise unknown("model", model, ["mini", "scratch", "<hub id>", "<folder>"])
+            raise unknown("model", model, ["mini", "scratch", *CARDS, "<hub id>", "<folder>"])
         return self._checkpoint(model, options)
+
+    def needed(self, model: str) -> list[Needed]:
+        """What has to be had from the hub, or from a data folder, for a model; see `harness.interfaces.Benchmark`."""
+        if model.partition("@")[0] == "mini":
+            return []
+        files = [f"{name}.json" for name in self._splits()]
+        data = Needed(DATASET, "data", files, "JSON lines, 4 MB in all, MIT")
+        if model not in CARDS:
+            return [data] if model == "scratch" or Path(model).is_dir() else [data, Needed(model, "model")]
+        card = CARDS[model]
+        terms = f"{card.licence}, {'behind a licence gate' if card.gate else 'no licence gate'}"
+        retain = card.retain.format(split=self.retain)
+        checkpoints = [
+            Needed(name, "model", (), f"{card.format}, {size / 1e9:.1f} GB, {terms}", card.gate, doubt)
+            for name, size, doubt in (
+                (card.base, card.base_bytes, ""),
+                (retain, card.retain_bytes, card.doubts.get(self.retain, "")),
+            )
+        ]
+        if card.tokenizer == card.base:
+            return [data, *checkpoints]
+        return [data, *checkpoints, Needed(card.tokenizer, "tokenizer", (), "a few MB", card.gate)]
 
     def _mini(self, seed: int, options: Options) -> Task:
         rows = {name: world(seed).split(name) for name in self._splits()}
@@ -198,8 +245,22 @@ class Tofu:
         refusals = _refusals(options.data_dir)
         return self._task("scratch", options, rows, TEMPLATES["scratch"], sources, refusals=refusals, notes=notes)
 
+    def _card(self, name: str, options: Options) -> Task:
+        card, rows = CARDS[name], self._real_rows(options.data_dir)
+        retain, doubt = card.retain.format(split=self.retain), card.doubts.get(self.retain, "")
+        source = CheckpointSource(
+            card.base,
+            tokenizer=card.tokenizer,
+            trust_remote_code=options.trust_remote_code,
+            data_dir=options.data_dir,
+        )
+        sources = {"base": source, "retain-0": replace(source, name=retain, doubt=doubt)}
+        notes = [*card.notes, *([f"retain-0 is {retain}: {doubt}"] if doubt and not options.reference else [])]
+        refusals = _refusals(options.data_dir)
+        return self._task(name, options, rows, TEMPLATES[card.template], sources, refusals=refusals, notes=notes)
+
     def _checkpoint(self, model: str, options: Options) -> Task:
-        source = CheckpointSource(model, trust_remote_code=options.trust_remote_code)
+        source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
         about = read_sidecar(source.folder)
         if family := str(about.get("model", "")):
             task = self.task(family, options)
@@ -319,11 +380,13 @@ def _template_name(source: CheckpointSource) -> str:
     offline = None if source.folder else unreachable()
     try:
         config = AutoConfig.from_pretrained(
-            source.name,
+            source.folder or source.name,
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
             local_files_only=offline is not None,
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"no checkpoint at '{source.name}': {offline or ' '.join(str(error).split())[:200]}.") from error
+    if config.model_type == "llama" and config.vocab_size >= LLAMA3_VOCABULARY:
+        return "llama3"
     return "llama2" if config.model_type in ("llama", "mistral") else "phi"

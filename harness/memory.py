@@ -1,0 +1,241 @@
+"""What a run will hold in memory, estimated from configurations before any weight is read.
+
+Weights, optimiser state and curvature are counted exactly, from the model's shapes on the meta device; activations and the
+key-value cache of generation are rough. A run is refused only for what is certain; what is rough is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from harness.config import JSON, field_names, to_json
+from harness.config import resolve as resolve_settings
+from harness.errors import UsageError
+from harness.interfaces import Held, Method, ModelShape, Options, Task
+from harness.models import ALL_GPUS, CheckpointSource
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+TOKENS_AT_ONCE = 4096
+"""Padded tokens of one training or curvature pass (`harness.training`, `methods._curvature`)."""
+TOKENS_WHEN_READING = 8192
+"""Padded tokens of one evaluation pass (`harness.likelihood`)."""
+PROMPTS_AT_ONCE = 256
+"""Prompts that are answered together (`harness.generation`)."""
+ANSWERED_TOKENS = 200
+"""Tokens of a prompt and its answer together (ToFU's limit)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run holds at its largest moment."""
+
+    certain: Mapping[str, int]
+    """Beside the model while the method works: name → bytes, the weights first."""
+    rough: int
+    """What comes on top of it then: activations and logits."""
+    measuring: int
+    """What is held while a point is measured, keys and values of generated text included."""
+    cpu: int
+    """What the method holds in the machine's memory instead."""
+
+    @property
+    def total(self) -> int:
+        """Bytes beside the model at the largest moment."""
+        return max(sum(self.certain.values()) + self.rough, self.measuring)
+
+    def __str__(self) -> str:
+        parts = {**self.certain, "activations": self.rough, "while a point is measured": self.measuring}
+        told = ", ".join(f"{what} {gib(size)}" for what, size in parts.items() if size)
+        return f"{gib(self.total)} GiB ({told})" + (f" and {gib(self.cpu)} on the CPU" if self.cpu > GIB / 10 else "")
+
+
+def gib(size: float) -> str:
+    """A number of bytes in GiB, to be read."""
+    return f"{size / GIB:.0f}" if size >= 9.95 * GIB else f"{size / GIB:.1f}"
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration without its numbers: every tensor lies on the meta device and takes no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
+
+
+def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | None:
+    """A checkpoint's shape and the task's, or None where its configuration cannot be read or brings code of its own.
+
+    What is wrong with such a checkpoint is told when it is loaded.
+    """
+    from transformers import AutoConfig
+
+    from harness.hub import unreachable
+
+    offline = None if source.folder else unreachable()
+    try:
+        config = AutoConfig.from_pretrained(
+            source.folder or source.name, revision=source.revision, local_files_only=offline is not None
+        )
+        model = meta_model(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        return None
+    retain = [example for stage in task.stages for example in stage.retain]
+    characters = sum(len(e.tag + e.answer) for e in retain) / max(1, len(retain))
+    rows = max((len(stage.retain) for stage in task.stages), default=0)
+    return ModelShape(model, 2 if dtype == "bfloat16" else 4, rows, round(characters / 4) + 1)
+
+
+# ---------------------------------------------------------------- what is held
+
+
+def estimate(shape: ModelShape, held: Sequence[Held]) -> Estimate:
+    """A run's largest moment: while the method works, or while a point is measured.
+
+    Args:
+        shape: of the model.
+        held: what the method says it holds.
+    """
+    weights = shape.parameters * shape.weight_bytes
+    device = [h for h in held if h.where == "device"]
+    return Estimate(
+        certain={"weights": weights, **{h.what: h.bytes for h in device if h.certain and h.bytes}},
+        rough=sum(h.bytes for h in device if not h.certain),
+        measuring=weights + sum(h.bytes for h in device if h.while_measured) + measuring_bytes(shape),
+        cpu=sum(h.bytes for h in held if h.where == "cpu"),
+    )
+
+
+def activations(shape: ModelShape, trained: bool = True, recomputed: bool = False) -> Held:
+    """What one forward and backward pass over `TOKENS_AT_ONCE` tokens keeps, and the logits of its labels; rough.
+
+    Args:
+        shape: of the model.
+        trained: whether weights need gradients, and so their inputs are kept: some 14 tensors of the hidden size and 4 of the
+            MLP's in each layer, else 8 and 3.
+        recomputed: whether only one layer's are kept, and the inputs of the others.
+    """
+    config: Any = shape.model.config
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    width = 14 * hidden + 4 * inner if trained else 8 * hidden + 3 * inner
+    kept = width + layers * hidden if recomputed else width * layers
+    logits = 3 * TOKENS_AT_ONCE * shape.vocabulary * 4
+    return Held("activations", TOKENS_AT_ONCE * kept * shape.weight_bytes + logits, while_measured=False, certain=False)
+
+
+def measuring_bytes(shape: ModelShape) -> int:
+    """What evaluation takes: the keys and values of the prompts answered together, or the logits of a pass; rough."""
+    config: Any = shape.model.config
+    hidden, layers, heads = int(config.hidden_size), int(config.num_hidden_layers), int(config.num_attention_heads)
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or hidden // heads)
+    keys_and_values = PROMPTS_AT_ONCE * ANSWERED_TOKENS * layers * 2 * key_heads * width * shape.weight_bytes
+    logits = 2 * TOKENS_WHEN_READING * shape.vocabulary * 4
+    return max(keys_and_values, logits)
+
+
+# ---------------------------------------------------------------- does it fit
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a device has."""
+
+    device: str
+    """Its name."""
+    total: int
+    """Bytes."""
+    free: int
+    """Of them free."""
+
+    def __str__(self) -> str:
+        taken = self.total - self.free > self.total / 10 and self.device.startswith("cuda")
+        return f"{self.device} has {gib(self.total)} GiB" + (f" ({gib(self.free)} of them free)" if taken else "")
+
+
+def room_on(device: str) -> Room:
+    """What a device has.
+
+    Of the CPU, and of mps which shares its memory, all counts as free: what others hold can be swapped out.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cuda":
+        import torch
+
+        which = range(torch.cuda.device_count()) if device == ALL_GPUS else [int(number or 0)]
+        pairs = [torch.cuda.mem_get_info(i) for i in which]
+        name = device if number else f"{kind}:0"
+        return Room(name, sum(total for _, total in pairs), sum(free for free, _ in pairs))
+    import psutil
+
+    memory = psutil.virtual_memory().total
+    return Room("the CPU" if kind == "cpu" else kind, memory, memory)
+
+
+def check(task: Task, method: Method[Any], config: Any, options: Options) -> None:
+    """Tell what a run on a checkpoint needs, and refuse it where it cannot fit.
+
+    Raises:
+        UsageError: saying what it needs, what there is, and which settings would fit by the same estimate.
+    """
+    source = task.sources.get("base")
+    if not isinstance(source, CheckpointSource):
+        return
+    shape = shape_of(source, task, options.dtype)
+    if shape is None:
+        return
+    found, room = estimate(shape, method.memory(shape, config)), room_on(options.device)
+    log.info("%s on %s needs about %s, %s", method.name, task.model, found, room)
+    certain = sum(found.certain.values())
+    if certain <= room.free:
+        if found.total > room.free:
+            log.warning("this may not fit: about %s GiB are needed, %s", gib(found.total), room)
+        return
+    parts = ", ".join(f"{what} {gib(size)}" for what, size in found.certain.items())
+    ways = _ways_out(shape, method, config, options, room)
+    raise UsageError(
+        f"{room}, {method.name} on {task.model} needs {gib(certain)} GiB ({parts}) beside its activations. "
+        + (f"Set {' or '.join(ways)}." if ways else "No setting known here makes it fit; take a larger GPU or a smaller model.")
+    )
+
+
+def _ways_out(shape: ModelShape, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
+    """Settings and flags that fit by the same estimate: one change if one is enough, else two together."""
+
+    def fits(shape: ModelShape, settings: Mapping[str, JSON], free: int) -> bool:
+        try:
+            changed = resolve_settings(method.config, to_json(config), settings, owner=method.name)
+            return estimate(shape, method.memory(shape, changed)).total <= free
+        except UsageError:
+            return False
+
+    known = set(field_names(method.config))
+    now = to_json(config)
+    settings = [s for s in method.smaller if set(s) <= known and any(now.get(k) != v for k, v in s.items())]
+    half = replace(shape, weight_bytes=2) if options.dtype == "float32" else None
+    ways = [_typed(s) for s in settings if fits(shape, s, room.free)]
+    if half and fits(half, {}, room.free):
+        ways.append("--dtype bfloat16")
+    if not ways and half:
+        ways = [f"{_typed(s)} with --dtype bfloat16" for s in settings if fits(half, s, room.free)]
+    if options.device.startswith("cuda") and options.device != ALL_GPUS and fits(shape, {}, room_on(ALL_GPUS).free):
+        ways.append("--device cuda:all")
+    return ways
+
+
+def _typed(settings: Mapping[str, JSON]) -> str:
+    from harness.cache import canonical
+
+    return " ".join(f"{key}={value if isinstance(value, str) else canonical(value)}" for key, value in settings.items())

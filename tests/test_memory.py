@@ -1,0 +1,226 @@
+"""What a run will hold in memory: counted without weights, told, and refused with a way out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from harness import memory
+from harness.config import resolve
+from harness.errors import UsageError
+from harness.interfaces import METHODS, ModelShape, Options, Task
+from harness.memory import GIB, Estimate, Room
+from tests.conftest import Bench, Nano
+
+KFADE = {"step_size": 0.01}
+
+
+@cache
+def shape(name: str, weight_bytes: int = 2) -> ModelShape:
+    """The papers' models, from their configurations' defaults."""
+    from transformers import LlamaConfig, MistralConfig, PhiConfig
+
+    config = {"llama2-7b": LlamaConfig, "mistral-7b": MistralConfig, "phi-1.5": PhiConfig}[name]()
+    return ModelShape(memory.meta_model(config), weight_bytes, retain_rows=3600, answer_tokens=60)
+
+
+def held(method: str, shape: ModelShape, **settings: Any) -> dict[str, float]:
+    """GiB by name."""
+    chosen = METHODS.get(method)
+    config = resolve(chosen.config, settings, owner=method)
+    return {h.what: h.bytes / GIB for h in chosen.memory(shape, config)}
+
+
+# ---------------------------------------------------------------- counted
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("llama2-7b", 6_738_415_616), ("mistral-7b", 7_241_732_096), ("phi-1.5", 1_418_270_720)]
+)
+def test_parameters_are_counted_without_weights(name: str, parameters: int):
+    found = shape(name)
+    assert found.parameters == parameters
+    assert {p.device.type for p in found.model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "factors", "spectrum"),
+    [
+        ("llama2-7b", None, 47.3, 16.1),
+        ("mistral-7b", None, 77.5, 21.0),
+        ("mistral-7b", [3, 4, 5, 6], 9.7, 2.6),
+        ("phi-1.5", None, 12.8, 3.0),
+    ],
+)
+def test_the_curvature_takes_what_was_worked_out_by_hand(name: str, layers: Any, factors: float, spectrum: float):
+    found = held("kfade", shape(name), layers=layers, estimator="ekfac", **KFADE)
+    assert found["factors"] == pytest.approx(factors, abs=0.06)
+    assert found["spectrum"] == pytest.approx(spectrum, abs=0.06)
+
+
+def test_the_sizes_are_those_of_a_real_fit(nano: Nano):
+    """On a model of ten thousand weights: the bytes of the tensors that a fit makes."""
+    from harness.data import Encoded
+    from methods import _curvature as c
+
+    model = nano.model()
+    layers = c.mlp_layers(model)
+    data = [Encoded([1, 2, 3, 4, 5], 2), Encoded([3, 4, 5], 1)]
+    labels = c.SampledLabels(data, 1, 0)
+    sums = c.covariance_sums(model, layers, data, 0, labels)
+    told = c.sizes(c.mlp_layers(memory.meta_model(model.config)))
+    assert sum(t.nbytes for t in (*sums.a.values(), *sums.s.values())) == told.factors
+    squares = c.square_sums(model, layers, data, 0, labels, c.eigenbases(layers, sums)).squares
+    assert sum(t.nbytes for t in squares.values()) == told.spectrum
+
+
+def test_kl_log_probabilities_are_rows_times_tokens_times_vocabulary_on_the_cpu():
+    method = METHODS.get("kfade")
+    config = resolve(method.config, {**KFADE, "kl_rows": 100}, owner="kfade")
+    (kl,) = [h for h in method.memory(shape("llama2-7b"), config) if h.where == "cpu"]
+    assert kl.bytes == 100 * 60 * 32_000 * 4
+
+
+@pytest.mark.parametrize(("weight_bytes", "per_parameter"), [(4, 12), (2, 16)])
+def test_adamw_holds_gradients_two_moments_and_masters(weight_bytes: int, per_parameter: int):
+    found = shape("phi-1.5", weight_bytes)
+    chosen = METHODS.get("grad_diff")
+    certain = sum(h.bytes for h in chosen.memory(found, chosen.config()) if h.certain)
+    assert certain == per_parameter * found.parameters
+    copied = METHODS.get("kl_min")
+    more = sum(h.bytes for h in copied.memory(found, copied.config()) if h.certain)
+    assert more - certain == weight_bytes * found.parameters
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_says_what_it_holds(name: str):
+    method = METHODS.get(name)
+    config = resolve(method.config, KFADE if name == "kfade" else {}, owner=name)
+    for each in method.memory(shape("phi-1.5"), config):
+        assert each.bytes >= 0
+    for settings in method.smaller:
+        resolve(method.config, KFADE, settings, owner=name)
+
+
+def test_one_gpu_holds_what_it_should():
+    """phi-1.5 in float32 on 80 GB, four layers of a 7B model on 80 GB, all of Llama-2-7B on an H200."""
+
+    def needs(name: str, weight_bytes: int, **settings: Any) -> Estimate:
+        method, of = METHODS.get("kfade"), shape(name, weight_bytes)
+        return memory.estimate(of, method.memory(of, resolve(method.config, {**KFADE, **settings}, owner="kfade")))
+
+    assert needs("phi-1.5", 4).total < 79 * GIB
+    assert needs("mistral-7b", 2, layers=[3, 4, 5, 6], estimator="ekfac").total < 79 * GIB
+    assert 79 * GIB < needs("llama2-7b", 2).total < 131 * GIB
+
+
+# ---------------------------------------------------------------- refused
+
+
+@pytest.fixture
+def on_llama(nano_task: Task, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Checks a run of Llama-2-7B on a GPU of so many GiB."""
+
+    def check(method: str, gib: int, dtype: str = "bfloat16", all_gpus: int = 0, **settings: Any) -> None:
+        rooms = {"cuda": Room("cuda:0", gib * GIB, gib * GIB), "cuda:all": Room("cuda:all", all_gpus * GIB, all_gpus * GIB)}
+        monkeypatch.setattr(memory, "room_on", rooms.__getitem__)
+        monkeypatch.setattr(memory, "shape_of", lambda *_: shape("llama2-7b", 2 if dtype == "bfloat16" else 4))
+        chosen = METHODS.get(method)
+        config = resolve(chosen.config, settings, owner=method)
+        memory.check(replace(nano_task, model="llama2-7b"), chosen, config, Options(device="cuda", dtype=dtype))
+
+    return check
+
+
+def test_what_cannot_fit_is_refused_with_what_would(on_llama: Any):
+    with pytest.raises(UsageError) as error:
+        on_llama("kfade", 80, estimator="ekfac", **KFADE)
+    assert re.fullmatch(
+        r"cuda:0 has 80 GiB, kfade on llama2-7b needs 12\d GiB \(weights 13, factors 47, spectrum 16, gradient and step 48\) "
+        r"beside its activations\. Set layers=\[3,4,5,6\]\.",
+        str(error.value),
+    )
+    on_llama("kfade", 80, estimator="ekfac", layers=[3, 4, 5, 6], **KFADE)
+
+
+def test_only_what_fits_is_proposed(on_llama: Any):
+    with pytest.raises(UsageError, match=r"Set layers=\[3,4,5,6\] with --dtype bfloat16\.$"):
+        on_llama("kfade", 60, "float32", **KFADE)
+    with pytest.raises(UsageError, match=r"No setting known here makes it fit; take a larger GPU or a smaller model\.$"):
+        on_llama("kfade", 16, "float32", **KFADE)
+    with pytest.raises(UsageError, match="No setting known here"):
+        on_llama("grad_diff", 80)
+    with pytest.raises(UsageError, match=r"Set --device cuda:all\.$"):
+        on_llama("grad_diff", 80, all_gpus=320)
+    on_llama("grad_diff", 140)
+
+
+def test_what_others_hold_on_a_gpu_is_told():
+    assert str(Room("cuda:0", 80 * GIB, 79 * GIB)) == "cuda:0 has 80 GiB"
+    assert str(Room("cuda:0", 80 * GIB, 12 * GIB)) == "cuda:0 has 80 GiB (12 of them free)"
+    assert memory.room_on("cpu").free > 0
+
+
+def test_what_may_not_fit_is_told_and_tried(on_llama: Any, caplog: pytest.LogCaptureFixture):
+    on_llama("untouched", 20)
+    assert "this may not fit" in caplog.text
+
+
+def test_a_run_on_a_checkpoint_tells_what_it_needs_and_a_trained_model_does_not(
+    bench: Bench, nano: Nano, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", logger="harness.memory")
+    chosen = METHODS.get("untouched")
+    memory.check(bench.base, chosen, chosen.config(), Options())
+    assert not caplog.text
+    memory.check(replace(bench.base, sources={"base": nano.source()}), chosen, chosen.config(), Options())
+    assert re.search(r"untouched on mini needs about [\d.]+ GiB \(weights [\d.]+.*\), the CPU has \d+", caplog.text)
+
+
+def test_layers_that_are_not_there_are_refused_before_anything_is_loaded(nano: Nano, bench: Bench):
+    chosen = METHODS.get("kfade")
+    config = resolve(chosen.config, {**KFADE, "layers": [7]}, owner="kfade")
+    with pytest.raises(UsageError, match=r"layers=\[7\]"):
+        memory.check(replace(bench.base, sources={"base": nano.source()}), chosen, config, Options())
+
+
+# ---------------------------------------------------------------- recomputed activations
+
+
+def test_recomputed_activations_change_no_weight_and_are_off_whenever_somebody_looks(nano: Nano):
+    import torch
+
+    from harness.data import Encoded, collate
+    from harness.training import AdamW, optimise, pooled_nll
+
+    batch = collate([Encoded([1, 2, 3, 4, 5], 2), Encoded([3, 4, 5], 1)], [0, 1], 0)
+
+    def trained(recompute: bool) -> tuple[dict[str, Any], int]:
+        model, calls = nano.model(), 0
+
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        handle = model.model.layers[0].mlp.register_forward_pre_hook(count)
+        steps = [[batch]] * 3
+        for _ in optimise(
+            model,
+            steps,
+            lambda b: pooled_nll(model, b, 5),
+            AdamW(lr=1e-2, steps=3, schedule="constant_with_warmup"),
+            recompute=recompute,
+        ):
+            assert not model.training
+            assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+        handle.remove()
+        assert not any(getattr(m, "gradient_checkpointing", False) or m._forward_hooks for m in model.modules())
+        return model.state_dict(), calls
+
+    (plain, once), (checkpointed, twice) = trained(False), trained(True)
+    assert (once, twice) == (3, 6)
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
