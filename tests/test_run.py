@@ -526,7 +526,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(bench: Bench, nano: Nano
 
 def test_a_plan_resolves_defaults_then_preset_then_what_was_given():
     todo = plan("tofu10", "mini@1", "kfade", {"damping": 0.2, "step_size": 0.5}, Options())
-    assert (todo.config.estimator, todo.config.damping) == ("ekfac", 0.2)
+    assert (todo.config.damping_scale, todo.config.damping) == ("mean_eigenvalue", 0.2)
     assert (todo.config.step_size, todo.config.target_kl) == (0.5, None)
     assert todo.selection == "published form: preset of kfade for tofu10 on mini, then damping, step_size by hand"
     assert todo.spec.config["damping"] == 0.2

@@ -176,8 +176,8 @@ class Tofu:
 
     version = 1
     models: Mapping[str, str] = {
-        "mini": "the embedded world and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K",
-        "scratch": "the real questions and a 2 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
+        "mini": "the embedded world and a 0.9 M-parameter Llama trained on the spot; mini@K for world seed K",
+        "scratch": "the real questions and a 1.7 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
         **{name: card.about for name, card in CARDS.items()},
         "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
     }
@@ -235,7 +235,7 @@ class Tofu:
             mini_sources(seed, self.retain),
             generation_budget=64,
             refusals=_world.REFUSALS,
-            notes=["the embedded world: two million parameters and invented authors; it ranks nothing beyond itself"],
+            notes=["the embedded world: under a million parameters and invented authors; it ranks nothing beyond itself"],
         )
 
     def _scratch(self, options: Options) -> Task:
