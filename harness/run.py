@@ -69,6 +69,7 @@ PACKAGES = (
     "rouge-score",
     "safetensors",
     "curvlinops-for-pytorch",
+    "peft",
 )
 
 

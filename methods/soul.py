@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, small_model_presets, unlearn
+from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class SOULConfig(PairedRecipe):
     """The denominator's least value, with `sophia_g` (ε of arXiv:2305.14342)."""
 
 
-@method("soul", config=SOULConfig, source="arXiv:2404.18239", presets=small_model_presets(lr=5e-6))
+@method("soul", config=SOULConfig, source="arXiv:2404.18239", presets=small_model_presets(lr=5e-6), memory=held)
 def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.training import pooled_nll

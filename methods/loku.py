@@ -1,0 +1,424 @@
+"""LoKU: the inverted hinge loss on the forget set, descent on the retain set, through low-rank adapters (arXiv:2408.06621).
+
+IHL    L = mean_tokens max(0, 1 + p_y − max_{v≠y} p_v) + POOL(retain): y gives way to the runner-up v alone, and the gradient
+       fades out as v takes over, where gradient ascent raises every other token and never ends.
+FILA   the adapters W* + s·B·A start where the forget set matters more than the retain set, the function unchanged:
+       w_i = √ Σ_j F_f/(ε + F_r),   SVD_r(diag(w)·W) = U Σ Vᵀ,
+       A = (V √(Σ/s))ᵀ,   B = diag(1/(w + ε)) U √(Σ/s),   W* = W − s·B·A,   ε = 1e-5
+
+(csm9493/efficient-llm-unlearning `TOFU/dataloader.py`, `measure_importance.py`, `forget.py`; the rest is ToFU's recipe.)
+F is the diagonal Fisher information as its code takes it: over mini-batches B of n_B labels, Σ n_B (∇POOL_B)² / Σ n_B, the
+square of the mini-batch's gradient and not of each example's.
+Departures: adapters are float32 whatever the model's dtype is; matrices up to EXACT_UP_TO have an exact SVD, where the
+original always takes a randomised one; the importances are taken in eval mode. At every point that is measured the adapters
+are merged into the weights, and training goes on from W*, A and B as they were.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from harness.config import settings
+from harness.errors import Diverged, UsageError
+from harness.interfaces import Held, ModelShape, Progress, Setting, method
+from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, small_model_presets, unlearn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+SCALING = 2
+"""s = lora_alpha / rank; the original always has lora_alpha = 2·rank."""
+EPSILON = 1e-5
+"""ε, beside the retain set's Fisher information and beside w."""
+EXACT_UP_TO = 1024
+"""The smaller side of a matrix up to which its SVD is exact; a 7B model has 224 matrices four times as wide."""
+
+_KINDS = {
+    "attention": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:self_attn|attn|attention|self_attention)\..+$"),
+    "mlp": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:mlp\..+|fc1|fc2)$"),
+}
+"""What the linear maps of a decoder layer are called; the group is the layer's number."""
+
+
+@settings
+class LoKUConfig(PairedRecipe):
+    """Settings of LoKU; the defaults are its repository's for Llama-2-7B on ToFU."""
+
+    lr: PositiveFloat = 1e-4
+    """Peak learning rate, of the adapters."""
+    loss: Literal["ihl", "grad_diff"] = "ihl"
+    """The forget term: the inverted hinge loss, or minus the cross-entropy (its ablation)."""
+    fila: bool = True
+    """Whether the adapters start from the Fisher-weighted part of the weights; otherwise as LoRA's do, A random and B = 0."""
+    rank: PositiveInt = 16
+    """r, the adapters' rank; the paper runs 4, 8, 16 and 32 on ToFU, and 16 is this project's choice among them."""
+    target_modules: Literal["all", "attention", "mlp"] = "all"
+    """Which linear maps of a decoder layer are adapted."""
+    layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """Decoder layers that are adapted, from 0; all if not given."""
+    fisher_batch: PositiveInt = 2
+    """Examples of each side in a mini-batch of the importances; the repository takes 2 with Llama-2-7B, 4 with phi-1.5."""
+
+
+def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
+    """The adapted weights kept aside, adapters with their gradients and AdamW's moments, and both Fisher sums at the start."""
+    from harness.memory import activations
+
+    maps = linear_maps(shape.model, config.target_modules, config.layers)
+    adapted = sum(linear.module.weight.numel() for linear in maps)
+    adapters = sum(config.rank * sum(linear.module.weight.shape) for linear in maps)
+    return [
+        Held("weights kept aside", adapted * shape.weight_bytes),
+        Held("adapters", 4 * 4 * adapters),
+        Held("Fisher sums and gradients", (2 * 4 + shape.weight_bytes) * adapted * config.fila, while_measured=False),
+        activations(shape),
+    ]
+
+
+@method(
+    "loku",
+    config=LoKUConfig,
+    source="arXiv:2408.06621",
+    presets={**small_model_presets(lr=1e-4), ("*", "phi-1.5"): {"lr": 2e-4, "fisher_batch": 4}},
+    memory=held,
+    smaller=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
+)
+def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
+    """Train the adapters, measuring after every epoch with the adapters merged."""
+    from harness.likelihood import answer_labels, answer_logits
+    from harness.training import pooled_nll
+
+    model = setting.model
+    maps = linear_maps(model, config.target_modules, config.layers)
+    if config.fila:
+        _check_rank(maps, config.rank)
+    adapters = Adapters(model, maps, config.rank, setting.seed)
+
+    def forget(part: Part) -> Tensor:
+        if config.loss == "grad_diff":
+            return -pooled_nll(model, part.batch, part.labels)
+        return inverted_hinge(answer_logits(model, part.batch), answer_labels(part.batch)).sum() / part.labels
+
+    def retain(part: Part) -> Tensor:
+        return pooled_nll(model, part.batch, part.labels)
+
+    def losses(data: Data) -> Losses:
+        adapters.take_off()  # those of the stage before
+        rows = None
+        if config.fila:
+            with setting.costs.phase("Fisher information"):
+                rows = row_weights(maps, *fisher_information(setting, maps, data, config))
+        adapters.make(rows)
+        return Losses(forget, retain)
+
+    try:
+        for progress in unlearn(setting, config, losses):
+            if progress.measure_here:
+                adapters.take_off()
+            yield progress
+            adapters.put_on()
+    finally:
+        adapters.take_off()
+
+
+def inverted_hinge(logits: Tensor, labels: Tensor) -> Tensor:
+    """max(0, 1 + p_y − max_{v≠y} p_v) at each position (Cha et al., arXiv:2408.06621).
+
+    Its gradient with respect to the logits is p_y(e_y − p) − p_k(e_k − p), k the runner-up.
+
+    Args:
+        logits: [N, V], already predicting `labels`.
+        labels: [N] token ids.
+
+    Returns:
+        [N] between 0 and 2.
+    """
+    probabilities = logits.softmax(dim=-1)
+    index = labels.unsqueeze(-1)
+    others = probabilities.scatter(-1, index, -1.0)
+    right, runner_up = probabilities.gather(-1, index).squeeze(-1), others.max(dim=-1).values
+    return (1 + (right - runner_up)).clamp(min=0)
+
+
+# ---------------------------------------------------------------- what is adapted
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """One linear map of a decoder layer."""
+
+    name: str
+    """As in `model.named_modules()`."""
+    module: nn.Linear | Conv1D
+    """Itself."""
+    transposed: bool
+    """Whether it keeps its weight as [in, out], as GPT-2's Conv1D does."""
+
+    def matrix(self) -> Tensor:
+        """[out, in] the weight itself: writing into it changes the module."""
+        return self.oriented(self.module.weight.detach())
+
+    def oriented(self, like_weight: Tensor) -> Tensor:
+        """[out, in] something of the weight's shape."""
+        return like_weight.T if self.transposed else like_weight
+
+
+def linear_maps(
+    model: PreTrainedModel, target_modules: Literal["all", "attention", "mlp"] = "all", layers: Sequence[int] | None = None
+) -> list[LinearMap]:
+    """The linear maps to adapt, in the model's order.
+
+    Args:
+        model: a decoder.
+        target_modules: which maps of a decoder layer.
+        layers: the decoder layers to take, from 0; all if None.
+
+    Raises:
+        UsageError: if there are none of a kind, if they are experts, or if a layer is not there.
+    """
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    named = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)]
+    if any(".experts" in name for name, _ in model.named_modules()):
+        raise UsageError(f"{model.config.model_type} has a mixture of experts; loku has no adapters for experts.")
+    found: list[tuple[int, str, LinearMap]] = []
+    for name, module in named:
+        for kind, pattern in _KINDS.items():
+            if match := pattern.match(name):
+                found.append((int(match[1]), kind, LinearMap(name, module, isinstance(module, Conv1D))))
+    wanted = tuple(_KINDS) if target_modules == "all" else (target_modules,)
+    if missing := [kind for kind in wanted if kind not in {kind for _, kind, _ in found}]:
+        there = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name, _ in named)) or "none"
+        raise UsageError(
+            f"target_modules={target_modules}: the architecture '{model.config.model_type}' has no linear maps that loku knows "
+            f"as {' or '.join(missing)}; its linear maps are {there}."
+        )
+    if layers is not None:
+        have = sorted({layer for layer, _, _ in found})
+        if absent := sorted(set(layers) - set(have)):
+            raise UsageError(
+                f"layers={list(layers)}: the model has layers {have[0]} to {have[-1]}, {absent} are not among them."
+            )
+    return [linear for layer, kind, linear in found if kind in wanted and (layers is None or layer in layers)]
+
+
+def _check_rank(maps: Sequence[LinearMap], rank: int) -> None:
+    smallest = min(maps, key=lambda linear: min(linear.matrix().shape))
+    if rank > (largest := min(smallest.matrix().shape)):
+        raise UsageError(
+            f"rank={rank}: {smallest.name} has only {largest} singular values for fila to start from. "
+            f"Take rank={largest} or less, or fila=false."
+        )
+
+
+# ---------------------------------------------------------------- how adapters start
+
+
+def fisher_information(
+    setting: Setting, maps: Sequence[LinearMap], data: Data, config: LoKUConfig
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The diagonal Fisher information of each weight on the forget set, and on retain examples paired with it.
+
+    Σ_B n_B (∇POOL_B)² / Σ_B n_B over mini-batches of one pass over the forget set in an order drawn by the seed. Both sides
+    stay on the model's device: 8 bytes for each adapted weight. Leaves the weights of `maps` the only ones with gradients
+    switched on.
+
+    Returns:
+        (forget, retain), for each map [out, in] float32.
+    """
+    import torch
+
+    from harness.training import micro_batches, pooled_nll, shuffled_batches
+
+    model = setting.model
+    model.requires_grad_(False)
+    for linear in maps:
+        linear.module.weight.requires_grad_(True)
+    partner = Partners(len(data.retain), setting.seed, config.frozen_partner)
+    (order,) = shuffled_batches(len(data.forget), len(data.forget), 1, setting.seed)
+    sides = []
+    try:
+        for encoded, rows in ((data.forget, order), (data.retain, [partner(row) for row in order])):
+            sums = [torch.zeros_like(linear.matrix(), dtype=torch.float32) for linear in maps]
+            counted = 0
+            for start in range(0, len(rows), config.fisher_batch):
+                parts = micro_batches(encoded, rows[start : start + config.fisher_batch], data.pad, model.device)
+                for batch, labels in parts:
+                    setting.costs.count(batch.tokens)
+                    pooled_nll(model, batch, labels).backward()
+                for total, linear in zip(sums, maps, strict=True):
+                    gradient = linear.module.weight.grad
+                    assert gradient is not None  # its loss has just been differentiated
+                    gradient = linear.oriented(gradient).float()
+                    total.addcmul_(gradient, gradient, value=labels)
+                    linear.module.weight.grad = None
+                counted += labels
+            sides.append([total / counted for total in sums])
+    finally:
+        for linear in maps:
+            linear.module.weight.grad = None
+    return sides[0], sides[1]
+
+
+def row_weights(maps: Sequence[LinearMap], forget: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Tensor]:
+    """How much more each row of a weight matters to the forget set than to the retain set: w_i = √ Σ_j F_f/(ε + F_r).
+
+    Args:
+        maps: to name them in errors.
+        forget: for each map [out, in] the Fisher information on the forget set.
+        retain: the same on the retain set.
+
+    Returns:
+        For each map [out].
+
+    Raises:
+        Diverged: if one is not finite.
+    """
+    rows = [(f / (EPSILON + r)).sum(dim=1).sqrt() for f, r in zip(forget, retain, strict=True)]
+    for linear, weights in zip(maps, rows, strict=True):
+        if not weights.isfinite().all():
+            raise Diverged(f"the Fisher information of {linear.name} is not finite")
+    return rows
+
+
+def fila(weight: Tensor, rows: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Adapters that hold the part of a weight that matters most, its rows weighted.
+
+    Args:
+        weight: [out, in] float32.
+        rows: [out] w.
+        rank: r.
+        seed: for the randomised SVD of a large weight.
+
+    Returns:
+        (A [r, in], B [out, r]); s·B·A is the best approximation of the weight by rank r in the norm ‖diag(w) · ‖ as ε → 0.
+    """
+    left, values, right = leading_singular(rows[:, None] * weight, rank, seed)
+    root = (values / SCALING).sqrt()
+    return (right * root).T, left * root / (rows + EPSILON)[:, None]
+
+
+def leading_singular(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading singular vectors and values: exact for small matrices, else by a seeded randomised method.
+
+    The global random numbers are left as they are.
+
+    Returns:
+        (U [m, r], Σ [r], V [n, r]).
+    """
+    import torch
+
+    if min(matrix.shape) <= EXACT_UP_TO:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left[:, :rank], values[:rank], right[:rank].T
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return torch.svd_lowrank(matrix, q=rank)
+
+
+# ---------------------------------------------------------------- adapters on and off
+
+
+class Adapters:
+    """Low-rank adapters of a model: on while it trains, merged into its weights and out of sight while it is measured.
+
+    Merging keeps W*, so that putting the adapters on again brings back every bit; undoing a merge by subtraction would not.
+
+    Args:
+        model: adapted in place.
+        maps: what is adapted of it.
+        rank: r.
+        seed: of the random numbers that adapters start from.
+    """
+
+    def __init__(self, model: PreTrainedModel, maps: Sequence[LinearMap], rank: int, seed: int) -> None:
+        import torch
+
+        self._model, self._maps, self._rank = model, maps, rank
+        self._generator: torch.Generator = torch.Generator().manual_seed(seed)
+        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._off: dict[str, tuple[nn.Module, Tensor]] = {}  # name → its adapter and W*, while they are off
+
+    def make(self, rows: Sequence[Tensor] | None) -> None:
+        """Put new adapters on the model as it is now.
+
+        Args:
+            rows: for each map [out] the row weights of FILA; None starts with A random and B = 0, as LoRA does.
+        """
+        import torch
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self._off.clear()
+        lora = LoraConfig(
+            r=self._rank,
+            lora_alpha=SCALING * self._rank,
+            lora_dropout=0.0,
+            target_modules=[linear.name for linear in self._maps],
+            fan_in_fan_out=self._maps[0].transposed,
+        )
+        with torch.random.fork_rng([]):  # peft draws from the global random numbers what is overwritten below
+            inject_adapter_in_model(lora, self._model)
+        del self._model.peft_config  # peft's mark on the model; what is left of peft are the wrapped modules
+        for i, linear in enumerate(self._maps):
+            down, up = _factors(self._model.get_submodule(linear.name))
+            with torch.no_grad():
+                if rows is None:
+                    start = torch.nn.init.kaiming_uniform_(torch.empty(down.shape), a=5**0.5, generator=self._generator)
+                    down.copy_(start)
+                    up.zero_()
+                else:
+                    seed = int(torch.randint(2**31, (1,), generator=self._generator))
+                    first, second = fila(linear.matrix().float(), rows[i], self._rank, seed)
+                    linear.matrix().copy_(linear.matrix().float() - SCALING * (second @ first))
+                    down.copy_(first)
+                    up.copy_(second)
+        self._train_adapters_only()
+
+    def take_off(self) -> None:
+        """Merge the adapters and leave a plain model; nothing if they are off."""
+        import torch
+
+        with torch.no_grad():
+            for linear in self._maps:
+                adapter = self._model.get_submodule(linear.name)
+                if adapter is linear.module:
+                    continue
+                down, up = _factors(adapter)
+                self._off[linear.name] = adapter, linear.matrix().clone()
+                linear.matrix().copy_(linear.matrix().float() + SCALING * (up @ down))
+                self._place(linear.name, linear.module)
+        for parameter, had_gradient in self._gradients:
+            parameter.requires_grad_(had_gradient)
+
+    def put_on(self) -> None:
+        """Go on from the adapters as they were; nothing if they are on."""
+        for linear in self._maps:
+            if linear.name in self._off:
+                adapter, residual = self._off.pop(linear.name)
+                linear.matrix().copy_(residual)
+                self._place(linear.name, adapter)
+        self._train_adapters_only()
+
+    def _train_adapters_only(self) -> None:
+        self._model.requires_grad_(False)
+        for linear in self._maps:
+            for factor in _factors(self._model.get_submodule(linear.name)):
+                factor.requires_grad_(True)
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, module)
+
+
+def _factors(adapter: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """A [r, in] and B [out, r] of one of peft's adapters."""
+    return adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
