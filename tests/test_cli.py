@@ -377,6 +377,64 @@ def test_the_cache_is_listed_and_cleared(harness: Harness):
     assert json.loads(harness("cache", "list", "--json").out) == []
 
 
+# ---------------------------------------------------------------- several runs
+
+
+@pytest.fixture
+def fake(bench: Bench) -> None:
+    """The method `fake` on the benchmark `nano`, on random weights."""
+    from tests.test_run import NORM, steps
+
+    bench.plan(steps(2), [NORM])
+
+
+ON_NANO = ("--bench", "nano", "--device", "cpu")
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_grid_is_run_and_shown(harness: Harness, tmp_path: Path):
+    words = ("sweep", "--method", "fake", *ON_NANO, "--grid", "strength=0.1,0.2", "--seeds", "0,1", "--results", tmp_path / "r")
+    told = harness(*words)
+    assert told.code == 0, told
+    assert "4/4 fake strength=0.2 seed 1: done" in told.out
+    found = json.loads(harness(*words, "--json").out)
+    assert [(r["spec"]["config"]["strength"], r["spec"]["seed"]) for r in found] == [(0.1, 0), (0.2, 0), (0.1, 1), (0.2, 1)]
+    assert [len(r["points"]) for r in found] == [1] * 4, "only the last point is measured"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--grid", "strenght=1,2"), ("no setting of fake called 'strenght'. Did you mean 'strength'?",)),
+        (("--grid", "strength="), ("is no axis of a grid",)),
+        (("--seeds", "a"), ("--seeds a is no list of seeds",)),
+        (("--seeds", ",".join(map(str, range(10_001)))), ("10001 runs", "--yes")),
+        (("--method", "fake,fake"), ("names a method twice",)),
+        (("--form", "tuned"), ("fake has no tuned form for nano on mini",)),
+    ],
+    ids=lambda v: v[0] if v and v[0].startswith("--") else "",
+)
+@pytest.mark.usefixtures("fake")
+def test_a_sweep_that_cannot_be_is_refused(harness: Harness, tmp_path: Path, words: tuple[str, ...], said: tuple[str, ...]):
+    refused(harness("sweep", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", *words), *said)
+    assert not list((tmp_path / "r").glob("runs/*/*/*/*/run.json"))
+
+
+def test_several_methods_keep_no_model(harness: Harness, tmp_path: Path):
+    told = harness(*RUN[:2], "ga,npo", *RUN[3:], "--save-model", tmp_path)
+    refused(told, "--save-model", "give one method")
+
+
+@pytest.mark.usefixtures("fake")
+def test_several_methods_end_in_one_table(harness: Harness, bench: Bench, tmp_path: Path):
+    told = harness("run", "--method", "fake,untouched", *ON_NANO, "--results", tmp_path / "r")
+    assert told.code == 0, told
+    assert "fake: done" in told.out
+    assert "best on the way" in told.out
+    found = json.loads(harness("run", "--method", "fake,untouched", *ON_NANO, "--results", tmp_path / "r", "--json").out)
+    assert [r["spec"]["method"] for r in found] == ["fake", "untouched"]
+
+
 # ---------------------------------------------------------------- in a process of its own, where torch cannot be imported
 
 

@@ -1,0 +1,142 @@
+"""Several runs in turn: what a grid is, that finished runs are skipped, and that one that breaks off stops nothing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.errors import Diverged, UsageError
+from harness.interfaces import Evaluator, Measurement, Options, Progress, Setting
+from harness.report import comparison, sweep_table
+from harness.sweep import axes, grid, last_value, run_all
+from tests.conftest import Bench
+from tests.test_run import NORM, Calls, nudge, steps, tofus
+
+
+def test_an_axis_is_a_setting_and_its_values():
+    assert axes(["lr=1e-4,1e-3", "estimator=kfac,ekfac"]) == {"lr": [1e-4, 1e-3], "estimator": ["kfac", "ekfac"]}
+
+
+def test_lists_are_parted_by_semicolons():
+    assert axes(["layers=[3,4];[5]"]) == {"layers": [[3, 4], [5]]}
+
+
+@pytest.mark.parametrize("text", ["lr", "lr=", "lr=1,,2", "lr=1;"])
+def test_an_axis_without_values_is_refused(text: str):
+    with pytest.raises(UsageError, match="is no axis of a grid"):
+        axes([text])
+
+
+def test_an_axis_given_twice_is_refused():
+    with pytest.raises(UsageError, match="the axis 'lr' is given twice"):
+        axes(["lr=1", "lr=2"])
+
+
+def test_a_grid_is_every_combination_once():
+    found = list(grid({"a": [1, 2], "b": ["x", "y", "z"]}))
+    assert len(found) == 6
+    assert {(f["a"], f["b"]) for f in found} == {(a, b) for a in (1, 2) for b in "xyz"}
+    assert list(grid({})) == [{}]
+
+
+def test_finished_runs_are_not_done_again(bench: Bench):
+    method = Calls(steps(2))
+    plans = [bench.plan(method, [NORM], settings={"strength": s}) for s in (0.1, 0.2)]
+    first = run_all(plans, bench.store, bench.cache)
+    again = run_all(plans, bench.store, bench.cache)
+    assert method.count == 2
+    assert [list(r.points) for r in first] == [list(r.points) for r in again]
+    run_all(plans[:1], bench.store, bench.cache, force=True)
+    assert method.count == 3
+
+
+def breaks(setting: Setting, config: Any) -> Iterator[Progress]:
+    nudge(setting, config.strength)
+    yield Progress(1, measure_here=True, total=2)
+    if config.strength > 0.15:
+        raise Diverged("the loss is nan")
+    nudge(setting, config.strength)
+    yield Progress(2, measure_here=True, total=2)
+
+
+def test_a_run_that_breaks_off_is_kept_and_the_others_go_on(bench: Bench):
+    seen: list[str] = []
+    plans = [bench.plan(breaks, [NORM], settings={"strength": s}) for s in (0.1, 0.2, 0.05)]
+    results = run_all(plans, bench.store, bench.cache, told=lambda r: seen.append(r.status))
+    assert [r.status for r in results] == seen == ["done", "failed", "done"]
+    assert [len(r.points) for r in results] == [2, 1, 2]
+    assert results[1].error == "the loss is nan"
+
+
+def test_the_last_value_is_the_last_points(bench: Bench):
+    (result,) = run_all([bench.plan(steps(2), [NORM])], bench.store, bench.cache)
+    (measured,) = result.points[-1].measurements
+    assert isinstance(measured, Measurement)
+    assert last_value(result, "norm") == measured.value
+    assert last_value(result, "nothing") is None
+
+
+def test_only_the_last_point_is_measured_where_that_is_asked(bench: Bench):
+    every = run_all([bench.plan(steps(3), [NORM])], bench.store, bench.cache)[0]
+    last = run_all([bench.plan(steps(3), [NORM], options=Options(points="last"))], bench.store, bench.cache)[0]
+    assert [p.step for p in last.points] == [3]
+    assert last.points[0].weights == every.points[-1].weights
+    assert last.spec.run_id != every.spec.run_id
+
+
+def test_evaluators_can_be_chosen_by_name(bench: Bench):
+    todo = bench.plan(steps(1), tofus(bench), options=Options(evals=("probability",)))
+    (result,) = run_all([todo], bench.store, bench.cache)
+    assert {m.metric for m in result.points[0].measurements} == {
+        f"{task}_probability" for task in ("retain", "real_authors", "world_facts", "forget")
+    }
+    with pytest.raises(UsageError, match="Did you mean 'rouge'"):
+        bench.plan(steps(1), options=Options(evals=("roug",)))
+
+
+def text(renderable: Any) -> str:
+    from rich.console import Console
+
+    console = Console(width=400, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_comparison_names_every_method_both_arms_and_the_oracle(bench: Bench):
+    evaluators = [*bench.base.evaluators]
+    plans = [bench.plan(breaks, evaluators, settings={"strength": s}) for s in (0.1, 0.2)]
+    results = run_all(plans, bench.store, bench.cache)
+    shown = text(comparison([replace(r, spec=replace(r.spec, method=name)) for r, name in zip(results, "ab", strict=True)]))
+    for word in ("untouched", "retrained", "forget quality ↑", "best on the way*", "(an oracle)", "b failed: the loss is nan"):
+        assert word in shown
+
+
+def test_the_comparison_shows_runs_without_points(bench: Bench):
+    def never(setting: Setting, config: Any) -> Iterator[Progress]:
+        raise Diverged("the first loss is nan")
+        yield
+
+    results = run_all([bench.plan(never, [NORM])], bench.store, bench.cache)
+    assert "failed" in text(comparison(results))
+
+
+def test_the_sweeps_table_puts_the_best_first(bench: Bench):
+    score = {0.1: 0.2, 0.3: 0.9, 0.2: 0.5}
+
+    def measure(subject: Any) -> list[Measurement]:
+        found = score[current["strength"]]
+        return [Measurement(metric="selection_score", version=1, value=found, unit="x", better="higher", n=1)]
+
+    current: dict[str, float] = {}
+    results = []
+    for strength in score:
+        current["strength"] = strength
+        todo = bench.plan(steps(1), [Evaluator("score", 1, measure)], settings={"strength": strength})
+        results += run_all([todo], bench.store, bench.cache)
+    lines = text(sweep_table([{"strength": s} for s in score], results, by="selection_score")).splitlines()
+    rows = [line for line in lines if "fake" in line]
+    assert ["0.3" in rows[0], "0.2" in rows[1], "0.1" in rows[2]] == [True] * 3
