@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SMALL_MODEL_FACTOR = 100.0
 """What a published learning rate is multiplied with on models of a few million parameters, for every first-order method
-alike; chosen on mini@1 (see docs/TUNING.md)."""
+alike; chosen on mini@1 (see results/tuning/README.md)."""
 
 
 @settings
@@ -125,6 +125,8 @@ class Losses:
     """The forget term."""
     retain: Loss | None = None
     """The retain term, if there is one."""
+    retain_length: int = 1
+    """Tokens that the retain term pads its sequences to, if it does: fewer of them then go through the model together."""
     forget_texts: Callable[[int, int], Encoded] | None = None
     """(step, row of the forget set) → the sequence the forget term sees, where it is not the forget example itself."""
 
@@ -236,7 +238,7 @@ def _steps(
         retained = [data.retain[row] for row in partners]
         all_labels = _labels(texts) + _labels(retained)
         forget = _parts(texts, rows, setting, data.pad, step, all_labels)
-        retain = _parts(retained, partners, setting, data.pad, step, all_labels)
+        retain = _parts(retained, partners, setting, data.pad, step, all_labels, terms.retain_length)
         if before_step:
             before_step(forget, retain)
         yield [*(("forget", part) for part in forget), *(("retain", part) for part in retain)]
@@ -246,14 +248,24 @@ def _labels(texts: Sequence[Encoded]) -> int:
     return sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in texts)
 
 
-def _parts(texts: Sequence[Encoded], rows: Sequence[int], setting: Setting, pad: int, step: int, all_labels: int) -> list[Part]:
-    from harness.training import micro_batches
+def _parts(
+    texts: Sequence[Encoded],
+    rows: Sequence[int],
+    setting: Setting,
+    pad: int,
+    step: int,
+    all_labels: int,
+    padded_to: int = 1,
+) -> list[Part]:
+    from harness.training import TOKENS_PER_MICRO_BATCH, micro_batches
 
-    whole = dict(enumerate(texts))
-    parts = micro_batches(whole, list(whole), pad, setting.model.device) if texts else []
-    return [
-        Part(batch, [rows[i] for i in batch.rows.tolist()], step, len(texts), labels, all_labels) for batch, labels in parts
-    ]
+    labels, at_once = _labels(texts), max(1, TOKENS_PER_MICRO_BATCH // padded_to)
+    parts = []
+    for start in range(0, len(texts), at_once):
+        whole = dict(enumerate(texts[start : start + at_once], start))
+        for batch, _ in micro_batches(whole, list(whole), pad, setting.model.device):
+            parts.append(Part(batch, [rows[i] for i in batch.rows.tolist()], step, len(texts), labels, all_labels))
+    return parts
 
 
 class Partners:

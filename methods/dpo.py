@@ -3,8 +3,8 @@
 L = −c mean_b log σ(β [(S_θ − S_θ0)(answer) − (S_θ − S_θ0)(refusal)]_b) + λ POOL(retain),   S summed negative log-likelihood
 
 with c = 2/β and λ = 1 as in open-unlearning (`dpo_grad_diff` of the NPO repository); ToFU's own form is c = 1, λ = 0
-(arXiv:2401.06121; its branch in locuslab/tofu `dataloader.py` does not run as shipped). S_θ0 is computed once, before the
-first step.
+(arXiv:2401.06121; its branch in locuslab/tofu `dataloader.py` does not run as shipped). S_θ0 is computed once, before a
+stage's first step.
 """
 
 from __future__ import annotations

@@ -57,18 +57,18 @@ def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     memory=held_with_copy,
 )
 def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
-    """Train, measuring after every epoch; a frozen copy of the model is kept for K."""
+    """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K."""
     import torch
 
     from harness.likelihood import answer_logits, kl_per_token
     from harness.training import pooled_nll
 
-    before = copy.deepcopy(setting.model).requires_grad_(False)
-
     def forget(part: Part) -> Tensor:
         return -pooled_nll(setting.model, part.batch, part.labels)
 
     def losses(data: Data) -> Losses:
+        before = copy.deepcopy(setting.model).requires_grad_(False)
+
         def log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
             if config.kl_positions == "answer":
                 return answer_logits(model, batch).log_softmax(dim=-1)
@@ -80,7 +80,7 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
             positions = part.labels if config.kl_positions == "answer" else part.examples * config.pad_length
             return config.retain_weight * kl_per_token(target, log_probs(setting.model, part.batch)).sum() / positions
 
-        return Losses(forget, retain)
+        return Losses(forget, retain, retain_length=config.pad_length if config.kl_positions == "all_padded" else 1)
 
     yield from unlearn(setting, config, losses)
 

@@ -3,7 +3,8 @@
 L = −(2/β) mean_b log σ(β [S_θ − S_θ0]_b) + λ POOL(retain),   S the answer's summed negative log-likelihood
 
 (arXiv:2404.05868; licong-lin/negative-preference-optimization `TOFU/dataloader.py`, loss "npo_grad_diff", its default;
-`retain_weight=0` is the plain form). S is *not* divided by the answer's length. S_θ0 is computed once, before the first step.
+`retain_weight=0` is the plain form). S is *not* divided by the answer's length. S_θ0 is computed once, before a stage's first
+step.
 """
 
 from __future__ import annotations

@@ -661,3 +661,24 @@ def test_small_models_get_the_published_settings_with_one_factor_on_the_learning
     small = published(name, bench, family)
     assert small.pop("lr") == pytest.approx(large.pop("lr") * first_order.SMALL_MODEL_FACTOR)
     assert small == large
+
+
+def test_a_retain_term_that_pads_sees_no_more_positions_at_once_than_any_other(nano_setting: Setting, monkeypatch):
+    """KL-min pads to 500 tokens: what goes through the model together is counted with the padding."""
+    from harness import training
+
+    sizes = []
+    real = training.optimise
+
+    def noted(model, steps, *rest):
+        def watched():
+            for step in steps:
+                sizes.extend(part.batch.input_ids.shape[0] for side, part in step if side == "retain")
+                yield step
+
+        return real(model, watched(), *rest)
+
+    monkeypatch.setattr(training, "optimise", noted)
+    config = resolve(METHODS.get("kl_min").config, {"epochs": 1, "batch_size": 12, "pad_length": 500}, owner="kl_min")
+    list(METHODS.get("kl_min").unlearn(nano_setting, config))
+    assert sizes == [8, 4]
