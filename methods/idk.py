@@ -30,6 +30,7 @@ class IDKConfig(PairedRecipe):
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
     memory=held,
+    tuned={("tofu10", "mini"): {"lr": 1e-2}},
 )
 def idk(setting: Setting, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -46,7 +46,14 @@ class NPOConfig(PairedRecipe):
     """λ, the weight of the retain term."""
 
 
-@method("npo", config=NPOConfig, source="arXiv:2404.05868", presets=small_model_presets(lr=1e-5), memory=held)
+@method(
+    "npo",
+    config=NPOConfig,
+    source="arXiv:2404.05868",
+    presets=small_model_presets(lr=1e-5),
+    memory=held,
+    tuned={("tofu10", "mini"): {"lr": 4.2e-4, "beta": 0.1}},
+)
 def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.training import pooled_nll

@@ -57,7 +57,14 @@ class SOULConfig(PairedRecipe):
     """The denominator's least value, with `sophia_g` (ε of arXiv:2305.14342)."""
 
 
-@method("soul", config=SOULConfig, source="arXiv:2404.18239", presets=small_model_presets(lr=5e-6), memory=held)
+@method(
+    "soul",
+    config=SOULConfig,
+    source="arXiv:2404.18239",
+    presets=small_model_presets(lr=5e-6),
+    memory=held,
+    tuned={("tofu10", "mini"): {"lr": 1.5e-4, "retain_weight": 4.0}},
+)
 def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.training import pooled_nll
