@@ -439,8 +439,8 @@ def score(
     from dataclasses import asdict
 
     from harness.interfaces import BENCHMARKS
+    from harness.measuring import score_log
     from harness.report import measurement_table, measurements, stdout
-    from harness.run import score_log
 
     scored = score_log(BENCHMARKS.get(bench), log, reference, variant.value)
     found = next(iter(scored.values()))

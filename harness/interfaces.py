@@ -159,6 +159,8 @@ class Task:
     """Whose metric definitions."""
     generation_budget: int = 200
     """Tokens an answer may take: with its prompt in the original's definition, by itself in open-unlearning's."""
+    family: str = ""
+    """Whose presets apply: `mini` of `mini@1`, or of a saved mini model; the model's name up to its `@` if empty."""
     refusals: Sequence[str] = ()
     """What a model that refuses may say, for methods that train on refusals."""
     notes: Sequence[str] = ()

@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import platform
 import re
 import shlex
-import subprocess
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache as memoise
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import __version__
-from harness.cache import Cache, digest, file_digest
+from harness.cache import Cache, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
 from harness.errors import Diverged, RunFailed, UsageError
@@ -32,45 +27,24 @@ from harness.interfaces import (
     BENCHMARKS,
     EVALUATORS,
     METHODS,
-    Absent,
-    Benchmark,
     Form,
-    GenerationRequest,
-    Measurement,
     Method,
-    ModelSource,
     Options,
     Progress,
     Reference,
     Setting,
     Subject,
     Task,
-    Template,
-    Variant,
 )
-from harness.registry import ROOT
-from harness.store import SCHEMA_VERSION, Point, Provenance, Record, RunResult, RunSpec, Store
+from harness.measuring import measure, source_tables
+from harness.provenance import provenance_of
+from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.generation import Generator
 
 log = logging.getLogger(__name__)
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "scipy",
-    "pandas",
-    "rouge-score",
-    "safetensors",
-    "curvlinops-for-pytorch",
-    "peft",
-)
 
 
 @dataclass(frozen=True)
@@ -123,7 +97,7 @@ def plan(
     task = benchmark.task(model, options)
     if reason := chosen.cannot(task):
         raise UsageError(f"{method} cannot run on {bench} with {model}: {reason}.")
-    family = model.partition("@")[0]
+    family = task.family or task.model.partition("@")[0]
     if options.evals:
         task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
     preset = chosen.preset(bench, family, form)
@@ -241,18 +215,18 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
         model, tokenizer = task.sources["base"].load(cache, options.device, options.dtype)
     setting = Setting(model, tokenizer, task, options.seed, cache, costs, source_digest(task.sources["base"]))
     before = weights_fingerprint(model)
-    result = replace(result, provenance=_provenance(todo, tokenizer, before))
+    result = replace(result, provenance=provenance_of(todo.command, todo.spec.device, tokenizer, before))
 
     with costs.phase("references"):
-        tables_of = partial(_source_tables, todo=todo, cache=cache, generator=generator)
+        tables_of = partial(source_tables, task=task, options=options, cache=cache, generator=generator)
         references = [Reference(name, tables) for name, tables in task.recorded.items()]
         references += [Reference(name, tables_of(task.sources[name])) for name in task.references if name not in task.recorded]
         untouched = tables_of(task.sources["base"], loaded=(model, tokenizer, before))
         for same in (r.name for r in references if r.tables and all(t.equals(untouched.get(n)) for n, t in r.tables.items())):
             log.warning("%s answers exactly as the model before unlearning: is it the same checkpoint?", same)
-    arms = {"untouched": _measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
+    arms = {"untouched": measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
     if references:
-        arms["retrained"] = _measure(task, Subject(None, task, references, dict(references[0].tables)), todo.selection)
+        arms["retrained"] = measure(task, Subject(None, task, references, dict(references[0].tables)), todo.selection)
     result = replace(result, arms=arms, costs=costs.phases)
     record.write(result)
 
@@ -268,7 +242,7 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
         if index == len(record.points):
             with costs.phase("evaluation"), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
                 subject = Subject(setting, task, references, saved_path=_saver(model, tokenizer, Path(scratch)))
-                measurements = _measure(task, subject, todo.selection, generator, weights)
+                measurements = measure(task, subject, todo.selection, generator, weights)
             point = Point(
                 index=index,
                 step=progress.step,
@@ -341,109 +315,6 @@ def _unlearning(todo: Plan, setting: Setting) -> Iterator[Progress]:
             yield progress
 
 
-# ---------------------------------------------------------------- measuring
-
-
-def _measure(
-    task: Task, subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
-) -> list[Measurement | Absent]:
-    """All evaluators' numbers; the texts they ask for are generated together, once."""
-    if subject.setting is not None and generator is not None:
-        subject.generations = _answers(task, subject.setting, generator, weights)
-    found: list[Measurement | Absent] = []
-    for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
-        with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
-            for item in evaluator.measure(subject):
-                found.append(replace(item, selection=selection) if isinstance(item, Measurement) else item)
-    return found
-
-
-def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
-    """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
-    from harness.generation import generate_all
-    from harness.models import source_digest
-
-    requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
-    ours = [request for request in requests if request.by == "subject"]
-    answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, weights))
-    if theirs := [request for request in requests if request.by == "base"]:
-        base = task.sources["base"]
-        asked = _BaseGenerator(generator, base, setting.cache, generator.name)
-        named = f"source {source_digest(base)}"
-        answers |= generate_all(asked, setting.model, setting.tokenizer, theirs, setting.cache, named)
-    return answers
-
-
-@dataclass
-class _BaseGenerator:
-    """Lets the model before unlearning answer; it is loaded only if its answers are not cached."""
-
-    inner: Generator
-    base: ModelSource
-    cache: Cache
-    name: str
-
-    def generate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
-    ) -> list[str]:
-        from harness.models import placement
-
-        loaded, _ = self.base.load(self.cache, placement(model), str(model.dtype).removeprefix("torch."))
-        return self.inner.generate(loaded, tokenizer, requests)
-
-
-@contextmanager
-def _put_back(setting: Setting | None) -> Iterator[None]:
-    """Undo what is done to the model inside, bit by bit: the next evaluator, and the method, go on with it."""
-    if setting is None:
-        yield
-        return
-    before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in setting.model.state_dict().items()}
-    try:
-        yield
-    finally:
-        setting.model.load_state_dict(before)
-        setting.model.eval()
-
-
-def _source_tables(
-    source: ModelSource,
-    todo: Plan,
-    cache: Cache,
-    generator: Generator,
-    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, str] | None = None,
-) -> dict[str, pd.DataFrame]:
-    """The row-by-row tables of a model as its source gives it, measured once and cached."""
-    import pandas as pd
-
-    from harness.models import source_digest, weights_fingerprint
-
-    task, options = todo.task, todo.options
-
-    def make(folder: Path) -> None:
-        model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
-        setting = Setting(model, tokenizer, task, options.seed, cache, Costs(), source_digest(source))
-        subject = Subject(setting, task, references=())
-        _measure(task, subject, "", generator, weights or weights_fingerprint(model))
-        for name, table in subject.tables.items():
-            table.to_parquet(folder / f"{name}.parquet", index=False)
-
-    key = {
-        "source": source.identity,
-        "bench": [task.bench, task.bench_version],
-        "questions": digest({name: list(rows) for name, rows in task.questions.items()}),
-        "template": asdict(task.template),
-        "variant": task.variant,
-        "budget": task.generation_budget,
-        "evaluators": {e.name: e.version for e in task.evaluators},
-        "generator": generator.name,
-        "dtype": options.dtype,
-        "device": todo.spec.device,
-    }
-    entry = cache.get("evaluations", key, make)
-    return {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
-
-
 def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Callable[[], Path]:
     @memoise
     def save() -> Path:
@@ -473,93 +344,6 @@ def _keep(todo: Plan, keep: Keep, model: PreTrainedModel, tokenizer: PreTrainedT
         with disk_errors(f"the file {keep.update}", "Choose another with --save-update"):
             keep.update.parent.mkdir(parents=True, exist_ok=True)
             save_file(moved, keep.update, metadata={"run": todo.spec.run_id, "method": todo.spec.method})
-
-
-def score_log(
-    benchmark: Benchmark, log_file: Path, reference: Path | None, variant: Variant
-) -> dict[str, list[Measurement | Absent]]:
-    """The metrics of a log that another program wrote, and of its reference, by this project's definitions.
-
-    Args:
-        benchmark: whose log it is.
-        log_file: the log.
-        reference: a retrained model's log on the same rows, for forget quality.
-        variant: whose definitions.
-
-    Returns:
-        name of the log → its measurements, the scored one first.
-
-    Raises:
-        UsageError: for a file that is no such log, or a reference with other rows.
-    """
-    task = Task(
-        bench=benchmark.name,
-        bench_version=benchmark.version,
-        model=log_file.stem,
-        stages=(),
-        questions={},
-        template=Template("log"),
-        sources={},
-        evaluators=benchmark.evaluators(),
-        variant=variant,
-    )
-    references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
-    subjects = {log_file.stem: Subject(None, task, references, dict(benchmark.read_log(log_file)))}
-    for other in references:
-        subjects[f"{other.name} (reference)"] = Subject(None, task, references, dict(other.tables))
-    return {name: _measure(task, subject, "as logged") for name, subject in subjects.items()}
-
-
-# ---------------------------------------------------------------- provenance
-
-
-def _provenance(todo: Plan, tokenizer: PreTrainedTokenizerBase, weights: str) -> Provenance:
-    import psutil
-    import torch
-
-    on_gpu = todo.spec.device == "cuda"
-    return Provenance(
-        harness_version=__version__,
-        code=_git("rev-parse", "HEAD"),
-        dirty=bool(changed) if (changed := _git("status", "--porcelain", "-uno", "--", ".", ":!uv.lock")) is not None else None,
-        packages={name: found for name in PACKAGES if (found := _version(name))},
-        python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}",
-        processor=f"{_processor()}, {os.cpu_count()} cores",
-        memory_bytes=psutil.virtual_memory().total,
-        gpu=torch.cuda.get_device_name() if on_gpu else None,
-        threads=torch.get_num_threads(),
-        tokenizer=digest([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map])[:16],
-        weights=weights,
-        command=todo.command,
-    )
-
-
-def _git(*words: str) -> str | None:
-    """A git command's output about this checkout; None if the package does not lie in one."""
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def pick_device(asked: str) -> str:

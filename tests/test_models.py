@@ -11,6 +11,7 @@ import pytest
 
 from harness.cache import Cache
 from harness.errors import UsageError
+from harness.interfaces import Options
 from harness.models import CheckpointSource, load_checkpoint, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
 from tests.conftest import WORLD, Nano
 
@@ -312,3 +313,14 @@ def test_a_hub_checkpoint_is_named_by_id_and_revision():
     source = CheckpointSource("some-one/something", revision="abc")
     assert source.identity == {"kind": "hub", "id": "some-one/something", "revision": "abc"}
     assert source_digest(source) != source_digest(CheckpointSource("some-one/something", revision="abd"))
+
+
+def test_a_saved_mini_model_has_minis_presets(tmp_path: Path):
+    from harness.run import plan
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "harness.json").write_text('{"model": "mini@1", "run": "0"}')
+    saved, usual = (plan("tofu10", model, "npo", {}, Options(limit=2)) for model in (str(tmp_path / "out"), "mini@1"))
+    assert saved.config == usual.config
+    assert saved.task.stages == usual.task.stages
+    assert saved.spec.run_id != usual.spec.run_id

@@ -16,7 +16,7 @@ from evals import _bootstrap, _tofu
 from evals._tofu import ks
 from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, Absent, Measurement, Reference, Subject, Task, Template
-from harness.run import score_log
+from harness.measuring import score_log
 
 ORACLES = Path(os.environ.get("HARNESS_DATA", "/nonexistent")) / "oracles"
 FULL = ORACLES / "tofu_llama2-7b_full_eval_log_aggregated.json"

@@ -264,7 +264,7 @@ class Tofu:
         about = read_sidecar(source.folder)
         if family := str(about.get("model", "")):
             task = self.task(family, options)
-            return replace(task, model=model, sources={**task.sources, "base": source})
+            return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
         rows = self._real_rows(options.data_dir)
         template = TEMPLATES[_template_name(source)]
         notes = [f"template '{template.name}', guessed from the architecture"]

@@ -114,8 +114,9 @@ def worlds(seeds: list[int]) -> list[Figure]:
     from harness.cache import Cache
     from harness.generation import HFGenerator
     from harness.interfaces import Options, Subject
+    from harness.measuring import source_tables
     from harness.pretraining import train_all
-    from harness.run import _source_tables, plan
+    from harness.run import plan
 
     untouched: list[float] = []
     utility: list[float] = []
@@ -124,7 +125,7 @@ def worlds(seeds: list[int]) -> list[Figure]:
         todo, cache = plan("tofu10", f"mini@{seed}", "untouched", {}, Options()), Cache()
         train_all(list(todo.task.sources.values()), cache)
         subjects = {
-            name: Subject(None, todo.task, (), _source_tables(source, todo, cache, HFGenerator()))
+            name: Subject(None, todo.task, (), source_tables(source, todo.task, todo.options, cache, HFGenerator()))
             for name, source in todo.task.sources.items()
         }
         ratios = {name: _tofu.log_truth_ratio(subject, "forget").values for name, subject in subjects.items()}
