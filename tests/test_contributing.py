@@ -16,22 +16,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.mini
-def test_the_printed_method_evaluator_and_benchmark_work(tmp_path):
+def test_the_printed_methods_evaluator_and_benchmark_work(tmp_path):
     for package in ("harness", "methods", "evals"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     examples = re.findall(r"`((?:methods|evals)/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, flags=re.DOTALL)
-    assert [name for name, _ in examples] == ["methods/noise.py", "evals/answer_words.py", "evals/benchmarks/colours.py"]
+    assert [name for name, _ in examples] == [
+        "methods/noise.py",
+        "methods/max_entropy.py",
+        "evals/answer_words.py",
+        "evals/benchmarks/colours.py",
+    ]
     for name, code in examples:
         (tmp_path / name).write_text(code, encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "HARNESS_CACHE": str(tmp_path / "cache")}
-    words = ["run", "--method", "noise", "--bench", "colours", "--results", str(tmp_path / "results"), "--json"]
+    words = ["run", "--method", "noise,max_entropy", "--bench", "colours", "--results", str(tmp_path / "results"), "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "harness", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout)
+    result, other = json.loads(done.stdout)
     assert (result["status"], len(result["points"])) == ("done", 2)
+    assert (other["status"], len(other["points"])) == ("done", 5)
     found = {m["metric"]: m for m in result["points"][-1]["measurements"]}
     assert found["answer_words"]["n"] == 12
     assert 0 <= found["forget_quality"]["value"] <= 1
@@ -43,4 +49,4 @@ def test_the_printed_method_evaluator_and_benchmark_work(tmp_path):
         text=True,
         check=True,
     )
-    assert "noise" in [row["name"] for row in json.loads(listed.stdout)]
+    assert {"noise", "max_entropy"} <= {row["name"] for row in json.loads(listed.stdout)}

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ class Commands:
         command = [sys.executable, "-m", "harness", *words, "--results", str(self.results)]
         return subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def run(self, *words: str) -> dict:
+    def run(self, *words: str) -> Any:
         process = self.start("run", *words, "--json")
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err[-3000:]
@@ -129,6 +130,53 @@ def test_kfade_killed_in_the_fit_and_in_the_evaluation_ends_the_same(commands: C
     result = commands.run(*words)
     whole = Commands(shared, tmp_path / "whole").run(*words)
     assert numbers(result) == numbers(whole)
+
+
+def test_every_method_runs_in_one_command(commands: Commands):
+    from harness.interfaces import METHODS
+
+    names = METHODS.names()
+    results = commands.run("--method", ",".join(names), "--bench", "tofu10", "--limit", "20", "--points", "last")
+    assert [r["spec"]["method"] for r in results] == names
+    assert {r["status"] for r in results} == {"done"}
+    untouched = {m["metric"]: m for m in results[0]["arms"]["untouched"]}
+    for result in results:
+        (point,) = result["points"]
+        found = {m["metric"]: m for m in point["measurements"]}
+        assert "value" in found["model_utility"]
+        moved = abs(found["forget_probability"]["value"] - untouched["forget_probability"]["value"])
+        assert (moved > 1e-3) == (result["spec"]["method"] != "untouched"), result["spec"]["method"]
+
+
+def test_a_sweep_that_is_killed_goes_on(commands: Commands):
+    words = (
+        "sweep",
+        "--method",
+        "ga",
+        "--bench",
+        "tofu10",
+        "--limit",
+        "20",
+        "--grid",
+        "lr=1e-4,3e-4,1e-3",
+        "--evals",
+        "probability",
+    )
+    process = commands.start(*words)
+    until = time.monotonic() + 300
+    while len(commands.records()) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = [f for f in commands.records() if json.loads(f.read_text())["status"] == "done"]
+    before = {f: f.stat().st_mtime_ns for f in done}
+    assert done
+    out, err = (again := commands.start(*words, "--json")).communicate(timeout=300)
+    assert again.returncode == 0, err[-2000:]
+    assert [r["status"] for r in json.loads(out)] == ["done"] * 3
+    assert {f: f.stat().st_mtime_ns for f in done} == before, "finished tries are not done again"
 
 
 def test_ctrl_c_leaves_an_interrupted_run(commands: Commands):
