@@ -128,7 +128,7 @@ def comparison(results: Sequence[RunResult]) -> RenderableType:
         "* the point with the largest forget quality × utility, found by looking at the rows that are reported (an oracle): "
         "its step, forget quality, utility"
     )
-    notes += [f"settings: {', '.join(sorted({result.selection for result in results}))}"]
+    notes.append("settings: " + "; ".join(sorted({r.selection.replace(f" of {r.spec.method} ", " ") for r in results})))
     notes += [f"note: {note}" for note in first.notes]
     parts += [Text(note, style="dim") for note in notes]
     return Group(*parts)

@@ -294,6 +294,40 @@ class Store:
             with suppress(UsageError):
                 yield read_run(file.parent)
 
+    def frame(self) -> pd.DataFrame:
+        """Everything that was measured: one row per (run, point, metric), and per (run, arm, metric) of the reference arms.
+
+        Returns:
+            Columns: what names the run (`run`, `bench`, `model`, `source`, `method`, `seed`, `variant`, `selection`, `status`,
+            `folder`), the place on the way (`arm`: `method`, `untouched` or `retrained`; `index`, `step`, `seconds`, NaN for
+            the arms), and every field of a `Measurement` (intervals as `low` and `high`, references as `across_low` and
+            `across_high`; `absent` holds the reason where there is no number). Sorted by folder, arm, index and metric.
+        """
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for result in self.runs():
+            spec = result.spec
+            run = {
+                "run": spec.run_id,
+                "bench": spec.bench,
+                "model": spec.model,
+                "source": digest(spec.sources.get("base"))[:8],
+                "method": spec.method,
+                "seed": spec.seed,
+                "variant": spec.variant,
+                "selection": result.selection,
+                "status": result.status,
+                "folder": spec.folder.as_posix(),
+            }
+            places = [("method", p.index, p.step, p.unlearn_seconds, p.measurements) for p in result.points]
+            places += [(arm, None, None, None, found) for arm, found in result.arms.items()]  # type: ignore[misc]
+            for arm, index, step, seconds, found in places:
+                place = {**run, "arm": arm, "index": index, "step": step, "seconds": seconds}
+                rows += [{**place, **_flat(item)} for item in found]
+        table = pd.DataFrame(rows)
+        return table.sort_values(["folder", "arm", "index", "metric"], ignore_index=True) if len(table) else table
+
     def by_id(self, run_id: str) -> tuple[Path, RunResult]:
         """The folder and record of the run whose id begins so.
 
@@ -341,6 +375,19 @@ class Store:
         finally:
             _settle(folder, earlier)
             lock.release()
+
+
+def _flat(item: Measurement | Absent) -> dict[str, Any]:
+    """A measurement as one row's columns."""
+    if isinstance(item, Absent):
+        return {"metric": item.metric, "absent": item.reason}
+    told = {
+        name: getattr(item, name)
+        for name in ("metric", "version", "value", "unit", "better", "n", "reference", "floor", "note")
+    }
+    for name, pair in (("", item.interval_95), ("across_", item.across_references)):
+        told[f"{name}low"], told[f"{name}high"] = pair or (None, None)
+    return {**told, "interval_method": item.interval_method, "resampled": item.resampled}
 
 
 def _settle(folder: Path, earlier: Path) -> None:

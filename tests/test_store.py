@@ -524,3 +524,40 @@ def test_records_of_different_runs_can_be_open_at_once(store: Store):
         one.write(result())
         other.write(result(spec=replace(SPEC, seed=1)))
     assert len(list(store.runs())) == 2
+
+
+# ---------------------------------------------------------------- all runs as one table
+
+
+def test_the_frame_has_a_row_for_every_number_and_every_reason(store: Store):
+    from harness.interfaces import Absent, Measurement
+
+    number = Measurement(
+        metric="utility",
+        version=1,
+        value=0.5,
+        unit="x",
+        better="higher",
+        n=3,
+        interval_95=(0.4, 0.6),
+        across_references=(0.1, 0.9),
+    )
+    missing = Absent(metric="quality", reason="there is no reference")
+    with store.open(SPEC) as record:
+        record.write(result(status="done", arms={"untouched": [number]}))
+        for index in (0, 1):
+            record.add(replace(point(index), measurements=[number, missing]), {}, {})
+    found = store.frame()
+    assert found[["arm", "metric"]].value_counts().to_dict() == {
+        ("method", "utility"): 2,
+        ("method", "quality"): 2,
+        ("untouched", "utility"): 1,
+    }
+    row = found[(found["arm"] == "method") & (found["metric"] == "utility")].iloc[1]
+    assert (row["index"], row["value"], row["low"], row["high"], row["across_low"]) == (1, 0.5, 0.4, 0.6, 0.1)
+    assert set(found[found["metric"] == "quality"]["absent"]) == {"there is no reference"}
+    assert store.frame().equals(found)
+
+
+def test_an_empty_store_has_an_empty_frame(store: Store):
+    assert len(store.frame()) == 0
