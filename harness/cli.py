@@ -391,14 +391,16 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from harness.report import number, stdout
+    from harness.report import Columns, number, stdout
 
     if not rows:
         print("none")
         return
-    table = Table(header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading)
+    table: Columns | Table
+    if any(isinstance(value, int | float) for value in rows[0].values()):
+        table = Columns(list(rows[0]), left=range(len(rows[0])))
+    else:
+        table = Table(*rows[0], header_style="bold")  # of words, which may be wrapped
     for row in rows:
         table.add_row(*[number(v) if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()])
     stdout().print(table)
