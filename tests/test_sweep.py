@@ -200,3 +200,18 @@ def test_no_number_is_cut_or_wrapped_on_a_narrow_terminal(width: int):
     assert max(map(len, shown.splitlines())) <= width
     assert shown.count("a title") == 1
     assert "…" not in shown
+
+
+def test_a_run_that_is_refused_when_it_starts_stops_no_other(bench: Bench):
+    """As when a model does not fit beside one method's curvature, or a rank is larger than a matrix."""
+
+    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+        if config.strength > 0.15:
+            raise UsageError("the GPU is too small")
+        nudge(setting, config.strength)
+        yield Progress(1, measure_here=True, total=1)
+
+    plans = [bench.plan(unlearn, [NORM], settings={"strength": s}) for s in (0.1, 0.2, 0.05)]
+    results = run_all(plans, bench.store, bench.cache)
+    assert [(r.status, r.error) for r in results] == [("done", ""), ("failed", "the GPU is too small"), ("done", "")]
+    assert bench.store.find(plans[1].spec) is None, "what can be put right leaves no record"
