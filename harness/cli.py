@@ -100,6 +100,7 @@ def results_root(given: Path | None) -> Path:
 
 @app.command()
 def run(
+    context: typer.Context,
     method: Annotated[
         str, typer.Option("--method", "-m", help="What to unlearn with, or several parted by commas; see harness list methods.")
     ] = "",
@@ -138,11 +139,15 @@ def run(
     settings = parse(set_ or [])
     told = _read_spec(spec) if spec else None
     if told:
+        if clash := [name for name in _RECORDED if _typed(context, name)]:
+            raise UsageError(
+                f"--spec and --{clash[0]} contradict each other: a record says all but settings (change them by --set)."
+            )
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
         evals, points = ",".join(told.evaluators), PointsName(told.points)
-        model = told.model if model == "mini" else model
-    if not method or not bench:
+        model = model if _typed(context, "model") else told.model
+    if not method.strip(" ,") or not bench:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
     options = _options(seed, limit, device, dtype, generator, variant, evals, points, data_dir, reference, trust_remote_code)
     names = _names(method)
@@ -172,10 +177,21 @@ def run(
         stdout().print(f"record: {store.runs_folder / result.spec.folder}", soft_wrap=True, highlight=False)
 
 
-def _names(methods: str) -> list[str]:
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+_RECORDED = ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "evals", "points", "form")
+"""Flags whose values a recorded run brings along."""
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _names(told: str, flag: str = "--method", kind: str = "a method") -> list[str]:
+    names = [name.strip() for name in told.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"{flag} {told} names no {kind.split()[1]}.")
     if len(set(names)) < len(names):
-        raise UsageError(f"--method {methods} names a method twice.")
+        raise UsageError(f"{flag} {told} names {kind} twice.")
     return names
 
 
@@ -205,7 +221,7 @@ def _options(
         device=pick_device(device),
         dtype=dtype,
         variant=variant.value,
-        evals=tuple(name.strip() for name in evals.split(",") if name.strip()),
+        evals=tuple(_names(evals, "--evals", "an evaluator")) if evals else (),
         points=points.value,
         data_dir=data_dir,
         reference=reference,
@@ -275,6 +291,9 @@ def sweep(
     fixed, found = parse(set_ or []), axes(grid or [])
     if not all(part.strip().isdecimal() for part in seeds.split(",")):
         raise UsageError(f"--seeds {seeds} is no list of seeds. Write 0,1,2.")
+    _names(seeds, "--seeds", "a seed")
+    if both := sorted({*fixed} & {*found}):
+        raise UsageError(f"'{both[0]}' is both set and an axis of the grid; give one of --set and --grid.")
     tries = [
         (name, int(seed), chosen) for name in _names(method) for seed in seeds.split(",") for chosen in combinations(found)
     ]
@@ -372,14 +391,16 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from harness.report import number, stdout
+    from harness.report import Columns, number, stdout
 
     if not rows:
         print("none")
         return
-    table = Table(header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading)
+    table: Columns | Table
+    if any(isinstance(value, int | float) for value in rows[0].values()):
+        table = Columns(list(rows[0]), left=range(len(rows[0])))
+    else:
+        table = Table(*rows[0], header_style="bold")  # of words, which may be wrapped
     for row in rows:
         table.add_row(*[number(v) if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()])
     stdout().print(table)

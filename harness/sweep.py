@@ -14,7 +14,7 @@ from harness.config import JSON, parse
 from harness.errors import RunFailed, UsageError
 from harness.interfaces import Measurement
 from harness.run import Plan, execute
-from harness.store import RunResult, Store
+from harness.store import SCHEMA_VERSION, RunResult, Store
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +62,31 @@ def run_all(
         told: is shown each result as it comes.
 
     Returns:
-        The results in the same order; one that broke off has status `failed` and the points it came to.
+        The results in the same order; one that broke off, or was refused when it started (it does not fit, say), has status
+        `failed` and the points it came to.
     """
     results = []
     for todo in plans:
         try:
             found = None if force else store.find(todo.spec)
             result = found if found and found.status == "done" else execute(todo, store, cache, force=force)
-        except RunFailed as error:
-            log.warning("%s", error)
-            result = store.find(todo.spec) or RunResult(schema_version=1, spec=todo.spec, status="failed", error=str(error))
+        except (RunFailed, UsageError) as error:
+            log.warning("%s", error if isinstance(error, RunFailed) else f"{todo.method.name} was not run: {error}")
+            result = _left(todo, store) or RunResult(
+                schema_version=SCHEMA_VERSION, spec=todo.spec, status="failed", error=str(error), selection=todo.selection
+            )
         results.append(result)
         told(result)
     return results
+
+
+def _left(todo: Plan, store: Store) -> RunResult | None:
+    """What a run left that did not end well; not the record of an earlier one that did, which a refusal leaves in place."""
+    try:
+        found = store.find(todo.spec)
+    except UsageError:
+        return None
+    return found if found and found.status != "done" else None
 
 
 def last_value(result: RunResult, metric: str) -> float | None:

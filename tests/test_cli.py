@@ -92,6 +92,9 @@ def refused(told: Told, *said: str) -> None:
         (("--dtype", "float16"), ("--dtype float16 is not known", "bfloat16")),
         (("--generator", "vlm"), ("no generator called 'vlm'", "hf")),
         (("--bench", ""), ("give --method and --bench",)),
+        (("--method", ","), ("give --method and --bench",)),
+        (("--evals", "probability,rouge,probability"), ("--evals probability,rouge,probability names an evaluator twice",)),
+        (("--evals", ","), ("--evals , names no evaluator",)),
         (("--device", "cuda:77"), ("this machine has", "'cuda:77' is not among them", "--device cpu")),
         (("--device", "tpu"), ("no device called 'tpu'",)),
     ],
@@ -305,6 +308,17 @@ def test_a_recorded_run_can_be_asked_for_again_by_its_record(harness: Harness, d
     assert told["points"][0]["weights"] == "w", "the same run, found as done"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("--seed", "0"), ("--evals", "rouge"), ("--method", "ga"), ("--form", "tuned"), ("--points", "last"), ("--limit", "3")],
+    ids=" ".join,
+)
+def test_a_flag_that_contradicts_a_spec_is_refused(harness: Harness, done: tuple[Path, RunResult], words: tuple[str, str]):
+    results, result = done
+    file = results / "runs" / result.spec.folder / "run.json"
+    refused(harness("run", "--spec", file, "--device", "cpu", "--results", results, *words), f"--spec and {words[0]}", "--set")
+
+
 def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -410,6 +424,9 @@ def test_a_grid_is_run_and_shown(harness: Harness, tmp_path: Path):
         (("--seeds", "a"), ("--seeds a is no list of seeds",)),
         (("--seeds", ",".join(map(str, range(10_001)))), ("10001 runs", "--yes")),
         (("--method", "fake,fake"), ("names a method twice",)),
+        (("--method", ","), ("--method , names no method",)),
+        (("--seeds", "0,1,0"), ("--seeds 0,1,0 names a seed twice",)),
+        (("--set", "strength=1", "--grid", "strength=1,2"), ("'strength' is both set and an axis of the grid",)),
         (("--form", "tuned"), ("fake has no tuned form for nano on mini",)),
     ],
     ids=lambda v: v[0] if v and v[0].startswith("--") else "",

@@ -262,7 +262,8 @@ class Tofu:
     def _checkpoint(self, model: str, options: Options) -> Task:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
         about = read_sidecar(source.folder)
-        if family := str(about.get("model", "")):
+        family = str(about.get("model", ""))
+        if family.partition("@")[0] == "mini":
             task = self.task(family, options)
             return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
         rows = self._real_rows(options.data_dir)
