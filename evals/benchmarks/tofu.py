@@ -357,7 +357,7 @@ def _refusals(data_dir: Path | None) -> tuple[str, ...]:
     if path is None or not path.is_file():
         return REFUSALS
     try:
-        sentences = tuple(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+        sentences = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
     except UnicodeDecodeError as error:
         raise UsageError(f"{DATASET}/{REFUSALS_FILE} is no UTF-8 text (byte {error.start}).") from None
     if not sentences:
