@@ -475,6 +475,25 @@ def score(
 
 
 @app.command()
+def leaderboard(
+    results: Results = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where the stored leaderboard differs.")] = False,
+) -> None:
+    """Make the leaderboard's page and tables from the records of runs."""
+    from harness.leaderboard import build, difference, write
+
+    root = results_root(results)
+    files = build(root, lambda text: print(f"skipped: {text}", file=sys.stderr))
+    if not check:
+        print(write(root, files))
+    elif found := difference(root, files):
+        print(f"{found}\nharness leaderboard makes it anew.", file=sys.stderr)
+        raise typer.Exit(1)
+    else:
+        print("the leaderboard is what the records make of it.")
+
+
+@app.command()
 def doctor(
     bench: Annotated[str, typer.Option("--bench", "-b", help="Also look at what this benchmark needs.")] = "",
     model: Annotated[str, typer.Option("--model", help="Also look at what this model needs.")] = "mini",

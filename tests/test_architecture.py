@@ -14,7 +14,20 @@ from harness.registry import ROOT
 FOLDERS = [name for name in ("harness", "methods", "evals", "plots") if (ROOT / name).is_dir()]
 FILES = sorted(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))
 
-ABOVE = {"run", "measuring", "provenance", "cli", "__main__", "sweep", "studies", "report", "doctor"}
+ABOVE = {
+    "run",
+    "measuring",
+    "provenance",
+    "cli",
+    "__main__",
+    "sweep",
+    "studies",
+    "report",
+    "doctor",
+    "comparing",
+    "leaderboard",
+    "leaderboard_page",
+}
 """Modules of the harness that plug-ins may not know: they call plug-ins."""
 LIGHT = (
     "interfaces",
@@ -27,6 +40,9 @@ LIGHT = (
     "memory",
     "run",
     "report",
+    "comparing",
+    "leaderboard",
+    "leaderboard_page",
     "cli",
     "doctor",
     "__main__",
