@@ -46,7 +46,7 @@ HEADLINE = {
 }
 """Metrics that are always shown, in this order; others are shown on request, unless a table has none of these."""
 
-DIRECTIONS = {"higher": "↑", "lower": "↓", "closer": "→ retrained", None: ""}
+DIRECTIONS = {"higher": "↑", "lower": "↓", "closer": "→", None: ""}
 NOT_RANKED = "not to be ranked"
 """How a measurement's note begins where the evaluator forbids a ranking (fewer than five forget authors)."""
 

@@ -95,7 +95,7 @@ def read_published(root: Path, skipped: Callable[[str], None]) -> list[dict[str,
             told = json.loads(file.read_text(encoding="utf-8"))
             tables = [
                 {
-                    "title": f"{told['source']}: {table['bench']} on {told['model']}",
+                    "title": f"{table['bench']} on {told['model']}",
                     "columns": told["columns"],
                     "rows": [
                         (row["name"], [_published(row["values"].get(c["metric"]), c) for c in told["columns"]])

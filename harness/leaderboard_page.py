@@ -161,11 +161,19 @@ def _column(section: Section, metric: str) -> dict[str, Any]:
         "title": HEADLINE.get(metric, metric.replace("_", " ")),
         "metric": metric,
         "arrow": DIRECTIONS[found.better] if found else "",
-        "floor": _floors(section, metric) if metric == "forget_quality_d" else "",
+        "small": _below(section, metric),
         "first": "ascending" if found and found.better == "lower" else "descending",
         "look": "" if metric in headline(section) else "more",
         "about": _about(section, metric),
     }
+
+
+def _below(section: Section, metric: str) -> str:
+    """What stands below a column's title: what a reader must not miss."""
+    found = section.example(metric)
+    if metric == "forget_quality_d" and (floors := _floors(section, metric)):
+        return f"noise floor {floors}"
+    return "best as retrained" if found and found.better == "closer" else ""
 
 
 def _row(row: Row, section: Section, looks: Mapping[str, str]) -> dict[str, Any]:

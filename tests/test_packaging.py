@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from importlib.resources import files
 
 import pytest
 
@@ -44,6 +45,19 @@ def test_every_folder_with_code_is_a_package():
         for folder in file.relative_to(ROOT).parents:
             if folder.name:
                 assert (ROOT / folder / "__init__.py").is_file(), folder
+
+
+def test_what_code_reads_beside_itself_is_in_the_wheel():
+    """A package's folder is taken whole, unless something is excluded or ignored by git."""
+    found = [
+        f for name in WHEEL["packages"] for f in (ROOT / name).rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")
+    ]
+    assert ROOT / "harness" / "templates" / "leaderboard.html.j2" in found
+    assert {"only-include", "include", "exclude", "artifacts"}.isdisjoint(WHEEL)
+    assert (files("harness") / "templates" / "leaderboard.html.j2").is_file()
+    ignored = [line for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split("\n") if line]
+    for file in found:
+        assert not [pattern for pattern in ignored if file.match(pattern.rstrip("/"))], file
 
 
 @pytest.mark.parametrize("registry", [METHODS, BENCHMARKS, EVALUATORS], ids=lambda r: r.kind)
