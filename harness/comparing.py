@@ -43,6 +43,7 @@ HEADLINE = {
     "retain_rouge": "ROUGE retain",
     "real_authors_rouge": "ROUGE authors",
     "world_facts_rouge": "ROUGE world",
+    "selection_score": "Selection score",
 }
 """Metrics that are always shown, in this order; others are shown on request, unless a table has none of these."""
 

@@ -24,7 +24,7 @@ from harness.comparing import (
 from harness.interfaces import Absent, Measurement
 
 LEGEND = (
-    "What stands for a run is its last point. Several seeds: the median, with the range over seeds behind it; "
+    "What stands for a run is its last point. Several seeds: the median, with the range over seeds below it; "
     "in square brackets the 95 % interval (for several seeds the medians of its ends); in round ones the range over the "
     "retrained models.",
     "Arrows: ↑ higher is better, ↓ lower is better, → best close to the retrained model's number.",
@@ -86,7 +86,7 @@ def _texts(value: Value | Absent) -> tuple[str, list[str]]:
         return "absent", []
     small = []
     if value.seeds > 1:
-        small.append(f"{number(value.seed_low)} to {number(value.seed_high)} over {value.seeds} seeds")
+        small.append(f"{value.seeds} seeds: {number(value.seed_low)} to {number(value.seed_high)}")
     if value.interval:
         small.append(f"[{number(value.interval[0])}, {number(value.interval[1])}]")
     # Only forget quality itself is computed against each retrained model; others have a range of the references' own numbers.

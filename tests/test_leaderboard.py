@@ -113,7 +113,7 @@ def test_several_seeds_give_the_median_with_the_range(store: Path):
     told = line(store, method="kfade", metric="model_utility")
     assert (float(told["value"]), float(told["seed_low"]), float(told["seed_high"]), told["seeds"]) == (0.8, 0.7, 0.85, "3")
     assert (float(told["low"]), float(told["high"])) == (0.79, 0.81)
-    assert "0.700 to 0.850 over 3 seeds" in Elements(page(store)).text
+    assert "3 seeds: 0.700 to 0.850" in Elements(page(store)).text
     assert len(told["runs"].split()) == 3
 
 
