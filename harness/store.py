@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import from_json  # what json.loads gives, in half the time
 
 from harness.cache import digest, disk_errors, flush
 from harness.config import JSON
@@ -409,7 +410,7 @@ def read_run(folder: Path) -> RunResult:
     path = folder / "run.json"
     name = "/".join(path.parts[-5:])
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = from_json(path.read_text(encoding="utf-8"))
         if told["schema_version"] > SCHEMA_VERSION:
             raise UsageError(f"{name} was written by a newer version (schema {told['schema_version']}); update this one.")
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
@@ -425,7 +426,7 @@ def _read_points(folder: Path) -> list[Any]:
     if path.is_file():
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
-                point = json.loads(line)
+                point = from_json(line)
             except ValueError:
                 break  # a line that a killed process had not finished
             if point.get("index") != len(points):
