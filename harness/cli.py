@@ -50,6 +50,7 @@ class Kind(StrEnum):
     benches = "benches"
     models = "models"
     evals = "evals"
+    figures = "figures"
     runs = "runs"
 
 
@@ -348,9 +349,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
                 known.setdefault(name, (about, []))[1].append(bench)
         rows = [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
     else:
-        from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS
+        from harness.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
 
-        registry: Any = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS}[kind]
+        registries = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS, Kind.figures: FIGURES}
+        registry: Any = registries[kind]
         rows = [{"name": entry.name, "about": entry.summary} for entry in registry.entries.values()]
     _print_rows(rows, as_json)
 
@@ -491,6 +493,31 @@ def leaderboard(
         raise typer.Exit(1)
     else:
         print("the leaderboard is what the records make of it.")
+
+
+@app.command()
+def plot(
+    name: Annotated[str, typer.Argument(help="A figure or table; see harness list figures.")],
+    results: Results = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the files go; figures/ of the results by default.")] = None,
+    bench: Annotated[str, typer.Option("--bench", "-b", help="Only runs on this benchmark.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Only runs with this model.")] = "",
+    method: Annotated[str, typer.Option("--method", "-m", help="Only these methods, parted by commas.")] = "",
+    by: Annotated[str, typer.Option("--by", help="The setting whose values are compared, for ablation.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="svg, png, csv, md, tex, parted by commas; all by default.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Draw a figure or write a table from what is recorded; an unchanged store gives the same files."""
+    from harness.figures import draw, formats, select
+    from harness.interfaces import FIGURES, FigureOptions
+    from harness.store import Store
+
+    chosen, root = formats(format_), results_root(results)
+    if name not in FIGURES.entries:
+        FIGURES.get(name)  # says which there are, before anything is read
+    runs = select(Store(root), bench, model, _names(method) if method else [])
+    files = draw(name, runs, FigureOptions(root, by), out or root / "figures", chosen)
+    print(json.dumps([str(file) for file in files]) if as_json else "\n".join(map(str, files)))
 
 
 @app.command()
