@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: the first; 2: `RunResult.trial`. Older ones are read as they are."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -148,6 +149,22 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Trial:
+    """A run's place in a search for settings, where every method gets the same number of tries."""
+
+    index: int
+    """0 for the first try of its method, benchmark and seed."""
+    tries: int
+    """How many there are."""
+    search: Literal["grid", "random"]
+    """How they were drawn from the grid."""
+    metric: str
+    """What settings are chosen by; empty if that is left to the reader."""
+    split: str
+    """On what the metric is measured."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class RunResult:
     """A run, finished or not. Failed and interrupted runs are kept too, with the reason."""
 
@@ -161,6 +178,8 @@ class RunResult:
     """Why it failed; frames named relative to the package."""
     selection: str = ""
     """On what its settings were chosen."""
+    trial: Trial | None = None
+    """Its place in a search for settings, if it was part of one."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model."""
     arms: Mapping[str, Sequence[Measurement | Absent]] = field(default_factory=dict)
@@ -411,12 +430,21 @@ def read_run(folder: Path) -> RunResult:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if told["schema_version"] > SCHEMA_VERSION:
-            raise UsageError(f"{name} was written by a newer version (schema {told['schema_version']}); update this one.")
+            raise UsageError(_newer(name, told))
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(
             f"the record {name} cannot be read ({type(error).__name__}); move it away or run with --force."
         ) from error
+
+
+def _newer(name: str, told: dict[str, Any]) -> str:
+    version = (told.get("provenance") or {}).get("harness_version")
+    wanted = f"version {version} or a later one" if version else "a later version"
+    return (
+        f"{name} was written by a newer version (schema {told['schema_version']}, this one reads up to {SCHEMA_VERSION}): "
+        f"{wanted} of unlearning-harness is needed to read it."
+    )
 
 
 def _read_points(folder: Path) -> list[Any]:
