@@ -53,6 +53,7 @@ class Kind(StrEnum):
     benches = "benches"
     models = "models"
     evals = "evals"
+    studies = "studies"
     runs = "runs"
 
 
@@ -317,14 +318,11 @@ def sweep(
             told[key] = value
     if not told["method"] or not told["bench"]:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or a YAML file.")
-    words = str(told["seeds"]).split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise UsageError(f"--seeds {told['seeds']} is no list of seeds. Write 0,1,2.")
     asked = Sweep(
         methods=_names(told["method"]),
         benches=_names(told["bench"], "--bench"),
         model=told["model"],
-        seeds=[int(word) for word in words],
+        seeds=_seeds(str(told["seeds"])) or [0],
         options=_options(
             0,
             told["limit"],
@@ -357,6 +355,63 @@ def sweep(
 
         stdout().print(sweep_table([todo.chosen for todo in tries], found, asked.by))
     _report_failures(tries, found)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Which one; see harness list studies.")],
+    bench: Annotated[str, typer.Option("--bench", "-b", help="Other benchmarks than the study's, parted by commas.")] = "",
+    model: Model = "mini",
+    seeds: Annotated[str, typer.Option("--seeds", help="Other unlearning seeds than the study's, parted by commas.")] = "",
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    evals: Evals = "",
+    data_dir: DataDir = None,
+    results: Results = None,
+    reference: Reference = None,
+    variant: Variant = VariantName.original,
+    executor: ExecutorOption = ExecutorName.local,
+    jobs: Jobs = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs it is and how long they will take.")] = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run one of the paper's ablations or tables; finished runs are skipped."""
+    from harness.report import stdout, sweep_table
+    from harness.store import Store, to_json
+    from harness.studies import forecast, possible, study_of, tries_of
+    from harness.sweep import Tasks, check_count
+
+    options = _options(0, limit, device, dtype, "auto", variant, evals, PointsName.all, data_dir, reference, False)
+    chosen, tasks = study_of(name), Tasks()
+    asked = tries_of(chosen, _names(bench, "--bench"), model, _seeds(seeds), options)
+    check_count(len(asked), yes)
+    tries, left_out = possible(asked, tasks)
+    expected = forecast([todo.plan(tasks) for todo in tries], Store(results_root(results)), jobs or 1)
+    if dry_run and as_json:
+        print(json.dumps({"study": name, **vars(expected), "tries": [str(todo) for todo in tries], "left_out": left_out}))
+        return
+    if not quiet and not as_json:
+        for line in (f"{name}: {chosen.about}", f"{expected}.", *left_out, *(map(str, tries) if dry_run else ())):
+            print(line, flush=True)
+    if dry_run:
+        return
+    found = _run_tries(tries, results, executor, jobs, quiet or as_json)
+    if as_json:
+        print(json.dumps([to_json(result) for result in found], ensure_ascii=False))
+    elif not quiet:
+        varied = dict.fromkeys(key for todo in tries for key in todo.chosen)
+        stdout().print(sweep_table([{key: todo.chosen.get(key, "") for key in varied} for todo in tries], found))
+    _report_failures(tries, found)
+
+
+def _seeds(words: str) -> list[int]:
+    parts = words.split(",") if words else []
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--seeds {words} is no list of seeds. Write 0,1,2.")
+    return [int(part) for part in parts]
 
 
 N = TypeVar("N", bound=StrEnum)
@@ -425,6 +480,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
     rows: list[dict[str, Any]]
     if kind is Kind.runs:
         rows = _run_rows(results_root(results))
+    elif kind is Kind.studies:
+        from harness.studies import STUDIES
+
+        rows = [{"name": name, "about": study.about} for name, study in STUDIES.items()]
     elif kind is Kind.models:
         from harness.interfaces import BENCHMARKS
 

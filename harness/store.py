@@ -307,6 +307,12 @@ class Store:
         folder = self.runs_folder / spec.folder
         return read_run(folder) if (folder / "run.json").is_file() else None
 
+    def status(self, spec: RunSpec) -> str | None:
+        """How a run stands, from its run.json alone; None where there is none that can be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((self.runs_folder / spec.folder / "run.json").read_text(encoding="utf-8"))["status"])
+        return None
+
     def runs(self) -> Iterator[RunResult]:
         """Every record, sorted by its folder; one that cannot be read is skipped (`harness list runs` names it)."""
         for file in sorted(self.runs_folder.glob("*/*/*/*/run.json")):

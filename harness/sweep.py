@@ -192,13 +192,17 @@ class Try:
     trial: Trial | None = None
     """Its place in a search for settings."""
 
-    def plan(self, tasks: Tasks) -> Plan:
-        """Decide the run; see `harness.run.plan`."""
+    def task(self, tasks: Tasks) -> Task:
+        """Its data, read once for all that share it."""
         key = (self.bench, self.model, self.options)
         if key not in tasks:
             tasks[key] = BENCHMARKS.get(self.bench).task(self.model, self.options)
-        settings = {**self.fixed, **self.chosen}
-        decided = plan(self.bench, self.model, self.method, settings, self.options, form=self.form, task=tasks[key])
+        return tasks[key]
+
+    def plan(self, tasks: Tasks) -> Plan:
+        """Decide the run; see `harness.run.plan`."""
+        settings, task = {**self.fixed, **self.chosen}, self.task(tasks)
+        decided = plan(self.bench, self.model, self.method, settings, self.options, form=self.form, task=task)
         return replace(decided, trial=self.trial)
 
     def __str__(self) -> str:
@@ -381,14 +385,14 @@ def run_tries(
     plans = [todo.plan(tasks) for todo in tries]
     results: dict[int, RunResult] = {}
     for index, todo in enumerate(plans):
-        found = store.find(todo.spec)
+        found = _found(todo, store)
         if found and found.status == "done":
             results[index] = _with_trial(todo, found, store)
             told(index, results[index])
     left = [index for index in range(len(tries)) if index not in results]
     for place, error in executor([tries[index] for index in left], store, cache, False) if left else ():
         index = left[place]
-        found = store.find(plans[index].spec)
+        found = _found(plans[index], store)
         if error and (found is None or found.status == "done"):
             found = _failed(plans[index], error)
         elif error and found and not found.error:
@@ -396,6 +400,14 @@ def run_tries(
         results[index] = found or _failed(plans[index], "it left no record")
         told(index, results[index])
     return [results[index] for index in range(len(tries))]
+
+
+def _found(todo: Plan, store: Store) -> RunResult | None:
+    """The record of a run, if there is one that can be read; the run itself tells what is wrong with it."""
+    try:
+        return store.find(todo.spec)
+    except UsageError:
+        return None
 
 
 def _with_trial(todo: Plan, found: RunResult, store: Store) -> RunResult:

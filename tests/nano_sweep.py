@@ -28,7 +28,6 @@ from harness.interfaces import (
     Subject,
     Task,
 )
-from harness.run import Plan
 from harness.store import Trial
 from harness.sweep import Tasks, Try
 from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, numbered
@@ -101,9 +100,9 @@ def register() -> None:
 class NanoTry(Try):
     """A try on the nano benchmark."""
 
-    def plan(self, tasks: Tasks) -> Plan:
+    def task(self, tasks: Tasks) -> Task:
         register()
-        return super().plan(tasks)
+        return super().task(tasks)
 
 
 def tries(*chosen: dict[str, Any], method: str = "nudge", trial: Trial | None = None, **changes: Any) -> list[Try]:
