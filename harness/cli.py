@@ -646,6 +646,33 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def validate(
+    results: Results = None,
+    aside: Annotated[bool, typer.Option("--set-aside", help="Move records that cannot be read out of the way.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every record of a store; exit code 1 and one line for each problem."""
+    from harness.store import Store
+    from harness.validate import problems, set_aside
+
+    store = Store(results_root(results))
+    found = list(problems(store))
+    if as_json:
+        print(json.dumps([vars(problem) for problem in found], ensure_ascii=False))
+    else:
+        for problem in found:
+            print(problem)
+        if not found:
+            print(f"{sum(1 for _ in store.runs_folder.glob('*/*/*/*/run.json'))} records, no problem")
+    for problem in found if aside else ():
+        if problem.unreadable:
+            target = set_aside(store, problem)
+            print(f"set aside: {target}" if target else f"left alone, it is being written: {problem.where}", file=sys.stderr)
+    if found:
+        raise typer.Exit(1)
+
+
 @cache_app.command("list")
 def cache_list(as_json: Json = False) -> None:
     """What is kept, how large it is, and what it cost to make."""

@@ -436,20 +436,28 @@ def read_run(folder: Path) -> RunResult:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if told["schema_version"] > SCHEMA_VERSION:
-            raise UsageError(_newer(name, told))
+            raise UsageError(f"{name}: {_newer(told)}.")
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(
-            f"the record {name} cannot be read ({type(error).__name__}); move it away or run with --force."
+            f"the record {name} cannot be read ({type(error).__name__}); harness validate says why and, with --set-aside, moves "
+            "it away; or run with --force."
         ) from error
 
 
-def _newer(name: str, told: dict[str, Any]) -> str:
+def newer_schema(folder: Path) -> str | None:
+    """What is needed to read a record that a newer version wrote; None where it is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return _newer(told) if told["schema_version"] > SCHEMA_VERSION else None
+    return None
+
+
+def _newer(told: Mapping[str, Any]) -> str:
     version = (told.get("provenance") or {}).get("harness_version")
-    wanted = f"version {version} or a later one" if version else "a later version"
     return (
-        f"{name} was written by a newer version (schema {told['schema_version']}, this one reads up to {SCHEMA_VERSION}): "
-        f"{wanted} of unlearning-harness is needed to read it."
+        f"written by a newer version of unlearning-harness (schema {told['schema_version']}, this one reads up to "
+        f"{SCHEMA_VERSION}); to read it, update to {f'version {version} or later' if version else 'a later version'}"
     )
 
 

@@ -14,7 +14,20 @@ from harness.registry import ROOT
 FOLDERS = [name for name in ("harness", "methods", "evals", "plots") if (ROOT / name).is_dir()]
 FILES = sorted(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))
 
-ABOVE = {"run", "measuring", "provenance", "cli", "__main__", "sweep", "executors", "studies", "report", "doctor"}
+ABOVE = {
+    "run",
+    "measuring",
+    "provenance",
+    "cli",
+    "__main__",
+    "sweep",
+    "executors",
+    "validate",
+    "power",
+    "studies",
+    "report",
+    "doctor",
+}
 """Modules of the harness that plug-ins may not know: they call plug-ins."""
 LIGHT = (
     "interfaces",
