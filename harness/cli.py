@@ -647,6 +647,44 @@ def doctor(
 
 
 @app.command()
+def power(
+    bench: Annotated[str, typer.Option("--bench", "-b", help="The benchmark.")],
+    model: Model = "mini",
+    limit: Limit = None,
+    data_dir: DataDir = None,
+    results: Results = None,
+    variant: Variant = VariantName.original,
+    as_json: Json = False,
+) -> None:
+    """Say the smallest difference that a benchmark can show."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from harness.interfaces import Absent, Options
+    from harness.power import smallest_differences
+    from harness.report import number, stdout
+    from harness.store import Store
+
+    options = Options(limit=limit, data_dir=data_dir, variant=variant.value)
+    found = smallest_differences(bench, model, Store(results_root(results)), options)
+    if as_json:
+        print(json.dumps([asdict(item) for item in found]))
+        return
+    table = Table(
+        title=f"differences under these are not shown by {bench} on {model}", title_justify="left", header_style="bold"
+    )
+    for heading in ("metric", "smallest difference", "rows", "how", "note"):
+        table.add_column(heading)
+    for item in found:
+        if isinstance(item, Absent):
+            table.add_row(item.metric, "absent", "", "", f"{item.reason}; run several methods: harness run --method a,b")
+        else:
+            table.add_row(item.metric, number(item.value), str(item.n), item.interval_method or "", item.note or "")
+    stdout().print(table)
+
+
+@app.command()
 def validate(
     results: Results = None,
     aside: Annotated[bool, typer.Option("--set-aside", help="Move records that cannot be read out of the way.")] = False,

@@ -460,7 +460,8 @@ class Needed:
 class Benchmark(Protocol):
     """A registered benchmark: its models, its data, what is measured.
 
-    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`.
+    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One that can
+    say what it can show has `power(task, recorded: Sequence[Mapping[str, DataFrame]]) -> Sequence[Measurement | Absent]`.
     """
 
     name: str

@@ -307,6 +307,16 @@ class Store:
         folder = self.runs_folder / spec.folder
         return read_run(folder) if (folder / "run.json").is_file() else None
 
+    def rows(self, spec: RunSpec, point: int) -> pd.DataFrame | None:
+        """The row-by-row tables of a run's point, merged; None where none are stored."""
+        import pandas as pd
+
+        path = self.runs_folder / spec.folder / "per_example.parquet"
+        if not path.is_file():
+            return None
+        table = pd.read_parquet(path)
+        return table[table["point"] == point]
+
     def status(self, spec: RunSpec) -> str | None:
         """How a run stands, from its run.json alone; None where there is none that can be read."""
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -440,8 +450,8 @@ def read_run(folder: Path) -> RunResult:
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(
-            f"the record {name} cannot be read ({type(error).__name__}); harness validate says why and, with --set-aside, moves "
-            "it away; or run with --force."
+            f"the record {name} cannot be read ({type(error).__name__}); harness validate says why and, with --set-aside, "
+            "moves it away; or run with --force."
         ) from error
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache as memoise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from harness.data import Encoded
     from harness.likelihood import AnswerDistributions
-    from methods._curvature import Layer, LayerCurvature, Solver
+    from methods._curvature import Layer, LayerCurvature, SampledLabels, Solver
 
 T = TypeVar("T")
 
@@ -263,14 +264,17 @@ def _fit(
         "backend": config.backend,
         "device": device.type,
     }
-    labels = c.SampledLabels(data.fit, config.mc_samples, setting.seed)
+
+    @memoise  # only for a fit, and one draw for both passes
+    def labels() -> SampledLabels:
+        return c.SampledLabels(data.fit, config.mc_samples, setting.seed)
 
     def kronecker(folder: Path) -> None:
         if config.backend == "curvlinops":
             assert config.estimator in ("kfac", "ekfac")  # checked when the settings were read
             found = c.curvlinops_curvatures(model, layers, data.fit, config.estimator, config.mc_samples, setting.seed)
         else:
-            found = c.eigenbases(layers, c.covariance_sums(model, layers, data.fit, data.pad, labels, config.mc_samples))
+            found = c.eigenbases(layers, c.covariance_sums(model, layers, data.fit, data.pad, labels(), config.mc_samples))
         c.save_curvatures(found, layers, folder)
 
     def spectrum(folder: Path) -> None:
@@ -278,7 +282,7 @@ def _fit(
             bases = cached("kfac", kronecker)
         else:
             bases = [c.LayerCurvature(None, None, None, None) for _ in layers]
-        sums = c.square_sums(model, layers, data.fit, data.pad, labels, bases, config.mc_samples)
+        sums = c.square_sums(model, layers, data.fit, data.pad, labels(), bases, config.mc_samples)
         for i, basis in enumerate(bases):
             basis.corrected = sums.squares[i] / sums.labels
         c.save_curvatures(bases, layers, folder)
