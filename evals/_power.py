@@ -124,7 +124,7 @@ def _half_width(one: Sequence[Group], other: Sequence[Group]) -> float | None:
             first += means[at : at + width]
             second += means[at + width : at + 2 * width]
             at += 2 * width
-        return _harmonic(np.stack(first)) - _harmonic(np.stack(second))
+        return np.asarray(_harmonic(np.stack(first)) - _harmonic(np.stack(second)))
 
     bounds = interval(both, difference)
     return None if bounds is None else (bounds[1] - bounds[0]) / 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from harness.config import JSON
@@ -381,8 +382,8 @@ class Measurement:
     """Its name, such as `forget_quality`."""
     version: int
     """Raised when its definition changes; numbers of different versions are never compared."""
-    value: float
-    """The number; finite."""
+    value: FiniteFloat
+    """The number; finite, for JSON has no other: what is not finite is `Absent`."""
     unit: str
     """Such as `p-value`, `probability`, `nats per token`."""
     better: Better | None
