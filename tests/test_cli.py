@@ -155,6 +155,8 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
     shown = harness(*words, "--bench", "tofu10").out
     assert "1/1 untouched on tofu10 seed 0: done" in shown
     assert harness(*words, "--bench", "tofu10", "--quiet").out == ""
+    shown = harness("show", done[1].spec.run_id, "--results", done[0]).out
+    assert "try 1 of 1 (grid), chosen by forget_quality on rows of tofu10 on mini, seed 0" in shown
 
 
 def test_a_method_typed_wrong_is_answered_with_all_there_are(harness: Harness):
