@@ -54,6 +54,7 @@ class Kind(StrEnum):
     models = "models"
     evals = "evals"
     studies = "studies"
+    figures = "figures"
     runs = "runs"
 
 
@@ -124,6 +125,7 @@ def results_root(given: Path | None) -> Path:
 
 @app.command()
 def run(
+    context: typer.Context,
     method: Annotated[
         str, typer.Option("--method", "-m", help="What to unlearn with, or several parted by commas; see harness list methods.")
     ] = "",
@@ -162,11 +164,15 @@ def run(
     settings = parse(set_ or [])
     told = _read_spec(spec) if spec else None
     if told:
+        if clash := [name for name in _RECORDED if _typed(context, name)]:
+            raise UsageError(
+                f"--spec and --{clash[0]} contradict each other: a record says all but settings (change them by --set)."
+            )
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
         evals, points = ",".join(told.evaluators), PointsName(told.points)
-        model = told.model if model == "mini" else model
-    if not method or not bench:
+        model = model if _typed(context, "model") else told.model
+    if not method.strip(" ,") or not bench:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
     options = _options(seed, limit, device, dtype, generator, variant, evals, points, data_dir, reference, trust_remote_code)
     names = _names(method)
@@ -196,10 +202,21 @@ def run(
         stdout().print(f"record: {store.runs_folder / result.spec.folder}", soft_wrap=True, highlight=False)
 
 
-def _names(words: str, flag: str = "--method") -> list[str]:
-    names = [name.strip() for name in words.split(",") if name.strip()]
+_RECORDED = ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "evals", "points", "form")
+"""Flags whose values a recorded run brings along."""
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _names(told: str, flag: str = "--method", kind: str = "a method") -> list[str]:
+    names = [name.strip() for name in told.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"{flag} {told} names no {kind.split()[1]}.")
     if len(set(names)) < len(names):
-        raise UsageError(f"{flag} {words} names a {flag.removeprefix('--').replace('bench', 'benchmark')} twice.")
+        raise UsageError(f"{flag} {told} names {kind} twice.")
     return names
 
 
@@ -229,7 +246,7 @@ def _options(
         device=pick_device(device),
         dtype=dtype,
         variant=variant.value,
-        evals=tuple(name.strip() for name in evals.split(",") if name.strip()),
+        evals=tuple(_names(evals, "--evals", "an evaluator")) if evals else (),
         points=points.value,
         data_dir=data_dir,
         reference=reference,
@@ -314,15 +331,15 @@ def sweep(
     }  # fmt: skip
     of_file = read_file(file) if file else {}
     for key, value in of_file.items():
-        if key in told and getattr(context.get_parameter_source(key), "name", "") != "COMMANDLINE":
+        if key in told and not _typed(context, key):
             told[key] = value
     if not told["method"] or not told["bench"]:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or a YAML file.")
     asked = Sweep(
         methods=_names(told["method"]),
-        benches=_names(told["bench"], "--bench"),
+        benches=_names(told["bench"], "--bench", "a benchmark"),
         model=told["model"],
-        seeds=_seeds(str(told["seeds"])) or [0],
+        seeds=_seeds(told["seeds"]),
         options=_options(
             0,
             told["limit"],
@@ -343,6 +360,8 @@ def sweep(
         search=_choice(SearchName, told["search"], "search").value,
         by=told["by"],
     )
+    if both := asked.contradictions():
+        raise UsageError(f"'{both[0]}' is both set and an axis of the grid; give one of --set and --grid.")
     check_count(asked.count(), yes)
     tries = asked.tries()
     found = _run_tries(tries, results, executor, jobs, quiet or as_json)
@@ -386,7 +405,8 @@ def study(
 
     options = _options(0, limit, device, dtype, "auto", variant, evals, PointsName.all, data_dir, reference, False)
     chosen, tasks = study_of(name), Tasks()
-    asked = tries_of(chosen, _names(bench, "--bench"), model, _seeds(seeds), options)
+    benches = _names(bench, "--bench", "a benchmark") if bench else []
+    asked = tries_of(chosen, benches, model, _seeds(seeds) if seeds else [], options)
     check_count(len(asked), yes)
     tries, left_out = possible(asked, tasks)
     expected = forecast([todo.plan(tasks) for todo in tries], Store(results_root(results)), jobs or 1)
@@ -408,10 +428,13 @@ def study(
 
 
 def _seeds(words: str) -> list[int]:
-    parts = words.split(",") if words else []
+    parts = words.split(",")
     if not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--seeds {words} is no list of seeds. Write 0,1,2.")
-    return [int(part) for part in parts]
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {words} names a seed twice.")
+    return seeds
 
 
 N = TypeVar("N", bound=StrEnum)
@@ -449,9 +472,10 @@ def _run_tries(
         def told(index: int, result: RunResult) -> None:
             bar.update()
             if not quiet:
-                bar.write(f"{next(count)}/{len(tries)} {tries[index]}: {result.status}")
+                bar.write(f"{next(count)}/{len(tries)} {tries[index].label(several)}: {result.status}")
+                sys.stdout.flush()
 
-        count = itertools.count(1)
+        count, several = itertools.count(1), len({todo.bench for todo in tries}) > 1
         return run_tries(tries, Store(results_root(results)), Cache(), _executor(executor, jobs), told)
 
 
@@ -493,9 +517,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
                 known.setdefault(name, (about, []))[1].append(bench)
         rows = [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
     else:
-        from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS
+        from harness.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
 
-        registry: Any = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS}[kind]
+        registries = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS, Kind.figures: FIGURES}
+        registry: Any = registries[kind]
         rows = [{"name": entry.name, "about": entry.summary} for entry in registry.entries.values()]
     _print_rows(rows, as_json)
 
@@ -536,14 +561,16 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from harness.report import number, stdout
+    from harness.report import Columns, number, stdout
 
     if not rows:
         print("none")
         return
-    table = Table(header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading)
+    table: Columns | Table
+    if any(isinstance(value, int | float) for value in rows[0].values()):
+        table = Columns(list(rows[0]), left=range(len(rows[0])))
+    else:
+        table = Table(*rows[0], header_style="bold")  # of words, which may be wrapped
     for row in rows:
         table.add_row(*[number(v) if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()])
     stdout().print(table)
@@ -615,6 +642,50 @@ def score(
     for item in found:
         if reason := getattr(item, "reason", None) or getattr(item, "note", None):
             stdout().print(f"{item.metric}: {reason}", style="dim", soft_wrap=True)
+
+
+@app.command()
+def leaderboard(
+    results: Results = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where the stored leaderboard differs.")] = False,
+) -> None:
+    """Make the leaderboard's page and tables from the records of runs."""
+    from harness.leaderboard import build, difference, write
+
+    root = results_root(results)
+    files = build(root, lambda text: print(f"skipped: {text}", file=sys.stderr))
+    if not check:
+        print(write(root, files))
+    elif found := difference(root, files):
+        print(f"{found}\nharness leaderboard makes it anew.", file=sys.stderr)
+        raise typer.Exit(1)
+    else:
+        print("the leaderboard is what the records make of it.")
+
+
+@app.command()
+def plot(
+    name: Annotated[str, typer.Argument(help="A figure or table; see harness list figures.")],
+    results: Results = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the files go; figures/ of the results by default.")] = None,
+    bench: Annotated[str, typer.Option("--bench", "-b", help="Only runs on this benchmark.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Only runs with this model.")] = "",
+    method: Annotated[str, typer.Option("--method", "-m", help="Only these methods, parted by commas.")] = "",
+    by: Annotated[str, typer.Option("--by", help="The setting whose values are compared, for ablation.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="svg, png, csv, md, tex, parted by commas; all by default.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Draw a figure or write a table from what is recorded; an unchanged store gives the same files."""
+    from harness.figures import draw, formats, select
+    from harness.interfaces import FIGURES, FigureOptions
+    from harness.store import Store
+
+    chosen, root = formats(format_), results_root(results)
+    if name not in FIGURES.entries:
+        FIGURES.get(name)  # says which there are, before anything is read
+    runs = select(Store(root), bench, model, _names(method) if method else [])
+    files = draw(name, runs, FigureOptions(root, by), out or root / "figures", chosen)
+    print(json.dumps([str(file) for file in files]) if as_json else "\n".join(map(str, files)))
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""What a method, a benchmark and an evaluator are, and what passes between them.
+"""What a method, a benchmark, an evaluator and a figure are, and what passes between them.
 
 Data flows one way: a `Benchmark` makes a `Task` (everything decided, nothing loaded); loading it gives
 a `Setting`, which is all a method sees; after each point the model becomes a `Subject`, which is all an
-evaluator sees; an evaluator gives `Measurement`s. This module imports no torch.
+evaluator sees; an evaluator gives `Measurement`s; a `Figure` sees nothing but the table of what is recorded.
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from harness.registry import Registry
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure as Drawing
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.cache import Cache
@@ -490,11 +492,56 @@ class Benchmark(Protocol):
         """
 
 
+# ---------------------------------------------------------------- reporting
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What a figure is told besides the runs' table."""
+
+    results: Path
+    """The results folder, for figures that show texts."""
+    by: str = ""
+    """The setting whose values are compared, for figures that compare settings."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table in two forms."""
+
+    numbers: pd.DataFrame
+    """Every number in full, for CSV."""
+    shown: pd.DataFrame
+    """The same as a reader wants it, all text, for Markdown and LaTeX."""
+    caption: str
+    """What it shows, in one sentence."""
+    notes: Sequence[str] = ()
+    """What is needed to read it: rules, intervals, what was left out."""
+
+
+Draw = Callable[["pd.DataFrame", FigureOptions], "Mapping[str, Drawing | Sheet]"]
+"""The runs' table (`Store.frame`) → drawings and tables by name; the name is the file's, behind the figure's own.
+
+Numbers of different benchmarks, models, variants or metric versions never share one.
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A registered figure, or a table."""
+
+    name: str
+    """Its file's name."""
+    draw: Draw
+    """The figure itself. Raises `UsageError`, naming the command that makes what is missing, where there is nothing to show."""
+
+
 # ---------------------------------------------------------------- registration
 
 METHODS: Registry[Method[Any]] = Registry("method", "methods", "method")
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "evals.benchmarks", "benchmark")
 EVALUATORS: Registry[Evaluator] = Registry("evaluator", "evals", "evaluator")
+FIGURES: Registry[Figure] = Registry("figure", "plots", "figure")
 
 
 def method(
@@ -545,5 +592,15 @@ def benchmark(*names: str) -> Callable[[type[Any]], type[Any]]:
         for name in names:
             BENCHMARKS.register(name, cls(name))
         return cls
+
+    return register
+
+
+def figure(name: str) -> Callable[[Draw], Draw]:
+    """Register the decorated function as a figure under its file's name."""
+
+    def register(draw: Draw) -> Draw:
+        FIGURES.register(name, Figure(name, draw))
+        return draw
 
     return register

@@ -166,7 +166,7 @@ class Room:
 
 
 def room_on(device: str) -> Room:
-    """What a device has.
+    """What a device has; what torch holds back there for its next tensors, from an earlier run perhaps, counts as free.
 
     Of the CPU, and of mps which shares its memory, all counts as free: what others hold can be swapped out.
     """
@@ -176,8 +176,9 @@ def room_on(device: str) -> Room:
 
         which = range(torch.cuda.device_count()) if device == ALL_GPUS else [int(number or 0)]
         pairs = [torch.cuda.mem_get_info(i) for i in which]
+        held_back = sum(torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in which)
         name = device if number else f"{kind}:0"
-        return Room(name, sum(total for _, total in pairs), sum(free for free, _ in pairs))
+        return Room(name, sum(total for _, total in pairs), sum(free for free, _ in pairs) + held_back)
     import psutil
 
     memory = psutil.virtual_memory().total

@@ -302,7 +302,17 @@ def save_checkpoint(
 
 
 def read_sidecar(folder: Path | None) -> Mapping[str, JSON]:
-    """What `save_checkpoint` wrote beside a checkpoint; empty where there is nothing."""
+    """What `save_checkpoint` wrote beside a checkpoint; empty where there is nothing.
+
+    Raises:
+        UsageError: for a file of that name that is none.
+    """
     if folder is None or not (folder / SIDECAR).is_file():
         return {}
-    return json.loads((folder / SIDECAR).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    try:
+        told = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise UsageError(f"{SIDECAR} of {folder.name} was not written by this harness; move it away.")
+    return told

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +18,67 @@ _ARROWS = {"higher": "↑", "lower": "↓", "closer": "→ retrained"}
 _TRAJECTORY = ("forget_quality", "forget_quality_d", "model_utility", "forget_probability", "forget_rouge", "retain_rouge")
 
 Values = Mapping[str, Measurement | Absent]
+
+
+@dataclass
+class Columns:
+    """A table of short cells; where it is wider than the console, several below one another, the first column repeated.
+
+    A number that is wrapped or cut short reads as another number, so no cell ever is.
+    """
+
+    headings: Sequence[str]
+    """Over the columns; wrapped between words where the table is wide."""
+    title: str | None = None
+    """Above the table."""
+    left: Sequence[int] = (0,)
+    """Columns that are aligned left; the others are aligned right."""
+    rows: list[tuple[list[str], str | None]] = field(default_factory=list)
+    """Cells and the style of each row."""
+    sections: list[int] = field(default_factory=list)
+    """Numbers of rows under which there is a line."""
+
+    def add_row(self, *cells: str, style: str | None = None) -> None:
+        """Append a row."""
+        self.rows.append(([*cells], style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The table, or tables, for a console's width."""
+        numbers = range(len(self.headings))
+        body = [max((_width(cells[i]) for cells, _ in self.rows), default=0) for i in numbers]
+        if sum(max(b, _width(h)) + 3 for b, h in zip(body, self.headings, strict=True)) + 1 <= options.max_width:
+            yield self._part(list(numbers), self.headings)
+            return
+        wrapped = [_wrapped(heading, width) for heading, width in zip(self.headings, body, strict=True)]
+        widths = [max(b, _width(h)) + 3 for b, h in zip(body, wrapped, strict=True)]
+        parts: list[list[int]] = [[0]]
+        for i in numbers[1:]:
+            if len(parts[-1]) > 1 and sum(widths[j] for j in parts[-1]) + widths[i] + 1 > options.max_width:
+                parts.append([0])
+            parts[-1].append(i)
+        for part in parts:
+            yield self._part(part, wrapped)
+
+    def _part(self, columns: Sequence[int], headings: Sequence[str]) -> Table:
+        table = Table(title=self.title if 1 in columns else None, title_justify="left", header_style="bold")
+        for i in columns:
+            table.add_column(headings[i], justify="left" if i in self.left else "right", overflow="fold")
+        for number, (cells, style) in enumerate(self.rows, start=1):
+            table.add_row(*(cells[i] for i in columns), style=style, end_section=number in self.sections)
+        return table
+
+
+def _width(cell: str) -> int:
+    return max((cell_len(line) for line in cell.splitlines()), default=0)
+
+
+def _wrapped(heading: str, width: int) -> str:
+    """The heading on several lines, none longer than the width or than its longest word."""
+    lines = [""]
+    for word in heading.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if not lines[-1] or cell_len(longer) <= width else [*lines, word]
+    return "\n".join(lines)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -54,7 +117,7 @@ def run_report(result: RunResult) -> RenderableType:
     return Group(*parts)
 
 
-def measurement_table(columns: Mapping[str, Values], title: str | None = None, digits: int = 4) -> Table:
+def measurement_table(columns: Mapping[str, Values], title: str | None = None, digits: int = 4) -> Columns:
     """Measurements side by side, the first column's with interval, direction and noise floor.
 
     Args:
@@ -63,14 +126,8 @@ def measurement_table(columns: Mapping[str, Values], title: str | None = None, d
         digits: after the decimal point.
     """
     (subject, values), *others = columns.items()
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("metric")
-    table.add_column(subject, justify="right")
-    table.add_column("95 % interval", justify="right")
-    for name, _ in others:
-        table.add_column(name, justify="right")
-    for heading in ("better", "noise floor", "n"):
-        table.add_column(heading, justify="right")
+    names = [name for name, _ in others]
+    table = Columns(("metric", subject, "95 % interval", *names, "better", "noise floor", "n"), title)
     for metric, found in values.items():
         if isinstance(found, Absent):
             table.add_row(metric, "absent", *[""] * (4 + len(others)), style="dim")
@@ -100,14 +157,13 @@ def comparison(results: Sequence[RunResult]) -> RenderableType:
     """Several methods on one benchmark and model side by side, at their last points, between the two reference arms."""
     first = next((result for result in results if result.arms), results[0])
     spec = first.spec
-    table = Table(title=f"{spec.bench} · model {spec.model} · seed {spec.seed}", title_justify="left", header_style="bold")
     headings = [f"{name} {arrow}".strip() for name, arrow in _COMPARED.values()]
-    for heading in ("", *headings, "best on the way*", "time", "memory"):
-        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
+    title = f"{spec.bench} · model {spec.model} · seed {spec.seed}"
+    table = Columns(("", *headings, "best on the way*", "time", "memory"), title)
     rows = [(result.spec.method, measurements(result.points[-1].measurements), result) for result in results if result.points]
     for arm, found in first.arms.items():
         table.add_row(arm, *_compared(measurements(found)), "", "", "", style="dim")
-    table.add_section()
+    table.sections.append(len(table.rows))
     for method, values, result in rows:
         phase = result.costs.get("unlearning")
         cost = (f"{phase.full_seconds:.1f} s", f"{phase.peak_bytes / 2**30:.2f} GiB") if phase else ("–", "–")
@@ -115,7 +171,7 @@ def comparison(results: Sequence[RunResult]) -> RenderableType:
         table.add_row(method, *_compared(values), _best(result.points), *cost, style=style)
     for result in results:
         if not result.points:
-            table.add_row(result.spec.method, f"{result.status}", style="red")
+            table.add_row(result.spec.method, result.status, *[""] * (len(table.headings) - 2), style="red")
     parts: list[RenderableType] = [table]
     distance = next((v["forget_quality_d"] for _, v, _ in rows if "forget_quality_d" in v), None)
     notes = [f"{result.spec.method} {result.status}: {result.error.splitlines()[0]}" for result in results if result.error]
@@ -177,43 +233,49 @@ def _best(points: Sequence[Point]) -> str:
 
 
 def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunResult], by: str = "") -> RenderableType:
-    """Every try with its settings and its numbers at the last point, the best by a metric first.
+    """Every try with its settings and its numbers at the last point, the best by a metric first and what broke off last.
 
     Args:
         settings: what the grid set in each try.
         results: in the same order.
-        by: the metric; the order of the tries if empty.
+        by: the metric; the order of the tries if empty, or if no try measured it.
     """
-    shown = [m for m in ("selection_score", *_COMPARED) if any(m in _last(result) for result in results)]
+    metrics = ("selection_score", *(m for m in _COMPARED if m != by))
+    shown = [m for m in (by, *metrics) if m and any(m in _last(result) for result in results)]
     order = list(zip(settings, results, strict=True))
-    if by:
-        order.sort(key=lambda item: -_number_of(item[1], by))
-    table = Table(header_style="bold")
-    for heading in ("run", "method", "seed", *(settings[0] if settings else ()), "status", *shown):
-        table.add_column(heading)
+    if by in shown:
+        order.sort(key=lambda item: _rank(item[1], by))
+    table = Columns(("run", "method", "seed", *(settings[0] if settings else ()), "status", *shown), left=range(100))
     for chosen, result in order:
         values = _last(result)
         cells = [number(v.value, 3) if isinstance(v := values.get(m), Measurement) else "absent" for m in shown]
         words = [str(value) for value in chosen.values()]
         table.add_row(result.spec.run_id, result.spec.method, str(result.spec.seed), *words, result.status, *cells)
-    return table
+    if not by or by in shown:
+        return table
+    measured = ", ".join(sorted({m for result in results for m in _last(result)})) or "none"
+    return Group(table, Text(f"no try measured '{by}'; in the order of the tries. Measured were: {measured}", style="red"))
+
+
+def _rank(result: RunResult, by: str) -> tuple[bool, float]:
+    """Smallest for the best of the finished tries; one that broke off comes after them: it is not at its end."""
+    found = _last(result).get(by)
+    if not isinstance(found, Measurement):
+        return True, float("inf")
+    if found.better == "closer" and found.reference is not None:
+        distance = abs(found.value - found.reference)
+    else:
+        distance = found.value if found.better == "lower" else -found.value
+    return result.status != "done", distance
 
 
 def _last(result: RunResult) -> Values:
     return measurements(result.points[-1].measurements) if result.points else {}
 
 
-def _number_of(result: RunResult, metric: str) -> float:
-    found = _last(result).get(metric)
-    return found.value if isinstance(found, Measurement) else float("-inf")
-
-
-def _trajectory(points: Sequence[Point]) -> Table:
-    table = Table(title="the way there", title_justify="left", header_style="bold")
-    table.add_column("step", justify="right")
+def _trajectory(points: Sequence[Point]) -> Columns:
     shown = [m for m in _TRAJECTORY if m in measurements(points[0].measurements)]
-    for metric in shown:
-        table.add_column(metric, justify="right")
+    table = Columns(("step", *shown), "the way there", left=())
     for point in points:
         values = measurements(point.measurements)
         cells = [values.get(metric) for metric in shown]

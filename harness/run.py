@@ -199,7 +199,13 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
             notes=list(todo.task.notes),
         )
         with _outcome(record):
-            return _execute(todo, record, result, cache, keep or Keep())
+            result = _execute(todo, record, result, cache, keep or Keep())
+        asked = {
+            name: [(todo.task.template.prompt(row["question"]), row) for row in rows if "question" in row]
+            for name, rows in todo.task.questions.items()
+        }
+        store.keep_questions(todo.spec, asked)
+        return result
 
 
 def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:

@@ -5,6 +5,7 @@
         points.jsonl          one Point a line, appended and flushed as it is measured
         per_example.parquet   the row-by-row tables of all points
         generations.jsonl     the texts of all points
+    results/questions/<bench>-<digest>.jsonl   what all runs on that data were asked, with the true answers
 
 A record holds no path of the machine it was made on. A run that is killed leaves status "interrupted" and its points;
 run again, it goes on. One process writes a record at a time (a file lock).
@@ -27,12 +28,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import from_json  # what json.loads gives, in half the time
 
-from harness.cache import digest, disk_errors, flush
+from harness.cache import canonical, digest, disk_errors, flush
 from harness.config import JSON
 from harness.costs import Phase
 from harness.errors import UsageError
-from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Variant
+from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Row, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +92,19 @@ class RunSpec:
     def run_id(self) -> str:
         """Twelve hexadecimal digits."""
         return digest(to_json(self))[:12]
+
+    @cached_property
+    def comparable(self) -> str:
+        """Eight digits that are equal for runs on one benchmark, model, data and definitions, whatever unlearned and how."""
+        same = ("bench", "bench_version", "model", "sources", "variant", "template", "data", "references", "limit")
+        told = to_json(self)
+        return digest({name: told[name] for name in same})[:8]
+
+    @property
+    def questions_file(self) -> Path:
+        """Where what it was asked lies in a store's `questions` folder; runs on the same data share it."""
+        told = to_json(self)
+        return Path(f"{self.bench}-{digest([told[name] for name in ('data', 'template', 'variant', 'limit')])[:8]}.jsonl")
 
     @property
     def folder(self) -> Path:
@@ -333,10 +348,12 @@ class Store:
         """Everything that was measured: one row per (run, point, metric), and per (run, arm, metric) of the reference arms.
 
         Returns:
-            Columns: what names the run (`run`, `bench`, `model`, `source`, `method`, `seed`, `variant`, `selection`, `status`,
-            `folder`), the place on the way (`arm`: `method`, `untouched` or `retrained`; `index`, `step`, `seconds`, NaN for
-            the arms), and every field of a `Measurement` (intervals as `low` and `high`, references as `across_low` and
-            `across_high`; `absent` holds the reason where there is no number). Sorted by folder, arm, index and metric.
+            Columns: what names the run (`run`, `bench`, `model`, `source`, `method`, `method_version`, `seed`, `variant`,
+            `limit`, `selection`, `status`, `folder`; `config`: its settings as JSON; `comparable`: equal for runs whose
+            numbers of one metric version may be compared), the place on the way (`arm`: `method`, `untouched` or
+            `retrained`; `index`, `step`, `seconds`, NaN for the arms; `logged`: the method's own numbers as JSON), and every
+            field of a `Measurement` (intervals as `low` and `high`, references as `across_low` and `across_high`; `absent`
+            holds the reason where there is no number). Sorted by folder, arm, index and metric.
         """
         import pandas as pd
 
@@ -349,19 +366,68 @@ class Store:
                 "model": spec.model,
                 "source": digest(spec.sources.get("base"))[:8],
                 "method": spec.method,
+                "method_version": spec.method_version,
                 "seed": spec.seed,
                 "variant": spec.variant,
+                "limit": spec.limit,
                 "selection": result.selection,
                 "status": result.status,
                 "folder": spec.folder.as_posix(),
+                "config": canonical(spec.config),
+                "comparable": spec.comparable,
             }
-            places = [("method", p.index, p.step, p.unlearn_seconds, p.measurements) for p in result.points]
-            places += [(arm, None, None, None, found) for arm, found in result.arms.items()]  # type: ignore[misc]
-            for arm, index, step, seconds, found in places:
-                place = {**run, "arm": arm, "index": index, "step": step, "seconds": seconds}
+            places: list[tuple[Any, ...]] = [
+                ("method", p.index, p.step, p.unlearn_seconds, canonical(p.logged), p.measurements) for p in result.points
+            ]
+            places += [(arm, None, None, None, None, found) for arm, found in result.arms.items()]
+            for arm, index, step, seconds, logged, found in places:
+                place = {**run, "arm": arm, "index": index, "step": step, "seconds": seconds, "logged": logged}
                 rows += [{**place, **_flat(item)} for item in found]
         table = pd.DataFrame(rows)
         return table.sort_values(["folder", "arm", "index", "metric"], ignore_index=True) if len(table) else table
+
+    def texts(self, folder: str, point: int) -> dict[tuple[str, ...], str]:
+        """The answers of one point: the user's turns → the text; empty where none are recorded.
+
+        Args:
+            folder: the run's, as in the frame.
+            point: the point's index.
+        """
+        path = self.runs_folder / folder / "generations.jsonl"
+        if not path.is_file():
+            return {}
+        lines = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if _point_of(line) == point)
+        return {tuple(line["turns"]): line["text"] for line in lines}
+
+    def keep_questions(self, spec: RunSpec, rows: Mapping[str, Sequence[tuple[str, Row]]]) -> None:
+        """Write down once what the runs on this data are asked, so that a reader can put answers beside the truth.
+
+        Args:
+            spec: of one of the runs.
+            rows: task → (the question as it is put to the model, the row of the data set).
+        """
+        path = self.root / "questions" / spec.questions_file
+        if path.is_file():
+            return
+        asked = [
+            {"task": task, "row": row["row"], "cluster": row["cluster"], "turns": [prompt]}
+            | {key: row[key] for key in ("question", "answer") if key in row}
+            for task, of in rows.items()
+            for prompt, row in of
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in asked)
+        with disk_errors("the results folder", "Free some space or choose another with --results"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two runs may come here at once
+            part.write_bytes(text.encode())
+            flush(part)
+            part.replace(path)
+
+    def questions(self, spec: RunSpec) -> list[dict[str, Any]]:
+        """What the runs on this data were asked, in order: `task`, `row`, `cluster`, `turns`, `question`, `answer`."""
+        path = self.root / "questions" / spec.questions_file
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return [json.loads(line) for line in lines if line]
 
     def by_id(self, run_id: str) -> tuple[Path, RunResult]:
         """The folder and record of the run whose id begins so.
@@ -422,7 +488,7 @@ def _flat(item: Measurement | Absent) -> dict[str, Any]:
     }
     for name, pair in (("", item.interval_95), ("across_", item.across_references)):
         told[f"{name}low"], told[f"{name}high"] = pair or (None, None)
-    return {**told, "interval_method": item.interval_method, "resampled": item.resampled}
+    return {**told, "interval_method": item.interval_method, "resampled": item.resampled, "absent": None}
 
 
 def _settle(folder: Path, earlier: Path) -> None:
@@ -444,7 +510,7 @@ def read_run(folder: Path) -> RunResult:
     path = folder / "run.json"
     name = "/".join(path.parts[-5:])
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = from_json(path.read_text(encoding="utf-8"))
         if told["schema_version"] > SCHEMA_VERSION:
             raise UsageError(f"{name}: {_newer(told)}.")
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
@@ -477,7 +543,7 @@ def _read_points(folder: Path) -> list[Any]:
     if path.is_file():
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
-                point = json.loads(line)
+                point = from_json(line)
             except ValueError:
                 break  # a line that a killed process had not finished
             if point.get("index") != len(points):

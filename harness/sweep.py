@@ -205,9 +205,14 @@ class Try:
         decided = plan(self.bench, self.model, self.method, settings, self.options, form=self.form, task=task)
         return replace(decided, trial=self.trial)
 
-    def __str__(self) -> str:
+    def label(self, with_bench: bool = True) -> str:
+        """What tells it from the sweep's other runs; its benchmark does not where there is only one."""
         settings = "".join(f" {key}={value}" for key, value in self.chosen.items())
-        return f"{self.method} on {self.bench}{settings} seed {self.options.seed}"
+        where = f" on {self.bench}" if with_bench else ""
+        return f"{self.method}{where}{settings} seed {self.options.seed}"
+
+    def __str__(self) -> str:
+        return self.label()
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,11 @@ class Sweep:
                     trial = Trial(index=index, tries=len(settings), search=self.search, metric=self.by, split=split)
                 found.append(Try(bench, self.model, method, options, self.fixed, chosen, self.form, trial))
         return found
+
+    def contradictions(self) -> list[str]:
+        """Settings that are both fixed and varied."""
+        varied = {key for method in self.methods for key in axes_of(method, self.methods, self.axes)}
+        return sorted(varied & {*self.fixed})
 
     def count(self) -> int:
         """How many runs that is, without listing them."""
@@ -347,16 +357,17 @@ def run_all(
         told: is shown each result as it comes.
 
     Returns:
-        The results in the same order; one that broke off has status `failed` and the points it came to.
+        The results in the same order; one that broke off, or was refused when it started (it does not fit, say), has status
+        `failed` and the points it came to.
     """
     results = []
     for todo in plans:
         try:
             found = None if force else store.find(todo.spec)
             result = found if found and found.status == "done" else execute(todo, store, cache, force=force)
-        except RunFailed as error:
-            log.warning("%s", error)
-            result = store.find(todo.spec) or _failed(todo, str(error))
+        except (RunFailed, UsageError) as error:
+            log.warning("%s", error if isinstance(error, RunFailed) else f"{todo.method.name} was not run: {error}")
+            result = _left(todo, store) or _failed(todo, str(error))
         results.append(result)
         told(result)
     return results
@@ -420,7 +431,20 @@ def _with_trial(todo: Plan, found: RunResult, store: Store) -> RunResult:
 
 
 def _failed(todo: Plan, error: str) -> RunResult:
-    return RunResult(schema_version=SCHEMA_VERSION, spec=todo.spec, status="failed", error=error, trial=todo.trial)
+    return RunResult(
+        schema_version=SCHEMA_VERSION,
+        spec=todo.spec,
+        status="failed",
+        error=error,
+        selection=todo.selection,
+        trial=todo.trial,
+    )
+
+
+def _left(todo: Plan, store: Store) -> RunResult | None:
+    """What a run left that did not end well; not the record of an earlier one that did, which a refusal leaves in place."""
+    found = _found(todo, store)
+    return found if found and found.status != "done" else None
 
 
 def last_value(result: RunResult, metric: str) -> float | None:

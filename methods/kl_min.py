@@ -40,8 +40,11 @@ class KLMinConfig(PairedRecipe):
 
 
 def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
-    """What training holds, the frozen copy, and log-probabilities of both models at the positions K averages over."""
-    positions = config.batch_size * (config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens)
+    """What training holds, the frozen copy, and both models' log-probabilities at the positions K sees at once."""
+    from harness.memory import TOKENS_AT_ONCE
+
+    each = config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens
+    positions = min(config.batch_size * each, max(TOKENS_AT_ONCE, each))
     return [
         *held(shape, config),
         Held("frozen copy", shape.parameters * shape.weight_bytes),
@@ -76,6 +79,7 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
             return all_log_probs(model, padded(batch, config.pad_length, data.pad))
 
         def retain(part: Part) -> Tensor:
+            setting.costs.count(part.batch.tokens)  # they go through the copy too
             with torch.no_grad():
                 target = log_probs(before, part.batch)
             positions = part.labels if config.kl_positions == "answer" else part.examples * config.pad_length

@@ -69,16 +69,18 @@ class LoKUConfig(PairedRecipe):
 
 
 def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
-    """The adapted weights kept aside, adapters with their gradients and AdamW's moments, and both Fisher sums at the start."""
+    """The adapted weights kept aside and adapters with AdamW's state; before there are any, both Fisher sums and a gradient."""
     from harness.memory import activations
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
     adapted = sum(linear.module.weight.numel() for linear in maps)
     adapters = sum(config.rank * sum(linear.module.weight.shape) for linear in maps)
+    kept, trained = adapted * shape.weight_bytes, 4 * 4 * adapters
+    fisher = (2 * 4 + shape.weight_bytes) * adapted * config.fila
     return [
-        Held("weights kept aside", adapted * shape.weight_bytes),
-        Held("adapters", 4 * 4 * adapters),
-        Held("Fisher sums and gradients", (2 * 4 + shape.weight_bytes) * adapted * config.fila, while_measured=False),
+        Held("weights kept aside", kept),
+        Held("adapters", trained),
+        Held("Fisher sums and gradients beyond these", max(0, fisher - kept - trained), while_measured=False),
         activations(shape),
     ]
 
@@ -263,7 +265,7 @@ def fisher_information(
                     total.addcmul_(gradient, gradient, value=labels)
                     linear.module.weight.grad = None
                 counted += labels
-            sides.append([total / counted for total in sums])
+            sides.append([total.div_(counted) for total in sums])
     finally:
         for linear in maps:
             linear.module.weight.grad = None

@@ -27,6 +27,10 @@ ABOVE = {
     "studies",
     "report",
     "doctor",
+    "comparing",
+    "leaderboard",
+    "leaderboard_page",
+    "figures",
 }
 """Modules of the harness that plug-ins may not know: they call plug-ins."""
 LIGHT = (
@@ -40,12 +44,29 @@ LIGHT = (
     "memory",
     "run",
     "report",
+    "comparing",
+    "leaderboard",
+    "leaderboard_page",
+    "figures",
     "cli",
     "doctor",
     "__main__",
 )
 """Modules of the harness that must be there without anything heavy."""
-HEAVY = {"torch", "transformers", "pandas", "scipy", "numpy", "datasets", "vllm", "lm_eval", "peft", "matplotlib", "curvlinops"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "pandas",
+    "scipy",
+    "numpy",
+    "datasets",
+    "vllm",
+    "lm_eval",
+    "peft",
+    "matplotlib",
+    "curvlinops",
+    "seaborn",
+}
 
 
 def module_of(file: Path) -> str:
@@ -137,6 +158,13 @@ def test_plots_read_records_and_nothing_else(file: Path):
     found = imported(file)
     assert not tops(found) & {"torch", "transformers", "methods", "evals"}
     assert {m.split(".")[1] for m in found if m.startswith("harness.")} <= {"interfaces", "store", "errors", "config"}
+    for module in (m for m in found if m.startswith("plots.")):
+        assert module.split(".")[1].startswith("_"), f"{module} is a figure"
+
+
+@pytest.mark.parametrize("file", of("plots"), ids=name)
+def test_a_figure_can_be_looked_at_without_what_draws_it(file: Path):
+    assert not tops(imported(file, everywhere=False)) & HEAVY
 
 
 @pytest.mark.parametrize("module", [m for m in LIGHT if (ROOT / "harness" / f"{m}.py").is_file()])

@@ -92,6 +92,9 @@ def refused(told: Told, *said: str) -> None:
         (("--dtype", "float16"), ("--dtype float16 is not known", "bfloat16")),
         (("--generator", "vlm"), ("no generator called 'vlm'", "hf")),
         (("--bench", ""), ("give --method and --bench",)),
+        (("--method", ","), ("give --method and --bench",)),
+        (("--evals", "probability,rouge,probability"), ("--evals probability,rouge,probability names an evaluator twice",)),
+        (("--evals", ","), ("--evals , names no evaluator",)),
         (("--device", "cuda:77"), ("this machine has", "'cuda:77' is not among them", "--device cpu")),
         (("--device", "tpu"), ("no device called 'tpu'",)),
     ],
@@ -133,6 +136,10 @@ SWEEP = ("sweep", "--method", "kfade", "--bench", "tofu10", "--device", "cpu")
         (("--seeds", "0,x"), ("--seeds 0,x is no list of seeds",)),
         (("--bench", "tofu10,tofu10"), ("names a benchmark twice",)),
         (("--bench", ""), ("give --method and --bench",)),
+        (("--bench", ","), ("--bench , names no benchmark",)),
+        (("--seeds", "0,00"), ("--seeds 0,00 names a seed twice",)),
+        (("--evals", "rouge,rouge"), ("--evals rouge,rouge names an evaluator twice",)),
+        (("--set", "damping=1", "--grid", "kfade.damping=1,2"), ("'damping' is both set and an axis of the grid",)),
         (("--budget", "3"), ("the grid of kfade has 1 settings and the budget is 3",)),
         (("--grid", f"damping={','.join(map(str, range(1, 10_002)))}"), ("that is 10001 runs", "--yes")),
         (("nowhere.yaml",), ("nowhere.yaml cannot be read",)),
@@ -153,7 +160,7 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
         "index": 0, "tries": 1, "search": "grid", "metric": "forget_quality", "split": "rows of tofu10 on mini, seed 0",
     }  # fmt: skip
     shown = harness(*words, "--bench", "tofu10").out
-    assert "1/1 untouched on tofu10 seed 0: done" in shown
+    assert "1/1 untouched seed 0: done" in shown
     assert harness(*words, "--bench", "tofu10", "--quiet").out == ""
     shown = harness("show", done[1].spec.run_id, "--results", done[0]).out
     assert "try 1 of 1 (grid), chosen by forget_quality on rows of tofu10 on mini, seed 0" in shown
@@ -344,6 +351,17 @@ def test_a_recorded_run_can_be_asked_for_again_by_its_record(harness: Harness, d
     assert told["points"][0]["weights"] == "w", "the same run, found as done"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("--seed", "0"), ("--evals", "rouge"), ("--method", "ga"), ("--form", "tuned"), ("--points", "last"), ("--limit", "3")],
+    ids=" ".join,
+)
+def test_a_flag_that_contradicts_a_spec_is_refused(harness: Harness, done: tuple[Path, RunResult], words: tuple[str, str]):
+    results, result = done
+    file = results / "runs" / result.spec.folder / "run.json"
+    refused(harness("run", "--spec", file, "--device", "cpu", "--results", results, *words), f"--spec and {words[0]}", "--set")
+
+
 def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -435,7 +453,7 @@ def test_a_grid_is_run_and_shown(harness: Harness, tmp_path: Path):
     words = ("sweep", "--method", "fake", *ON_NANO, "--grid", "strength=0.1,0.2", "--seeds", "0,1", "--results", tmp_path / "r")
     told = harness(*words)
     assert told.code == 0, told
-    assert "4/4 fake on nano strength=0.2 seed 1: done" in told.out
+    assert "4/4 fake strength=0.2 seed 1: done" in told.out
     found = json.loads(harness(*words, "--json").out)
     assert [(r["spec"]["config"]["strength"], r["spec"]["seed"]) for r in found] == [(0.1, 0), (0.2, 0), (0.1, 1), (0.2, 1)]
     assert [len(r["points"]) for r in found] == [1] * 4, "only the last point is measured"
@@ -449,6 +467,9 @@ def test_a_grid_is_run_and_shown(harness: Harness, tmp_path: Path):
         (("--seeds", "a"), ("--seeds a is no list of seeds",)),
         (("--seeds", ",".join(map(str, range(10_001)))), ("10001 runs", "--yes")),
         (("--method", "fake,fake"), ("names a method twice",)),
+        (("--method", ","), ("--method , names no method",)),
+        (("--seeds", "0,1,0"), ("--seeds 0,1,0 names a seed twice",)),
+        (("--set", "strength=1", "--grid", "strength=1,2"), ("'strength' is both set and an axis of the grid",)),
         (("--form", "tuned"), ("fake has no tuned form for nano on mini",)),
     ],
     ids=lambda v: v[0] if v and v[0].startswith("--") else "",

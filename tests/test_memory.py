@@ -99,11 +99,12 @@ def test_adamw_holds_gradients_two_moments_and_masters(weight_bytes: int, per_pa
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_says_what_it_holds(name: str):
     method = METHODS.get(name)
-    config = resolve(method.config, KFADE if name == "kfade" else {}, owner=name)
+    needed = KFADE if name == "kfade" else {}
+    config = resolve(method.config, needed, owner=name)
     for each in method.memory(shape("phi-1.5"), config):
         assert each.bytes >= 0
     for settings in method.smaller:
-        resolve(method.config, KFADE, settings, owner=name)
+        resolve(method.config, needed, settings, owner=name)
 
 
 def test_one_gpu_holds_what_it_should():
@@ -224,3 +225,36 @@ def test_recomputed_activations_change_no_weight_and_are_off_whenever_somebody_l
     (plain, once), (checkpointed, twice) = trained(False), trained(True)
     assert (once, twice) == (3, 6)
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+
+
+# ---------------------------------------------------------------- what is held at once, and what is free
+
+
+def test_lokus_fisher_sums_are_gone_when_its_adapters_come():
+    """The larger of two moments: the importances (two float32 sums and a gradient), or adapters with the weights kept aside."""
+    of = shape("llama2-7b", 2)
+    method = METHODS.get("loku")
+
+    def certain(**settings: Any) -> int:
+        config = resolve(method.config, settings, owner="loku")
+        return sum(memory.estimate(of, method.memory(of, config)).certain.values()) - of.parameters * of.weight_bytes
+
+    adapted = of.parameters - 2 * 32_000 * 4096 - (2 * 32 + 1) * 4096
+    assert certain() == (4 + 4 + 2) * adapted
+    assert certain(fila=False) < 3 * adapted
+
+
+def test_kl_min_holds_log_probabilities_of_what_goes_through_at_once():
+    found = held("kl_min", shape("llama2-7b"))
+    assert found["log-probabilities"] == 4 * memory.TOKENS_AT_ONCE * 32_000 * 4 / GIB
+    assert held("kl_min", shape("llama2-7b"), batch_size=4)["log-probabilities"] == 4 * 4 * 500 * 32_000 * 4 / GIB
+
+
+def test_what_torch_keeps_from_an_earlier_run_counts_as_free(monkeypatch: pytest.MonkeyPatch):
+    """Several runs in one process: memory that torch holds back for its next tensors is not taken."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 66 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 * GIB)
+    assert memory.room_on("cuda:0") == Room("cuda:0", 80 * GIB, 75 * GIB)

@@ -324,3 +324,12 @@ def test_a_saved_mini_model_has_minis_presets(tmp_path: Path):
     assert saved.config == usual.config
     assert saved.task.stages == usual.task.stages
     assert saved.spec.run_id != usual.spec.run_id
+
+
+@pytest.mark.parametrize("content", ["{bad", "[]", "\x00"])
+def test_a_sidecar_that_is_none_is_named(tmp_path: Path, content: str):
+    from harness.models import SIDECAR, read_sidecar
+
+    (tmp_path / SIDECAR).write_text(content)
+    with pytest.raises(UsageError, match=f"{SIDECAR} of .* was not written by this harness"):
+        read_sidecar(tmp_path)

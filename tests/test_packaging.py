@@ -6,12 +6,13 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from importlib.resources import files
 
 import pytest
 
 import harness
 from harness.doctor import TESTED
-from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS
+from harness.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
 from harness.registry import ROOT
 from tests.test_architecture import FILES, imported, tops
 
@@ -36,7 +37,12 @@ EXTRAS = {requirement(t) for of in PROJECT["project"].get("optional-dependencies
 def test_the_wheel_holds_exactly_the_packages_of_the_checkout():
     there = {file.parent.name for file in ROOT.glob("*/__init__.py")} - NOT_INSTALLED
     assert set(WHEEL["packages"]) == there
-    assert {"harness", "methods", "evals"} <= there
+    assert there == {"harness", "methods", "evals", "plots"}
+
+
+def test_the_source_distribution_holds_every_package():
+    held = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {f"/{name}" for name in WHEEL["packages"]} <= set(held)
 
 
 def test_every_folder_with_code_is_a_package():
@@ -46,7 +52,20 @@ def test_every_folder_with_code_is_a_package():
                 assert (ROOT / folder / "__init__.py").is_file(), folder
 
 
-@pytest.mark.parametrize("registry", [METHODS, BENCHMARKS, EVALUATORS], ids=lambda r: r.kind)
+def test_what_code_reads_beside_itself_is_in_the_wheel():
+    """A package's folder is taken whole, unless something is excluded or ignored by git."""
+    found = [
+        f for name in WHEEL["packages"] for f in (ROOT / name).rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")
+    ]
+    assert ROOT / "harness" / "templates" / "leaderboard.html.j2" in found
+    assert {"only-include", "include", "exclude", "artifacts"}.isdisjoint(WHEEL)
+    assert (files("harness") / "templates" / "leaderboard.html.j2").is_file()
+    ignored = [line for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split("\n") if line]
+    for file in found:
+        assert not [pattern for pattern in ignored if file.match(pattern.rstrip("/"))], file
+
+
+@pytest.mark.parametrize("registry", [METHODS, BENCHMARKS, EVALUATORS, FIGURES], ids=lambda r: r.kind)
 def test_every_plugin_is_in_the_wheel(registry):
     assert registry.entries
     for entry in registry.entries.values():
@@ -55,11 +74,11 @@ def test_every_plugin_is_in_the_wheel(registry):
 
 
 def test_no_decorated_file_lies_where_nobody_looks():
-    folders = {registry.folder for registry in (METHODS, BENCHMARKS, EVALUATORS)}
+    folders = {registry.folder for registry in (METHODS, BENCHMARKS, EVALUATORS, FIGURES)}
     found = [
         file
         for file in FILES
-        if re.search(r'^@(method|benchmark|evaluator)\(\s*"', file.read_text(encoding="utf-8"), re.MULTILINE)
+        if re.search(r'^@(method|benchmark|evaluator|figure)\(\s*"', file.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     assert len(found) >= 8
     for file in found:

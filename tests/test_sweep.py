@@ -287,3 +287,78 @@ def test_the_sweeps_table_puts_the_best_first(bench: Bench):
     lines = text(sweep_table([{"strength": s} for s in score], results, by="selection_score")).splitlines()
     rows = [line for line in lines if "fake" in line]
     assert ["0.3" in rows[0], "0.2" in rows[1], "0.1" in rows[2]] == [True] * 3
+
+
+def scored(bench: Bench, metric: str, better: str | None, reference: float | None = None) -> Any:
+    """Three tries with the values 0.2, 0.9 and 0.5 of a metric, and one that broke off at 0.95."""
+    score = {0.1: 0.2, 0.3: 0.9, 0.12: 0.5, 0.19: 0.95}
+    results = []
+    for strength, value in score.items():
+        measurement = Measurement(
+            metric=metric,
+            version=1,
+            value=value,
+            unit="x",
+            better=better,
+            n=1,
+            reference=reference,  # type: ignore[arg-type]
+        )
+        method = breaks if strength == 0.19 else steps(1)
+        todo = bench.plan(method, [Evaluator("score", 1, lambda _, m=measurement: [m])], settings={"strength": strength})  # type: ignore[misc]
+        results += run_all([todo], bench.store, bench.cache)
+    return [{"strength": s} for s in score], results
+
+
+@pytest.mark.parametrize(
+    ("better", "reference", "order"),
+    [("higher", None, [0.3, 0.12, 0.1]), ("lower", None, [0.1, 0.12, 0.3]), ("closer", 0.45, [0.12, 0.1, 0.3])],
+    ids=["higher", "lower", "closer"],
+)
+def test_the_best_is_what_the_metric_calls_better_and_what_broke_off_comes_last(
+    bench: Bench, better: str, reference: float | None, order: list[float]
+):
+    settings, results = scored(bench, "mine", better, reference)
+    lines = text(sweep_table(settings, results, by="mine")).splitlines()
+    assert "mine" in lines[1], "what orders the table is in it"
+    rows = [line for line in lines if "fake" in line]
+    assert [any(f" {s} " in row for s in [expected]) for row, expected in zip(rows, [*order, 0.19], strict=True)] == [True] * 4
+    assert "failed" in rows[-1]
+
+
+def test_a_metric_that_no_try_measured_orders_nothing_and_says_so(bench: Bench):
+    settings, results = scored(bench, "mine", "higher")
+    shown = text(sweep_table(settings, results, by="mien"))
+    assert "no try measured 'mien'; in the order of the tries. Measured were: mine" in shown
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 160])
+def test_no_number_is_cut_or_wrapped_on_a_narrow_terminal(width: int):
+    from rich.console import Console
+
+    from harness.report import Columns
+
+    table = Columns(("run", "forget quality ↑", "P forget →", *(f"metric {i}" for i in range(9))), "a title")
+    cells = ["c8d4e5f6a7b8", "0.979\n(2.5e-03 to 1.9e-02)", "6.6e-09", *(f"0.{i}23" for i in range(9))]
+    table.add_row(*cells)
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(line in shown for cell in cells for line in cell.splitlines())
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count("a title") == 1
+    assert "…" not in shown
+
+
+def test_a_run_that_is_refused_when_it_starts_stops_no_other(bench: Bench):
+    """As when a model does not fit beside one method's curvature, or a rank is larger than a matrix."""
+
+    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+        if config.strength > 0.15:
+            raise UsageError("the GPU is too small")
+        nudge(setting, config.strength)
+        yield Progress(1, measure_here=True, total=1)
+
+    plans = [bench.plan(unlearn, [NORM], settings={"strength": s}) for s in (0.1, 0.2, 0.05)]
+    results = run_all(plans, bench.store, bench.cache)
+    assert [(r.status, r.error) for r in results] == [("done", ""), ("failed", "the GPU is too small"), ("done", "")]
+    assert bench.store.find(plans[1].spec) is None, "what can be put right leaves no record"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.comparing import read_runs
 from harness.registry import ROOT
 from harness.store import SCHEMA_VERSION, Store, read_run
 from harness.validate import problems, set_aside
@@ -39,9 +40,24 @@ def test_a_record_of_schema_1_still_reads():
     assert len(Store(FIXTURE).frame()) > 10
 
 
+def test_runs_of_schema_1_are_compared_with_the_others():
+    skipped: list[str] = []
+    (run,) = read_runs(FIXTURE, skipped.append)
+    assert (run.spec.method, skipped) == ("kfade", [])
+
+
 def test_a_sound_store_has_no_problem(store: Store):
     assert list(problems(store)) == []
     assert list(problems(Store(FIXTURE))) == []
+
+
+def test_the_questions_beside_the_runs_are_no_problem(store: Store):
+    spec = read_run(folder(store)).spec
+    store.keep_questions(
+        spec, {"forget": [("Who was A?", {"row": 0, "cluster": "a", "question": "Who was A?", "answer": "B"})]}
+    )
+    assert len(store.questions(spec)) == 1
+    assert list(problems(store)) == []
 
 
 def edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:

@@ -264,7 +264,8 @@ class Tofu:
     def _checkpoint(self, model: str, options: Options) -> Task:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
         about = read_sidecar(source.folder)
-        if family := str(about.get("model", "")):
+        family = str(about.get("model", ""))
+        if family.partition("@")[0] == "mini":
             task = self.task(family, options)
             return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
         rows = self._real_rows(options.data_dir)
@@ -365,7 +366,7 @@ def _refusals(data_dir: Path | None) -> tuple[str, ...]:
     if path is None or not path.is_file():
         return REFUSALS
     try:
-        sentences = tuple(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+        sentences = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
     except UnicodeDecodeError as error:
         raise UsageError(f"{DATASET}/{REFUSALS_FILE} is no UTF-8 text (byte {error.start}).") from None
     if not sentences:
