@@ -18,8 +18,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 from filelock import FileLock
@@ -28,6 +29,8 @@ from harness.config import JSON
 from harness.errors import UsageError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _RECORD = "entry.json"
 
@@ -68,6 +71,8 @@ class CacheEntry:
     """What its maker wanted remembered."""
     made_now: bool = False
     """Whether this call made it."""
+    waited: float = 0.0
+    """Seconds that this call waited for another process that was making it."""
 
     @property
     def bytes(self) -> int:
@@ -89,6 +94,7 @@ class Cache:
         chosen = os.environ.get("HARNESS_CACHE")
         self.root = root or (Path(chosen) if chosen else Path(platformdirs.user_cache_dir("unlearning-harness")))
         self._verified: set[Path] = set()
+        self._held: dict[str, tuple[object, object, float]] = {}
         with disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written"):
             for folder in ("locks", "making"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -111,9 +117,11 @@ class Cache:
             UsageError: if the disk is full.
         """
         path = self._path(kind, key)
+        asked = time.perf_counter()
         with FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"):
+            waited = time.perf_counter() - asked
             if found := self._read(path, kind):
-                return found
+                return replace(found, waited=waited)
             making = self.root / "making" / f"{kind}-{path.name}"
             # Whoever holds the lock is the only maker: what lies here was left by a process that was killed.
             shutil.rmtree(making, ignore_errors=True)
@@ -141,6 +149,27 @@ class Cache:
                     shutil.rmtree(making, ignore_errors=True)
             self._verified.add(path)
             return CacheEntry(path, kind, key, seconds, facts, made_now=True)
+
+    def held(self, kind: str, key: object, make: Callable[[], T]) -> tuple[T, float]:
+        """What `make` gives, or what it gave for the same key the last time: the runs of a sweep share it in memory.
+
+        One value of a kind is held at a time. It must not be changed by who gets it.
+
+        Args:
+            kind: the sort of thing.
+            key: all that decides the value; anything that can be compared.
+            make: makes it.
+
+        Returns:
+            (the value, the seconds saved by not making it).
+        """
+        if kind in self._held and self._held[kind][0] == key:
+            return self._held[kind][1:]  # type: ignore[return-value]
+        self._held.pop(kind, None)  # before the next one is made: there may be room for one only
+        started = time.perf_counter()
+        made = make()
+        self._held[kind] = (key, made, time.perf_counter() - started)
+        return made, 0.0
 
     def entries(self) -> Iterator[CacheEntry]:
         """Every readable entry, without checking its files; by kind, then digest."""

@@ -5,25 +5,28 @@ Torch is imported only by the commands that need it: listing, showing and findin
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from harness.errors import RunFailed, UsageError
+from harness.errors import RunFailed, UsageError, unknown
 from harness.registry import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.executors import Executor
     from harness.interfaces import Options
     from harness.run import Plan
     from harness.store import RunResult, RunSpec, Store
+    from harness.sweep import Try
 
 # Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -50,6 +53,7 @@ class Kind(StrEnum):
     benches = "benches"
     models = "models"
     evals = "evals"
+    studies = "studies"
     figures = "figures"
     runs = "runs"
 
@@ -66,6 +70,20 @@ class PointsName(StrEnum):
 
     all = "all"
     last = "last"
+
+
+class SearchName(StrEnum):
+    """How the tries of a budget are drawn."""
+
+    grid = "grid"
+    random = "random"
+
+
+class ExecutorName(StrEnum):
+    """Where runs are done."""
+
+    local = "local"
+    ray = "ray"
 
 
 class VariantName(StrEnum):
@@ -91,6 +109,12 @@ FormOption = Annotated[FormName, typer.Option("--form", help="The method's setti
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Measure every point of the way, or the last one only.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")]
 Variant = Annotated[VariantName, typer.Option("--variant", help="Whose metric definitions.")]
+ExecutorOption = Annotated[
+    ExecutorName,
+    typer.Option("--executor", help="Here, or on the Ray cluster of RAY_ADDRESS (a shared file system is needed)."),
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="So many runs at a time, each in a process of its own.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Go ahead with more than 10,000 runs.")]
 Reference = Annotated[Path | None, typer.Option("--reference", help="A retrained model's evaluation log to compare with.")]
 
 
@@ -256,13 +280,27 @@ def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_j
 
 @app.command()
 def sweep(
-    method: Annotated[str, typer.Option("--method", "-m", help="One method, or several parted by commas.")],
-    bench: Annotated[str, typer.Option("--bench", "-b", help="The benchmark.")],
-    grid: Annotated[list[str] | None, typer.Option("--grid", "-g", help="An axis: key=value,value (lists: [3];[3,4]).")] = None,
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help="The flags below in a YAML file; those given here win.")] = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="One method, or several parted by commas.")] = "",
+    bench: Annotated[str, typer.Option("--bench", "-b", help="One benchmark, or several parted by commas.")] = "",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            "-g",
+            help="An axis: key=value,value (lists: [3];[3,4]); method.key=… for one of several methods; key=low..high with "
+            "--search random.",
+        ),
+    ] = None,
     model: Model = "mini",
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting of every try, key=value.")] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Unlearning seeds, parted by commas.")] = "0",
-    by: Annotated[str, typer.Option("--by", help="The metric that orders the table; measured at the last point.")] = "",
+    budget: Annotated[int | None, typer.Option("--budget", min=1, help="The same number of settings for every method.")] = None,
+    search: Annotated[SearchName, typer.Option("--search", help="How the budget's settings are drawn.")] = SearchName.grid,
+    by: Annotated[
+        str, typer.Option("--by", help="The metric that settings are chosen by, recorded with every try; orders the table.")
+    ] = "",
     form: FormOption = FormName.published,
     limit: Limit = None,
     device: Device = "auto",
@@ -275,53 +313,179 @@ def sweep(
     reference: Reference = None,
     variant: Variant = VariantName.original,
     trust_remote_code: RemoteCode = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Go ahead with more than 10,000 runs.")] = False,
+    executor: ExecutorOption = ExecutorName.local,
+    jobs: Jobs = None,
+    yes: Yes = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run a grid of settings; every try is a record, finished ones are skipped, failed ones kept."""
-    os.environ["TQDM_DISABLE"] = "1"
-    from harness.cache import Cache
     from harness.config import parse
-    from harness.report import stdout, sweep_table
-    from harness.run import plan
-    from harness.store import Store, to_json
-    from harness.sweep import MOST_RUNS, axes, run_all
-    from harness.sweep import grid as combinations
+    from harness.report import sweep_table
+    from harness.sweep import Sweep, axes, check_count, read_file
 
-    fixed, found = parse(set_ or []), axes(grid or [])
-    if not all(part.strip().isdecimal() for part in seeds.split(",")):
-        raise UsageError(f"--seeds {seeds} is no list of seeds. Write 0,1,2.")
-    _names(seeds, "--seeds", "a seed")
-    if both := sorted({*fixed} & {*found}):
+    told: dict[str, Any] = {
+        "method": method, "bench": bench, "model": model, "seeds": seeds, "form": form, "budget": budget, "search": search,
+        "by": by, "limit": limit, "device": device, "dtype": dtype, "generator": generator, "evals": evals, "points": points,
+        "variant": variant, "data_dir": data_dir, "reference": reference, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    of_file = read_file(file) if file else {}
+    for key, value in of_file.items():
+        if key in told and not _typed(context, key):
+            told[key] = value
+    if not told["method"] or not told["bench"]:
+        raise UsageError("give --method and --bench (see harness list methods, harness list benches), or a YAML file.")
+    asked = Sweep(
+        methods=_names(told["method"]),
+        benches=_names(told["bench"], "--bench", "a benchmark"),
+        model=told["model"],
+        seeds=_seeds(told["seeds"]),
+        options=_options(
+            0,
+            told["limit"],
+            told["device"],
+            told["dtype"],
+            told["generator"],
+            _choice(VariantName, told["variant"], "variant"),
+            told["evals"],
+            _choice(PointsName, told["points"], "points"),
+            Path(told["data_dir"]) if told["data_dir"] else None,
+            Path(told["reference"]) if told["reference"] else None,
+            told["trust_remote_code"],
+        ),
+        axes={**of_file.get("grid", {}), **axes(grid or [])},
+        fixed={**of_file.get("set", {}), **parse(set_ or [])},
+        form=_choice(FormName, told["form"], "form").value,
+        budget=told["budget"],
+        search=_choice(SearchName, told["search"], "search").value,
+        by=told["by"],
+    )
+    if both := asked.contradictions():
         raise UsageError(f"'{both[0]}' is both set and an axis of the grid; give one of --set and --grid.")
-    tries = [
-        (name, int(seed), chosen) for name in _names(method) for seed in seeds.split(",") for chosen in combinations(found)
-    ]
-    if len(tries) > MOST_RUNS and not yes:
-        raise UsageError(f"that is {len(tries)} runs; if you mean it, add --yes.")
-    plans = []
-    for name, seed, chosen in tries:
-        options = _options(
-            seed, limit, device, dtype, generator, variant, evals, points, data_dir, reference, trust_remote_code
-        )
-        plans.append(plan(bench, model, name, {**fixed, **chosen}, options, form=form.value))
-    done: list[RunResult] = []
-
-    def told(result: RunResult) -> None:
-        done.append(result)
-        if not quiet and not as_json:
-            settings = ", ".join(f"{key}={value}" for key, value in tries[len(done) - 1][2].items())
-            print(
-                f"{len(done)}/{len(plans)} {result.spec.method} {settings} seed {result.spec.seed}: {result.status}", flush=True
-            )
-
-    found_results = run_all(plans, Store(results_root(results)), Cache(), told=told)
+    check_count(asked.count(), yes)
+    tries = asked.tries()
+    found = _run_tries(tries, results, executor, jobs, quiet or as_json)
     if as_json:
-        print(json.dumps([to_json(result) for result in found_results], ensure_ascii=False))
+        from harness.store import to_json
+
+        print(json.dumps([to_json(result) for result in found], ensure_ascii=False))
     elif not quiet:
-        stdout().print(sweep_table([chosen for _, _, chosen in tries], found_results, by))
-    if any(result.status != "done" for result in found_results):
+        from harness.report import stdout
+
+        stdout().print(sweep_table([todo.chosen for todo in tries], found, asked.by))
+    _report_failures(tries, found)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Which one; see harness list studies.")],
+    bench: Annotated[str, typer.Option("--bench", "-b", help="Other benchmarks than the study's, parted by commas.")] = "",
+    model: Model = "mini",
+    seeds: Annotated[str, typer.Option("--seeds", help="Other unlearning seeds than the study's, parted by commas.")] = "",
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    evals: Evals = "",
+    data_dir: DataDir = None,
+    results: Results = None,
+    reference: Reference = None,
+    variant: Variant = VariantName.original,
+    executor: ExecutorOption = ExecutorName.local,
+    jobs: Jobs = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs it is and how long they will take.")] = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run one of the paper's ablations or tables; finished runs are skipped."""
+    from harness.report import stdout, sweep_table
+    from harness.store import Store, to_json
+    from harness.studies import forecast, possible, study_of, tries_of
+    from harness.sweep import Tasks, check_count
+
+    options = _options(0, limit, device, dtype, "auto", variant, evals, PointsName.all, data_dir, reference, False)
+    chosen, tasks = study_of(name), Tasks()
+    benches = _names(bench, "--bench", "a benchmark") if bench else []
+    asked = tries_of(chosen, benches, model, _seeds(seeds) if seeds else [], options)
+    check_count(len(asked), yes)
+    tries, left_out = possible(asked, tasks)
+    expected = forecast([todo.plan(tasks) for todo in tries], Store(results_root(results)), jobs or 1)
+    if dry_run and as_json:
+        print(json.dumps({"study": name, **vars(expected), "tries": [str(todo) for todo in tries], "left_out": left_out}))
+        return
+    if not quiet and not as_json:
+        for line in (f"{name}: {chosen.about}", f"{expected}.", *left_out, *(map(str, tries) if dry_run else ())):
+            print(line, flush=True)
+    if dry_run:
+        return
+    found = _run_tries(tries, results, executor, jobs, quiet or as_json)
+    if as_json:
+        print(json.dumps([to_json(result) for result in found], ensure_ascii=False))
+    elif not quiet:
+        varied = dict.fromkeys(key for todo in tries for key in todo.chosen)
+        stdout().print(sweep_table([{key: todo.chosen.get(key, "") for key in varied} for todo in tries], found))
+    _report_failures(tries, found)
+
+
+def _seeds(words: str) -> list[int]:
+    parts = words.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--seeds {words} is no list of seeds. Write 0,1,2.")
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {words} names a seed twice.")
+    return seeds
+
+
+N = TypeVar("N", bound=StrEnum)
+
+
+def _choice(kind: type[N], value: str, flag: str) -> N:
+    """A word out of a file as one of a flag's."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise unknown(f"{flag}", str(value), [str(one) for one in kind]) from None
+
+
+def _executor(name: ExecutorName, jobs: int | None) -> Executor:
+    from harness.executors import in_turn, on_ray, on_workers
+
+    if name is ExecutorName.ray:
+        return on_ray(jobs)
+    return on_workers(jobs) if jobs and jobs > 1 else in_turn
+
+
+def _run_tries(
+    tries: Sequence[Try], results: Path | None, executor: ExecutorName, jobs: int | None, quiet: bool
+) -> list[RunResult]:
+    """Do them, and say on a terminal how far it is and how long it will take."""
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
+    from tqdm import tqdm
+
+    from harness.cache import Cache
+    from harness.store import Store
+    from harness.sweep import run_tries
+
+    with tqdm(total=len(tries), unit="run", disable=True if quiet else None, smoothing=0.1, file=sys.stderr) as bar:
+
+        def told(index: int, result: RunResult) -> None:
+            bar.update()
+            if not quiet:
+                bar.write(f"{next(count)}/{len(tries)} {tries[index].label(several)}: {result.status}")
+                sys.stdout.flush()
+
+        count, several = itertools.count(1), len({todo.bench for todo in tries}) > 1
+        return run_tries(tries, Store(results_root(results)), Cache(), _executor(executor, jobs), told)
+
+
+def _report_failures(tries: Sequence[Try], found: Sequence[RunResult]) -> None:
+    """Name what is not done, at the end, and leave with exit code 2."""
+    failed = [(todo, result) for todo, result in zip(tries, found, strict=True) if result.status != "done"]
+    for todo, result in failed:
+        reason = result.error.partition("\n")[0] or "no reason is recorded"
+        print(f"not done: {todo} ({result.status}, run {result.spec.run_id}): {reason}", file=sys.stderr)
+    if failed:
         raise typer.Exit(2)
 
 
@@ -340,6 +504,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
     rows: list[dict[str, Any]]
     if kind is Kind.runs:
         rows = _run_rows(results_root(results))
+    elif kind is Kind.studies:
+        from harness.studies import STUDIES
+
+        rows = [{"name": name, "about": study.about} for name, study in STUDIES.items()]
     elif kind is Kind.models:
         from harness.interfaces import BENCHMARKS
 
@@ -546,6 +714,71 @@ def doctor(
             table.add_row("[green]ok[/]" if finding.fine else "[red]![/]", finding.what, finding.found)
         stdout().print(table)
     if any(not f.fine for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def power(
+    bench: Annotated[str, typer.Option("--bench", "-b", help="The benchmark.")],
+    model: Model = "mini",
+    limit: Limit = None,
+    data_dir: DataDir = None,
+    results: Results = None,
+    variant: Variant = VariantName.original,
+    as_json: Json = False,
+) -> None:
+    """Say the smallest difference that a benchmark can show."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from harness.interfaces import Absent, Options
+    from harness.power import smallest_differences
+    from harness.report import number, stdout
+    from harness.store import Store
+
+    options = Options(limit=limit, data_dir=data_dir, variant=variant.value)
+    found = smallest_differences(bench, model, Store(results_root(results)), options)
+    if as_json:
+        print(json.dumps([asdict(item) for item in found]))
+        return
+    table = Table(
+        title=f"differences under these are not shown by {bench} on {model}", title_justify="left", header_style="bold"
+    )
+    for heading in ("metric", "smallest difference", "rows", "how", "note"):
+        table.add_column(heading)
+    for item in found:
+        if isinstance(item, Absent):
+            table.add_row(item.metric, "absent", "", "", f"{item.reason}; run several methods: harness run --method a,b")
+        else:
+            table.add_row(item.metric, number(item.value), str(item.n), item.interval_method or "", item.note or "")
+    stdout().print(table)
+
+
+@app.command()
+def validate(
+    results: Results = None,
+    aside: Annotated[bool, typer.Option("--set-aside", help="Move records that cannot be read out of the way.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every record of a store; exit code 1 and one line for each problem."""
+    from harness.store import Store
+    from harness.validate import problems, set_aside
+
+    store = Store(results_root(results))
+    found = list(problems(store))
+    if as_json:
+        print(json.dumps([vars(problem) for problem in found], ensure_ascii=False))
+    else:
+        for problem in found:
+            print(problem)
+        if not found:
+            print(f"{sum(1 for _ in store.runs_folder.glob('*/*/*/*/run.json'))} records, no problem")
+    for problem in found if aside else ():
+        if problem.unreadable:
+            target = set_aside(store, problem)
+            print(f"set aside: {target}" if target else f"left alone, it is being written: {problem.where}", file=sys.stderr)
+    if found:
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from harness.config import JSON
@@ -383,8 +384,8 @@ class Measurement:
     """Its name, such as `forget_quality`."""
     version: int
     """Raised when its definition changes; numbers of different versions are never compared."""
-    value: float
-    """The number; finite."""
+    value: FiniteFloat
+    """The number; finite, for JSON has no other: what is not finite is `Absent`."""
     unit: str
     """Such as `p-value`, `probability`, `nats per token`."""
     better: Better | None
@@ -462,7 +463,8 @@ class Needed:
 class Benchmark(Protocol):
     """A registered benchmark: its models, its data, what is measured.
 
-    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`.
+    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One that can
+    say what it can show has `power(task, recorded: Sequence[Mapping[str, DataFrame]]) -> Sequence[Measurement | Absent]`.
     """
 
     name: str

@@ -212,6 +212,19 @@ def check(task: Task, method: Method[Any], config: Any, options: Options) -> Non
     )
 
 
+def machine_bytes(task: Task, method: Method[Any], config: Any, options: Options) -> int:
+    """What a run on a checkpoint takes of the machine's memory, about; 0 where nothing is known of it.
+
+    A model passes through the machine's memory on its way to a GPU.
+    """
+    source = task.sources.get("base")
+    shape = shape_of(source, task, options.dtype) if isinstance(source, CheckpointSource) else None
+    if shape is None:
+        return 0
+    found = estimate(shape, method.memory(shape, config))
+    return found.cpu + (found.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
+
+
 def _ways_out(shape: ModelShape, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
     """Settings and flags that fit by the same estimate: one change if one is enough, else two together."""
 

@@ -10,8 +10,6 @@ import math
 import multiprocessing
 import os
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from tqdm import tqdm
 from harness.cache import Cache, CacheEntry, digest
 from harness.config import JSON
 from harness.interfaces import Example
+from harness.workers import follow_parent
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -327,16 +326,7 @@ _steps_of_all: SynchronizedArray[int] | None = None
 def _start_worker(steps: SynchronizedArray[int]) -> None:
     global _steps_of_all
     _steps_of_all = steps
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    # A parent that is killed outright cannot tell its workers; without this they would wait for work for ever.
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    follow_parent()
 
 
 def _warm_up() -> None:

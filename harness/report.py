@@ -295,6 +295,9 @@ def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
         elif found.note:
             yield f"{found.metric}: {found.note}"
     yield f"settings: {result.selection}"
+    if trial := result.trial:
+        by = f"chosen by {trial.metric}" if trial.metric else "nothing chosen"
+        yield f"try {trial.index + 1} of {trial.tries} ({trial.search}), {by} on {trial.split}"
     if "measured_kl" in last.logged:
         yield (
             f"KL on retain rows: measured {number(last.logged['measured_kl'])}, predicted α²/2 = "

@@ -38,7 +38,7 @@ from harness.interfaces import (
 )
 from harness.measuring import measure, source_tables
 from harness.provenance import provenance_of
-from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store
+from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store, Trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +65,8 @@ class Plan:
     """On what the settings were chosen."""
     command: str
     """What to type to run it again; without paths."""
+    trial: Trial | None = None
+    """Its place in a search for settings; not part of what names it."""
 
 
 def plan(
@@ -76,6 +78,7 @@ def plan(
     generator: str = "hf",
     recorded: Mapping[str, JSON] | None = None,
     form: Form = "published",
+    task: Task | None = None,
 ) -> Plan:
     """Decide a run.
 
@@ -88,13 +91,13 @@ def plan(
         generator: the back end that writes answers.
         recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
         form: which of the method's presets: as published, or tuned.
+        task: the benchmark with that model and these options, where it has been read already.
 
     Raises:
         UsageError: for anything that is not known, not allowed or not there.
     """
     chosen = METHODS.get(method)
-    benchmark = BENCHMARKS.get(bench)
-    task = benchmark.task(model, options)
+    task = task or BENCHMARKS.get(bench).task(model, options)
     if reason := chosen.cannot(task):
         raise UsageError(f"{method} cannot run on {bench} with {model}: {reason}.")
     family = task.family or task.model.partition("@")[0]
@@ -192,6 +195,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
             spec=todo.spec,
             status="interrupted",
             selection=todo.selection,
+            trial=todo.trial,
             notes=list(todo.task.notes),
         )
         with _outcome(record):

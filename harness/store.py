@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: the first; 2: `RunResult.trial`. Older ones are read as they are."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -163,6 +164,22 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Trial:
+    """A run's place in a search for settings, where every method gets the same number of tries."""
+
+    index: int
+    """0 for the first try of its method, benchmark and seed."""
+    tries: int
+    """How many there are."""
+    search: Literal["grid", "random"]
+    """How they were drawn from the grid."""
+    metric: str
+    """What settings are chosen by; empty if that is left to the reader."""
+    split: str
+    """On what the metric is measured."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class RunResult:
     """A run, finished or not. Failed and interrupted runs are kept too, with the reason."""
 
@@ -176,6 +193,8 @@ class RunResult:
     """Why it failed; frames named relative to the package."""
     selection: str = ""
     """On what its settings were chosen."""
+    trial: Trial | None = None
+    """Its place in a search for settings, if it was part of one."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model."""
     arms: Mapping[str, Sequence[Measurement | Absent]] = field(default_factory=dict)
@@ -302,6 +321,22 @@ class Store:
         """The record of a spec, if there is one."""
         folder = self.runs_folder / spec.folder
         return read_run(folder) if (folder / "run.json").is_file() else None
+
+    def rows(self, spec: RunSpec, point: int) -> pd.DataFrame | None:
+        """The row-by-row tables of a run's point, merged; None where none are stored."""
+        import pandas as pd
+
+        path = self.runs_folder / spec.folder / "per_example.parquet"
+        if not path.is_file():
+            return None
+        table = pd.read_parquet(path)
+        return table[table["point"] == point]
+
+    def status(self, spec: RunSpec) -> str | None:
+        """How a run stands, from its run.json alone; None where there is none that can be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((self.runs_folder / spec.folder / "run.json").read_text(encoding="utf-8"))["status"])
+        return None
 
     def runs(self) -> Iterator[RunResult]:
         """Every record, sorted by its folder; one that cannot be read is skipped (`harness list runs` names it)."""
@@ -477,12 +512,29 @@ def read_run(folder: Path) -> RunResult:
     try:
         told = from_json(path.read_text(encoding="utf-8"))
         if told["schema_version"] > SCHEMA_VERSION:
-            raise UsageError(f"{name} was written by a newer version (schema {told['schema_version']}); update this one.")
+            raise UsageError(f"{name}: {_newer(told)}.")
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(
-            f"the record {name} cannot be read ({type(error).__name__}); move it away or run with --force."
+            f"the record {name} cannot be read ({type(error).__name__}); harness validate says why and, with --set-aside, "
+            "moves it away; or run with --force."
         ) from error
+
+
+def newer_schema(folder: Path) -> str | None:
+    """What is needed to read a record that a newer version wrote; None where it is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return _newer(told) if told["schema_version"] > SCHEMA_VERSION else None
+    return None
+
+
+def _newer(told: Mapping[str, Any]) -> str:
+    version = (told.get("provenance") or {}).get("harness_version")
+    return (
+        f"written by a newer version of unlearning-harness (schema {told['schema_version']}, this one reads up to "
+        f"{SCHEMA_VERSION}); to read it, update to {f'version {version} or later' if version else 'a later version'}"
+    )
 
 
 def _read_points(folder: Path) -> list[Any]:

@@ -13,9 +13,11 @@ the KL that is measured, since α²/2 underestimates it; G is per token, so a su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache as memoise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
     from harness.data import Encoded
     from harness.likelihood import AnswerDistributions
-    from methods._curvature import Layer, LayerCurvature, Solver
+    from methods._curvature import Layer, LayerCurvature, SampledLabels, Solver
+
+T = TypeVar("T")
 
 CURVATURE_VERSION = 1
 """Raised when what is cached of a fit changes."""
@@ -135,6 +139,7 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
 )
 def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every step is a point of the trade-off curve."""
+    from harness.models import weights_fingerprint
     from methods import _curvature
 
     model = setting.model
@@ -143,25 +148,40 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
     taken = 0
     for stage in setting.stages:
         data = _StageData(setting, stage, config)
-        before = data.answers_now()
+        weights = weights_fingerprint(model)
+        with _monitoring(setting, config):
+            before = data.answers_now(setting, weights)
         curvatures: list[LayerCurvature] | None = None
         for step in range(1, config.steps + 1):
+            weights = weights if step == 1 else weights_fingerprint(model)
             if curvatures is None or config.refit:
                 curvatures = None  # before the next one is fitted: there may be room for one only
                 with setting.costs.phase("curvature"):
                     setting.costs.count(data.fit_tokens)
-                    curvatures = _fit(setting, layers, data, config)
+                    curvatures = _fit(setting, layers, data, config, weights)
             with setting.costs.phase("forget gradient"):
                 setting.costs.count(sum(len(e.input_ids) for e in data.forget(step)))
-                gradients = _forget_gradient(setting, layers, data, step, config)
+                gradients = _forget_gradient(setting, layers, data, step, config, weights)
             with setting.costs.phase("step"):
                 solver = _curvature.Solver(layers, curvatures, gradients)
                 gradients.clear()  # the solver holds them rotated
-                logged = _step(setting, layers, solver, data, before, config, step)
+                logged = _step(setting, layers, solver, data, before, config, step, weights)
                 del solver
             _curvature.warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping"])
             taken += 1
             yield Progress(taken, logged, measure_here=True, total=total)
+
+
+def _monitoring(setting: Setting, config: KFADEConfig) -> AbstractContextManager[None]:
+    """Where the KL is measured: off the clock where the step size is given and nothing depends on it."""
+    return setting.costs.aside("monitoring") if config.step_size is not None else nullcontext()
+
+
+def _held(setting: Setting, what: str, key: object, make: Callable[[], T]) -> T:
+    """What the runs of a sweep share in memory; the clock counts it in full."""
+    value, seconds = setting.cache.held(what, key, make)
+    setting.costs.saved(seconds)
+    return value
 
 
 class _StageData:
@@ -174,14 +194,18 @@ class _StageData:
 
         self.pad = pad_id(setting.tokenizer)
         self._model = setting.model
-        retain = encode(stage.retain, setting.tokenizer)
-        forget = encode(stage.forget, setting.tokenizer)
+        retain = _held(
+            setting, "retain", (setting.identity, tuple(stage.retain)), lambda: encode(stage.retain, setting.tokenizer)
+        )
+        forget = _held(
+            setting, "forget", (setting.identity, tuple(stage.forget)), lambda: encode(stage.forget, setting.tokenizer)
+        )
         rng = np.random.default_rng([setting.seed, 1])
         order = rng.permutation(len(retain)).tolist()
         fitted = len(retain) if config.retain_rows is None else min(config.retain_rows, len(retain))
         self.fit = [retain[i] for i in sorted(order[:fitted])]
         if config.curvature_on == "retain+forget":
-            self.fit += forget
+            self.fit = [*self.fit, *forget]
         # The KL is measured on rows the fit has not seen, as far as there are any.
         self.kl = [retain[i] for i in sorted(order[::-1][: config.kl_rows])]
         self._forget = [forget[i] for i in rng.permutation(len(forget)).tolist()] if config.forget_rows else forget
@@ -210,19 +234,21 @@ class _StageData:
 
         return answer_nll(model, self._forget, self.pad)[0].tolist()  # type: ignore[no-any-return]
 
-    def answers_now(self) -> AnswerDistributions:
-        """What the model says on the KL's rows before it is changed."""
+    def answers_now(self, setting: Setting, weights: str) -> AnswerDistributions:
+        """What the model, whose weights have that fingerprint, says on the KL's rows before it is changed."""
         from harness.likelihood import AnswerDistributions
 
-        return AnswerDistributions(self._model, self.kl, self.pad)
+        key = (weights, str(self._model.device), self.kl)
+        return _held(setting, "answers", key, lambda: AnswerDistributions(self._model, self.kl, self.pad))
 
 
-def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KFADEConfig) -> list[LayerCurvature]:
+def _fit(
+    setting: Setting, layers: Sequence[Layer], data: _StageData, config: KFADEConfig, weights: str
+) -> list[LayerCurvature]:
     """The retain curvature, from the cache where these weights, data and labels have been fitted before.
 
     The key holds neither damping nor step size: both can be changed after the fit. EK-FAC finds K-FAC's basis there.
     """
-    from harness.models import weights_fingerprint
     from methods import _curvature as c
 
     if config.estimator == "identity":
@@ -233,19 +259,22 @@ def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KF
         "layers": [layer.name for layer in layers],
         "samples": config.mc_samples,
         "seed": setting.seed,
-        "weights": weights_fingerprint(model),
+        "weights": weights,
         "data": _digest(data.fit),
         "backend": config.backend,
         "device": device.type,
     }
-    labels = c.SampledLabels(data.fit, config.mc_samples, setting.seed)
+
+    @memoise  # only for a fit, and one draw for both passes
+    def labels() -> SampledLabels:
+        return c.SampledLabels(data.fit, config.mc_samples, setting.seed)
 
     def kronecker(folder: Path) -> None:
         if config.backend == "curvlinops":
             assert config.estimator in ("kfac", "ekfac")  # checked when the settings were read
             found = c.curvlinops_curvatures(model, layers, data.fit, config.estimator, config.mc_samples, setting.seed)
         else:
-            found = c.eigenbases(layers, c.covariance_sums(model, layers, data.fit, data.pad, labels, config.mc_samples))
+            found = c.eigenbases(layers, c.covariance_sums(model, layers, data.fit, data.pad, labels(), config.mc_samples))
         c.save_curvatures(found, layers, folder)
 
     def spectrum(folder: Path) -> None:
@@ -253,7 +282,7 @@ def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KF
             bases = cached("kfac", kronecker)
         else:
             bases = [c.LayerCurvature(None, None, None, None) for _ in layers]
-        sums = c.square_sums(model, layers, data.fit, data.pad, labels, bases, config.mc_samples)
+        sums = c.square_sums(model, layers, data.fit, data.pad, labels(), bases, config.mc_samples)
         for i, basis in enumerate(bases):
             basis.corrected = sums.squares[i] / sums.labels
         c.save_curvatures(bases, layers, folder)
@@ -261,7 +290,7 @@ def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KF
     def cached(estimator: str, make: Callable[[Path], None]) -> list[LayerCurvature]:
         entry = setting.cache.get("curvature", {**key, "estimator": estimator}, make)
         if not entry.made_now:
-            setting.costs.saved(entry.seconds)
+            setting.costs.saved(entry.seconds - entry.waited)
         return c.load_curvatures(layers, entry.path)
 
     one_pass = config.estimator == "kfac" or config.backend == "curvlinops"
@@ -269,13 +298,12 @@ def _fit(setting: Setting, layers: Sequence[Layer], data: _StageData, config: KF
 
 
 def _forget_gradient(
-    setting: Setting, layers: Sequence[Layer], data: _StageData, step: int, config: KFADEConfig
+    setting: Setting, layers: Sequence[Layer], data: _StageData, step: int, config: KFADEConfig, weights: str
 ) -> list[Tensor]:
     """∇L_F as one matrix per layer, from the cache where it has been computed for these weights before."""
     from safetensors.torch import load_file, save_file
 
     from harness.data import pad_id
-    from harness.models import weights_fingerprint
     from methods import _curvature as c
 
     forget, before = data.forget(step), data.forget_before(step)
@@ -293,7 +321,7 @@ def _forget_gradient(
     key: dict[str, JSON] = {
         "version": CURVATURE_VERSION,
         "layers": [layer.name for layer in layers],
-        "weights": weights_fingerprint(setting.model),
+        "weights": weights,
         "data": _digest(forget),
         "objective": config.objective,
         "margin_clip": config.margin_clip,
@@ -302,7 +330,7 @@ def _forget_gradient(
     }
     entry = setting.cache.get("gradient", key, make)
     if not entry.made_now:
-        setting.costs.saved(entry.seconds)
+        setting.costs.saved(entry.seconds - entry.waited)
     found = load_file(entry.path / "gradient.safetensors")
     return [found[name].to(layer.module.weight.device) for name, layer in zip(sorted(found), layers, strict=True)]
 
@@ -315,6 +343,7 @@ def _step(
     before: AnswerDistributions,
     config: KFADEConfig,
     step: int,
+    weights: str,
 ) -> dict[str, float]:
     """Take one step and say what it did."""
     model = setting.model
@@ -322,7 +351,8 @@ def _step(
     direction = solver.direction(damping, config.damping_mode)
     norm = direction.g_norm if config.norm == "undamped" else direction.damped_norm
     start = [layer.matrix() for layer in layers]
-    forget_before = _mean_loss(setting, data, step)
+    with setting.costs.aside("monitoring"):
+        forget_before = _held(setting, "loss", (weights, data.forget(step)), lambda: _mean_loss(setting, data, step))
 
     def move(alpha: float) -> None:
         for layer, matrix, towards in zip(layers, start, direction.matrices, strict=True):
@@ -334,11 +364,15 @@ def _step(
 
     if config.step_size is not None:
         alpha = config.step_size
-        measured = kl_at(alpha)
+        move(alpha)
+        with _monitoring(setting, config):
+            measured = before.kl(model)
     else:
         assert config.target_kl is not None  # checked when the settings were read
         alpha, measured = step_for_kl(kl_at, config.target_kl * step / config.steps)
         move(alpha)
+    with setting.costs.aside("monitoring"):
+        forget_after = _mean_loss(setting, data, step)
     return {
         "step_size": alpha,
         "damping": damping,
@@ -348,7 +382,7 @@ def _step(
         "measured_kl": measured,
         "kl_tokens": float(before.labels),
         "forget_loss_before": forget_before,
-        "forget_loss": _mean_loss(setting, data, step),
+        "forget_loss": forget_after,
     }
 
 

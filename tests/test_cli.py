@@ -123,6 +123,49 @@ def test_a_flag_that_the_parser_refuses_gets_one_line_and_exit_code_2(harness: H
     assert said in told.err
 
 
+SWEEP = ("sweep", "--method", "kfade", "--bench", "tofu10", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--grid", "dampign=1,2"), ("no setting of kfade called 'dampign'. Did you mean 'damping'?",)),
+        (("--method", "ga,kfade", "--grid", "damping=1,2"), ("no setting of ga called 'damping'",)),
+        (("--grid", "damping="), ("'damping=' is no axis of a grid",)),
+        (("--grid", "ga.lr=1"), ("no method of this sweep called 'ga'",)),
+        (("--seeds", "0,x"), ("--seeds 0,x is no list of seeds",)),
+        (("--bench", "tofu10,tofu10"), ("names a benchmark twice",)),
+        (("--bench", ""), ("give --method and --bench",)),
+        (("--bench", ","), ("--bench , names no benchmark",)),
+        (("--seeds", "0,00"), ("--seeds 0,00 names a seed twice",)),
+        (("--evals", "rouge,rouge"), ("--evals rouge,rouge names an evaluator twice",)),
+        (("--set", "damping=1", "--grid", "kfade.damping=1,2"), ("'damping' is both set and an axis of the grid",)),
+        (("--budget", "3"), ("the grid of kfade has 1 settings and the budget is 3",)),
+        (("--grid", f"damping={','.join(map(str, range(1, 10_002)))}"), ("that is 10001 runs", "--yes")),
+        (("nowhere.yaml",), ("nowhere.yaml cannot be read",)),
+    ],
+    ids=lambda value: " ".join(value)[:40] if value and value[0].startswith("-") else "",
+)
+def test_a_slip_in_a_sweep_gets_one_sentence(harness: Harness, words: tuple[str, ...], said: tuple[str, ...]):
+    refused(harness(*SWEEP, *words), *said)
+
+
+def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path, RunResult], tmp_path: Path):
+    (tmp_path / "sweep.yaml").write_text("method: untouched\nbench: tofu05\nlimit: 2\npoints: all\nby: forget_quality\n")
+    words = ("sweep", tmp_path / "sweep.yaml", "--device", "cpu", "--results", done[0])
+    told = harness(*words, "--bench", "tofu10", "--json")
+    (result,) = json.loads(told.out)
+    assert told.err == ""
+    assert result["trial"] == {
+        "index": 0, "tries": 1, "search": "grid", "metric": "forget_quality", "split": "rows of tofu10 on mini, seed 0",
+    }  # fmt: skip
+    shown = harness(*words, "--bench", "tofu10").out
+    assert "1/1 untouched seed 0: done" in shown
+    assert harness(*words, "--bench", "tofu10", "--quiet").out == ""
+    shown = harness("show", done[1].spec.run_id, "--results", done[0]).out
+    assert "try 1 of 1 (grid), chosen by forget_quality on rows of tofu10 on mini, seed 0" in shown
+
+
 def test_a_method_typed_wrong_is_answered_with_all_there_are(harness: Harness):
     refused(harness(*RUN, "--method", "xyz"), *METHODS.names())
 

@@ -50,7 +50,7 @@ def test_step_has_length_alpha_in_g(nano_setting, estimator):
     moves = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
     for layer, matrix in zip(layers, before, strict=True):
         layer.set_matrix(matrix)  # the curvature is that of the weights before the step
-    curvatures = kfade._fit(nano_setting, layers, data, chosen)
+    curvatures = kfade._fit(nano_setting, layers, data, chosen, weights_fingerprint(nano_setting.model))
     quad = 0.0
     for layer, curvature, move in zip(layers, curvatures, moves, strict=True):
         quad += float((curvature.rotate(move).double().square() * curvature.spectrum(layer.shape, move.device)).sum())
@@ -64,6 +64,29 @@ def test_the_step_goes_uphill(nano_setting):
     assert progress.logged["forget_loss"] > progress.logged["forget_loss_before"]
     assert progress.logged["gain"] > 0
     assert progress.logged["measured_kl"] > 0
+
+
+def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting):
+    """What the runs of a sweep share in memory changes no number, and the clock counts it as if it had been computed."""
+    alone, first = make_setting(), make_setting()
+    second = replace(make_setting(), cache=first.cache)
+    run(first, config(step_size=0.02, damping=1.0))
+    (expected,), (found,) = run(alone, config(target_kl=0.01)), run(second, config(target_kl=0.01))
+    assert found == expected
+    assert weights_fingerprint(second.model) == weights_fingerprint(alone.model)
+    assert second.costs.phases["curvature"].full_seconds > 0.5 * first.costs.phases["curvature"].seconds
+
+
+def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_setting, monkeypatch):
+    import time
+
+    real = kfade._mean_loss
+    monkeypatch.setattr(kfade, "_mean_loss", lambda *args: (time.sleep(1), real(*args))[1])
+    with nano_setting.costs.phase("unlearning"):
+        run(nano_setting, config(step_size=0.02))
+    phases = nano_setting.costs.phases
+    assert phases["monitoring"].seconds > 2
+    assert phases["unlearning"].seconds < 2
 
 
 def test_forget_loss_is_that_of_the_model_left_behind(nano_setting):

@@ -38,7 +38,9 @@ QUESTIONS = [
 ]
 
 
-def number(metric: str, value: float, version: int = 1) -> Measurement:
+def number(metric: str, value: float, version: int = 1) -> Measurement | Absent:
+    if math.isnan(value):
+        return Absent(metric=metric, reason="not | finite")
     interval = (value - 0.01, value + 0.01) if "utility" in metric or "rouge" in metric else None
     return Measurement(
         metric=metric,
@@ -103,8 +105,6 @@ class Maker:
             record.write(replace(empty, **told))
             for index, (quality, utility) in enumerate(way):
                 found = measured(quality, utility, version)
-                if math.isnan(quality):
-                    found[0] = Absent(metric="forget_quality", reason="not | finite")
                 point = Point(
                     index=index,
                     step=index + 1,

@@ -593,6 +593,21 @@ def test_an_outer_phase_covers_its_inner_ones():
     assert outer.peak_bytes >= inner.peak_bytes > 0
 
 
+def test_what_is_measured_aside_is_in_no_open_phase():
+    costs = Costs()
+    with costs.phase("outer"):
+        time.sleep(0.02)
+        with costs.aside("apart"):
+            costs.count(3)
+            costs.saved(10)
+            time.sleep(0.05)
+    outer, apart = costs.phases["outer"], costs.phases["apart"]
+    assert apart.seconds >= 0.05
+    assert 0.02 <= outer.seconds < 0.05
+    assert outer.full_seconds == pytest.approx(outer.seconds)
+    assert (outer.tokens, apart.tokens) == (0, 3)
+
+
 class Memory:
     """Stands in for the process's memory, whose peak counter can be reset."""
 

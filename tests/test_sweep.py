@@ -5,15 +5,32 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.cache import Cache
 from harness.errors import Diverged, UsageError
+from harness.executors import in_turn
 from harness.interfaces import Evaluator, Measurement, Options, Progress, Setting
 from harness.report import comparison, sweep_table
-from harness.sweep import axes, grid, last_value, run_all
+from harness.store import Store, Trial
+from harness.sweep import (
+    Span,
+    Sweep,
+    axes,
+    axes_of,
+    check_count,
+    draws,
+    grid,
+    last_value,
+    read_file,
+    run_all,
+    run_tries,
+)
 from tests.conftest import Bench
+from tests.nano_sweep import tries
 from tests.test_run import NORM, Calls, nudge, steps, tofus
 
 
@@ -41,6 +58,136 @@ def test_a_grid_is_every_combination_once():
     assert len(found) == 6
     assert {(f["a"], f["b"]) for f in found} == {(a, b) for a in (1, 2) for b in "xyz"}
     assert list(grid({})) == [{}]
+
+
+# ---------------------------------------------------------------- the same number of tries for every method
+
+
+def test_a_span_is_drawn_from_evenly_on_a_logarithmic_scale():
+    (drawn,) = axes(["lr=1e-5..1e-1"]).values()
+    assert drawn == Span(1e-5, 1e-1)
+    found = [s["lr"] for s in draws({"lr": drawn}, 400, "random", "ga")]
+    assert len(set(found)) == 400
+    for low in (1e-5, 1e-4, 1e-3, 1e-2):
+        assert 60 < sum(low <= x < 10 * low for x in found) < 140
+    assert all(isinstance(s["n"], int) for s in draws({"n": Span(1, 9)}, 5, "random", "ga"))
+
+
+@pytest.mark.parametrize("text", ["lr=1..", "lr=a..b", "lr=2..1", "lr=0..1", "lr=1..1"])
+def test_what_is_no_span_is_refused(text: str):
+    with pytest.raises(UsageError, match="is no span"):
+        axes([text])
+
+
+def test_a_budget_is_spread_over_the_grid_or_drawn_from_it():
+    of = {"a": [1, 2, 3], "b": ["x", "y"]}
+    whole = list(grid(of))
+    assert draws(of, None, "grid", "m") == draws(of, 6, "grid", "m") == whole
+    assert draws(of, 3, "grid", "m") == [whole[0], whole[2], whole[4]]
+    drawn = draws(of, 4, "random", "m")
+    assert len(drawn) == 4
+    assert all(s in whole and drawn.count(s) == 1 for s in drawn)
+    assert drawn == draws(of, 4, "random", "m"), "the same ones every time"
+    assert len(draws({"a": [1, 2], "lr": Span(1, 9.5)}, 7, "random", "m")) == 7
+
+
+@pytest.mark.parametrize(
+    ("of", "budget", "search", "said"),
+    [
+        ({"a": [1, 2]}, 3, "grid", "the grid of m has 2 settings and the budget is 3"),
+        ({"a": [1, 2]}, 3, "random", "the grid of m has 2 settings"),
+        ({}, 1, "grid", "Add values with --grid"),
+        ({"a": Span(1, 2)}, 9, "random", "fewer than 9 different settings"),
+        ({"a": Span(1.0, 2)}, None, "random", "give --search random and --budget N"),
+        ({"a": Span(1.0, 2)}, 3, "grid", "give --search random and --budget N"),
+    ],
+)
+def test_a_budget_that_cannot_be_spent_is_refused(of: Any, budget: int | None, search: Any, said: str):
+    with pytest.raises(UsageError, match=said):
+        draws(of, budget, search, "m")
+
+
+def test_an_axis_may_belong_to_one_method():
+    found = axes(["epochs=1,2", "ga.lr=1,2", "kfade.damping=1"])
+    assert axes_of("ga", ["ga", "kfade"], found) == {"epochs": [1, 2], "lr": [1, 2]}
+    assert axes_of("kfade", ["ga", "kfade"], found) == {"epochs": [1, 2], "damping": [1]}
+    with pytest.raises(UsageError, match="no method of this sweep called 'kfade'"):
+        axes_of("ga", ["ga"], found)
+
+
+SWEEP = Sweep(
+    ["ga", "kfade"], ["tofu01", "tofu10"], "mini@1", [0, 3], Options(), axes(["ga.lr=1,2,3", "kfade.damping=1,2"]), {}
+)
+
+
+def test_every_method_gets_the_same_number_of_tries_and_each_says_which_it_is():
+    assert SWEEP.count() == len(SWEEP.tries()) == (3 + 2) * 4
+    asked = replace(SWEEP, budget=2, by="selection_score", search="random")
+    found = asked.tries()
+    assert asked.count() == len(found) == 2 * 2 * 2 * 2
+    trial = found[-1].trial
+    assert trial == Trial(index=1, tries=2, search="random", metric="selection_score", split="rows of tofu10 on mini@1, seed 3")
+    assert SWEEP.tries()[0].trial is None, "nothing is chosen"
+
+
+def test_a_try_is_recorded_and_names_no_other_run(tmp_path: Path, cache: Cache):
+    trial = Trial(index=0, tries=1, search="grid", metric="norm", split="rows")
+    store = Store(tmp_path / "r")
+    (plain,) = run_tries(tries({"strength": 0.1}), store, cache, in_turn)
+    assert plain.trial is None
+    (later,) = run_tries(tries({"strength": 0.1}, trial=trial), store, cache, in_turn)
+    assert later.spec.run_id == plain.spec.run_id
+    assert later.trial == trial
+    found = store.find(plain.spec)
+    assert found is not None
+    assert (found.trial, found.points) == (trial, plain.points), "also in a record that was there before"
+    (fresh,) = run_tries(tries({"strength": 0.2}, trial=trial), store, cache, in_turn)
+    assert fresh.trial == trial
+
+
+def test_ten_thousand_runs_are_enough():
+    check_count(10_000, yes=False)
+    check_count(10_001, yes=True)
+    with pytest.raises(UsageError, match="that is 10001 runs; if you mean it, add --yes"):
+        check_count(10_001, yes=False)
+
+
+# ---------------------------------------------------------------- a sweep in a file
+
+
+def test_a_file_says_what_flags_say(tmp_path: Path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "method: [kfade, ga]\nbench: tofu10\nseeds: [0, 1]\nlimit: 20\nset: {epochs: 2}\n"
+        "grid:\n  kfade.layers: [[0], [0, 1]]\n  ga.lr: 1e-4..1e-2\n  damping: [1e-4, 0.1]\n"
+    )
+    told = read_file(file)
+    assert (told["method"], told["bench"], told["seeds"], told["limit"]) == ("kfade,ga", "tofu10", "0,1", 20)
+    assert told["set"] == {"epochs": 2}
+    assert told["grid"] == {"kfade.layers": [[0], [0, 1]], "ga.lr": Span(1e-4, 1e-2), "damping": [1e-4, 0.1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: [", "cannot be read as YAML"),
+        ("- a", "is no sweep"),
+        ("", "is no sweep"),
+        ("methd: ga", "Did you mean 'method'"),
+        ("grid: {}", "'grid' is empty"),
+        ("grid: {lr: []}", "the axis 'lr' has no list of values"),
+        ("grid: {lr: 1}", "the axis 'lr' has no list of values"),
+        ("set: []", "'set' is empty"),
+        ("limit: few", "limit=few is no whole number"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path, text: str, said: str):
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        read_file(tmp_path / "sweep.yaml")
+
+
+# ---------------------------------------------------------------- doing them
 
 
 def test_finished_runs_are_not_done_again(bench: Bench):

@@ -22,8 +22,10 @@ from harness.errors import UsageError, unknown
 from harness.hub import unreachable
 from harness.interfaces import (
     EVALUATORS,
+    Absent,
     Evaluator,
     Example,
+    Measurement,
     ModelSource,
     Needed,
     Options,
@@ -343,6 +345,13 @@ class Tofu:
     def evaluators(self) -> list[Evaluator]:
         """Forget quality, utility and its parts."""
         return [EVALUATORS.get(name) for name in MEASURED]
+
+    def power(self, task: Task, recorded: Sequence[Mapping[str, pd.DataFrame]]) -> Sequence[Measurement | Absent]:
+        """The smallest differences that can be shown; see `harness.power`."""
+        from evals._power import smallest_differences
+
+        metrics = ("model_utility", "retain_rouge", "forget_rouge", "retain_probability", "forget_probability")
+        return smallest_differences(task, recorded, metrics)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""

@@ -82,7 +82,7 @@ def further_weights(again: int) -> list[Figure]:
     from harness.config import resolve
     from harness.costs import Costs
     from harness.interfaces import METHODS, Options, Setting
-    from harness.models import source_digest
+    from harness.models import source_digest, weights_fingerprint
     from harness.run import plan
     from methods import _curvature, kfade
 
@@ -94,8 +94,9 @@ def further_weights(again: int) -> list[Figure]:
     config = resolve(METHODS.get("kfade").config, todo.spec.config, owner="kfade")
     layers = _curvature.mlp_layers(model)
     data = kfade._StageData(setting, todo.task.stages[0], config)
-    gradients = kfade._forget_gradient(setting, layers, data.forget(1), config)
-    solver = _curvature.Solver(layers, kfade._fit(setting, layers, data, config), gradients)
+    weights = weights_fingerprint(model)
+    gradients = kfade._forget_gradient(setting, layers, data, 1, config, weights)
+    solver = _curvature.Solver(layers, kfade._fit(setting, layers, data, config, weights), gradients)
     start = [layer.matrix() for layer in layers]
     seconds = []
     for k in range(max(again, 5) * 4):

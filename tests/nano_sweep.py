@@ -1,0 +1,110 @@
+"""A benchmark and methods that take milliseconds, for sweeps in worker processes.
+
+Unpickling a `NanoTry` imports this module, which registers them there: workers know nothing of a test's patches.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evals.benchmarks import _world
+from harness.config import settings
+from harness.interfaces import (
+    BENCHMARKS,
+    METHODS,
+    Evaluator,
+    Measurement,
+    Method,
+    Options,
+    Progress,
+    Setting,
+    Stage,
+    Subject,
+    Task,
+)
+from harness.store import Trial
+from harness.sweep import Tasks, Try
+from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, numbered
+
+NANO = Nano(Path("unused"))
+
+
+@settings
+class NanoConfig:
+    """Settings of the method below."""
+
+    strength: float = 1.0
+    """How far a step goes."""
+    once: str = ""
+    """A file: the first process that does not find it makes it and kills itself."""
+    always: bool = False
+    """Whether its process is always killed."""
+    wait: float = 0.0
+    """Seconds of doing nothing before the last point."""
+
+
+def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
+    """Two steps along the sign of the weights."""
+    import torch
+
+    for step in (1, 2):
+        with torch.no_grad():
+            for parameter in setting.model.parameters():
+                parameter.add_(config.strength * 1e-3 * parameter.sign())
+        if step == 2 and config.always:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 2 and config.once and not Path(config.once).exists():
+            Path(config.once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(config.wait if step == 2 else 0)
+        yield Progress(step, measure_here=True, total=2)
+
+
+def norm(subject: Subject) -> list[Measurement]:
+    """The weights' norm."""
+    if subject.setting is None:
+        return []  # of the reference arms only tables are known
+    value = sum(float(p.detach().double().square().sum()) for p in subject.setting.model.parameters())
+    return [Measurement(metric="norm", version=1, value=value, unit="x", better=None, n=1)]
+
+
+def nano_task() -> Task:
+    forget, retain = WORLD.split("forget05"), WORLD.split("retain90")
+    return Task(
+        bench="nano",
+        bench_version=1,
+        model="mini",
+        stages=[Stage("forget", forget=examples(forget[::5]), retain=examples(retain[:24]))],
+        questions={"forget": numbered(forget[::6])},
+        template=TEMPLATE,
+        sources={"base": NanoSource(NANO, 0)},
+        evaluators=[Evaluator("norm", 1, norm)],
+        data={"rows": "nano"},
+        generation_budget=16,
+        refusals=_world.REFUSALS,
+    )
+
+
+def register() -> None:
+    METHODS._registered["nudge"] = Method("nudge", 1, NanoConfig, "a test", {}, nudge)
+    BENCHMARKS._registered["nano"] = NanoBenchmark(nano_task())
+
+
+@dataclass(frozen=True)
+class NanoTry(Try):
+    """A try on the nano benchmark."""
+
+    def task(self, tasks: Tasks) -> Task:
+        register()
+        return super().task(tasks)
+
+
+def tries(*chosen: dict[str, Any], method: str = "nudge", trial: Trial | None = None, **changes: Any) -> list[Try]:
+    one = NanoTry("nano", "mini", method, Options(**changes), {}, {}, trial=trial)
+    return [replace(one, chosen=settings) for settings in chosen]

@@ -1,0 +1,211 @@
+"""Where a sweep's runs are done changes nothing of what comes out; a lost worker costs no run."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.cache import Cache
+from harness.errors import UsageError
+from harness.executors import LOST, in_turn, needs, on_ray, on_workers
+from harness.registry import ROOT
+from harness.store import RunResult, Store
+from harness.sweep import run_tries
+from tests.nano_sweep import NanoTry, tries
+
+PRELOADED = [
+    *(
+        "torch._dynamo",
+        "transformers.models.llama.modeling_llama",
+        "accelerate",
+        "pandas",
+        "pyarrow.compute",
+        "safetensors.torch",
+    ),
+    *("harness.executors", "harness.generation", "harness.likelihood", "harness.memory", "methods.kfade", "methods._curvature"),
+    "tests.nano_sweep",
+]
+"""All that a run imports: a worker that begins with them takes no seconds for it."""
+STRENGTHS = [{"strength": s} for s in (0.1, 0.2, 0.3, 0.4)]
+
+
+def numbers(results: list[RunResult]) -> list[object]:
+    return [[(p.step, p.weights, p.logged, p.measurements) for p in r.points] for r in results]
+
+
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that begin in milliseconds: from a server that has imported everything already."""
+    monkeypatch.setattr("harness.executors.START_METHOD", "forkserver")
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> list[object]:
+    """What the tries give one after the other."""
+    results = run_tries(tries(*STRENGTHS), Store(tmp_path / "expected"), Cache(tmp_path / "expected-cache"), in_turn)
+    assert {r.status for r in results} == {"done"}
+    return numbers(results)
+
+
+def test_workers_give_what_one_process_gives(tmp_path: Path, cache: Cache, expected: list[object]):
+    seen: list[int] = []
+    results = run_tries(tries(*STRENGTHS), Store(tmp_path / "r"), cache, on_workers(2), lambda i, r: seen.append(i))
+    assert numbers(results) == expected
+    assert sorted(seen) == [0, 1, 2, 3]
+    again = run_tries(tries(*STRENGTHS), Store(tmp_path / "r"), cache, lambda *_: pytest.fail("all are done"))
+    assert again == results
+
+
+def test_a_killed_workers_run_is_tried_once_more(tmp_path: Path, cache: Cache, quick_start: None):
+    killed = {"strength": 0.2, "once": str(tmp_path / "killed")}
+    asked = tries({"strength": 0.1}, killed, {"strength": 0.3, "always": True}, {"strength": 0.4})
+    store = Store(tmp_path / "r")
+    results = run_tries(asked, store, cache, on_workers(2))
+    assert [r.status for r in results] == ["done", "done", "interrupted", "done"]
+    assert results[2].error == LOST
+    assert len(results[2].points) == 1, "what it had measured is kept"
+    alone = run_tries(tries(killed), Store(tmp_path / "alone"), cache, in_turn)
+    assert numbers([results[1]]) == numbers(alone)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_breaks_stops_no_other_and_is_kept(tmp_path: Path, cache: Cache, quick_start: None, jobs: int):
+    asked = tries({"strength": 0.1}, {"strength": 1e300}, {"strength": 0.2})  # its norm is not finite
+    store = Store(tmp_path / "r")
+    results = run_tries(asked, store, cache, on_workers(jobs) if jobs > 1 else in_turn)
+    assert [r.status for r in results] == ["done", "failed", "done"]
+    assert "finite" in results[1].error
+    assert store.find(results[1].spec) is not None
+
+
+def fits(results: list[RunResult]) -> int:
+    """How many of the runs fitted a curvature instead of finding one."""
+    phases = [r.costs["curvature"] for r in results]
+    return sum(p.full_seconds <= p.seconds for p in phases)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_fit_serves_all_dampings_and_step_sizes(tmp_path: Path, cache: Cache, quick_start: None, jobs: int):
+    grid = [{"step_size": a, "damping": d} for a in (0.01, 0.02) for d in (0.1, 1.0)]
+    asked = tries(*grid, method="kfade")
+    results = run_tries(asked, Store(tmp_path / "r"), cache, on_workers(jobs) if jobs > 1 else in_turn)
+    assert {r.status for r in results} == {"done"}
+    assert fits(results) == 1
+    assert [entry.kind for entry in cache.entries()].count("curvature") == 1
+    assert len({r.points[0].weights for r in results}) == 4
+
+
+def test_a_killed_sweep_takes_its_workers_along(tmp_path: Path):
+    code = (
+        "from pathlib import Path\nfrom harness.cache import Cache\nfrom harness.executors import on_workers\n"
+        "from harness.store import Store\nfrom harness.sweep import run_tries\nfrom tests.nano_sweep import tries\n"
+        "if __name__ == '__main__':\n"
+        f"    here = Path({str(tmp_path)!r})\n"
+        "    run_tries(tries({'wait': 60.0}, {'wait': 61.0}), Store(here / 'r'), Cache(here / 'c'), on_workers(2))\n"
+    )
+    (tmp_path / "sweep.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "sweep.py")], env=env, cwd=tmp_path)
+    until = time.monotonic() + 60
+    while len(list((tmp_path / "r").glob("runs/*/*/*/*/points.jsonl"))) < 2:
+        assert time.monotonic() < until
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+# ---------------------------------------------------------------- killed at any moment
+
+
+def kill_some(count: int, rng: random.Random, stop: threading.Event) -> list[int]:
+    """Kill one worker of this process after another, at random moments; what is returned grows with them."""
+    killed: list[int] = []
+
+    def work() -> None:
+        while not stop.is_set() and len(killed) < count:
+            time.sleep(rng.uniform(0, 0.6))
+            if workers := multiprocessing.active_children():
+                victim = rng.choice(workers)
+                victim.kill()
+                killed.append(victim.pid or 0)
+
+    threading.Thread(target=work, daemon=True).start()
+    return killed
+
+
+def sweep_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: int, seed: int) -> int:
+    """Sweeps again and again while workers are killed, until all runs are done; returns how many kills there were."""
+    asked, cache = tries(*settings), Cache(tmp_path / "cache")
+    store, stop = Store(tmp_path / "fire"), threading.Event()
+    killed = kill_some(kills, random.Random(seed), stop)
+    for _ in range(10 + 10 * kills):
+        results = run_tries(asked, store, cache, on_workers(2))
+        if all(r.status == "done" for r in results):
+            break
+    stop.set()
+    calm = run_tries(asked, Store(tmp_path / "calm"), cache, in_turn)
+    assert numbers(results) == numbers(calm)
+    records = store.runs_folder.glob("*/*/*/*/run.json")
+    assert sorted(f.parent.name for f in records) == sorted(r.spec.run_id for r in results), "no run lost, none doubled"
+    assert [[p.index for p in r.points] for r in results] == [[0, 1]] * len(asked)
+    return len(killed)
+
+
+SECONDS = 0.05
+
+
+def test_no_run_is_lost_or_doubled_when_workers_are_killed(tmp_path: Path, quick_start: None):
+    settings = [{"strength": 0.1 + 0.01 * i, "wait": 4 * SECONDS} for i in range(16)]
+    assert sweep_under_fire(tmp_path, settings, kills=8, seed=0) >= 4
+
+
+@pytest.mark.mini
+def test_two_hundred_killed_workers(tmp_path: Path, quick_start: None):
+    killed, seed = 0, 0
+    while killed < 200:
+        settings = [{"strength": 0.1 + 0.01 * i, "wait": SECONDS} for i in range(100)]
+        killed += sweep_under_fire(tmp_path / str(seed), settings, kills=200 - killed, seed=seed)
+        seed += 1
+
+
+# ---------------------------------------------------------------- Ray
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_extra_is_named():
+    with pytest.raises(UsageError, match=r"unlearning-harness\[ray\]"):
+        on_ray()
+
+
+def test_a_task_declares_what_it_needs():
+    (todo,) = tries({})
+    told = needs(todo, {}, gpus_of_a_node=4)
+    assert told == {"num_cpus": 1, "num_gpus": 0, "memory": 2 * 2**30, "max_retries": 1}
+    assert needs(*tries({}, device="cuda"), {}, 4)["num_gpus"] == 1
+    assert needs(*tries({}, device="cuda:all"), {}, 4)["num_gpus"] == 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'unlearning-harness[ray]'")
+def test_ray_gives_what_one_process_gives(tmp_path: Path, cache: Cache, expected: list[object]):
+    asked = [*tries(*STRENGTHS), *tries({"once": str(tmp_path / "killed")}, {"always": True})]
+    assert isinstance(asked[0], NanoTry)
+    results = run_tries(asked, Store(tmp_path / "r"), cache, on_ray(jobs=2))
+    assert numbers(results[:4]) == expected
+    assert [r.status for r in results[4:]] == ["done", "interrupted"]
+    assert results[5].error == LOST

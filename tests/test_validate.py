@@ -1,0 +1,170 @@
+"""A sound store is called sound; everything that can go wrong with one is named, and stops no other command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.comparing import read_runs
+from harness.registry import ROOT
+from harness.store import SCHEMA_VERSION, Store, read_run
+from harness.validate import problems, set_aside
+from tests.test_cli import Harness, harness  # noqa: F401
+
+FIXTURE = ROOT / "tests" / "fixtures" / "schema-1"
+"""A run of K-FADE on three rows, as schema 1 wrote it. It stays for ever; never regenerate it."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A copy of the fixture that may be damaged."""
+    shutil.copytree(FIXTURE, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def folder(store: Store) -> Path:
+    return next(store.runs_folder.glob("*/*/*/*"))
+
+
+def test_a_record_of_schema_1_still_reads():
+    (result,) = Store(FIXTURE).runs()
+    assert result.schema_version == 1 < SCHEMA_VERSION
+    assert (result.status, result.trial, result.spec.method) == ("done", None, "kfade")
+    (point,) = result.points
+    assert {"forget_quality", "model_utility"} <= {m.metric for m in point.measurements}
+    assert len(Store(FIXTURE).frame()) > 10
+
+
+def test_runs_of_schema_1_are_compared_with_the_others():
+    skipped: list[str] = []
+    (run,) = read_runs(FIXTURE, skipped.append)
+    assert (run.spec.method, skipped) == ("kfade", [])
+
+
+def test_a_sound_store_has_no_problem(store: Store):
+    assert list(problems(store)) == []
+    assert list(problems(Store(FIXTURE))) == []
+
+
+def test_the_questions_beside_the_runs_are_no_problem(store: Store):
+    spec = read_run(folder(store)).spec
+    store.keep_questions(
+        spec, {"forget": [("Who was A?", {"row": 0, "cluster": "a", "question": "Who was A?", "answer": "B"})]}
+    )
+    assert len(store.questions(spec)) == 1
+    assert list(problems(store)) == []
+
+
+def edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
+    return lambda where: (
+        (where / name).write_text(change((where / name).read_text(encoding="utf-8")), encoding="utf-8") and None
+    )
+
+
+def other_rows(where: Path) -> None:
+    rows = pd.read_parquet(where / "per_example.parquet")
+    rows.assign(point=1).to_parquet(where / "per_example.parquet")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said", "unreadable"),
+    [
+        (edit("run.json", lambda t: t[:100]), "run.json: no JSON, or cut off", True),
+        (edit("run.json", lambda t: ""), "run.json: no JSON, or cut off", True),
+        (edit("run.json", lambda t: '{"what": 1}'), "run.json: JSON of something else", True),
+        (edit("run.json", lambda t: t.replace('"status"', '"state"')), "fields are missing, unknown or of a wrong type", True),
+        (lambda where: (where / "run.json").unlink(), "there is no run.json", True),
+        (lambda where: (where / "run.json").write_bytes(b"\xff\xfe"), "no UTF-8 text", True),
+        (
+            edit("run.json", lambda t: t.replace('"schema_version": 1', '"schema_version": 99')),
+            "written by a newer version of unlearning-harness (schema 99, this one reads up to 2); to read it, update to version",
+            False,
+        ),
+        (
+            edit("run.json", lambda t: t.replace('"seed": 0,\n  "limit"', '"seed": 5,\n  "limit"')),
+            "its spec belongs into",
+            False,
+        ),
+        (
+            edit("run.json", lambda t: t.replace('"error": ""', '"error": "in /home/me/x.py"')),
+            "an absolute path ('/home/",
+            False,
+        ),
+        (edit("points.jsonl", lambda t: ""), "it is done and has no points", False),
+        (edit("points.jsonl", lambda t: t + t), "points.jsonl: line 2 of 2 is no next point", False),
+        (edit("points.jsonl", lambda t: t + '{"ind'), "points.jsonl: line 2 of 2 is no next point", False),
+        (lambda where: (where / "per_example.parquet").unlink(), "it holds texts and no per_example.parquet", False),
+        (lambda where: (where / "per_example.parquet").write_text("x"), "per_example.parquet: it cannot be read", False),
+        (other_rows, "per_example.parquet: it lacks what belongs to points [0]", False),
+        (other_rows, "per_example.parquet: it holds points [1], which are not listed", False),
+        (edit("generations.jsonl", lambda t: t[:-5]), "generations.jsonl: a line is no JSON of a text", False),
+        (
+            edit("generations.jsonl", lambda t: t.replace('"point": 0', '"point": 3')),
+            "it lacks what belongs to points [0]",
+            False,
+        ),
+        (lambda where: (where / "notes.txt").write_text("x"), "notes.txt: no file of a record", False),
+        (lambda where: (where.parent / "x.json").write_text("{}"), "x.json belong to no run", False),
+    ],
+)
+def test_what_is_wrong_is_named(store: Store, damage: Callable[[Path], None], said: str, unreadable: bool):
+    damage(folder(store))
+    found = [problem for problem in problems(store) if said in str(problem)]
+    assert found, [str(problem) for problem in problems(store)]
+    assert found[0].unreadable == unreadable
+    assert "\n" not in str(found[0])
+
+
+def test_the_command_tells_each_problem_in_a_line_and_sets_aside_what_cannot_be_read(harness: Harness, store: Store):  # noqa: F811
+    told = harness("validate", "--results", store.root)
+    assert (told.code, told.out) == (0, "1 records, no problem\n")
+    where = folder(store)
+    (where / "run.json").write_text("{")
+    told = harness("validate", "--results", store.root)
+    assert (told.code, told.out.count("\n")) == (1, 1)
+    assert where.is_dir(), "nothing is changed unasked"
+    assert harness("list", "runs", "--results", store.root).code == 0, "no other command stumbles over it"
+    told = harness("validate", "--set-aside", "--results", store.root)
+    assert told.code == 1
+    aside = store.root / "set-aside" / where.relative_to(store.runs_folder)
+    assert f"set aside: {aside}" in told.err
+    assert (aside / "run.json").read_text() == "{"
+    assert harness("validate", "--results", store.root).code == 0
+    assert json.loads(harness("validate", "--results", store.root, "--json").out) == []
+
+
+def test_a_second_one_set_aside_does_not_hide_the_first(store: Store):
+    for _ in range(2):
+        where = folder(store)
+        (where / "run.json").write_text("{")
+        (problem,) = problems(store)
+        assert set_aside(store, problem)
+        shutil.copytree(FIXTURE / "runs", store.runs_folder, dirs_exist_ok=True)
+    assert len(list((store.root / "set-aside").rglob("run.json"))) == 2
+
+
+def test_a_record_that_is_being_written_is_left_alone(store: Store):
+    spec = read_run(folder(store)).spec
+    with store.open(spec):
+        (folder(store) / "run.json").write_text("{")
+        (problem,) = problems(store)
+        assert set_aside(store, problem) is None
+    assert folder(store).is_dir()
+
+
+def test_a_sweep_goes_on_beside_a_record_that_cannot_be_read(tmp_path: Path, cache):
+    from harness.executors import in_turn
+    from harness.sweep import run_tries
+    from tests.nano_sweep import tries
+
+    asked, store = tries({"strength": 0.1}, {"strength": 0.2}), Store(tmp_path / "r")
+    first, _ = run_tries(asked, store, cache, in_turn)
+    (store.runs_folder / first.spec.folder / "run.json").write_text("{")
+    results = run_tries(asked, store, cache, in_turn)
+    assert [r.status for r in results] == ["failed", "done"]
+    assert "harness validate" in results[0].error
