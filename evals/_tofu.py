@@ -1,7 +1,8 @@
 """ToFU's row-by-row tables and what its metrics make of a row.
 
-Two tables, shared by the evaluators: `likelihood` (losses of the true, the paraphrased and the wrong answers) and
-`answers` (ROUGE recall of the generated answer). Columns carry the names of ToFU's own logs.
+Three tables, shared by the evaluators: `likelihood` (losses of the true, the paraphrased and the wrong answers), `answers`
+(ROUGE recall of the generated answer) and `divergence` (KL to the model before unlearning). Columns of the first two carry
+the names of ToFU's own logs.
 Formulas: `evaluate_util.py`, `aggregate_eval_stat.py` and `utils.py` of locuslab/tofu, and, as variant
 `open-unlearning`, `src/evals/metrics` of locuslab/open-unlearning. The original's model utility uses the
 *geometric* truth ratio of `aggregate_eval_stat.py`: it alone gives the figures the papers print.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from harness.interfaces import Absent, Better, GenerationRequest, Measurement, R
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.likelihood import AnswerDistributions
 
 TASKS = ("retain", "real_authors", "world_facts", "forget")
 UTILITY_TASKS = TASKS[:3]
@@ -55,6 +58,58 @@ def likelihood(subject: Subject) -> pd.DataFrame:
 def answers(subject: Subject) -> pd.DataFrame:
     """ROUGE recall of the greedy answer to every evaluated row: `rouge1_recall`, `rougeL_recall`."""
     return subject.table("answers", lambda _: _build_answers(subject))
+
+
+def divergence(subject: Subject) -> pd.DataFrame:
+    """KL(before unlearning ‖ now) of every evaluated retain row: `kl_sum` over its answer's `kl_tokens` tokens."""
+    return subject.table("divergence", _build_divergence)
+
+
+def hold_before(setting: Setting) -> None:
+    """Keep what the model before unlearning says of the retain rows."""
+    _before(setting, lambda: setting.model)
+
+
+def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
+    from harness.cache import digest
+    from harness.data import encode, pad_id
+    from harness.likelihood import AnswerDistributions
+
+    task = setting.task
+    rows = [(row["question"], row["answer"]) for row in task.questions.get("retain", ())]
+    if not rows:
+        raise LookupError("there are no retain rows")
+
+    def made() -> AnswerDistributions:
+        examples = [task.template.example(question, answer) for question, answer in rows]
+        encoded = encode(examples, setting.tokenizer, MAX_SCORED_TOKENS)
+        return AnswerDistributions(model(), encoded, pad_id(setting.tokenizer))
+
+    key = [
+        task.sources["base"].identity,
+        str(setting.model.dtype),
+        setting.model.device.type,
+        asdict(task.template),
+        digest(rows),
+    ]
+    return setting.cache.held("distributions", key, made)[0]
+
+
+def _build_divergence(setting: Setting) -> pd.DataFrame:
+    import pandas as pd
+
+    from harness.models import placement
+
+    def base() -> PreTrainedModel:
+        dtype = str(setting.model.dtype).removeprefix("torch.")
+        return task.sources["base"].load(setting.cache, placement(setting.model), dtype)[0]
+
+    task = setting.task
+    sums, counts = _before(setting, base).kl_sums(setting.model)
+    setting.costs.count(int(counts.sum()))
+    asked = task.questions["retain"]
+    told = {"task": "retain", "row": [row["row"] for row in asked], "cluster": [row["cluster"] for row in asked]}
+    return pd.DataFrame({**told, "kl_sum": sums, "kl_tokens": counts.astype(int)})
 
 
 def _build_likelihood(setting: Setting) -> pd.DataFrame:
@@ -184,6 +239,16 @@ def rouge(subject: Subject, task: str) -> PerRow:
     """ROUGE-L recall of the greedy answer."""
     rows = _rows_of(answers(subject), task, "rougeL_recall")
     return PerRow(rows["rougeL_recall"].to_numpy(dtype=float), rows["cluster"].to_numpy())
+
+
+def retain_kl(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+    """KL(before unlearning ‖ now) of the retain rows.
+
+    Returns:
+        ([n, 2] nats over the answer's tokens and their number, [n] which author); the ratio of the columns' sums is per token.
+    """
+    rows = _rows_of(divergence(subject), "retain", "kl_sum", "kl_tokens")
+    return rows[["kl_sum", "kl_tokens"]].to_numpy(dtype=float), rows["cluster"].to_numpy()
 
 
 def log_truth_ratio(subject: Subject, task: str) -> PerRow:

@@ -107,6 +107,7 @@ GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes an
 Evals = Annotated[str, typer.Option("--evals", help="Only these evaluators, parted by commas; see harness list evals.")]
 FormOption = Annotated[FormName, typer.Option("--form", help="The method's settings as published, or tuned.")]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Measure every point of the way, or the last one only.")]
+RowsOption = Annotated[PointsName, typer.Option("--rows", help="Keep rows and texts of every point, or of the last one only.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")]
 Variant = Annotated[VariantName, typer.Option("--variant", help="Whose metric definitions.")]
 ExecutorOption = Annotated[
@@ -140,6 +141,7 @@ def run(
     generator: GeneratorOption = "auto",
     evals: Evals = "",
     points: PointsOption = PointsName.all,
+    rows: RowsOption = PointsName.all,
     data_dir: DataDir = None,
     results: Results = None,
     reference: Reference = None,
@@ -171,10 +173,13 @@ def run(
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
         evals, points = ",".join(told.evaluators), PointsName(told.points)
+        form = FormName(told.form or "published")
         model = model if _typed(context, "model") else told.model
     if not method.strip(" ,") or not bench:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
-    options = _options(seed, limit, device, dtype, generator, variant, evals, points, data_dir, reference, trust_remote_code)
+    options = _options(
+        seed, limit, device, dtype, generator, variant, evals, points, rows, data_dir, reference, trust_remote_code
+    )
     names = _names(method)
     if len(names) > 1 and (save_model or save_update):
         raise UsageError("--save-model and --save-update keep one unlearned model; give one method.")
@@ -229,6 +234,7 @@ def _options(
     variant: VariantName,
     evals: str,
     points: PointsName,
+    rows: PointsName,
     data_dir: Path | None,
     reference: Path | None,
     trust_remote_code: bool,
@@ -248,6 +254,7 @@ def _options(
         variant=variant.value,
         evals=tuple(_names(evals, "--evals", "an evaluator")) if evals else (),
         points=points.value,
+        rows=rows.value,
         data_dir=data_dir,
         reference=reference,
         trust_remote_code=trust_remote_code,
@@ -308,6 +315,7 @@ def sweep(
     generator: GeneratorOption = "auto",
     evals: Evals = "",
     points: PointsOption = PointsName.last,
+    rows: RowsOption = PointsName.all,
     data_dir: DataDir = None,
     results: Results = None,
     reference: Reference = None,
@@ -349,6 +357,7 @@ def sweep(
             _choice(VariantName, told["variant"], "variant"),
             told["evals"],
             _choice(PointsName, told["points"], "points"),
+            rows,
             Path(told["data_dir"]) if told["data_dir"] else None,
             Path(told["reference"]) if told["reference"] else None,
             told["trust_remote_code"],
@@ -386,6 +395,7 @@ def study(
     device: Device = "auto",
     dtype: Dtype = "float32",
     evals: Evals = "",
+    rows: RowsOption = PointsName.all,
     data_dir: DataDir = None,
     results: Results = None,
     reference: Reference = None,
@@ -403,7 +413,7 @@ def study(
     from harness.studies import forecast, possible, study_of, tries_of
     from harness.sweep import Tasks, check_count
 
-    options = _options(0, limit, device, dtype, "auto", variant, evals, PointsName.all, data_dir, reference, False)
+    options = _options(0, limit, device, dtype, "auto", variant, evals, PointsName.all, rows, data_dir, reference, False)
     chosen, tasks = study_of(name), Tasks()
     benches = _names(bench, "--bench", "a benchmark") if bench else []
     asked = tries_of(chosen, benches, model, _seeds(seeds) if seeds else [], options)

@@ -38,6 +38,7 @@ HEADLINE = {
     "forget_quality": "Forget quality",
     "forget_quality_d": "KS distance",
     "model_utility": "Utility",
+    "retain_kl": "KL retain",
     "forget_probability": "P forget",
     "forget_rouge": "ROUGE forget",
     "retain_rouge": "ROUGE retain",
@@ -366,7 +367,19 @@ def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
 
 def _setting(run: Run) -> dict[str, Any]:
     """All of a spec that does not name its table, seed left out."""
-    shared = ("bench", "bench_version", "model", "variant", "limit", "data", "sources", "references", "template", "seed")
+    shared = (
+        "bench",
+        "bench_version",
+        "model",
+        "variant",
+        "limit",
+        "data",
+        "sources",
+        "references",
+        "template",
+        "seed",
+        "form",
+    )
     return {f.name: getattr(run.spec, f.name) for f in fields(run.spec) if f.name not in shared}
 
 

@@ -128,6 +128,8 @@ class Options:
     """Which evaluators measure; the benchmark's own if none is named."""
     points: Points = "all"
     """Whether every point of the way is measured or the last one only."""
+    rows: Points = "all"
+    """Whether the rows and texts of every point are kept or of the last one only. Not part of a run's hash."""
     reference: Path | None = None
     """An evaluation log that stands in for the retain model."""
     trust_remote_code: bool = False
@@ -426,6 +428,10 @@ def _no_requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[Gen
     return ()
 
 
+def _nothing(setting: Setting) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """A registered evaluator: asks for texts, then turns a subject into measurements."""
@@ -440,6 +446,8 @@ class Evaluator:
     """The texts it needs; equal requests of several evaluators are generated once."""
     changes_model: bool = False
     """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
+    before: Callable[[Setting], None] = _nothing
+    """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
 
 
 @dataclass(frozen=True)
@@ -573,13 +581,14 @@ def evaluator(
     version: int,
     requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
     changes_model: bool = False,
+    before: Callable[[Setting], None] = _nothing,
 ) -> Callable[[Callable[[Subject], Sequence[Measurement | Absent]]], Callable[[Subject], Sequence[Measurement | Absent]]]:
     """Register the decorated function as an evaluator under its file's name."""
 
     def register(
         measure: Callable[[Subject], Sequence[Measurement | Absent]],
     ) -> Callable[[Subject], Sequence[Measurement | Absent]]:
-        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model))
+        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before))
         return measure
 
     return register

@@ -152,6 +152,22 @@ class AnswerDistributions:
         )
         return total / self.labels
 
+    @torch.no_grad()
+    def kl_sums(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
+        """Each example's KL(before ‖ now), summed over its answer tokens, and their number.
+
+        Returns:
+            ([N] nats, [N] token counts) in the order of the examples, both float64.
+        """
+        examples = sum(len(batch.rows) for batch in self._batches)
+        sums, counts = torch.zeros(examples, dtype=torch.float64), torch.zeros(examples, dtype=torch.float64)
+        for base, batch in zip(self._base, self._batches, strict=True):
+            found = kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().cpu()
+            rows = answer_rows(batch)
+            sums.index_add_(0, rows, found)
+            counts.index_add_(0, rows, torch.ones_like(found))
+        return sums.numpy(), counts.numpy()
+
     @staticmethod
     @torch.no_grad()
     def _log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:

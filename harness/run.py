@@ -125,6 +125,7 @@ def plan(
         device=options.device.partition(":")[0],
         generator=generator,
         points=options.points,
+        form="tuned" if form == "tuned" and not settings else "",
     )
     selection = f"{form} form: " + (f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}")
     if recorded:
@@ -228,6 +229,8 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
     result = replace(result, provenance=provenance_of(todo.command, todo.spec.device, tokenizer, before))
 
     with costs.phase("references"):
+        for evaluator in task.evaluators:
+            evaluator.before(setting)
         tables_of = partial(source_tables, task=task, options=options, cache=cache, generator=generator)
         references = [Reference(name, tables) for name, tables in task.recorded.items()]
         references += [Reference(name, tables_of(task.sources[name])) for name in task.references if name not in task.recorded]
@@ -265,6 +268,8 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
             record.write(replace(result, costs=costs.phases))
         index += 1
     record.keep_points(index)
+    if options.rows == "last":
+        record.keep_last_rows()
     _keep(todo, keep, model, tokenizer, cache)
     result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
     record.write(result)

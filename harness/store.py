@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
-"""1: the first; 2: `RunResult.trial`. Older ones are read as they are."""
+SCHEMA_VERSION = 3
+"""1: the first; 2: `RunResult.trial`; 3: `RunSpec.form`. Older ones are read as they are."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -87,11 +87,16 @@ class RunSpec:
     """The back end that wrote the answers."""
     points: Points = "all"
     """Whether every point of the way was measured or the last one only."""
+    form: Literal["", "tuned"] = ""
+    """`tuned` for a method's tuned form as it is: a run of its own, also where the published form has the same settings."""
 
     @cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits."""
-        return digest(to_json(self))[:12]
+        told = to_json(self)
+        if not self.form:
+            del told["form"]  # as runs were named before there was one
+        return digest(told)[:12]
 
     @cached_property
     def comparable(self) -> str:
@@ -263,6 +268,20 @@ class Record:
                 kept = [line for line in lines if _point_of(line) in range(count)]
                 _replace(path, "".join(f"{line}\n" for line in kept).encode())
 
+    def keep_last_rows(self) -> None:
+        """Let go of the rows and texts of all points but the last one: they are most of a record's size."""
+        import pandas as pd
+
+        last = len(self.points) - 1
+        rows, texts = self.folder / "per_example.parquet", self.folder / "generations.jsonl"
+        with disk_errors("the results folder", "Free some space or choose another with --results"):
+            if rows.is_file():
+                table = pd.read_parquet(rows)
+                self._write_rows(table[table["point"] == last])
+            if texts.is_file():
+                lines = texts.read_text(encoding="utf-8").split("\n")
+                _replace(texts, "".join(f"{line}\n" for line in lines if _point_of(line) == last).encode())
+
     @property
     def written(self) -> bool:
         """Whether the run got far enough to have a record."""
@@ -296,8 +315,12 @@ class Record:
             earlier = pd.read_parquet(path)
             # Rows of this point or later ones are left from a process that was killed before it listed them.
             merged = pd.concat([earlier[earlier["point"] < index], merged], ignore_index=True)
+        self._write_rows(merged)
+
+    def _write_rows(self, table: pd.DataFrame) -> None:
+        path = self.folder / "per_example.parquet"
         part = path.with_suffix(".part")
-        merged.to_parquet(part, compression="zstd", index=False)
+        table.to_parquet(part, compression="zstd", index=False)
         flush(part)
         part.replace(path)
 

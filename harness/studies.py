@@ -16,7 +16,7 @@ from typing import Literal
 
 from harness.config import JSON
 from harness.errors import unknown
-from harness.interfaces import METHODS, Options
+from harness.interfaces import METHODS, Form, Options
 from harness.run import Plan
 from harness.store import Store
 from harness.sweep import Sweep, Tasks, Try
@@ -41,6 +41,10 @@ class Part:
     """With what to unlearn; every registered method if empty."""
     models: Literal["any", "small", "real"] = "any"
     """Whether it is for models trained on the spot, for real ones, or for both."""
+    form: Form = "published"
+    """On which form of the methods it stands; the tuned form leaves out methods that have none there."""
+    benches: tuple[str, ...] = ()
+    """On which of the study's benchmarks; on all if empty."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,15 @@ STUDIES: Mapping[str, Study] = {
             Part({"objective": ("simnpo",), **_KL}, {"beta": 2.5}),
         ),
     ),
+    "reported": Study(
+        "what this project commits as its results: every method, published and tuned, with three seeds",
+        (
+            Part({}, methods=(), benches=("tofu01", "tofu05", "tofu10")),
+            Part({}, methods=(), benches=("tofu05", "tofu10"), form="tuned"),
+        ),
+        benches=("tofu01", "tofu05", "tofu10"),
+        seeds=(0, 1, 2),
+    ),
     "samples": Study(
         "how many retain sequences and sampled labels a fit needs (appendix E)",
         (
@@ -149,15 +162,21 @@ def study_of(name: str) -> Study:
 
 def tries_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[int], options: Options) -> list[Try]:
     """Every run of a study; benchmarks and seeds are the study's own where none are given."""
-    size = "small" if model.partition("@")[0] in SMALL else "real"
+    family = model.partition("@")[0]
+    size = "small" if family in SMALL else "real"
     found: list[Try] = []
     for part in study.parts:
-        if part.models in ("any", size):
-            grid = {key: [list(v) if isinstance(v, tuple) else v for v in values] for key, values in part.grid.items()}
-            names = part.methods or METHODS.names()
-            found += Sweep(
-                names, benches or study.benches, model, seeds or study.seeds, options, grid, dict(part.fixed)
-            ).tries()
+        if part.models not in ("any", size):
+            continue
+        grid = {key: [list(v) if isinstance(v, tuple) else v for v in values] for key, values in part.grid.items()}
+        for bench in [b for b in benches or study.benches if b in part.benches or not part.benches]:
+            names = [
+                name
+                for name in part.methods or METHODS.names()
+                if part.form == "published" or (bench, family) in METHODS.get(name).tuned
+            ]
+            of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.form)
+            found += of_bench.tries()
     return found
 
 

@@ -53,7 +53,10 @@ class DPOConfig(PairedRecipe):
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
     memory=held,
-    tuned={("tofu10", "mini"): {"lr": 7e-3, "beta": 0.1}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 1e-2, "beta": 0.5},
+        ("tofu10", "mini"): {"lr": 7e-3, "beta": 0.1},
+    },
 )
 def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

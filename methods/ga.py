@@ -28,7 +28,10 @@ class GAConfig(Recipe):
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     memory=held,
-    tuned={("tofu10", "mini"): {"lr": 7e-4}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 1e-3},
+        ("tofu10", "mini"): {"lr": 7e-4},
+    },
 )
 def ga(setting: Setting, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

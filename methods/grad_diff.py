@@ -33,7 +33,10 @@ class GradDiffConfig(PairedRecipe):
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     memory=held,
-    tuned={("tofu10", "mini"): {"lr": 1e-3, "retain_weight": 1.0}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 1.4e-3, "retain_weight": 1.0},
+        ("tofu10", "mini"): {"lr": 1e-3, "retain_weight": 1.0},
+    },
 )
 def grad_diff(setting: Setting, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -30,7 +30,10 @@ class IDKConfig(PairedRecipe):
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
     memory=held,
-    tuned={("tofu10", "mini"): {"lr": 1e-2}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 7e-3, "epochs": 10},
+        ("tofu10", "mini"): {"lr": 1e-2},
+    },
 )
 def idk(setting: Setting, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -58,7 +58,10 @@ def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     memory=held_with_copy,
-    tuned={("tofu10", "mini"): {"lr": 1.5e-3, "kl_positions": "all_padded"}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 1e-3, "kl_positions": "answer"},
+        ("tofu10", "mini"): {"lr": 1.5e-3, "kl_positions": "all_padded"},
+    },
 )
 def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K."""

@@ -92,7 +92,10 @@ def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
     presets={**small_model_presets(lr=1e-4), ("*", "phi-1.5"): {"lr": 2e-4, "fisher_batch": 4}},
     memory=held,
     smaller=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
-    tuned={("tofu10", "mini"): {"lr": 1e-2, "rank": 16}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 7e-3, "rank": 8},
+        ("tofu10", "mini"): {"lr": 1e-2, "rank": 16},
+    },
 )
 def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
     """Train the adapters, measuring after every epoch with the adapters merged."""

@@ -52,7 +52,10 @@ class NPOConfig(PairedRecipe):
     source="arXiv:2404.05868",
     presets=small_model_presets(lr=1e-5),
     memory=held,
-    tuned={("tofu10", "mini"): {"lr": 4.2e-4, "beta": 0.1}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 6e-4, "beta": 0.5},
+        ("tofu10", "mini"): {"lr": 4.2e-4, "beta": 0.1},
+    },
 )
 def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

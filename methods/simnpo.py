@@ -53,7 +53,10 @@ class SimNPOConfig(PairedRecipe):
         **{("tofu10", family): FORGET10 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
     },
     memory=held,
-    tuned={("tofu10", "mini"): {"lr": 1.5e-3, "beta": 2.5}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 1e-3, "beta": 2.5},
+        ("tofu10", "mini"): {"lr": 1.5e-3, "beta": 2.5},
+    },
 )
 def simnpo(setting: Setting, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -63,7 +63,10 @@ class SOULConfig(PairedRecipe):
     source="arXiv:2404.18239",
     presets=small_model_presets(lr=5e-6),
     memory=held,
-    tuned={("tofu10", "mini"): {"lr": 1.5e-4, "retain_weight": 4.0}},
+    tuned={
+        ("tofu05", "mini"): {"lr": 2e-4, "retain_weight": 4.0},
+        ("tofu10", "mini"): {"lr": 1.5e-4, "retain_weight": 4.0},
+    },
 )
 def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

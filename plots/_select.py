@@ -205,7 +205,7 @@ def _settled(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, 
     runs = rows[rows["arm"] == "method"].groupby("folder").size().rename("rows").reset_index()
     runs = runs.merge(rows[NAMES_A_RUN].drop_duplicates("folder"), on="folder")
     runs = runs.sort_values(["rows", "folder"], ascending=[False, True], kind="stable")
-    first = runs.drop_duplicates(["method", "seed", "config"])
+    first = runs.drop_duplicates(["method", "seed", "config", "protocol"])
     if len(runs) > len(first):
         left = len(runs) - len(first)
         notes.append(f"Of runs with the same settings and seed the one that measured most is shown: {left} left out.")

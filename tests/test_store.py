@@ -57,6 +57,7 @@ CHANGES: dict[str, Any] = {
     "device": "cuda",
     "generator": "vllm",
     "points": "last",
+    "form": "tuned",
 }
 
 PROVENANCE = Provenance(

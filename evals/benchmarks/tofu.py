@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 DATASET = "locuslab/TOFU"
 EVALUATED_ROWS = {"original": 300, "open-unlearning": 400}
 QUESTIONS_PER_AUTHOR = 20
-MEASURED = ("forget_quality", "model_utility", "probability", "rouge", "truth_ratio")
+MEASURED = ("forget_quality", "model_utility", "probability", "rouge", "truth_ratio", "retain_kl")
 
 TEMPLATES = {
     "mini": Template("mini", answer_tag=" "),
