@@ -8,21 +8,21 @@ size is shown every second time; four times out of five takes 1.4 times as much.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evals import _tofu
-from evals._bootstrap import FEWEST_CLUSTERS, METHOD, interval
+from evals._bootstrap import FEWEST_CLUSTERS
+from evals._paired import METHOD, differences
 from harness.interfaces import Absent, Measurement, Subject, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1
+VERSION = 2
 LEVEL = 0.05
 
 
@@ -69,70 +69,15 @@ def smallest_differences(
 
 
 def _paired(metric: str, subjects: Sequence[Subject]) -> Measurement | Absent:
-    groups_of = _groups(metric)
-    known = []
-    for subject in subjects:
-        try:
-            groups = groups_of(subject)
-        except LookupError:
-            continue
-        if all(np.isfinite(values).all() for values, _ in groups):
-            known.append(groups)
-    widths = [width for one, other in combinations(known, 2) if (width := _half_width(one, other)) is not None]
-    if not widths:
+    found = differences({str(i): [subject] for i, subject in enumerate(subjects)}, [metric])
+    if not found:
         few = f"fewer than two methods with rows are recorded, or there are fewer than {FEWEST_CLUSTERS} authors"
         return Absent(metric=metric, reason=few)
-    n, authors = sum(len(values) for values, _ in known[0]), sum(len(np.unique(clusters)) for _, clusters in known[0])
+    widths = [(each.high - each.low) / 2 for each in found]
     method = f"half a 95 % interval of the paired difference, {METHOD}, median over {len(widths)} pairs of methods"
-    note = f"{authors} authors; over the pairs from {min(widths):.4f} to {max(widths):.4f}"
-    unit = "harmonic mean" if metric == "model_utility" else "mean over rows"
-    return _told(metric, median(widths), unit, n, method, "author", note)
-
-
-Group = tuple[np.ndarray, np.ndarray]
-
-
-def _groups(metric: str) -> Callable[[Subject], list[Group]]:
-    """How a metric's rows are found: one group of [n, k] values for each task it takes means over."""
-    if metric == "model_utility":
-        return lambda subject: [
-            (np.column_stack([part.values for part in parts]), parts[0].clusters)
-            for parts in _tofu.utility_parts(subject).values()
-        ]
-    task, _, kind = metric.rpartition("_")
-    per_row = {"probability": _tofu.probability, "rouge": _tofu.rouge}[kind]
-
-    def of_task(subject: Subject) -> list[Group]:
-        rows = per_row(subject, task)
-        return [(rows.values[:, None], rows.clusters)]
-
-    return of_task
-
-
-def _half_width(one: Sequence[Group], other: Sequence[Group]) -> float | None:
-    """Half the 95 % interval of a metric's difference between two models on the same rows; None where rows differ."""
-    if any(len(a) != len(b) or not np.array_equal(ca, cb) for (a, ca), (b, cb) in zip(one, other, strict=True)):
-        return None
-    both = [(np.column_stack([a, b]), clusters) for (a, clusters), (b, _) in zip(one, other, strict=True)]
-    widths = [a.shape[1] for a, _ in one]
-
-    def difference(*means: np.ndarray) -> np.ndarray:
-        first: list[np.ndarray] = []
-        second: list[np.ndarray] = []
-        at = 0
-        for width in widths:
-            first += means[at : at + width]
-            second += means[at + width : at + 2 * width]
-            at += 2 * width
-        return np.asarray(_harmonic(np.stack(first)) - _harmonic(np.stack(second)))
-
-    bounds = interval(both, difference)
-    return None if bounds is None else (bounds[1] - bounds[0]) / 2
-
-
-def _harmonic(means: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.asarray(means.shape[0] / (1 / means).sum(axis=0))
+    note = f"{found[0].authors} authors; over the pairs from {min(widths):.4f} to {max(widths):.4f}"
+    unit = {"model_utility": "harmonic mean", "retain_kl": "nats per token"}.get(metric, "mean over rows")
+    return _told(metric, median(widths), unit, found[0].n, method, "author", note)
 
 
 def _told(metric: str, value: float, unit: str, n: int, method: str, resampled: str | None, note: str) -> Measurement:

@@ -264,6 +264,7 @@ def _options(
 def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_json: bool) -> None:
     """Several methods in turn, and one table of them all at the end."""
     from harness.cache import Cache
+    from harness.differences import differences
     from harness.report import comparison, number, stdout
     from harness.store import to_json
     from harness.sweep import last_value, run_all
@@ -280,7 +281,8 @@ def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_j
     if as_json:
         print(json.dumps([to_json(result) for result in results], ensure_ascii=False))
     elif not quiet:
-        stdout().print(comparison(results))
+        done = {r.spec.method: [(r.spec, r.points[-1].index)] for r in results if r.points}
+        stdout().print(comparison(results, differences(done, store, against=next(iter(done), None))))
     if any(result.status != "done" for result in results):
         raise typer.Exit(2)
 

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from harness.cache import canonical, digest
 from harness.costs import Phase
+from harness.differences import differences
 from harness.errors import UsageError
-from harness.interfaces import Absent, Measurement
+from harness.interfaces import Absent, Difference, Measurement
 from harness.store import SCHEMA_VERSION, Point, RunResult, RunSpec, Store, read_run
 
 Protocol = Literal["published", "tuned", "by hand", "other"]
@@ -30,6 +31,11 @@ PROTOCOLS: Mapping[Protocol, str] = {
     "by hand": "settings given on the command line",
     "other": "the record does not say how its settings were chosen",
 }
+
+FORMS: Sequence[Protocol] = ("published", "tuned")
+"""Protocols whose methods are compared each with each."""
+MOST_COMPARED = 30
+"""With more rows of one form than these nothing is compared each with each."""
 
 REFERENCE_ARMS = ("untouched", "retrained")
 """Arms of every run, and methods too: the two ends that others stand between. They are shown and never ranked."""
@@ -74,6 +80,8 @@ class Run:
     """What a reader must know of its benchmark."""
     step: int
     """Of the last point; 0 if there is none."""
+    index: int
+    """Of the last point; -1 if there is none."""
     last: Mapping[str, Measurement | Absent]
     """What the last point measured."""
     oracle: tuple[int, float, float] | None
@@ -160,6 +168,7 @@ def _run(place: str, result: RunResult) -> Run:
         selection=result.selection,
         notes=result.notes,
         step=last.step if last else 0,
+        index=last.index if last else -1,
         last={m.metric: m for m in last.measurements} if last else {},
         oracle=_oracle(result.points),
         arms=result.arms,
@@ -267,6 +276,8 @@ class Section:
     """Failed and interrupted runs."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know."""
+    differences: Mapping[Protocol, Sequence[Difference]] = field(default_factory=dict)
+    """What the methods of each form differ by, each with each; see `differences_of`."""
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -458,6 +469,27 @@ def _order(row: Row) -> tuple[Any, ...]:
     utility = row.number("model_utility")
     order = (*PROTOCOLS,).index(row.protocol)
     return (order, 0.0 if tie else 1 + distance, 0.0 if utility is None else -utility, row.method, row.runs[0].folder)
+
+
+def differences_of(section: Section, store: Store) -> dict[Protocol, Sequence[Difference]]:
+    """What the methods of each form differ by on the same rows, each with each; one family of comparisons for each form.
+
+    Settings by hand are not compared, nor are the reference arms: the more is asked, the less is told apart.
+    """
+    found: dict[Protocol, Sequence[Difference]] = {}
+    for form in FORMS:
+        rows = [row for row in section.rows if row.protocol == form and row.method not in REFERENCE_ARMS]
+        names = [row.method if not row.settings else f"{row.method} ({row.settings})" for row in rows]
+        alone = len({row.method for row in rows}) == len(rows)
+        if not 1 < len(rows) <= MOST_COMPARED:
+            continue
+        measured = {
+            (row.method if alone else name): [(run.spec, run.index) for run in row.runs]
+            for name, row in zip(names, rows, strict=True)
+        }
+        if of_form := differences(measured, store):
+            found[form] = of_form
+    return found
 
 
 def single(item: Measurement | Absent) -> Value | Absent:

@@ -414,6 +414,34 @@ class Measurement:
     """What a reader could stumble over: a fall-back of the computation, a tie with the floor."""
 
 
+@dataclass(frozen=True)
+class Difference:
+    """By how much two methods differ in a metric, on the same rows."""
+
+    metric: str
+    """Which."""
+    first: str
+    """One of the two."""
+    second: str
+    """The other."""
+    value: float
+    """The first one's number minus the second one's; the mean over seeds of each."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end."""
+    p: float
+    """Two-sided p-value of the difference being none."""
+    p_corrected: float
+    """The same, Holm-corrected for all that is asked together."""
+    better: Better
+    """Which way is good for the metric."""
+    n: int
+    """Rows."""
+    authors: int
+    """Resampled clusters, of all the metric's tasks together."""
+
+
 @pydantic_dataclass(frozen=True, kw_only=True)
 class Absent:
     """A number that could not be computed. Never 0, never null."""
@@ -472,7 +500,9 @@ class Benchmark(Protocol):
     """A registered benchmark: its models, its data, what is measured.
 
     One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One that can
-    say what it can show has `power(task, recorded: Sequence[Mapping[str, DataFrame]]) -> Sequence[Measurement | Absent]`.
+    say what it can show has `power(task, recorded: Sequence[Mapping[str, DataFrame]]) -> Sequence[Measurement | Absent]`. One
+    whose metrics can be compared row by row has `differences(measured, variant, against) -> Sequence[Difference]`: `measured`
+    is method → the recorded rows of each of its seeds, `against` the one method that the others are compared with, or None.
     """
 
     name: str

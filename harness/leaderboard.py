@@ -17,9 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import disk_errors
-from harness.comparing import DIRECTIONS, Row, Section, Value, read_runs, sections, single
+from harness.comparing import DIRECTIONS, Row, Section, Value, differences_of, read_runs, sections, single
 from harness.interfaces import Absent
-from harness.leaderboard_page import LEGEND, gib, heading, headline, page, seconds, told_cell, told_oracle, told_unfinished
+from harness.leaderboard_page import (
+    LEGEND,
+    gib,
+    heading,
+    headline,
+    page,
+    seconds,
+    told_cell,
+    told_differences,
+    told_oracle,
+    told_unfinished,
+)
+from harness.store import Store
 
 FOLDER = "leaderboard"
 """Where it lies in a results folder; links to records are relative to it."""
@@ -37,11 +49,14 @@ def build(root: Path, skipped: Callable[[str], None] = lambda text: None) -> dic
     """
     with _uncollected():
         tables = sections(read_runs(root, skipped))
+        for section in tables:
+            section.differences = differences_of(section, Store(root))
         published = read_published(root, skipped)
         texts = {
             "index.html": page(tables, published),
             "leaderboard.csv": as_csv(tables),
             "leaderboard.md": as_markdown(tables, published),
+            "differences.csv": differences_as_csv(tables),
         }
     return {name: text.encode() for name, text in texts.items()}
 
@@ -209,6 +224,32 @@ def _csv_value(value: Value | Absent) -> dict[str, object]:
     }
 
 
+PAIRED = (
+    *("bench", "model", "weights", "variant", "table", "protocol", "metric", "better", "first", "second"),
+    *("difference", "low", "high", "p", "p_holm", "compared", "n", "authors"),
+)
+
+
+def differences_as_csv(tables: Sequence[Section]) -> str:
+    """One line for every two methods of one form and metric; `compared`: for how many comparisons the p-value is corrected.
+
+    Numbers have six digits: what is behind them depends on the machine.
+    """
+    out = io.StringIO()
+    sheet = csv.DictWriter(out, PAIRED, lineterminator="\n")
+    sheet.writeheader()
+    for index, section in enumerate(tables, 1):
+        bench, model, variant = section.name
+        table = {"bench": bench, "model": model, "variant": variant, "weights": section.identity["weights"], "table": index}
+        for form, found in section.differences.items():
+            for each in found:
+                told = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "authors")}
+                numbers = zip(PAIRED[10:15], (each.value, each.low, each.high, each.p, each.p_corrected), strict=True)
+                told |= {name: f"{number:.6g}" for name, number in numbers}
+                sheet.writerow({**table, "protocol": form, **told, "compared": len(found)})
+    return out.getvalue()
+
+
 def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]]) -> str:
     """The headline columns of every table, for reading in a terminal or on a repository's page."""
     out = ["# Leaderboard", "", *(f"- {_md(line)}" for line in LEGEND), ""]
@@ -230,6 +271,7 @@ def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]
                 _md_row([row.method, row.protocol, row.settings, row.rank, *cells, *cost, told_oracle(row.oracle), seeds])
             )
         out += ["", *(f"- {_md(note)}" for note in section.notes)]
+        out += [f"- {_md(told_differences(form, found))} See differences.csv." for form, found in section.differences.items()]
         out += [f"- {_md(told_unfinished(run))}" for run in section.unfinished] + [""]
     for paper in published:
         out += [

@@ -21,7 +21,8 @@ from harness.comparing import (
     protocol,
     single,
 )
-from harness.interfaces import Absent, Measurement
+from harness.differences import LEVEL
+from harness.interfaces import Absent, Difference, Measurement
 
 LEGEND = (
     "What stands for a run is its last point. Several seeds: the median, with the range over seeds below it; "
@@ -32,6 +33,8 @@ LEGEND = (
     "quality. Ranks are within a protocol.",
     "* oracle: the point of the way with the largest forget quality × utility, found by looking at the rows that are reported; "
     "the papers' rule, and no fair one.",
+    "Differences between methods are those on the same questions, by resampling whole authors; how much seeds differ is not in "
+    "their intervals. p-values are Holm-corrected for all comparisons of one form in one table.",
     "Time is unlearning alone with nothing cached; memory is the most that was held at once meanwhile.",
 )
 
@@ -67,6 +70,15 @@ def told_oracle(oracle: tuple[str, float, float] | None) -> str:
 def told_unfinished(run: Run) -> str:
     """A failed or interrupted run in one line."""
     return f"{run.status}: {run.spec.method}, seed {run.spec.seed}, {run.folder}" + (f": {run.error}" if run.error else "")
+
+
+def told_differences(form: Protocol, found: Sequence[Difference]) -> str:
+    """How many differences of a form are told apart from none, in one sentence."""
+    apart = sum(each.p_corrected <= LEVEL for each in found)
+    return (
+        f"{form}: {apart} of {len(found)} differences between two methods (paired bootstrap over authors) are told apart from "
+        f"none at {100 * LEVEL:g} %, Holm-corrected for all {len(found)}."
+    )
 
 
 def headline(section: Section) -> list[str]:
@@ -151,8 +163,31 @@ def _section(section: Section, index: int, hues: Mapping[str, int]) -> dict[str,
         "rows": [_row(row, section, looks) for row in section.rows],
         "unfinished": [(run, protocol(run.selection), told_unfinished(run)) for run in section.unfinished],
         "notes": section.notes,
+        "differences": [_matrices(form, found) for form, found in section.differences.items()],
         "plot": pareto(section, hues),
     }
+
+
+def _matrices(form: Protocol, found: Sequence[Difference]) -> dict[str, Any]:
+    """For each metric a square of the methods: the row's number minus the column's."""
+    metrics = dict.fromkeys(each.metric for each in found)
+    squares = []
+    for metric in metrics:
+        of_metric = [each for each in found if each.metric == metric]
+        methods = list(dict.fromkeys(name for each in of_metric for name in (each.first, each.second)))
+        cells = {(each.first, each.second): _difference(each, 1) for each in of_metric}
+        cells |= {(each.second, each.first): _difference(each, -1) for each in of_metric}
+        rows = [(one, [cells.get((one, other), Cell("")) for other in methods]) for one in methods]
+        title = f"{HEADLINE.get(metric, metric)} {DIRECTIONS[of_metric[0].better]}".strip()
+        squares.append({"title": title, "methods": methods, "rows": rows})
+    return {"form": form, "told": told_differences(form, found), "squares": squares}
+
+
+def _difference(each: Difference, sign: int) -> Cell:
+    low, high = sorted((sign * each.low, sign * each.high))
+    apart = each.p_corrected <= LEVEL
+    about = f"95 % interval {low:+.3f} to {high:+.3f}, p {each.p:.2g}, corrected {each.p_corrected:.2g}"
+    return Cell(f"{sign * each.value:+.3f}", about, look="apart" if apart else "dim")
 
 
 def _column(section: Section, metric: str) -> dict[str, Any]:

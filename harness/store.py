@@ -347,11 +347,11 @@ class Store:
 
     def rows(self, spec: RunSpec, point: int) -> pd.DataFrame | None:
         """The row-by-row tables of a run's point, merged; None where none are stored."""
-        import pandas as pd
-
         path = self.runs_folder / spec.folder / "per_example.parquet"
         if not path.is_file():
             return None
+        import pandas as pd
+
         table = pd.read_parquet(path)
         return table[table["point"] == point]
 

@@ -23,6 +23,7 @@ from harness.hub import unreachable
 from harness.interfaces import (
     EVALUATORS,
     Absent,
+    Difference,
     Evaluator,
     Example,
     Measurement,
@@ -31,8 +32,10 @@ from harness.interfaces import (
     Options,
     Row,
     Stage,
+    Subject,
     Task,
     Template,
+    Variant,
     benchmark,
 )
 from harness.models import CheckpointSource, read_sidecar
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 DATASET = "locuslab/TOFU"
 EVALUATED_ROWS = {"original": 300, "open-unlearning": 400}
 QUESTIONS_PER_AUTHOR = 20
+COMPARED = ("model_utility", "retain_rouge", "forget_rouge", "retain_kl")
+"""What methods are compared in, row by row."""
 MEASURED = ("forget_quality", "model_utility", "probability", "rouge", "truth_ratio", "retain_kl")
 
 TEMPLATES = {
@@ -352,6 +357,19 @@ class Tofu:
 
         metrics = ("model_utility", "retain_rouge", "forget_rouge", "retain_probability", "forget_probability")
         return smallest_differences(task, recorded, metrics)
+
+    def differences(
+        self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
+    ) -> Sequence[Difference]:
+        """What methods differ by in utility, ROUGE and KL; see `harness.differences`."""
+        from evals._paired import differences
+
+        task = Task(self.name, self.version, "", (), {}, Template("rows"), {}, (), variant=variant)
+        subjects = {
+            method: [Subject(None, task, (), dict.fromkeys(("likelihood", "answers", "divergence"), rows)) for rows in of_seeds]
+            for method, of_seeds in measured.items()
+        }
+        return differences(subjects, COMPARED, against)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""

@@ -1,0 +1,223 @@
+"""Differences between methods: paired, by whole authors, corrected for how much is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evals import _tofu
+from evals._paired import Resampling, differences, statistic
+from harness import differences as kernel
+from harness.differences import holm
+from harness.interfaces import BENCHMARKS, Measurement, Subject, Task, Template
+from harness.leaderboard import build
+from tests import records
+from tests.records import numbers, run
+
+TASK = Task("tofu10", 1, "mini", (), {}, Template("rows"), {}, ())
+AUTHORS, EACH = 20, 6
+
+
+def answers(shift: float, own: float = 0.0, seed: int = 0, authors: int = AUTHORS, task: str = "retain") -> pd.DataFrame:
+    """ROUGE of rows whose authors differ much; one method adds a shift to all and its own deviations to every author."""
+    of_authors = np.random.default_rng(7).uniform(0.1, 0.9, authors).repeat(EACH)
+    added = shift + np.random.default_rng(seed).normal(0, own, authors).repeat(EACH)
+    names = np.repeat([f"a{i}" for i in range(authors)], EACH)
+    return pd.DataFrame({"task": task, "row": range(len(names)), "cluster": names, "rougeL_recall": of_authors + added})
+
+
+def subjects(tables: Mapping[str, Sequence[pd.DataFrame]], table: str = "answers") -> dict[str, list[Subject]]:
+    return {method: [Subject(None, TASK, (), {table: rows}) for rows in of_seeds] for method, of_seeds in tables.items()}
+
+
+def test_holm_is_the_textbooks():
+    # Holm (1979): the smallest times 4, the next times 3, and so on, never falling.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_what_two_methods_share_cancels():
+    (alike,) = differences(subjects({"a": [answers(0.1, 0.001, 1)], "b": [answers(0.0)]}), ["retain_rouge"])
+    assert alike.value == pytest.approx(0.1, abs=0.001)
+    assert alike.high - alike.low < 0.003, "authors differ by .2 and more, both methods alike"
+    assert alike.p < 0.001
+    many = {"a": [answers(0.0, 0.2, 1, authors=100)], "b": [answers(0.0, 0.2, 2, authors=100)]}
+    (unlike,) = differences(subjects(many), ["retain_rouge"])
+    assert (unlike.high - unlike.low) / 2 == pytest.approx(1.96 * 0.2 * 2**0.5 / 100**0.5, rel=0.2)
+    assert (unlike.n, unlike.authors) == (600, 100)
+
+
+def test_under_no_difference_p_is_under_five_percent_about_every_twentieth_time():
+    below = 0
+    for trial in range(120):
+        pair = {"a": [answers(0, 0.2, 1000 + trial)], "b": [answers(0, 0.2, 2000 + trial)]}
+        below += differences(subjects(pair), ["retain_rouge"])[0].p <= 0.05
+    assert 1 <= below <= 18, "a percentile bootstrap of twenty authors is a little eager"
+
+
+def test_equal_methods_do_not_differ():
+    (same,) = differences(subjects({"a": [answers(0.1, 0.2, 3)], "b": [answers(0.1, 0.2, 3)]}), ["retain_rouge"])
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_several_seeds_are_averaged():
+    (found,) = differences(subjects({"a": [answers(0.1), answers(0.3)], "b": [answers(0.0)]}), ["retain_rouge"])
+    assert found.value == pytest.approx(0.2)
+
+
+def test_against_one_method_it_is_the_second_everywhere():
+    of = {name: [answers(shift)] for name, shift in (("a", 0.1), ("b", 0.2), ("c", 0.4))}
+    assert {(d.first, d.second) for d in differences(subjects(of), ["retain_rouge"])} == {("a", "b"), ("a", "c"), ("b", "c")}
+    against = differences(subjects(of), ["retain_rouge"], against="b")
+    assert [(d.first, d.second, round(d.value, 6)) for d in against] == [("a", "b", -0.1), ("c", "b", 0.2)]
+
+
+def test_what_cannot_be_compared_is_left_out():
+    broken = answers(0.0).assign(rougeL_recall=np.nan)
+    other_rows = answers(0.0).assign(cluster="x")
+    of = {"a": [answers(0.0)], "b": [answers(0.1)], "nan": [broken], "rows": [other_rows], "none": [answers(0, task="forget")]}
+    assert [(d.first, d.second) for d in differences(subjects(of), ["retain_rouge"])] == [("a", "b")]
+    few = {"a": [answers(0.0, authors=4)], "b": [answers(0.1, authors=4)]}
+    assert differences(subjects(few), ["retain_rouge"]) == [], "fewer than five authors"
+
+
+def test_kl_is_weighted_by_tokens_in_every_resample():
+    def rows(nats: Sequence[float], tokens: Sequence[int]) -> pd.DataFrame:
+        names = [f"a{i}" for i in range(len(nats))]
+        return pd.DataFrame({"task": "retain", "row": range(len(nats)), "cluster": names, "kl_sum": nats, "kl_tokens": tokens})
+
+    tokens = [1, 2, 3, 4, 50]
+    of = {"a": [rows([1.0] * 5, tokens)], "b": [rows([0.0] * 5, tokens)]}
+    (found,) = differences(subjects(of, "divergence"), ["retain_kl"])
+    assert found.value == pytest.approx(5 / 60)
+    assert (found.better, found.n) == ("lower", 5)
+    assert found.low >= 1 / 50, "a resample of the longest answer alone"
+    assert found.high > 5 / 60
+
+
+def test_utility_is_the_harmonic_mean_of_nine_resampled_means():
+    rng = np.random.default_rng(0)
+    groups = [(rng.uniform(0.2, 1, (30, 3)), np.repeat(np.arange(10), 3)) for _ in range(3)]
+    drawn = Resampling(50).metric(groups, statistic("model_utility").of_means)
+    assert drawn is not None
+    assert len(drawn) == 51
+    means = np.concatenate([values.mean(axis=0) for values, _ in groups])
+    assert drawn[0] == pytest.approx(9 / (1 / means).sum()) == pytest.approx(_tofu.harmonic_mean(list(means)))
+
+
+# ---------------------------------------------------------------- from a store
+
+
+def stored(root: Path, method: str, shift: float, seed: int = 0, selection: str = records.PUBLISHED, **config: float) -> None:
+    """A run with rows."""
+    told = {"method": method, "seed": seed, "config": {"lr": 0.1, **config}}
+    made = run(numbers(0.1, 0.2, 0.8), spec=told, selection=selection.replace("kfade", method))
+    (folder,) = records.write(root, made)
+    answers(shift, 0.02, seed).assign(point=0).to_parquet(folder / "per_example.parquet")
+
+
+def test_the_leaderboard_compares_each_with_each_within_a_form(tmp_path: Path):
+    for seed in (0, 1):
+        stored(tmp_path, "ga", 0.0, seed)
+        stored(tmp_path, "npo", 0.2, seed)
+    stored(tmp_path, "dpo", 0.0, selection=records.TUNED)
+    stored(tmp_path, "soul", 0.0, selection=records.TUNED)
+    stored(tmp_path, "idk", 0.0, selection=records.BY_HAND)
+    stored(tmp_path, "retrained", 0.0)
+    files = build(tmp_path)
+    lines = files["differences.csv"].decode().splitlines()
+    assert len(lines) == 3, "by hand and reference arms are in no comparison"
+    told = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
+    assert (told["protocol"], told["metric"], told["compared"]) == ("published", "retain_rouge", "1")
+    assert abs(float(told["difference"])) == pytest.approx(0.2, abs=0.02)
+    assert lines[2].split(",")[5] == "tuned"
+    page = files["index.html"].decode()
+    assert "1 of 1 differences between two methods (paired bootstrap over authors) are told apart" in page
+    assert "0 of 1 differences" in page
+    assert "differences.csv" in files["leaderboard.md"].decode()
+    assert build(tmp_path) == files
+
+
+def test_a_method_of_which_a_run_has_no_rows_is_not_compared(tmp_path: Path):
+    stored(tmp_path, "ga", 0.0)
+    stored(tmp_path, "npo", 0.2)
+    records.write(tmp_path, run(numbers(0.1, 0.2, 0.8), spec={"method": "ga", "seed": 1, "config": {"lr": 0.1}}))
+    assert len(build(tmp_path)["differences.csv"].decode().splitlines()) == 1
+
+
+def test_a_benchmark_that_cannot_say_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stored(tmp_path, "ga", 0.0)
+    stored(tmp_path, "npo", 0.2)
+    monkeypatch.delattr(type(BENCHMARKS.get("tofu10")), "differences")
+    assert len(build(tmp_path)["differences.csv"].decode().splitlines()) == 1
+    assert kernel.differences({}, kernel.Store(tmp_path)) == []
+
+
+# ---------------------------------------------------------------- retain KL
+
+
+def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
+    """Against a direct computation with the whole model, row by row."""
+    import torch
+
+    from evals import retain_kl
+    from harness.data import encode
+
+    setting = nano_setting
+    evaluator = next(e for e in setting.task.evaluators if e.name == "retain_kl")
+    evaluator.before(setting)
+    (none,) = retain_kl.measure(Subject(setting, setting.task, ()))
+    assert isinstance(none, Measurement)
+    assert none.value == 0
+
+    before = [torch.clone(p) for p in setting.model.parameters()]
+    with torch.no_grad():
+        for p in setting.model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    after = [torch.clone(p) for p in setting.model.parameters()]
+
+    def log_probs(weights, ids):
+        with torch.no_grad():
+            for p, w in zip(setting.model.parameters(), weights, strict=True):
+                p.copy_(w)
+            return setting.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+
+    total, tokens, of_rows = 0.0, 0, []
+    for row in setting.task.questions["retain"]:
+        (coded,) = encode([setting.task.template.example(row["question"], row["answer"])], setting.tokenizer, 200)
+        labelled = [i for i, label in enumerate(coded.labels) if label != -100]
+        old, new = (log_probs(weights, list(coded.input_ids)) for weights in (before, after))
+        kl = sum(float((old[i - 1].exp() * (old[i - 1] - new[i - 1])).sum()) for i in labelled)
+        total, tokens = total + kl, tokens + len(labelled)
+        of_rows.append(kl)
+    log_probs(after, [0])
+    subject = Subject(setting, setting.task, ())
+    (found,) = retain_kl.measure(subject)
+    assert isinstance(found, Measurement)
+    assert found.value == pytest.approx(total / tokens, rel=1e-4)
+    assert (found.n, found.better, found.unit) == (len(of_rows), "lower", "nats per token")
+    assert subject.tables["divergence"]["kl_sum"].tolist() == pytest.approx(of_rows, rel=1e-3, abs=1e-6)
+
+
+def test_retain_kl_loads_the_model_before_where_it_was_not_shown(nano_setting):
+    import torch
+
+    from evals import retain_kl
+
+    with torch.no_grad():
+        nano_setting.model.lm_head.weight.mul_(1.5)
+    (found,) = retain_kl.measure(Subject(nano_setting, nano_setting.task, ()))
+    assert isinstance(found, Measurement)
+    assert found.value > 0.01
+
+
+def test_without_a_model_retain_kl_is_absent(nano_task):
+    from evals import retain_kl
+
+    (found,) = retain_kl.measure(Subject(None, nano_task, ()))
+    assert "divergence" in found.reason
