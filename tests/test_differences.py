@@ -190,8 +190,8 @@ def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
     total, tokens, of_rows = 0.0, 0, []
     for row in setting.task.questions["retain"]:
         (coded,) = encode([setting.task.template.example(row["question"], row["answer"])], setting.tokenizer, 200)
-        labelled = [i for i, label in enumerate(coded.labels) if label != -100]
-        old, new = (log_probs(weights, list(coded.input_ids)) for weights in (before, after))
+        labelled = range(coded.prompt_tokens, len(coded.input_ids))
+        old, new = (log_probs(weights, coded.input_ids) for weights in (before, after))
         kl = sum(float((old[i - 1].exp() * (old[i - 1] - new[i - 1])).sum()) for i in labelled)
         total, tokens = total + kl, tokens + len(labelled)
         of_rows.append(kl)
