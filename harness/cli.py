@@ -197,7 +197,8 @@ def run(
     from harness.run import execute
 
     found = None if force or save_model or save_update else store.find(todo.spec)
-    result = found if found and found.status == "done" else execute(todo, store, Cache(), Keep(save_model, save_update), force)
+    known = found is not None and found.status == "done"
+    result = found if found and known else execute(todo, store, Cache(), Keep(save_model, save_update), force)
     if as_json:
         print(json.dumps(to_json(result), ensure_ascii=False))
     elif not quiet:
@@ -205,6 +206,13 @@ def run(
 
         stdout().print(run_report(result))
         stdout().print(f"record: {store.runs_folder / result.spec.folder}", soft_wrap=True, highlight=False)
+        if known:
+            machine = f" on {result.provenance.processor}" if result.provenance else ""
+            stdout().print(
+                f"shown as recorded{machine}; nothing was run now. --force runs it anew, another --seed is a new run.",
+                soft_wrap=True,
+                highlight=False,
+            )
 
 
 _RECORDED = ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "evals", "points", "form")

@@ -238,12 +238,6 @@ def settings_of(points: pd.DataFrame) -> list[Mapping[str, Any]]:
     return [json.loads(text) for text in points["config"]]
 
 
-def logged(points: pd.DataFrame, name: str) -> list[float]:
-    """One of the methods' own numbers at each point; NaN where it was not logged."""
-    told = [json.loads(text).get(name) for text in points["logged"]]
-    return [float("nan") if value is None else float(value) for value in told]
-
-
 def in_order(methods: Iterable[str]) -> list[str]:
     """Methods as they are listed everywhere: by name, the reference arms last."""
     return sorted(set(methods), key=lambda m: (ARMS.index(m) + 1 if m in ARMS else 0, m))

@@ -1,8 +1,7 @@
 """What one setting of a method changes: forget quality against retain KL, against utility, against time (figure 3).
 
 Runs of one method that differ in the chosen setting (`--by`); where one further number was varied with it (a step size, a KL
-budget), the runs of one value are joined in its order. Retain KL is what the method itself measured (`measured_kl` among
-the logged numbers of a point), so methods that do not measure it have an empty panel.
+budget), the runs of one value are joined in its order. Runs that never measured `retain_kl` have an empty panel.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-QUALITY, DISTANCE, UTILITY, KL = "forget_quality", "forget_quality_d", "model_utility", "measured_kl"
+QUALITY, DISTANCE, UTILITY, KL = "forget_quality", "forget_quality_d", "model_utility", "retain_kl"
 PANELS = (
     (KL, "KL to the untouched model on retain rows,\nnats per token  (← better)"),
     (UTILITY, "model utility  (→ better)"),
@@ -43,7 +42,7 @@ def ablation(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing
     """One drawing and one table for each method and group of comparable runs in which the setting has several values."""
     made: dict[str, Drawing | Sheet] = {}
     found: dict[str, set[str]] = {}
-    for group in _select.groups(runs, (QUALITY, UTILITY), "this figure", also=(DISTANCE,)):
+    for group in _select.groups(runs, (QUALITY, UTILITY), "this figure", also=(DISTANCE, KL)):
         ends = LAST.pick(group.points)
         for method, of_method in ends[~ends["method"].isin(ARMS)].groupby("method", sort=True):
             varied = _varied(of_method)
@@ -88,7 +87,9 @@ def _varied(points: pd.DataFrame) -> list[str]:
 def _settled(points: pd.DataFrame, by: str, others: Sequence[str]) -> pd.DataFrame:
     """The points with the setting's value, the other varied settings, and what is drawn, in a fixed order."""
     told = _select.settings_of(points)
-    table = points.assign(value=[_text(s.get(by)) for s in told], measured_kl=_select.logged(points, KL))
+    table = points.assign(value=[_text(s.get(by)) for s in told])
+    if KL not in table:
+        table[KL] = float("nan")
     for name in others:
         table[f"set_{name}"] = [_text(s.get(name)) for s in told]
     rank = {_text(value): _order(value) for value in (s.get(by) for s in told)}
@@ -128,7 +129,7 @@ def _draw(group: Group, method: str, table: pd.DataFrame, by: str, others: Seque
             _style.references(axes, arms, UTILITY, QUALITY, lowest)
         there = table[column].dropna()
         if there.empty:
-            axes.text(0.5, 0.5, f"{method} does not measure this", transform=axes.transAxes, ha="center", color="#555555")
+            axes.text(0.5, 0.5, "not measured in these runs", transform=axes.transAxes, ha="center", color="#555555")
             axes.set_xticks([])
         elif column != UTILITY and there.min() > 0 and there.max() / there.min() > 10:
             axes.set_xscale("log")

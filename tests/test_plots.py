@@ -31,6 +31,7 @@ METRICS = {
     "real_authors_rouge": ("higher", 1),
     "world_facts_rouge": ("higher", 1),
     "forget_rouge": ("closer", 1),
+    "retain_kl": ("lower", 1),
 }
 QUESTIONS = [
     ("Who was | A?", {"row": 0, "cluster": "a", "question": "Who was | A?", "answer": "A <script>"}),
@@ -57,7 +58,7 @@ def number(metric: str, value: float, version: int = 1) -> Measurement | Absent:
 
 def measured(quality: float, utility: float, version: int = 1) -> list[Measurement | Absent]:
     told = {"forget_quality": quality, "forget_quality_d": 0.1 + 1 / 3, "model_utility": utility, "retain_rouge": 0.9}
-    told |= {"real_authors_rouge": 0.8, "world_facts_rouge": 0.7, "forget_rouge": 0.6}
+    told |= {"real_authors_rouge": 0.8, "world_facts_rouge": 0.7, "forget_rouge": 0.6, "retain_kl": 0.02}
     return [number(metric, value, version) for metric, value in told.items()]
 
 
@@ -403,7 +404,7 @@ def test_an_ablation_groups_by_the_setting_and_says_what_else_varies(filled: Mak
     assert sheet.numbers["lr"].tolist() == ["0.001", "0.01", "0.02", "0.01", "0.02"]
     assert any("in the order of lr = 0.001, 0.01, 0.02" in note for note in sheet.notes)
     swept = sheet.numbers[sheet.numbers["lr"] != "0.001"]
-    assert swept["measured_kl"].tolist() == [0.02] * 4
+    assert swept["retain_kl"].tolist() == [0.02] * 4
 
 
 def test_an_ablation_without_a_setting_names_those_that_vary(filled: Maker):
