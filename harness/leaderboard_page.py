@@ -187,7 +187,7 @@ def _difference(each: Difference, sign: int) -> Cell:
     low, high = sorted((sign * each.low, sign * each.high))
     apart = each.p_corrected <= LEVEL
     about = f"95 % interval {low:+.3f} to {high:+.3f}, p {each.p:.2g}, corrected {each.p_corrected:.2g}"
-    return Cell(f"{sign * each.value:+.3f}", about, look="apart" if apart else "dim")
+    return Cell(f"{sign * each.value:+.3f}", about, look="apart" if apart else "unsure")
 
 
 def _column(section: Section, metric: str) -> dict[str, Any]:
