@@ -692,11 +692,12 @@ def plot(
     model: Annotated[str, typer.Option("--model", help="Only runs with this model.")] = "",
     method: Annotated[str, typer.Option("--method", "-m", help="Only these methods, parted by commas.")] = "",
     by: Annotated[str, typer.Option("--by", help="The setting whose values are compared, for ablation.")] = "",
+    study: Annotated[str, typer.Option("--study", help="Only the runs of this study; compares by its setting.")] = "",
     format_: Annotated[str, typer.Option("--format", help="svg, png, csv, md, tex, parted by commas; all by default.")] = "",
     as_json: Json = False,
 ) -> None:
     """Draw a figure or write a table from what is recorded; an unchanged store gives the same files."""
-    from harness.figures import draw, formats, select
+    from harness.figures import draw, formats, of_study, select
     from harness.interfaces import FIGURES, FigureOptions
     from harness.store import Store
 
@@ -704,6 +705,10 @@ def plot(
     if name not in FIGURES.entries:
         FIGURES.get(name)  # says which there are, before anything is read
     runs = select(Store(root), bench, model, _names(method) if method else [])
+    if study:
+        from harness.studies import study_of
+
+        runs, by = of_study(runs, study), by or study_of(study).by
     files = draw(name, runs, FigureOptions(root, by), out or root / "figures", chosen)
     print(json.dumps([str(file) for file in files]) if as_json else "\n".join(map(str, files)))
 

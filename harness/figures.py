@@ -71,6 +71,24 @@ def select(store: Store, bench: str = "", model: str = "", methods: Sequence[str
     return there
 
 
+def of_study(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs' table, cut down to a study's settings and the reference arms.
+
+    Raises:
+        UsageError: if there is no such study, or none of its runs; names the command that makes them.
+    """
+    from harness.studies import settings_of, study_of
+
+    study, wanted = study_of(name), set()
+    for bench, model in set(zip(runs["bench"], runs["model"], strict=True)):
+        wanted |= {(bench, model, *each) for each in settings_of(study, bench, model)}
+    told = zip(runs["bench"], runs["model"], runs["method"], runs["config"], strict=True)
+    there = runs[[each in wanted for each in told]]
+    if there.empty:
+        raise UsageError(f"there are no runs of the study {name}. Make them: harness study {name}")
+    return there
+
+
 def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chosen: Sequence[str]) -> list[Path]:
     """Draw a figure and write its files.
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-from harness.config import JSON
+from harness.cache import canonical
+from harness.config import JSON, resolve, to_json
 from harness.errors import unknown
 from harness.interfaces import METHODS, Form, Options
 from harness.run import Plan
@@ -59,6 +60,8 @@ class Study:
     """On what benchmarks."""
     seeds: tuple[int, ...] = (0,)
     """Unlearning seeds."""
+    by: str = ""
+    """The setting whose values are compared, where it is one."""
 
 
 _KL = {"target_kl": KLS}
@@ -74,6 +77,7 @@ STUDIES: Mapping[str, Study] = {
             ),
             Part({"estimator": ("kfac", "ekfac"), "damping": (1e-12, 1e-10, 1e-8, 1e-6), "target_kl": (0.1,)}, models="real"),
         ),
+        by="damping",
     ),
     "forget-in-hessian": Study(
         "whether the forget set belongs into the curvature (figure 3, appendix E: it costs retain KL)",
@@ -81,6 +85,7 @@ STUDIES: Mapping[str, Study] = {
             Part({"curvature_on": ("retain", "retain+forget"), **_KL}, {"estimator": "ekfac"}, models="small"),
             Part({"curvature_on": ("retain", "retain+forget"), **_KL}, {"estimator": "ekfac", **_PAPER_EKFAC}, models="real"),
         ),
+        by="curvature_on",
     ),
     "hessian": Study(
         "which form of the curvature is worth its cost: K-FAC, EK-FAC, diagonal, identity (figure 3)",
@@ -89,6 +94,7 @@ STUDIES: Mapping[str, Study] = {
             Part({"estimator": ("kfac",), **_KL}, _PAPER_KFAC, models="real"),
             Part({"estimator": ("ekfac", "diagonal", "identity"), **_KL}, _PAPER_EKFAC, models="real"),
         ),
+        by="estimator",
     ),
     "layers": Study(
         "which layers' MLPs have to move",
@@ -96,6 +102,7 @@ STUDIES: Mapping[str, Study] = {
             Part({"layers": ((0,), (1,), None), **_KL}, models="small"),
             Part({"layers": ((3, 4, 5, 6), None), **_KL}, _PAPER_KFAC, models="real"),
         ),
+        by="layers",
     ),
     "objective": Study(
         "what is raised on the forget set: cross-entropy, minus the margin, minus the losses of NPO and SimNPO",
@@ -103,6 +110,7 @@ STUDIES: Mapping[str, Study] = {
             Part({"objective": ("cross_entropy", "margin", "npo"), **_KL}),
             Part({"objective": ("simnpo",), **_KL}, {"beta": 2.5}),
         ),
+        by="objective",
     ),
     "reported": Study(
         "what this project commits as its results: every method, published and tuned, with three seeds",
@@ -121,6 +129,7 @@ STUDIES: Mapping[str, Study] = {
             Part({"retain_rows": (50, 200, 800, None), **_KL}, {"estimator": "ekfac", **_PAPER_EKFAC}, models="real"),
             Part({"mc_samples": (4,), **_KL}, {"estimator": "ekfac", **_PAPER_EKFAC}, models="real"),
         ),
+        by="retain_rows",
     ),
     "step-size": Study(
         "how long a step is: the trade-off curve over α (appendix D.2 sweeps 2.5e-3 to 1.1e-2)",
@@ -128,10 +137,12 @@ STUDIES: Mapping[str, Study] = {
             Part({"step_size": (0.02, 0.03, 0.045, 0.054, 0.065, 0.08)}, models="small"),
             Part({"step_size": (2.5e-3, 3.5e-3, 5e-3, 6.5e-3, 8e-3, 1.1e-2)}, _PAPER_KFAC, models="real"),
         ),
+        by="step_size",
     ),
     "steps": Study(
         "whether several shorter steps beat one, with the curvature fitted anew before each or once",
         (Part({"steps": (1,), **_KL}), Part({"steps": (2, 4, 8), "refit": (True, False), **_KL})),
+        by="steps",
     ),
     "tofu-pareto": Study(
         "forget quality against utility: K-FADE over its strength, the others along their way (figure 1)",
@@ -177,6 +188,17 @@ def tries_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[i
             ]
             of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.form)
             found += of_bench.tries()
+    return found
+
+
+def settings_of(study: Study, bench: str, model: str) -> set[tuple[str, str]]:
+    """Method and settings, as a record's canonical JSON, of every run of a study on a benchmark and model."""
+    found = set()
+    for todo in tries_of(study, [bench], model, (), Options()):
+        method = METHODS.get(todo.method)
+        preset = method.preset(bench, model.partition("@")[0], todo.form)
+        config = resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method)
+        found.add((todo.method, canonical(to_json(config))))
     return found
 
 

@@ -372,7 +372,8 @@ def _step(
             measured = before.kl(model)
     else:
         assert config.target_kl is not None  # checked when the settings were read
-        alpha, measured = step_for_kl(kl_at, config.target_kl * step / config.steps)
+        already = before.kl(model) if step > 1 else 0.0
+        alpha, measured = step_for_kl(kl_at, config.target_kl * step / config.steps, already)
         move(alpha)
     with setting.costs.aside("monitoring"):
         forget_after = _mean_loss(setting, data, step)
@@ -389,15 +390,16 @@ def _step(
     }
 
 
-def step_for_kl(kl_at: Callable[[float], float], target: float) -> tuple[float, float]:
+def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0.0) -> tuple[float, float]:
     """The step size whose measured KL is `target`, within `KL_TOLERANCE`.
 
-    KL grows about as α², so each guess scales the last one by √(target / KL); a bracket keeps guesses in check that went
-    too far.
+    What a step adds to the KL grows about as α², so each guess scales the last one by √(wanted / added); a bracket keeps
+    guesses in check that went too far, and is halved where they do not get there.
 
     Args:
         kl_at: measures the KL of a step size.
         target: nats per token.
+        start: the KL before the step.
 
     Returns:
         (step size, its measured KL).
@@ -405,8 +407,9 @@ def step_for_kl(kl_at: Callable[[float], float], target: float) -> tuple[float, 
     Raises:
         Diverged: if no step size is found in `KL_TRIES` tries.
     """
-    low, high, alpha = 0.0, float("inf"), 0.1 * (2 * target) ** 0.5
-    for _ in range(KL_TRIES):
+    wanted = max(target - start, KL_TOLERANCE * target)
+    low, high, alpha = 0.0, float("inf"), 0.1 * (2 * wanted) ** 0.5
+    for tried in range(1, KL_TRIES + 1):
         kl = kl_at(alpha)
         if abs(kl - target) <= KL_TOLERANCE * target:
             return alpha, kl
@@ -414,11 +417,14 @@ def step_for_kl(kl_at: Callable[[float], float], target: float) -> tuple[float, 
             low = alpha
         else:  # also NaN: the model broke, so the step was too long
             high = alpha
-        guess = alpha * (target / kl) ** 0.5 if kl > 0 else 2 * alpha
+        if tried >= KL_TRIES // 2 and high < float("inf"):
+            alpha = (low + high) / 2
+            continue
+        guess = alpha * (wanted / (kl - start)) ** 0.5 if kl > start else 2 * alpha
         # At most fourfold: far from the base the KL saturates, and near it rounding makes it 0.
         guess = min(max(guess, alpha / 4), alpha * 4) if guess == guess else alpha / 4
         alpha = guess if low < guess < high else (low + high) / 2 if high < float("inf") else 2 * alpha
-    raise Diverged(f"no step size was found whose measured KL is {target:g} (last tried {alpha:g}, KL {kl:g})")
+    raise Diverged(f"no step size was found whose measured KL is {target:g} (last measured KL {kl:g})")
 
 
 def _mean_loss(setting: Setting, data: _StageData, step: int) -> float:

@@ -132,7 +132,7 @@ def _draw(group: Group, method: str, table: pd.DataFrame, by: str, others: Seque
             axes.text(0.5, 0.5, "not measured in these runs", transform=axes.transAxes, ha="center", color="#555555")
             axes.set_xticks([])
         elif column != UTILITY and there.min() > 0 and there.max() / there.min() > 10:
-            axes.set_xscale("log")
+            _style.log_ticks(axes, [*there])
     handles, labels = panels[1].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, title=by)
     drawing.suptitle(f"{method} by {by}: {group.title}", fontsize=11)

@@ -259,6 +259,29 @@ def test_line_search_gives_up_on_what_cannot_be_reached():
         step_for_kl(lambda a: min(1.0, a), 2.0)
 
 
+@pytest.mark.parametrize("steps", [2, 8, 16])
+def test_a_later_step_is_found_though_most_of_the_kl_was_there_before(steps):
+    calls = []
+
+    def kl_at(alpha: float) -> float:
+        calls.append(alpha)
+        return before + 300 * alpha**2
+
+    target = 0.1
+    before = target * (steps - 1) / steps
+    _, kl = step_for_kl(kl_at, target, before)
+    assert kl == pytest.approx(target, rel=kfade.KL_TOLERANCE)
+    assert len(calls) <= 8
+
+
+def test_line_search_halves_a_bracket_that_guesses_do_not_leave():
+    def kl_at(alpha: float) -> float:
+        return 1e-6 * alpha if alpha < 0.07 else 0.01 + 40 * (alpha - 0.07)  # flat, then steep
+
+    _, kl = step_for_kl(kl_at, 0.02)
+    assert kl == pytest.approx(0.02, rel=kfade.KL_TOLERANCE)
+
+
 def test_line_search_needs_few_measurements():
     calls = []
 
