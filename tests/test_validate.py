@@ -82,7 +82,7 @@ def other_rows(where: Path) -> None:
         (lambda where: (where / "run.json").write_bytes(b"\xff\xfe"), "no UTF-8 text", True),
         (
             edit("run.json", lambda t: t.replace('"schema_version": 1', '"schema_version": 99')),
-            "written by a newer version of unlearning-harness (schema 99, this one reads up to 2); to read it, update to version",
+            f"written by a newer version of unlearning-harness (schema 99, this one reads up to {SCHEMA_VERSION}); to read it, update",
             False,
         ),
         (
