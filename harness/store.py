@@ -331,8 +331,10 @@ class Record:
     def _cut_lines(self, name: str, points: range) -> None:
         path = self.folder / name
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            _replace(path, "".join(f"{line}\n" for line in lines if _point_of(line) in points).encode())
+            lines = lines_of(path)
+            kept = [*(line for line in lines if _point_of(line) in points), ""]
+            if kept != lines:  # a record that is whole is not touched by being opened
+                _replace(path, "\n".join(kept).encode())
 
     def _write_rows(self, table: pd.DataFrame) -> None:
         with _whole(self.folder / "per_example.parquet") as part:
@@ -434,7 +436,7 @@ class Store:
         path = self.runs_folder / folder / "generations.jsonl"
         if not path.is_file():
             return {}
-        lines = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if _point_of(line) == point)
+        lines = (json.loads(line) for line in lines_of(path) if _point_of(line) == point)
         return {tuple(line["turns"]): line["text"] for line in lines}
 
     def keep_questions(self, spec: RunSpec, rows: Mapping[str, Sequence[tuple[str, Row]]]) -> None:
@@ -578,7 +580,7 @@ def _read_points(folder: Path) -> list[Any]:
     path = folder / "points.jsonl"
     points: list[Any] = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in lines_of(path):
             try:
                 point = from_json(line)
             except ValueError:
@@ -587,6 +589,14 @@ def _read_points(folder: Path) -> list[Any]:
                 break
             points.append(point)
     return points
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file and what follows the last one: nothing, or what a killed process had begun.
+
+    It may have been killed in the middle of a character.
+    """
+    return path.read_bytes().decode(errors="replace").split("\n")
 
 
 def _point_of(line: str) -> int:
@@ -604,7 +614,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` once all of it is on the disk; nothing of it is left if it breaks off."""
+    """A file to write, which takes the place of `path` once all of it is on the disk; half a file is not left behind."""
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")  # two runs may write down at once what they are asked
     try:
         yield part

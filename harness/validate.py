@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from harness.errors import UsageError
 from harness.interfaces import EVALUATORS
-from harness.store import PART, SCHEMA_VERSION, RunResult, Store, newer_schema, read_run
+from harness.store import PART, SCHEMA_VERSION, RunResult, Store, lines_of, newer_schema, read_run
 
 ASIDE = "set-aside"
 """The folder in a store that takes what cannot be read."""
@@ -74,7 +74,7 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
             continue  # a process is writing it, or was killed; the run removes it when it goes on
         if file.name not in _FILES:
             yield Problem(f"{where}/{file.name}", "no file of a record")
-        elif file.name in ("run.json", "points.jsonl") and (found := _PATH.search(file.read_text(encoding="utf-8"))):
+        elif file.name in ("run.json", "points.jsonl") and (found := _PATH.search("\n".join(lines_of(file)))):
             yield Problem(f"{where}/{file.name}", f"it holds an absolute path ('{found[0]}…')")
 
 
@@ -92,7 +92,7 @@ def _why_unreadable(path: Path) -> str:
 
 def _points(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "points.jsonl"
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    lines = [line for line in lines_of(path) if line] if path.is_file() else []
     if len(lines) != len(result.points):
         yield Problem(f"{where}/points.jsonl", f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off")
     if result.status == "done" and not result.points:
@@ -121,7 +121,7 @@ def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
 
 def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "generations.jsonl"
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    lines = [line for line in lines_of(path) if line] if path.is_file() else []
     try:
         found = {json.loads(line)["point"] for line in lines}
     except (ValueError, KeyError, TypeError):
