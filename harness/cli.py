@@ -431,8 +431,7 @@ def study(
     if as_json:
         print(json.dumps([to_json(result) for result in found], ensure_ascii=False))
     elif not quiet:
-        varied = dict.fromkeys(key for todo in tries for key in todo.chosen)
-        stdout().print(sweep_table([{key: todo.chosen.get(key, "") for key in varied} for todo in tries], found))
+        stdout().print(sweep_table([todo.chosen for todo in tries], found))
     _report_failures(tries, found)
 
 

@@ -282,4 +282,5 @@ def advice(method: Method[Any], config: Any, options: Options) -> str:
         ways.append(f"--device {ALL_GPUS}")
     if kind != "cpu":
         ways.append("--device cpu")
-    return f"{method.name} ran out of memory on {options.device}. Try {', '.join([*ways, ''])}or fewer rows with --limit."
+    others = f"{', '.join(ways)}, or " if ways else ""
+    return f"{method.name} ran out of memory on {options.device}. Try {others}fewer rows with --limit."

@@ -39,6 +39,7 @@ from harness.interfaces import (
     Task,
 )
 from harness.measuring import measure, source_tables
+from harness.models import ALL_GPUS
 from harness.provenance import provenance_of
 from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store, Trial
 
@@ -140,7 +141,9 @@ def plan(
     for flag, given, usual in (
         ("--seed", options.seed, 0),
         ("--limit", options.limit, None),
+        ("--device", ALL_GPUS if options.device == ALL_GPUS else spec.device, "cpu"),
         ("--dtype", options.dtype, "float32"),
+        ("--generator", generator, "hf"),
         ("--variant", options.variant, "original"),
         ("--form", form, "published"),
         ("--evals", ",".join(options.evals), ""),

@@ -183,7 +183,7 @@ class Trial:
     metric: str
     """What settings are chosen by; empty if that is left to the reader."""
     split: str
-    """On what the metric is measured."""
+    """On what the metric is measured: which rows, of which benchmark, with which model and seed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)

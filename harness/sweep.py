@@ -251,7 +251,8 @@ class Sweep:
             for seed, (index, chosen) in product(self.seeds, enumerate(settings)):
                 options, trial = replace(self.options, seed=seed), None
                 if self.by or self.budget:
-                    split = f"rows of {bench} on {self.model}, seed {seed}"
+                    rows = f"first {limit} rows per split" if (limit := options.limit) else "all evaluated rows"
+                    split = f"{rows} of {bench} on {self.model}, seed {seed}"
                     trial = Trial(index=index, tries=len(settings), search=self.search, metric=self.by, split=split)
                 found.append(Try(bench, self.model, method, options, self.fixed, chosen, self.form, trial))
         return found

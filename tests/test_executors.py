@@ -92,6 +92,18 @@ def test_a_run_that_breaks_stops_no_other_and_is_kept(tmp_path: Path, cache: Cac
     assert store.find(results[1].spec) is not None
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_nobody_expected_stops_no_other_run(tmp_path: Path, cache: Cache, quick_start: None, jobs: int):
+    asked = tries({"strength": 0.1}, {"raises": "RuntimeError"}, {"raises": "OutOfMemoryError"}, {"strength": 0.2})
+    store = Store(tmp_path / "r")
+    results = run_tries(asked, store, cache, on_workers(jobs) if jobs > 1 else in_turn)
+    assert [(r.status, len(r.points)) for r in results] == [("done", 2), ("failed", 1), ("failed", 1), ("done", 2)]
+    assert results[1].error.startswith("RuntimeError: \n")
+    assert results[2].error.startswith("nudge ran out of memory on cpu. Try ")
+    assert all("tests/nano_sweep.py:" in r.error for r in results[1:3]), "the frames are kept"
+    assert [store.find(r.spec) for r in results] == results
+
+
 def fits(results: list[RunResult]) -> int:
     """How many of the runs fitted a curvature instead of finding one."""
     phases = [r.costs["curvature"] for r in results]
