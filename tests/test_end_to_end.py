@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from harness.cache import Cache
 from harness.executors import on_workers
 from harness.interfaces import Options
 from harness.store import Store
+from harness.studies import COUNTED_PHASES
 from harness.sweep import Sweep, run_tries
 from tests.test_executors import numbers as numbers_of
 from tests.test_executors import quick_start, sweep_under_fire  # noqa: F401
@@ -198,13 +200,14 @@ def test_no_mini_run_is_lost_or_doubled_by_twenty_killed_workers(
     asked = Sweep(["ga", "grad_diff"], ["tofu10"], "mini", [0, 1], Options(limit=10), axes, fixed).tries()
     calm = run_tries(asked, Store(tmp_path / "calm"), Cache(commands.cache), on_workers(2))
     assert [len(r.points) for r in calm] == [3] * len(asked)
+    length = median(sum(r.costs[phase].seconds for phase in COUNTED_PHASES if phase in r.costs) for r in calm)
     killed = seed = 0
     while killed < 20:
         fire = tmp_path / f"fire-{seed}"
         # Of the trained models only: texts and tables are made under fire, too.
         shutil.copytree(commands.cache / "model", fire / "cache" / "model")
         store = Store(fire / "results")
-        results, kills = sweep_under_fire(asked, store, Cache(fire / "cache"), 20 - killed, seed, longest=3.0)
+        results, kills = sweep_under_fire(asked, store, Cache(fire / "cache"), 20 - killed, seed, longest=length)
         assert numbers_of(results) == numbers_of(calm)
         for result in results:
             folders = [root / "runs" / result.spec.folder for root in (store.root, tmp_path / "calm")]
