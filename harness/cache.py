@@ -171,6 +171,10 @@ class Cache:
         self._held[kind] = (key, made, time.perf_counter() - started)
         return made, 0.0
 
+    def let_go(self) -> None:
+        """Forget what is held in memory; what is on disk stays."""
+        self._held.clear()
+
     def entries(self) -> Iterator[CacheEntry]:
         """Every readable entry, without checking its files; by kind, then digest."""
         for record in sorted(self.root.glob(f"*/*/{_RECORD}")):

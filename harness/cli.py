@@ -291,8 +291,7 @@ def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_j
     elif not quiet:
         done = {r.spec.method: [(r.spec, r.points[-1].index)] for r in results if r.points}
         stdout().print(comparison(results, differences(done, store, against=next(iter(done), None))))
-    if any(result.status != "done" for result in results):
-        raise typer.Exit(2)
+    _report_failures([todo.method.name for todo in plans], results)
 
 
 @app.command()
@@ -442,8 +441,7 @@ def study(
     if as_json:
         print(json.dumps([to_json(result) for result in found], ensure_ascii=False))
     elif not quiet:
-        varied = dict.fromkeys(key for todo in tries for key in todo.chosen)
-        stdout().print(sweep_table([{key: todo.chosen.get(key, "") for key in varied} for todo in tries], found))
+        stdout().print(sweep_table([todo.chosen for todo in tries], found))
     _report_failures(tries, found)
 
 
@@ -499,12 +497,12 @@ def _run_tries(
         return run_tries(tries, Store(results_root(results)), Cache(), _executor(executor, jobs), told)
 
 
-def _report_failures(tries: Sequence[Try], found: Sequence[RunResult]) -> None:
+def _report_failures(runs: Sequence[Try | str], found: Sequence[RunResult]) -> None:
     """Name what is not done, at the end, and leave with exit code 2."""
-    failed = [(todo, result) for todo, result in zip(tries, found, strict=True) if result.status != "done"]
-    for todo, result in failed:
+    failed = [(run, result) for run, result in zip(runs, found, strict=True) if result.status != "done"]
+    for run, result in failed:
         reason = result.error.partition("\n")[0] or "no reason is recorded"
-        print(f"not done: {todo} ({result.status}, run {result.spec.run_id}): {reason}", file=sys.stderr)
+        print(f"not done: {run} ({result.status}, run {result.spec.run_id}): {reason}", file=sys.stderr)
     if failed:
         raise typer.Exit(2)
 

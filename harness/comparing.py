@@ -7,7 +7,6 @@ A table holds what may be compared: one benchmark, model and data, and one versi
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from harness.costs import Phase
 from harness.differences import differences
 from harness.errors import UsageError
 from harness.interfaces import Absent, Difference, Measurement
-from harness.store import SCHEMA_VERSION, Point, RunResult, RunSpec, Store, read_run
+from harness.store import Point, RunResult, RunSpec, Store, newer_schema, read_run
 
 Protocol = Literal["published", "tuned", "by hand", "other"]
 PROTOCOLS: Mapping[Protocol, str] = {
@@ -132,7 +131,8 @@ def read_runs(root: Path, skipped: Callable[[str], None]) -> list[Run]:
         try:
             runs.append(_run(place, read_run(file.parent)))
         except UsageError as error:
-            _refuse_newer(file)
+            if newer_schema(file.parent):
+                raise  # a leaderboard without the newest runs would look complete
             skipped(str(error))
     if not runs:
         raise UsageError(
@@ -140,21 +140,6 @@ def read_runs(root: Path, skipped: Callable[[str], None]) -> list[Run]:
             "(--results DIR looks elsewhere)."
         )
     return runs
-
-
-def _refuse_newer(file: Path) -> None:
-    """A leaderboard without the newest runs would look complete, so that they are not skipped as broken ones are."""
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        schema = int(told["schema_version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if schema > SCHEMA_VERSION:
-        by = (told.get("provenance") or {}).get("harness_version")
-        raise UsageError(
-            f"{'/'.join(file.parts[-5:])} has schema {schema}, this version reads up to {SCHEMA_VERSION}; "
-            f"update to {f'version {by} or later' if by else f'a version that reads schema {schema}'}."
-        )
 
 
 def _run(place: str, result: RunResult) -> Run:

@@ -21,6 +21,11 @@ class RunFailed(Exception):
     """A run that broke off by itself; its record says why and keeps its points."""
 
 
+def reason(error: Exception) -> str:
+    """What to tell of an error: the message of one of these, with its kind before it of any other."""
+    return str(error) if isinstance(error, UsageError | Diverged | RunFailed) else f"{type(error).__name__}: {error}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that nobody knows: the nearest known one, then all of them."""
     names = sorted(known)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import Cache
-from harness.errors import RunFailed, UsageError
-from harness.run import execute
+from harness.errors import UsageError, reason
+from harness.run import attempt
 from harness.store import Store
 from harness.sweep import Tasks, Try
 from harness.workers import follow_parent
@@ -39,27 +39,20 @@ Executor = Callable[[Sequence[Try], Store, Cache, bool], Iterator[Outcome]]
 """Does tries in any order and tells each as it ends; the flag does them anew even if they are done."""
 
 
-def attempt(todo: Try, store: Store, cache: Cache, force: bool, tasks: Tasks) -> str:
-    """Do one try; whatever goes wrong with it is told, not raised, so that the others go on.
-
-    Returns:
-        Why it is not done, or an empty text.
-    """
+def _attempt(todo: Try, store: Store, cache: Cache, force: bool, tasks: Tasks) -> str:
+    """Plan and do one try; see `harness.run.attempt`."""
     try:
-        execute(todo.plan(tasks), store, cache, force=force)
-    except (RunFailed, UsageError) as error:
-        return str(error)
+        planned = todo.plan(tasks)
     except Exception as error:
-        log.debug("a run broke off", exc_info=True)
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return reason(error)
+    return attempt(planned, store, cache, force)
 
 
 def in_turn(tries: Sequence[Try], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
     """One after the other, in this process."""
     tasks: Tasks = {}
     for index, todo in enumerate(tries):
-        yield index, attempt(todo, store, cache, force, tasks)
+        yield index, _attempt(todo, store, cache, force, tasks)
 
 
 # ---------------------------------------------------------------- worker processes
@@ -144,7 +137,7 @@ def _serve(pipe: Connection, results: Path, cache_root: Path, force: bool, threa
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported
     store, cache, tasks = Store(results), Cache(cache_root), Tasks()
     while (todo := pipe.recv()) is not None:
-        pipe.send(attempt(todo, store, cache, force, tasks))
+        pipe.send(_attempt(todo, store, cache, force, tasks))
 
 
 # ---------------------------------------------------------------- Ray
@@ -213,4 +206,4 @@ def needs(todo: Try, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
 
 
 def _attempt_there(todo: Try, results: str, cache: str, force: bool) -> str:
-    return attempt(todo, Store(Path(results)), Cache(Path(cache)), force, {})
+    return _attempt(todo, Store(Path(results)), Cache(Path(cache)), force, {})

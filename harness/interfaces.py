@@ -477,6 +477,11 @@ class Evaluator:
     before: Callable[[Setting], None] = _nothing
     """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
 
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for texts at all."""
+        return self.requests is not _no_requests
+
 
 @dataclass(frozen=True)
 class Needed:

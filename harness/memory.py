@@ -7,6 +7,7 @@ key-value cache of generation are rough. A run is refused only for what is certa
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ PROMPTS_AT_ONCE = 256
 """Prompts that are answered together (`harness.generation`)."""
 ANSWERED_TOKENS = 200
 """Tokens of a prompt and its answer together (ToFU's limit)."""
+_RAN_OUT = re.compile(r"out of memory|can(?:no|')t allocate memory|ALLOC_FAILED", re.IGNORECASE)
+"""What torch's RuntimeErrors say of CUDA, MPS, the CPU and cuBLAS."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +238,7 @@ def _ways_out(shape: ModelShape, method: Method[Any], config: Any, options: Opti
         except UsageError:
             return False
 
-    known = set(field_names(method.config))
-    now = to_json(config)
-    settings = [s for s in method.smaller if set(s) <= known and any(now.get(k) != v for k, v in s.items())]
+    settings = _smaller(method, config)
     half = replace(shape, weight_bytes=2) if options.dtype == "float32" else None
     ways = [_typed(s) for s in settings if fits(shape, s, room.free)]
     if half and fits(half, {}, room.free):
@@ -249,7 +250,37 @@ def _ways_out(shape: ModelShape, method: Method[Any], config: Any, options: Opti
     return ways
 
 
+def _smaller(method: Method[Any], config: Any) -> list[Mapping[str, JSON]]:
+    """The settings that the method proposes where memory is short, and that are not set already."""
+    known, now = set(field_names(method.config)), to_json(config)
+    return [s for s in method.smaller if set(s) <= known and any(now.get(k) != v for k, v in s.items())]
+
+
 def _typed(settings: Mapping[str, JSON]) -> str:
     from harness.cache import canonical
 
     return " ".join(f"{key}={value if isinstance(value, str) else canonical(value)}" for key, value in settings.items())
+
+
+# ---------------------------------------------------------------- it did not fit
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether it says that a device, or the machine, had no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
+
+
+def advice(method: Method[Any], config: Any, options: Options) -> str:
+    """What to say of a run that ran out of memory: where, and what to try."""
+    kind = options.device.partition(":")[0]
+    ways = [f"--set {_typed(settings)}" for settings in _smaller(method, config)]
+    if options.dtype == "float32":
+        ways.append("--dtype bfloat16")
+    if kind == "cuda" and options.device != ALL_GPUS:
+        ways.append(f"--device {ALL_GPUS}")
+    if kind != "cpu":
+        ways.append("--device cpu")
+    others = f"{', '.join(ways)}, or " if ways else ""
+    return f"{method.name} ran out of memory on {options.device}. Try {others}fewer rows with --limit."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
@@ -265,26 +265,48 @@ def _best(points: Sequence[Point]) -> str:
 def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunResult], by: str = "") -> RenderableType:
     """Every try with its settings and its numbers at the last point, the best by a metric first and what broke off last.
 
+    What is the same in all tries stands in the title, and what another number contains is left out.
+
     Args:
         settings: what the grid set in each try.
         results: in the same order.
         by: the metric; the order of the tries if empty, or if no try measured it.
     """
-    metrics = ("selection_score", *(m for m in _COMPARED if m != by))
-    shown = [m for m in (by, *metrics) if m and any(m in _last(result) for result in results)]
+    measured = {metric for result in results for metric in _last(result)}
+    contained = {part for whole, parts in _CONTAINED.items() if whole in measured for part in parts}
+    shown = [m for m in dict.fromkeys((by, *_SWEPT)) if m in measured and (m == by or m not in contained)]
     order = list(zip(settings, results, strict=True))
-    if by in shown:
+    if by in measured:
         order.sort(key=lambda item: _rank(item[1], by))
-    table = Columns(("run", "method", "seed", *(settings[0] if settings else ()), "status", *shown), left=range(100))
-    for chosen, result in order:
+    varied = list(dict.fromkeys(key for chosen in settings for key in chosen))
+    facts = {name: [of(result) for _, result in order] for name, of in _FACTS.items()}
+    same = [name for name in ("benchmark", "model", "seed") if len(set(facts[name])) == 1]
+    if set(facts["status"]) == {"done"}:
+        del facts["status"]
+    title = " · ".join(f"{name} {facts.pop(name)[0]}" for name in same)
+    headings = [" ".join(_SWEPT.get(metric, (metric, ""))).strip() for metric in shown]
+    table = Columns(("run", *facts, *varied, *headings), title, left=range(100))
+    for (chosen, result), *told in zip(order, *facts.values(), strict=True):
         values = _last(result)
         cells = [number(v.value, 3) if isinstance(v := values.get(m), Measurement) else "absent" for m in shown]
-        words = [str(value) for value in chosen.values()]
-        table.add_row(result.spec.run_id, result.spec.method, str(result.spec.seed), *words, result.status, *cells)
-    if not by or by in shown:
+        table.add_row(result.spec.run_id, *told, *(str(chosen.get(key, "")) for key in varied), *cells)
+    if not by or by in measured:
         return table
-    measured = ", ".join(sorted({m for result in results for m in _last(result)})) or "none"
-    return Group(table, Text(f"no try measured '{by}'; in the order of the tries. Measured were: {measured}", style="red"))
+    told_of = ", ".join(sorted(measured)) or "none"
+    return Group(table, Text(f"no try measured '{by}'; in the order of the tries. Measured were: {told_of}", style="red"))
+
+
+_SWEPT = {"selection_score": ("selection score", "↑"), **_COMPARED}
+_CONTAINED = {"model_utility": ("retain_probability", "retain_rouge"), "selection_score": ("retain_probability",)}
+"""Metrics that a mean over several of them says enough of."""
+_FACTS: Mapping[str, Callable[[RunResult], str]] = {
+    "method": lambda result: result.spec.method,
+    "benchmark": lambda result: result.spec.bench,
+    "model": lambda result: result.spec.model,
+    "seed": lambda result: str(result.spec.seed),
+    "status": lambda result: result.status,
+}
+"""What tells a sweep's runs apart besides their settings."""
 
 
 def _rank(result: RunResult, by: str) -> tuple[bool, float]:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import re
 import shlex
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cache import Cache, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
-from harness.errors import Diverged, RunFailed, UsageError
+from harness.errors import Diverged, RunFailed, UsageError, reason
 from harness.interfaces import (
     BENCHMARKS,
     EVALUATORS,
@@ -37,6 +39,7 @@ from harness.interfaces import (
     Task,
 )
 from harness.measuring import measure, source_tables
+from harness.models import ALL_GPUS
 from harness.provenance import provenance_of
 from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store, Trial
 
@@ -138,7 +141,9 @@ def plan(
     for flag, given, usual in (
         ("--seed", options.seed, 0),
         ("--limit", options.limit, None),
+        ("--device", ALL_GPUS if options.device == ALL_GPUS else spec.device, "cpu"),
         ("--dtype", options.dtype, "float32"),
+        ("--generator", generator, "hf"),
         ("--variant", options.variant, "original"),
         ("--form", form, "published"),
         ("--evals", ",".join(options.evals), ""),
@@ -185,7 +190,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
 
     Raises:
         UsageError: for what the user can put right; a run without points then leaves no record.
-        RunFailed: if the run broke off by itself (a loss that is not finite, say).
+        RunFailed: if the run broke off by itself (a loss that is not finite, or no memory left).
         KeyboardInterrupt: after marking the run as interrupted.
     """
     with store.open(todo.spec, force) as record:
@@ -199,7 +204,9 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
             trial=todo.trial,
             notes=list(todo.task.notes),
         )
-        with _outcome(record):
+        if not record.written:
+            record.result = result
+        with _outcome(todo, record, force):
             result = _execute(todo, record, result, cache, keep or Keep())
         asked = {
             name: [(todo.task.template.prompt(row["question"]), row) for row in rows if "question" in row]
@@ -207,6 +214,31 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         }
         store.keep_questions(todo.spec, asked)
         return result
+
+
+def attempt(todo: Plan, store: Store, cache: Cache, force: bool = False) -> str:
+    """Do a run as `execute` does; whatever goes wrong with it is told, not raised, so that the runs after it go on.
+
+    Returns:
+        Why it is not done, or an empty text.
+    """
+    try:
+        execute(todo, store, cache, force=force)
+        return ""
+    except Exception as error:
+        log.debug("a run broke off", exc_info=True)
+        told = reason(error)
+    _let_go(cache)  # only here does nothing refer to the error any more, and by its frames to the model
+    return told
+
+
+def _let_go(cache: Cache) -> None:
+    """Give back the memory of a run that broke off, so that the next one has it."""
+    cache.let_go()
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:
@@ -277,8 +309,14 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
 
 
 @contextmanager
-def _outcome(record: Record) -> Iterator[None]:
+def _outcome(todo: Plan, record: Record, force: bool) -> Iterator[None]:
     """Write down how a run ended when it did not end well."""
+    from harness import memory
+
+    def failed(error: str) -> None:
+        if record.written or not force:  # a forced run that never began leaves the record of the earlier one
+            record.write(replace(record.result, status="failed", error=error))
+
     try:
         yield
     except KeyboardInterrupt:
@@ -287,16 +325,19 @@ def _outcome(record: Record) -> Iterator[None]:
         raise
     except UsageError as error:
         if record.points:
-            record.write(replace(record.result, status="failed", error=without_paths(str(error))))
+            failed(without_paths(str(error)))
         else:
             record.discard()
         raise
     except Diverged as error:
-        record.write(replace(record.result, status="failed", error=without_paths(str(error))))
-        raise RunFailed(f"{record.result.spec.method} broke off: {error}. Points measured so far are kept.") from error
+        failed(without_paths(str(error)))
+        raise RunFailed(f"{todo.method.name} broke off: {error}. Points measured so far are kept.") from error
     except Exception as error:
-        if record.written:
-            record.write(replace(record.result, status="failed", error=_frames(error)))
+        if memory.ran_out(error):
+            advice = memory.advice(todo.method, todo.config, todo.options)
+            failed(f"{advice}\n{_frames(error)}")
+            raise RunFailed(f"{advice} Points measured so far are kept.") from error
+        failed(_frames(error))
         raise
 
 

@@ -3,8 +3,8 @@
     results/runs/<bench>/<model>/<method>/<run id>/
         run.json              RunResult without its points; written first, rewritten at the end
         points.jsonl          one Point a line, appended and flushed as it is measured
-        per_example.parquet   the row-by-row tables of all points
-        generations.jsonl     the texts of all points
+        per_example.parquet   the row-by-row tables of all points, or of the last one (--rows last)
+        generations.jsonl     the texts of the same points
     results/questions/<bench>-<digest>.jsonl   what all runs on that data were asked, with the true answers
 
 A record holds no path of the machine it was made on. A run that is killed leaves status "interrupted" and its points;
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 3
 """1: the first; 2: `RunResult.trial`; 3: `RunSpec.form`. Older ones are read as they are."""
+PART = ".part"
+"""How the name of a file ends that is being written."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -181,7 +183,7 @@ class Trial:
     metric: str
     """What settings are chosen by; empty if that is left to the reader."""
     split: str
-    """On what the metric is measured."""
+    """On what the metric is measured: which rows, of which benchmark, with which model and seed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -259,28 +261,29 @@ class Record:
         self.points.append(point)
 
     def keep_points(self, count: int) -> None:
-        """Keep the first points only, and cut off what a killed process had written of one that is not listed."""
+        """Keep the first points only, and cut off what a killed process had written of one that is not listed.
+
+        Raises:
+            UsageError: if the disk is full.
+        """
+        dropped = self.points[count:]
         del self.points[count:]
-        for name in ("points.jsonl", "generations.jsonl"):
-            path = self.folder / name
-            if path.is_file():
-                lines = path.read_text(encoding="utf-8").split("\n")
-                kept = [line for line in lines if _point_of(line) in range(count)]
-                _replace(path, "".join(f"{line}\n" for line in kept).encode())
+        with disk_errors("the results folder", "Free some space or choose another with --results"):
+            for name in ("points.jsonl", "generations.jsonl"):
+                self._cut_lines(name, range(count))
+            if dropped:
+                self._cut_rows(range(count))
 
     def keep_last_rows(self) -> None:
-        """Let go of the rows and texts of all points but the last one: they are most of a record's size."""
-        import pandas as pd
+        """Let go of the rows and texts of all points but the last one: they are most of a record's size.
 
-        last = len(self.points) - 1
-        rows, texts = self.folder / "per_example.parquet", self.folder / "generations.jsonl"
+        Raises:
+            UsageError: if the disk is full.
+        """
+        last = range(len(self.points))[-1:]
         with disk_errors("the results folder", "Free some space or choose another with --results"):
-            if rows.is_file():
-                table = pd.read_parquet(rows)
-                self._write_rows(table[table["point"] == last])
-            if texts.is_file():
-                lines = texts.read_text(encoding="utf-8").split("\n")
-                _replace(texts, "".join(f"{line}\n" for line in lines if _point_of(line) == last).encode())
+            self._cut_rows(last)
+            self._cut_lines("generations.jsonl", last)
 
     @property
     def written(self) -> bool:
@@ -317,12 +320,25 @@ class Record:
             merged = pd.concat([earlier[earlier["point"] < index], merged], ignore_index=True)
         self._write_rows(merged)
 
-    def _write_rows(self, table: pd.DataFrame) -> None:
+    def _cut_rows(self, points: range) -> None:
+        import pandas as pd
+
         path = self.folder / "per_example.parquet"
-        part = path.with_suffix(".part")
-        table.to_parquet(part, compression="zstd", index=False)
-        flush(part)
-        part.replace(path)
+        if path.is_file():
+            table = pd.read_parquet(path)
+            self._write_rows(table[table["point"].isin(points)])
+
+    def _cut_lines(self, name: str, points: range) -> None:
+        path = self.folder / name
+        if path.is_file():
+            lines = lines_of(path)
+            kept = [*(line for line in lines if _point_of(line) in points), ""]
+            if kept != lines:  # a record that is whole is not touched by being opened
+                _replace(path, "\n".join(kept).encode())
+
+    def _write_rows(self, table: pd.DataFrame) -> None:
+        with _whole(self.folder / "per_example.parquet") as part:
+            table.to_parquet(part, compression="zstd", index=False)
 
 
 class Store:
@@ -346,14 +362,15 @@ class Store:
         return read_run(folder) if (folder / "run.json").is_file() else None
 
     def rows(self, spec: RunSpec, point: int) -> pd.DataFrame | None:
-        """The row-by-row tables of a run's point, merged; None where none are stored."""
+        """The row-by-row tables of a run's point, merged; None where none are stored, of that point perhaps."""
         path = self.runs_folder / spec.folder / "per_example.parquet"
         if not path.is_file():
             return None
         import pandas as pd
 
         table = pd.read_parquet(path)
-        return table[table["point"] == point]
+        found = table[table["point"] == point]
+        return found if len(found) else None
 
     def status(self, spec: RunSpec) -> str | None:
         """How a run stands, from its run.json alone; None where there is none that can be read."""
@@ -419,7 +436,7 @@ class Store:
         path = self.runs_folder / folder / "generations.jsonl"
         if not path.is_file():
             return {}
-        lines = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if _point_of(line) == point)
+        lines = (json.loads(line) for line in lines_of(path) if _point_of(line) == point)
         return {tuple(line["turns"]): line["text"] for line in lines}
 
     def keep_questions(self, spec: RunSpec, rows: Mapping[str, Sequence[tuple[str, Row]]]) -> None:
@@ -441,10 +458,7 @@ class Store:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in asked)
         with disk_errors("the results folder", "Free some space or choose another with --results"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two runs may come here at once
-            part.write_bytes(text.encode())
-            flush(part)
-            part.replace(path)
+            _replace(path, text.encode())
 
     def questions(self, spec: RunSpec) -> list[dict[str, Any]]:
         """What the runs on this data were asked, in order: `task`, `row`, `cluster`, `turns`, `question`, `answer`."""
@@ -494,6 +508,8 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
             record = Record(folder, read_run(folder) if (folder / "run.json").is_file() else empty)
+            for part in folder.glob(f"*{PART}"):
+                part.unlink()  # what a killed process was writing
             record.keep_points(len(record.points))
             yield record
         finally:
@@ -564,7 +580,7 @@ def _read_points(folder: Path) -> list[Any]:
     path = folder / "points.jsonl"
     points: list[Any] = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in lines_of(path):
             try:
                 point = from_json(line)
             except ValueError:
@@ -573,6 +589,14 @@ def _read_points(folder: Path) -> list[Any]:
                 break
             points.append(point)
     return points
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file and what follows the last one: nothing, or what a killed process had begun.
+
+    It may have been killed in the middle of a character.
+    """
+    return path.read_bytes().decode(errors="replace").split("\n")
 
 
 def _point_of(line: str) -> int:
@@ -584,8 +608,18 @@ def _point_of(line: str) -> int:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    flush(part)
-    part.replace(path)
+    with _whole(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` once all of it is on the disk; half a file is not left behind."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")  # two runs may write down at once what they are asked
+    try:
+        yield part
+        flush(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     flush(path.parent)

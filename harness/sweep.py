@@ -6,7 +6,6 @@ executor's business (`harness/executors.py`).
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +16,13 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.cache import Cache
 from harness.config import JSON, parse
-from harness.errors import RunFailed, UsageError, unknown
+from harness.errors import UsageError, unknown
 from harness.interfaces import BENCHMARKS, Form, Measurement, Options, Task
-from harness.run import Plan, execute, plan
+from harness.run import Plan, attempt, plan
 from harness.store import SCHEMA_VERSION, RunResult, Store, Trial
 
 if TYPE_CHECKING:
     from harness.executors import Executor
-
-log = logging.getLogger(__name__)
 
 MOST_RUNS = 10_000
 DRAWN_DIGITS = 3
@@ -254,7 +251,8 @@ class Sweep:
             for seed, (index, chosen) in product(self.seeds, enumerate(settings)):
                 options, trial = replace(self.options, seed=seed), None
                 if self.by or self.budget:
-                    split = f"rows of {bench} on {self.model}, seed {seed}"
+                    rows = f"first {limit} rows per split" if (limit := options.limit) else "all evaluated rows"
+                    split = f"{rows} of {bench} on {self.model}, seed {seed}"
                     trial = Trial(index=index, tries=len(settings), search=self.search, metric=self.by, split=split)
                 found.append(Try(bench, self.model, method, options, self.fixed, chosen, self.form, trial))
         return found
@@ -357,19 +355,16 @@ def run_all(
         told: is shown each result as it comes.
 
     Returns:
-        The results in the same order; one that broke off, or was refused when it started (it does not fit, say), has status
-        `failed` and the points it came to.
+        The results in the same order; one that broke off for whatever reason, or was refused when it started (it does not
+        fit, say), has status `failed` and the points it came to.
     """
     results = []
     for todo in plans:
-        try:
-            found = None if force else store.find(todo.spec)
-            result = found if found and found.status == "done" else execute(todo, store, cache, force=force)
-        except (RunFailed, UsageError) as error:
-            log.warning("%s", error if isinstance(error, RunFailed) else f"{todo.method.name} was not run: {error}")
-            result = _left(todo, store) or _failed(todo, str(error))
-        results.append(result)
-        told(result)
+        found = None if force else _found(todo, store)
+        if found is None or found.status != "done":
+            found = _ended(todo, store, attempt(todo, store, cache, force))
+        results.append(found)
+        told(found)
     return results
 
 
@@ -403,12 +398,7 @@ def run_tries(
     left = [index for index in range(len(tries)) if index not in results]
     for place, error in executor([tries[index] for index in left], store, cache, False) if left else ():
         index = left[place]
-        found = _found(plans[index], store)
-        if error and (found is None or found.status == "done"):
-            found = _failed(plans[index], error)
-        elif error and found and not found.error:
-            found = replace(found, error=error)
-        results[index] = found or _failed(plans[index], "it left no record")
+        results[index] = _ended(plans[index], store, error)
         told(index, results[index])
     return [results[index] for index in range(len(tries))]
 
@@ -430,21 +420,25 @@ def _with_trial(todo: Plan, found: RunResult, store: Store) -> RunResult:
         return replace(found, trial=todo.trial)
 
 
-def _failed(todo: Plan, error: str) -> RunResult:
-    return RunResult(
-        schema_version=SCHEMA_VERSION,
-        spec=todo.spec,
-        status="failed",
-        error=error,
-        selection=todo.selection,
-        trial=todo.trial,
-    )
+def _ended(todo: Plan, store: Store, error: str) -> RunResult:
+    """How a run ended: what is recorded of it, else why nothing is.
 
-
-def _left(todo: Plan, store: Store) -> RunResult | None:
-    """What a run left that did not end well; not the record of an earlier one that did, which a refusal leaves in place."""
+    Args:
+        todo: the run.
+        store: where its record may lie.
+        error: why it is not done, or an empty text.
+    """
     found = _found(todo, store)
-    return found if found and found.status != "done" else None
+    if found is None or (error and found.status == "done"):  # a refusal leaves the record of an earlier run in place
+        return RunResult(
+            schema_version=SCHEMA_VERSION,
+            spec=todo.spec,
+            status="failed",
+            error=error or "it left no record",
+            selection=todo.selection,
+            trial=todo.trial,
+        )
+    return replace(found, error=found.error or error)
 
 
 def last_value(result: RunResult, metric: str) -> float | None:

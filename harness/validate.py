@@ -14,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harness.errors import UsageError
-from harness.store import SCHEMA_VERSION, RunResult, Store, newer_schema, read_run
+from harness.interfaces import EVALUATORS
+from harness.store import PART, SCHEMA_VERSION, RunResult, Store, lines_of, newer_schema, read_run
 
 ASIDE = "set-aside"
 """The folder in a store that takes what cannot be read."""
@@ -69,9 +70,11 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
     yield from _rows(folder, where, result)
     yield from _texts(folder, where, result)
     for file in sorted(folder.iterdir()):
+        if file.name.endswith(PART) and result.status != "done":
+            continue  # a process is writing it, or was killed; the run removes it when it goes on
         if file.name not in _FILES:
             yield Problem(f"{where}/{file.name}", "no file of a record")
-        elif file.name in ("run.json", "points.jsonl") and (found := _PATH.search(file.read_text(encoding="utf-8"))):
+        elif file.name in ("run.json", "points.jsonl") and (found := _PATH.search("\n".join(lines_of(file)))):
             yield Problem(f"{where}/{file.name}", f"it holds an absolute path ('{found[0]}…')")
 
 
@@ -89,7 +92,7 @@ def _why_unreadable(path: Path) -> str:
 
 def _points(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "points.jsonl"
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    lines = [line for line in lines_of(path) if line] if path.is_file() else []
     if len(lines) != len(result.points):
         yield Problem(f"{where}/points.jsonl", f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off")
     if result.status == "done" and not result.points:
@@ -102,7 +105,8 @@ def _points(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
 def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "per_example.parquet"
     if not path.is_file():  # an evaluator need not have rows, and committed tries leave out rows and texts
-        if (folder / "generations.jsonl").is_file():
+        texts = folder / "generations.jsonl"
+        if texts.is_file() and texts.stat().st_size:
             yield Problem(where, "it holds texts and no per_example.parquet")
         return
     import pandas as pd
@@ -117,19 +121,23 @@ def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
 
 def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "generations.jsonl"
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    lines = [line for line in lines_of(path) if line] if path.is_file() else []
     try:
         found = {json.loads(line)["point"] for line in lines}
     except (ValueError, KeyError, TypeError):
         yield Problem(f"{where}/generations.jsonl", "a line is no JSON of a text, or cut off")
         return
-    if found:
+    if found or ((folder / "per_example.parquet").is_file() and _asked_for_texts(result)):
         yield from _same_points(f"{where}/generations.jsonl", found, result)
+
+
+def _asked_for_texts(result: RunResult) -> bool:
+    return any(EVALUATORS.get(name).asks for name in result.spec.evaluators if name in EVALUATORS.entries)
 
 
 def _same_points(where: str, found: set[int], result: RunResult) -> Iterator[Problem]:
     listed = {point.index for point in result.points}
-    last_only = result.status == "done" and found == {max(listed, default=0)}  # --rows last
+    last_only = found == {max(listed, default=0)}  # --rows last, perhaps killed when half of it was cut
     if (missing := sorted(listed - found)) and not last_only:
         yield Problem(where, f"it lacks what belongs to points {missing}")
     # What a killed process wrote of its next point is cut off when the run goes on.

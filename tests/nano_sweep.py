@@ -5,6 +5,7 @@ Unpickling a `NanoTry` imports this module, which registers them there: workers 
 
 from __future__ import annotations
 
+import builtins
 import multiprocessing
 import os
 import signal
@@ -48,6 +49,8 @@ class NanoConfig:
     """Whether its process is always killed."""
     wait: float = 0.0
     """Seconds of doing nothing before the last point."""
+    raises: str = ""
+    """The name of one of torch's errors, or Python's, that is raised instead of the last point."""
 
 
 def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
@@ -63,6 +66,8 @@ def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
         if step == 2 and config.once and not Path(config.once).exists():
             Path(config.once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == 2 and config.raises:
+            raise getattr(torch, config.raises, None) or getattr(builtins, config.raises)
         time.sleep(config.wait if step == 2 else 0)
         yield Progress(step, measure_here=True, total=2)
 

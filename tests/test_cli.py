@@ -157,13 +157,13 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
     (result,) = json.loads(told.out)
     assert told.err == ""
     assert result["trial"] == {
-        "index": 0, "tries": 1, "search": "grid", "metric": "forget_quality", "split": "rows of tofu10 on mini, seed 0",
+        "index": 0, "tries": 1, "search": "grid", "metric": "forget_quality", "split": "first 2 rows per split of tofu10 on mini, seed 0",
     }  # fmt: skip
     shown = harness(*words, "--bench", "tofu10").out
     assert "1/1 untouched seed 0: done" in shown
     assert harness(*words, "--bench", "tofu10", "--quiet").out == ""
     shown = harness("show", done[1].spec.run_id, "--results", done[0]).out
-    assert "try 1 of 1 (grid), chosen by forget_quality on rows of tofu10 on mini, seed 0" in shown
+    assert "try 1 of 1 (grid), chosen by forget_quality on first 2 rows per split of tofu10 on mini, seed 0" in shown
 
 
 def test_a_method_typed_wrong_is_answered_with_all_there_are(harness: Harness):
@@ -407,6 +407,14 @@ def test_a_run_that_broke_off_by_itself_gets_one_sentence(harness: Harness, benc
     refused(harness(*words), "fake broke off: step 2: the loss is nan")
 
 
+def test_a_run_that_runs_out_of_memory_gets_one_sentence(harness: Harness, bench: Bench, tmp_path: Path):
+    from tests.test_run import NORM, breaks_after_first
+
+    bench.plan(breaks_after_first(MemoryError()), [NORM])
+    words = ("run", "--method", "fake", "--bench", "nano", "--device", "cpu", "--results", tmp_path / "results", "--quiet")
+    refused(harness(*words), "fake ran out of memory on cpu. Try --dtype bfloat16, or fewer rows with --limit.")
+
+
 def test_a_log_is_scored(harness: Harness, tmp_path: Path):
     rows = {str(i): 0.5 for i in range(6)}
     tasks = ("eval_log", "eval_log_forget", "eval_real_author_wo_options", "eval_real_world_wo_options")
@@ -493,6 +501,21 @@ def test_several_methods_end_in_one_table(harness: Harness, bench: Bench, tmp_pa
     assert "best on the way" in told.out
     found = json.loads(harness("run", "--method", "fake,untouched", *ON_NANO, "--results", tmp_path / "r", "--json").out)
     assert [r["spec"]["method"] for r in found] == ["fake", "untouched"]
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",), ("--json",)], ids=["table", "quiet", "json"])
+def test_one_of_several_methods_that_breaks_is_named_at_the_end(
+    harness: Harness, bench: Bench, tmp_path: Path, quiet: tuple[str, ...]
+):
+    from tests.test_run import NORM, breaks_after_first
+
+    bench.plan(breaks_after_first(RuntimeError("a bug")), [NORM])
+    told = harness("run", "--method", "fake,untouched", *ON_NANO, "--results", tmp_path / "r", *quiet)
+    assert told.code == 2
+    (line,) = told.err.splitlines()
+    assert line.startswith("not done: fake (failed, run ")
+    assert line.endswith("): RuntimeError: a bug")
+    assert {r.spec.method: r.status for r in Store(tmp_path / "r").runs()} == {"fake": "failed", "untouched": "done"}
 
 
 # ---------------------------------------------------------------- in a process of its own, where torch cannot be imported

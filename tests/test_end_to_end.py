@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import pandas as pd
 import pytest
+
+from harness.cache import Cache
+from harness.executors import on_workers
+from harness.interfaces import Options
+from harness.store import Store
+from harness.studies import COUNTED_PHASES
+from harness.sweep import Sweep, run_tries
+from tests.test_executors import numbers as numbers_of
+from tests.test_executors import quick_start, sweep_under_fire  # noqa: F401
 
 pytestmark = pytest.mark.mini
 
@@ -177,6 +189,32 @@ def test_a_sweep_that_is_killed_goes_on(commands: Commands):
     assert again.returncode == 0, err[-2000:]
     assert [r["status"] for r in json.loads(out)] == ["done"] * 3
     assert {f: f.stat().st_mtime_ns for f in done} == before, "finished tries are not done again"
+
+
+def test_no_mini_run_is_lost_or_doubled_by_twenty_killed_workers(
+    commands: Commands,
+    tmp_path: Path,
+    quick_start: None,  # noqa: F811
+):
+    axes, fixed = {"lr": [3e-4, 1e-3]}, {"epochs": 3}
+    asked = Sweep(["ga", "grad_diff"], ["tofu10"], "mini", [0, 1], Options(limit=10), axes, fixed).tries()
+    calm = run_tries(asked, Store(tmp_path / "calm"), Cache(commands.cache), on_workers(2))
+    assert [len(r.points) for r in calm] == [3] * len(asked)
+    length = median(sum(r.costs[phase].seconds for phase in COUNTED_PHASES if phase in r.costs) for r in calm)
+    killed = seed = 0
+    while killed < 20:
+        fire = tmp_path / f"fire-{seed}"
+        # Of the trained models only: texts and tables are made under fire, too.
+        shutil.copytree(commands.cache / "model", fire / "cache" / "model")
+        store = Store(fire / "results")
+        results, kills = sweep_under_fire(asked, store, Cache(fire / "cache"), 20 - killed, seed, longest=length)
+        assert numbers_of(results) == numbers_of(calm)
+        for result in results:
+            folders = [root / "runs" / result.spec.folder for root in (store.root, tmp_path / "calm")]
+            texts = [(folder / "generations.jsonl").read_bytes() for folder in folders]
+            assert texts[0] == texts[1]
+            pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "per_example.parquet") for folder in folders))
+        killed, seed = killed + kills, seed + 1
 
 
 def test_ctrl_c_leaves_an_interrupted_run(commands: Commands):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,8 @@ from harness.errors import UsageError
 from harness.executors import LOST, in_turn, needs, on_ray, on_workers
 from harness.registry import ROOT
 from harness.store import RunResult, Store
-from harness.sweep import run_tries
+from harness.sweep import Try, run_tries
+from harness.validate import problems
 from tests.nano_sweep import FITS, NanoTry, tries
 
 PRELOADED = [
@@ -90,6 +92,18 @@ def test_a_run_that_breaks_stops_no_other_and_is_kept(tmp_path: Path, cache: Cac
     assert store.find(results[1].spec) is not None
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_nobody_expected_stops_no_other_run(tmp_path: Path, cache: Cache, quick_start: None, jobs: int):
+    asked = tries({"strength": 0.1}, {"raises": "RuntimeError"}, {"raises": "OutOfMemoryError"}, {"strength": 0.2})
+    store = Store(tmp_path / "r")
+    results = run_tries(asked, store, cache, on_workers(jobs) if jobs > 1 else in_turn)
+    assert [(r.status, len(r.points)) for r in results] == [("done", 2), ("failed", 1), ("failed", 1), ("done", 2)]
+    assert results[1].error.startswith("RuntimeError: \n")
+    assert results[2].error.startswith("nudge ran out of memory on cpu. Try ")
+    assert all("tests/nano_sweep.py:" in r.error for r in results[1:3]), "the frames are kept"
+    assert [store.find(r.spec) for r in results] == results
+
+
 def fits(results: list[RunResult]) -> int:
     """How many of the runs fitted a curvature instead of finding one."""
     phases = [r.costs["curvature"] for r in results]
@@ -134,13 +148,16 @@ def test_a_killed_sweep_takes_its_workers_along(tmp_path: Path):
 # ---------------------------------------------------------------- killed at any moment
 
 
-def kill_some(count: int, rng: random.Random, stop: threading.Event) -> list[int]:
-    """Kill one worker of this process after another, at random moments; what is returned grows with them."""
+def kill_some(count: int, longest: float, rng: random.Random, stop: threading.Event) -> list[int]:
+    """Kill one worker of this process after another, at random moments at most `longest` seconds apart.
+
+    Returns:
+        Their process ids; the list grows with them.
+    """
     killed: list[int] = []
 
     def work() -> None:
-        while not stop.is_set() and len(killed) < count:
-            time.sleep(rng.uniform(0, 0.6))
+        while len(killed) < count and not stop.wait(rng.uniform(0, longest)):
             if workers := multiprocessing.active_children():
                 victim = rng.choice(workers)
                 victim.kill()
@@ -150,30 +167,51 @@ def kill_some(count: int, rng: random.Random, stop: threading.Event) -> list[int
     return killed
 
 
-def sweep_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: int, seed: int) -> int:
-    """Sweeps again and again while workers are killed, until all runs are done; returns how many kills there were."""
-    asked, cache = tries(*settings), Cache(tmp_path / "cache")
-    store, stop = Store(tmp_path / "fire"), threading.Event()
-    killed = kill_some(kills, random.Random(seed), stop)
+def sweep_under_fire(
+    asked: Sequence[Try], store: Store, cache: Cache, kills: int, seed: int, longest: float = 0.6
+) -> tuple[list[RunResult], int]:
+    """Sweep again and again while workers are killed, until all runs are done.
+
+    Args:
+        asked: the runs.
+        store: an empty one; it is sound at the end, with no run lost and none doubled.
+        cache: what the workers share.
+        kills: at most so many.
+        seed: of the moments and of who is killed.
+        longest: seconds between two kills, at most.
+
+    Returns:
+        The results, and how many kills there were.
+    """
+    stop = threading.Event()
+    killed = kill_some(kills, longest, random.Random(seed), stop)
     for _ in range(10 + 10 * kills):
         results = run_tries(asked, store, cache, on_workers(2))
         if all(r.status == "done" for r in results):
             break
     stop.set()
-    calm = run_tries(asked, Store(tmp_path / "calm"), cache, in_turn)
-    assert numbers(results) == numbers(calm)
+    assert [r.status for r in results] == ["done"] * len(asked)
     records = store.runs_folder.glob("*/*/*/*/run.json")
     assert sorted(f.parent.name for f in records) == sorted(r.spec.run_id for r in results), "no run lost, none doubled"
-    assert [[p.index for p in r.points] for r in results] == [[0, 1]] * len(asked)
-    return len(killed)
+    assert list(problems(store)) == []
+    return results, len(killed)
 
 
 SECONDS = 0.05
 
 
+def nudge_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: int, seed: int) -> int:
+    """A sweep of the nano method under fire ends as an undisturbed one; how many kills there were."""
+    asked, cache = tries(*settings), Cache(tmp_path / "cache")
+    results, killed = sweep_under_fire(asked, Store(tmp_path / "fire"), cache, kills, seed)
+    assert numbers(results) == numbers(run_tries(asked, Store(tmp_path / "calm"), cache, in_turn))
+    assert [[p.index for p in r.points] for r in results] == [[0, 1]] * len(asked)
+    return killed
+
+
 def test_no_run_is_lost_or_doubled_when_workers_are_killed(tmp_path: Path, quick_start: None):
     settings = [{"strength": 0.1 + 0.01 * i, "wait": 4 * SECONDS} for i in range(16)]
-    assert sweep_under_fire(tmp_path, settings, kills=8, seed=0) >= 4
+    assert nudge_under_fire(tmp_path, settings, kills=8, seed=0) >= 4
 
 
 @pytest.mark.mini
@@ -181,7 +219,7 @@ def test_two_hundred_killed_workers(tmp_path: Path, quick_start: None):
     killed, seed = 0, 0
     while killed < 200:
         settings = [{"strength": 0.1 + 0.01 * i, "wait": SECONDS} for i in range(100)]
-        killed += sweep_under_fire(tmp_path / str(seed), settings, kills=200 - killed, seed=seed)
+        killed += nudge_under_fire(tmp_path / str(seed), settings, kills=200 - killed, seed=seed)
         seed += 1
 
 

@@ -450,10 +450,11 @@ def test_a_newer_record_says_which_version_is_needed(store: Path, harness_cli):
     (folder / "run.json").write_text(json.dumps({**told, "schema_version": SCHEMA_VERSION + 1, "more": 1}))
     done = harness_cli("leaderboard", "--results", str(store))
     assert done.returncode == 2
-    assert f"soul/{folder.name}/run.json has schema {SCHEMA_VERSION + 1}" in done.stderr
+    assert f"soul/{folder.name}/run.json: written by a newer version" in done.stderr
+    assert f"(schema {SCHEMA_VERSION + 1}, this one reads up to {SCHEMA_VERSION})" in done.stderr
     assert "update to version 3.1.4 or later" in done.stderr
     (folder / "run.json").write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(UsageError, match="a version that reads schema 99"):
+    with pytest.raises(UsageError, match=r"\(schema 99, .* update to a later version"):
         build(store)
 
 

@@ -258,3 +258,59 @@ def test_what_torch_keeps_from_an_earlier_run_counts_as_free(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 66 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 * GIB)
     assert memory.room_on("cuda:0") == Room("cuda:0", 80 * GIB, 75 * GIB)
+
+
+# ---------------------------------------------------------------- it did not fit
+
+
+def test_a_real_allocation_that_fails_is_memory_that_ran_out():
+    import torch
+
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(2**55)
+    assert memory.ran_out(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "ran_out"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=str,
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, ran_out: bool):
+    assert memory.ran_out(error) == ran_out
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "said"),
+    [
+        (
+            Options(device="cuda:1"),
+            {},
+            "kfade ran out of memory on cuda:1. Try --set layers=[3,4,5,6], --set estimator=kfac, --dtype bfloat16, "
+            "--device cuda:all, --device cpu, or fewer rows with --limit.",
+        ),
+        (
+            Options(device="cuda:all", dtype="bfloat16"),
+            {"estimator": "kfac", "layers": [3, 4, 5, 6]},
+            "kfade ran out of memory on cuda:all. Try --device cpu, or fewer rows with --limit.",
+        ),
+        (
+            Options(dtype="bfloat16"),
+            {"estimator": "kfac", "layers": [3, 4, 5, 6]},
+            "kfade ran out of memory on cpu. Try fewer rows with --limit.",
+        ),
+    ],
+    ids=["one GPU", "all GPUs", "CPU"],
+)
+def test_who_ran_out_of_memory_is_told_what_to_try(options: Options, settings: dict[str, Any], said: str):
+    method = METHODS.get("kfade")
+    assert (
+        memory.advice(method, resolve(method.config, KFADE, {"estimator": "ekfac"}, settings, owner="kfade"), options) == said
+    )

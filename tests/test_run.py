@@ -34,7 +34,8 @@ from harness.interfaces import (
 )
 from harness.registry import ROOT
 from harness.run import Keep, execute, pick_device, plan
-from harness.store import Point, RunResult
+from harness.store import Point, Record, RunResult
+from harness.validate import problems
 from tests.conftest import Bench, Nano
 
 # ---------------------------------------------------------------- invented methods and evaluators
@@ -396,6 +397,113 @@ def test_a_forced_run_that_cannot_begin_leaves_the_earlier_record(bench: Bench):
     assert len(left.points) == 2
 
 
+def test_an_error_before_the_first_measurement_is_recorded_too(bench: Bench):
+    def broken(subject: Subject) -> list[Measurement | Absent]:
+        raise RuntimeError("a bug")
+
+    todo = bench.plan(steps(1), [Evaluator("norm", 1, broken)])
+    with pytest.raises(RuntimeError):
+        execute(todo, bench.store, bench.cache)
+    left = bench.store.find(todo.spec)
+    assert left is not None
+    assert (left.status, left.selection, left.points) == ("failed", todo.selection, [])
+    assert left.error.startswith("RuntimeError: a bug\n")
+    assert "tests/test_run.py:" in left.error
+
+
+def test_a_forced_run_with_an_error_before_the_first_measurement_leaves_the_earlier_record(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    first = run(bench, steps(2))
+
+    def broken(*args: Any, **named: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("harness.memory.check", broken)
+    with pytest.raises(RuntimeError):
+        execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, force=True)
+    assert bench.store.find(first.spec) == replace(first, points=list(first.points))
+
+
+def test_memory_that_runs_out_is_one_sentence_and_a_record_with_frames(bench: Bench):
+    import torch
+
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has …")
+    with pytest.raises(RunFailed, match=r"^fake ran out of memory on cpu\. Try .*--limit\. Points measured so far are kept\.$"):
+        run(bench, breaks_after_first(error))
+    left = bench.store.find(bench.plan(steps(3), [NORM]).spec)
+    assert (left.status, len(left.points)) == ("failed", 1)
+    first, second, *frames = left.error.splitlines()
+    assert first.startswith("fake ran out of memory on cpu. Try ")
+    assert second.startswith("OutOfMemoryError: CUDA out of memory")
+    assert any(frame.startswith("harness/run.py:") for frame in frames)
+
+
+# ---------------------------------------------------------------- rows of the last point only
+
+
+def rows_and_texts(bench: Bench, result: RunResult) -> tuple[pd.DataFrame, list[str]]:
+    where = bench.store.runs_folder / result.spec.folder
+    texts = (where / "generations.jsonl").read_text(encoding="utf-8").splitlines()
+    return pd.read_parquet(where / "per_example.parquet"), texts
+
+
+LAST = Options(rows="last")
+
+
+def check_last_rows(bench: Bench, result: RunResult) -> None:
+    """It has all numbers of a run that keeps all rows, and of its rows and texts those of the last point."""
+    whole = run(other_store(bench), steps(3), tofus(bench))
+    assert result.spec == whole.spec
+    assert result.status == "done"
+    assert without_clock(result.points) == without_clock(whole.points)
+    rows, texts = rows_and_texts(bench, result)
+    every, all_texts = rows_and_texts(other_store(bench), whole)
+    pd.testing.assert_frame_equal(rows, every[every["point"] == 2].reset_index(drop=True))
+    assert texts == [text for text in all_texts if json.loads(text)["point"] == 2]
+    assert 3 * len(texts) == len(all_texts) > 0
+    assert list(problems(bench.store)) == []
+
+
+def test_rows_of_the_last_point_alone_change_no_number(bench: Bench):
+    result = run(bench, steps(3), tofus(bench), options=LAST)
+    check_last_rows(bench, result)
+    again = run(bench, steps(3), tofus(bench))
+    assert again == replace(result, points=list(result.points)), "done is done, also where all rows are asked for"
+
+
+def test_an_interrupted_run_keeps_its_rows_until_its_end(bench: Bench):
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, breaks_after_first(KeyboardInterrupt()), tofus(bench), options=LAST)
+    left = bench.store.find(bench.plan(steps(3), tofus(bench)).spec)
+    assert left is not None
+    assert set(rows_and_texts(bench, left)[0]["point"]) == {0}
+    assert list(problems(bench.store)) == []
+    check_last_rows(bench, run(bench, steps(3), tofus(bench), options=LAST))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
+def test_a_run_that_breaks_while_rows_are_let_go_of_goes_on(bench: Bench, error: BaseException):
+    def breaks(record: Record, name: str, points: range) -> None:
+        if points == range(2, 3):
+            raise error
+        cut(record, name, points)
+
+    cut = Record._cut_lines
+    evaluators = [Evaluator(e.name, e.version, Calls(e.measure), e.requests) for e in tofus(bench)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Record, "_cut_lines", breaks)
+        with pytest.raises((KeyboardInterrupt, UsageError)):
+            run(bench, steps(3), evaluators, options=LAST)
+    left = bench.store.find(bench.plan(steps(3), tofus(bench)).spec)
+    assert left is not None
+    assert (left.status, len(left.points)) == ("failed" if isinstance(error, OSError) else "interrupted", 3)
+    assert list(problems(bench.store)) == []
+    result = run(bench, steps(3), evaluators, options=LAST)
+    assert [e.measure.count for e in evaluators] == [2 + 2 + 3 + 2] * 2, "no point is measured twice"  # type: ignore[attr-defined]
+    check_last_rows(bench, result)
+
+
 # ---------------------------------------------------------------- texts
 
 
@@ -544,9 +652,9 @@ def test_the_command_of_a_plan_gives_the_same_plan():
 
     from harness.config import parse
 
-    options = Options(seed=3, limit=4, dtype="bfloat16", variant="open-unlearning")
+    options = Options(seed=3, limit=4, device="cuda:1", dtype="bfloat16", variant="open-unlearning")
     given = {"step_size": 0.5, "layers": [0, 1], "estimator": "kfac", "refit": False, "damping": 1e-3}
-    todo = plan("tofu05", "mini@2", "kfade", given, options)
+    todo = plan("tofu05", "mini@2", "kfade", given, options, generator="another")
     words = shlex.split(todo.command)
     assert words[:2] == ["harness", "run"]
     flags = list(zip(words[2::2], words[3::2], strict=True))
@@ -556,9 +664,19 @@ def test_the_command_of_a_plan_gives_the_same_plan():
         told["--model"],
         told["--method"],
         parse(value for flag, value in flags if flag == "--set"),
-        Options(int(told["--seed"]), int(told["--limit"]), dtype=told["--dtype"], variant=told["--variant"]),  # type: ignore[arg-type]
+        Options(int(told["--seed"]), int(told["--limit"]), told["--device"], told["--dtype"], told["--variant"]),  # type: ignore[arg-type]
+        generator=told["--generator"],
     )
     assert again.spec == todo.spec
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("cpu", ""), ("mps", " --device mps"), ("cuda:2", " --device cuda"), ("cuda:all", " --device cuda:all")],
+)
+def test_a_command_names_the_kind_of_device_that_is_no_cpu(device: str, said: str):
+    todo = plan("tofu10", "mini", "ga", {}, Options(device=device))
+    assert todo.command == f"harness run --method ga --bench tofu10 --model mini{said}"
 
 
 @pytest.mark.parametrize("asked", ["tpu", "cuda:x", "cpu:0"])

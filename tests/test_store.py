@@ -16,7 +16,8 @@ from harness.costs import Phase
 from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
 from harness.run import plan
-from harness.store import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, Store, read_run, to_json
+from harness.store import SCHEMA_VERSION, Point, Provenance, Record, RunResult, RunSpec, Store, read_run, to_json
+from harness.validate import problems
 
 SPEC = RunSpec(
     bench="tofu10",
@@ -374,7 +375,40 @@ def test_keeping_fewer_points_forgets_the_others_everywhere(store: Store):
         record.keep_points(1)
         assert [p.index for p in record.points] == [0]
     assert [p.index for p in read_run(where).points] == [0]
-    assert len((where / "generations.jsonl").read_text().splitlines()) == 1
+    assert kept_of(where) == ([0, 0], [0])
+
+
+@pytest.mark.parametrize("name", ["points.jsonl", "generations.jsonl"])
+def test_a_line_cut_off_in_the_middle_of_a_character_is_dropped(store: Store, name: str):
+    where = keep(store)
+    with (where / name).open("ab") as file:
+        file.write('{"point": 2, "text": "é'.encode()[:-1])
+    assert [p.index for p in read_run(where).points] == [0, 1]
+    assert store.texts(SPEC.folder.as_posix(), 1) == {("Who?",): "answer 1"}
+    assert [p.where.rpartition("/")[2] for p in problems(store)] == [name]
+    with store.open(SPEC) as record:
+        record.add(point(2), table(2), texts("é"))
+        record.write(result(status="done"))
+    assert list(problems(store)) == []
+    assert store.texts(SPEC.folder.as_posix(), 2) == {("Who?",): "é"}
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(store: Store):
+    where = keep(store)
+    for name in ("run.json", "per_example.parquet", "generations.jsonl"):
+        (where / f"{name}.123.part").write_text("half")
+    assert list(problems(store)) == [], "nor is it a problem before"
+    with store.open(SPEC):
+        pass
+    assert sorted(f.name for f in where.iterdir()) == ["generations.jsonl", "per_example.parquet", "points.jsonl", "run.json"]
+
+
+def test_a_record_that_is_whole_is_not_touched_by_being_opened(store: Store):
+    where = keep(store, status="done")
+    before = {f.name: f.stat().st_ino for f in where.iterdir()}
+    with store.open(SPEC):
+        pass
+    assert {f.name: f.stat().st_ino for f in where.iterdir()} == before
 
 
 def test_starting_afresh_forgets_the_points_of_before(store: Store):
@@ -387,6 +421,94 @@ def test_starting_afresh_forgets_the_points_of_before(store: Store):
     assert [p.weights for p in found.points] == ["new0"]
     assert set(pd.read_parquet(where / "per_example.parquet")["point"]) == {0}
     assert len((where / "generations.jsonl").read_text().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- rows of the last point only
+
+
+def kept_of(where: Path) -> tuple[list[int], list[int]]:
+    """Of which point each row and each text of a record is."""
+    lines = (where / "generations.jsonl").read_text(encoding="utf-8").splitlines()
+    return pd.read_parquet(where / "per_example.parquet")["point"].tolist(), [json.loads(line)["point"] for line in lines]
+
+
+def let_go(store: Store) -> None:
+    with store.open(SPEC) as record:
+        record.keep_last_rows()
+
+
+def test_of_the_last_point_alone_rows_and_texts_are_kept_and_of_all_points_the_numbers(store: Store):
+    where = keep(store, 3, status="done")
+    let_go(store)
+    assert kept_of(where) == ([2, 2], [2])
+    assert read_run(where).points == [point(0), point(1), point(2)]
+    rows = store.rows(SPEC, 2)
+    assert rows is not None
+    assert rows["loss"].tolist() == [2.5, 2.25]
+    assert store.rows(SPEC, 1) is None
+    assert list(problems(store)) == []
+    let_go(store)
+    assert kept_of(where) == ([2, 2], [2]), "twice is once"
+
+
+def test_a_record_without_points_rows_or_texts_has_none_to_let_go_of(store: Store):
+    with store.open(SPEC) as record:
+        record.write(result())
+        record.keep_last_rows()
+        record.add(point(0), {}, {})
+        record.keep_last_rows()
+    assert (folder(store) / "generations.jsonl").read_bytes() == b""
+    assert list(problems(store)) == []
+
+
+def test_killed_between_rows_and_texts_the_record_is_sound_and_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch):
+    where = keep(store, 3)
+
+    def killed(record: Record, name: str, points: range) -> None:
+        raise KeyboardInterrupt
+
+    with store.open(SPEC) as record:
+        monkeypatch.setattr(Record, "_cut_lines", killed)
+        with pytest.raises(KeyboardInterrupt):
+            record.keep_last_rows()
+        monkeypatch.undo()
+    assert kept_of(where) == ([2, 2], [0, 1, 2])
+    assert list(problems(store)) == []
+    let_go(store)
+    assert kept_of(where) == ([2, 2], [2])
+    assert read_run(where).points == [point(0), point(1), point(2)]
+
+
+@pytest.mark.parametrize("flushes", [0, 2], ids=["rows", "texts"])
+def test_a_disk_that_fills_while_rows_are_let_go_of_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch, flushes: int):
+    where, left = keep(store, 3), iter(range(flushes))
+
+    def full(path: Path) -> None:
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+
+    with store.open(SPEC) as record:
+        monkeypatch.setattr("harness.store.flush", full)
+        with pytest.raises(UsageError, match="no space is left on the disk of the results folder"):
+            record.keep_last_rows()
+        monkeypatch.undo()
+    assert len(list(where.iterdir())) == 4, "half a file takes no space"
+    assert kept_of(where) == ([2, 2] if flushes else [0, 0, 1, 1, 2, 2], [0, 1, 2])
+    assert read_run(where).points == [point(0), point(1), point(2)]
+    let_go(store)
+    assert kept_of(where) == ([2, 2], [2])
+
+
+def test_a_replay_that_differs_after_rows_were_let_go_of_begins_them_anew(store: Store):
+    where = keep(store, 3)
+    let_go(store)
+    with store.open(SPEC) as record:
+        record.keep_points(0)
+        for index in (0, 1):
+            record.add(point(index, "new"), table(index + 5), texts("new"))
+        record.write(result(status="done"))
+    assert kept_of(where) == ([0, 0, 1, 1], [0, 1])
+    assert list(problems(store)) == []
 
 
 # ---------------------------------------------------------------- refused records

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from harness.sweep import (
     run_all,
     run_tries,
 )
+from tests import records
 from tests.conftest import Bench
 from tests.nano_sweep import tries
 from tests.test_run import NORM, Calls, nudge, steps, tofus
@@ -126,7 +128,10 @@ def test_every_method_gets_the_same_number_of_tries_and_each_says_which_it_is():
     found = asked.tries()
     assert asked.count() == len(found) == 2 * 2 * 2 * 2
     trial = found[-1].trial
-    assert trial == Trial(index=1, tries=2, search="random", metric="selection_score", split="rows of tofu10 on mini@1, seed 3")
+    split = "all evaluated rows of tofu10 on mini@1, seed 3"
+    assert trial == Trial(index=1, tries=2, search="random", metric="selection_score", split=split)
+    limited = replace(asked, options=Options(limit=20)).tries()[-1].trial
+    assert limited == replace(trial, split="first 20 rows per split of tofu10 on mini@1, seed 3")
     assert SWEEP.tries()[0].trial is None, "nothing is chosen"
 
 
@@ -318,8 +323,9 @@ def test_the_best_is_what_the_metric_calls_better_and_what_broke_off_comes_last(
     bench: Bench, better: str, reference: float | None, order: list[float]
 ):
     settings, results = scored(bench, "mine", better, reference)
-    lines = text(sweep_table(settings, results, by="mine")).splitlines()
-    assert "mine" in lines[1], "what orders the table is in it"
+    title, _, headings, *lines = text(sweep_table(settings, results, by="mine")).splitlines()
+    assert title.strip() == "benchmark nano · model mini · seed 0"
+    assert "mine" in headings, "what orders the table is in it"
     rows = [line for line in lines if "fake" in line]
     assert [any(f" {s} " in row for s in [expected]) for row, expected in zip(rows, [*order, 0.19], strict=True)] == [True] * 4
     assert "failed" in rows[-1]
@@ -329,6 +335,57 @@ def test_a_metric_that_no_try_measured_orders_nothing_and_says_so(bench: Bench):
     settings, results = scored(bench, "mine", "higher")
     shown = text(sweep_table(settings, results, by="mien"))
     assert "no try measured 'mien'; in the order of the tries. Measured were: mine" in shown
+
+
+def swept(metrics: Sequence[str], *tries: dict[str, Any]) -> Any:
+    """Settings and results of made-up tries that measured these; method, seed and the like in capitals."""
+    results = []
+    for todo in tries:
+        spec = {key.lower(): value for key, value in todo.items() if key.isupper() and key != "STATUS"}
+        found = [records.number(metric, 1.23e-27 if metric == "forget_quality" else 0.123) for metric in metrics]
+        results.append(records.run(found, spec=spec, status=todo.get("STATUS", "done")))
+    return [{key: value for key, value in todo.items() if not key.isupper()} for todo in tries], results
+
+
+TUNING = ("selection_score", "forget_quality", "forget_quality_d", "forget_probability", "retain_probability")
+EVERYTHING = (*TUNING, "model_utility", "forget_rouge", "retain_rouge")
+
+
+@pytest.mark.parametrize(("metrics", "width"), [(TUNING, 80), (EVERYTHING, 100)], ids=["tuning", "everything"])
+def test_a_usual_sweep_is_one_table_with_every_metric_once(metrics: Sequence[str], width: int):
+    from rich.console import Console
+
+    console = Console(width=width, file=io.StringIO())
+    tries = [{"METHOD": "grad_diff", "lr": lr} for lr in (1.05e-4, 3e-4)]
+    console.print(sweep_table(*swept(metrics, *tries), by="selection_score"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [shown.count(word) for word in ("selection", "quality", "KS D", "run", "status", "seed")] == [1, 1, 1, 1, 0, 1]
+    assert shown.count("P retain") + shown.count("ROUGE retain") == 0, "utility and selection score contain them"
+    assert "P retain" in text(sweep_table(*swept(metrics, *tries), by="retain_probability")), "unless they are asked for"
+
+
+def test_every_setting_of_a_sweep_stands_under_its_own_name():
+    tries = [{"METHOD": "ga", "lr": 0.5, "epochs": 7}, {"METHOD": "kfade", "target_kl": 0.25}]
+    lines = text(sweep_table(*swept(TUNING, *tries))).splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("┃│").replace("┃", "│").split("│")] for line in lines if "┃" in line or "│" in line
+    ]
+    told = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert [(t["method"], t["lr"], t["epochs"], t["target_kl"]) for t in told] == [
+        ("ga", "0.5", "7", ""),
+        ("kfade", "", "", "0.25"),
+    ]
+
+
+def test_a_sweeps_table_shows_what_differs_and_says_the_rest_once():
+    same = text(sweep_table(*swept(TUNING, {"lr": 1}, {"lr": 2})))
+    assert same.startswith("benchmark tofu10 · model mini · seed 0")
+    differing = [{"BENCH": "tofu10", "SEED": 3}, {"BENCH": "tofu05", "SEED": 4, "STATUS": "failed"}]
+    title, _, headings, *rows = text(sweep_table(*swept(TUNING, *differing))).splitlines()
+    assert title.strip() == "model mini"
+    assert all(word in headings for word in ("benchmark", "seed", "status"))
+    assert all(word in rows[2] for word in ("tofu05", "4", "failed"))
+    assert "run" in text(sweep_table([], [])), "a sweep of nothing is an empty table"
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 160])
@@ -347,6 +404,38 @@ def test_no_number_is_cut_or_wrapped_on_a_narrow_terminal(width: int):
     assert max(map(len, shown.splitlines())) <= width
     assert shown.count("a title") == 1
     assert "…" not in shown
+
+
+def test_an_error_nobody_expected_stops_no_other_run_and_holds_no_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    seen: list[weakref.ref[Any]] = []
+    emptied: list[float] = []
+    error = {0.2: RuntimeError("a bug"), 0.3: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")}
+
+    def empty_cache() -> None:
+        emptied.append(sum(each() is None for each in seen) / len(seen))
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+
+    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+        mine = setting.model.lm_head.weight
+        held, _ = setting.cache.held("large", config.strength, lambda: torch.zeros(1))
+        seen.extend(map(weakref.ref, (mine, held)))
+        yield from steps(1)(setting, config)
+        if config.strength in error:
+            monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+            raise error.pop(config.strength)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    plans = [bench.plan(unlearn, [NORM], settings={"strength": s}) for s in (0.2, 0.3, 0.1)]
+    results = run_all(plans, bench.store, bench.cache)
+    assert [(r.status, len(r.points)) for r in results] == [("failed", 1), ("failed", 1), ("done", 1)]
+    assert emptied == [1.0, 1.0], "when the GPU's memory is given back, nothing holds any of it"
+    first, second = (bench.store.find(todo.spec) for todo in plans[:2])
+    assert [first, second] == results[:2]
+    assert results[0].error.startswith("RuntimeError: a bug\n")
+    assert results[1].error.startswith("fake ran out of memory on cpu. Try --dtype bfloat16, or fewer rows with --limit.\n")
+    assert all("tests/test_sweep.py:" in r.error for r in results[:2]), "the frames are kept"
 
 
 def test_a_run_that_is_refused_when_it_starts_stops_no_other(bench: Bench):

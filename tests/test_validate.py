@@ -71,6 +71,26 @@ def other_rows(where: Path) -> None:
     rows.assign(point=1).to_parquet(where / "per_example.parquet")
 
 
+def test_what_is_left_out_on_purpose_is_no_problem(store: Store):
+    where = folder(store)
+    for name in ("per_example.parquet", "generations.jsonl"):
+        (where / name).unlink()
+    assert list(problems(store)) == []
+    (where / "generations.jsonl").touch()
+    assert list(problems(store)) == [], "as of evaluators that have neither rows nor texts"
+
+
+def test_evaluators_that_ask_for_no_texts_need_none(store: Store):
+    where = folder(store)
+    told = json.loads((where / "run.json").read_text())
+    told["spec"]["evaluators"] = {"forget_quality": 1, "probability": 1, "of another time": 1}
+    (where / "run.json").write_text(json.dumps(told))
+    (where / "generations.jsonl").unlink()
+    moved = store.runs_folder / read_run(where).spec.folder
+    where.rename(moved)
+    assert list(problems(store)) == []
+
+
 @pytest.mark.parametrize(
     ("damage", "said", "unreadable"),
     [
@@ -82,7 +102,7 @@ def other_rows(where: Path) -> None:
         (lambda where: (where / "run.json").write_bytes(b"\xff\xfe"), "no UTF-8 text", True),
         (
             edit("run.json", lambda t: t.replace('"schema_version": 1', '"schema_version": 99')),
-            "written by a newer version of unlearning-harness (schema 99, this one reads up to 2); to read it, update to version",
+            f"written by a newer version of unlearning-harness (schema 99, this one reads up to {SCHEMA_VERSION}); to read it, update",
             False,
         ),
         (
@@ -102,6 +122,8 @@ def other_rows(where: Path) -> None:
         (lambda where: (where / "per_example.parquet").write_text("x"), "per_example.parquet: it cannot be read", False),
         (other_rows, "per_example.parquet: it lacks what belongs to points [0]", False),
         (other_rows, "per_example.parquet: it holds points [1], which are not listed", False),
+        (lambda where: (where / "generations.jsonl").unlink(), "generations.jsonl: it lacks what belongs to points [0]", False),
+        (edit("generations.jsonl", lambda t: ""), "generations.jsonl: it lacks what belongs to points [0]", False),
         (edit("generations.jsonl", lambda t: t[:-5]), "generations.jsonl: a line is no JSON of a text", False),
         (
             edit("generations.jsonl", lambda t: t.replace('"point": 0', '"point": 3')),
@@ -109,6 +131,7 @@ def other_rows(where: Path) -> None:
             False,
         ),
         (lambda where: (where / "notes.txt").write_text("x"), "notes.txt: no file of a record", False),
+        (lambda where: (where / "run.json.1.part").write_text("x"), "run.json.1.part: no file of a record", False),
         (lambda where: (where.parent / "x.json").write_text("{}"), "x.json belong to no run", False),
     ],
 )
