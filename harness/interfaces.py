@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -51,6 +51,16 @@ class Example:
     """What it should say."""
     tag: str = ""
     """Template text between the two that is scored too (`Answer: ` of ToFU's phi template, else empty)."""
+
+    ends: ClassVar[bool] = True
+    """Whether the end token follows, and is scored."""
+
+
+@dataclass(frozen=True)
+class Window(Example):
+    """A piece out of running text, its prompt empty: every token but the first is scored, and no end token follows."""
+
+    ends: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -459,13 +469,15 @@ class Needed:
     kind: Literal["data", "model", "tokenizer"]
     """What it is."""
     files: Sequence[str] = ()
-    """The files of a data set."""
+    """The files of a data set; `*` stands for any part of a name."""
     about: str = ""
     """Its format and size, for a reader."""
     gate: str = ""
     """The repository where its licence must be accepted before it can be fetched, if there is such a gate."""
     doubt: str = ""
     """What is not certain about it."""
+    hub_too: bool = False
+    """Whether a data set is asked of the hub where a data folder is given that does not hold it."""
 
 
 class Benchmark(Protocol):
