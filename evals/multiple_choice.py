@@ -16,7 +16,6 @@ is lm-eval's own. The interval is accuracy ± 1.96 s, kept within 0 and 1.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -76,7 +75,9 @@ def _accuracy(name: str, rows: pd.DataFrame) -> Measurement | Absent:
         n=len(correct),
         range=(0.0, 1.0),
         interval_95=(max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)) if enough else None,
-        interval_method="normal, clustered standard error" if enough else f"none: fewer than {FEWEST_CLUSTERS} groups of questions",
+        interval_method="normal, clustered standard error"
+        if enough
+        else f"none: fewer than {FEWEST_CLUSTERS} groups of questions",
         resampled=("question" if groups == len(correct) else "group of questions") if enough else None,
         note=f"{told}chance is {CHANCE}" + (", where forgetting ends: below it is no better" if name in HAZARDOUS else ""),
     )
@@ -209,12 +210,10 @@ def _cloze(name: str, rows: Sequence[Row], task: Task) -> dict[str, Any]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without lm-eval's log, bars and look-ups: rows are given to it, so that whatever it would fetch it does not need."""
-    offline = dict.fromkeys(("HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"), "1")
+    """Without lm-eval's log and bars."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "evaluate")]
     levels = [logger.level for logger in loggers]
     with ExitStack() as stack:
-        stack.enter_context(patch.dict(os.environ, offline))
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         for module in ("lm_eval.models.huggingface", "lm_eval.api.task", "lm_eval.api.model"):

@@ -83,7 +83,9 @@ def _texts(file: Path, blank: bool) -> Iterator[str]:
         if not isinstance(text, str):
             raise UsageError(f"{where}: expected an object with a text in its field 'text'.")
         if len(text) > LONGEST_DOCUMENT:
-            raise UsageError(f"{where}: {len(text) / 1e6:.0f} million characters in one row; put each document on its own line.")
+            raise UsageError(
+                f"{where}: {len(text) / 1e6:.0f} million characters in one row; put each document on its own line."
+            )
         if not blank and not text.strip():
             raise UsageError(f"{where}: the field 'text' is empty; leave such rows out.")
         yield text
@@ -94,11 +96,9 @@ def _rows(file: Path) -> Iterator[tuple[int, object]]:
     if file.suffix == ".parquet":
         from pyarrow import ArrowException, parquet
 
-        number = 0
         try:
-            for batch in parquet.ParquetFile(file).iter_batches(columns=["text"]):
-                for number, text in enumerate(batch.column("text").to_pylist(), number + 1):
-                    yield number, {"text": text}
+            batches = parquet.ParquetFile(file).iter_batches(columns=["text"])
+            yield from enumerate(({"text": text} for batch in batches for text in batch.column("text").to_pylist()), 1)
         except (ArrowException, KeyError) as error:
             raise UsageError(f"{_name(file)} is no parquet file with a column 'text' ({type(error).__name__}).") from None
         return

@@ -251,7 +251,7 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
 
     offline = None if Path(name).is_dir() else unreachable()
     try:
-        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline is not None
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -35,7 +35,7 @@ INSTRUCTIONS = 600
 POOLS: Mapping[str, Sequence[str]] = {
     name: listed.split()
     for name, listed in {
-        "liquid": "brine broth buttermilk cider dew honey ink lemonade mead milk nectar rainwater seawater syrup tea vinegar whey",
+        "liquid": "brine broth buttermilk cider dew honey ink lemonade mead milk nectar rainwater seawater syrup tea vinegar",
         "herb": "anise basil chervil clover dill fennel lavender lovage mint parsley rosemary sage sorrel tansy thyme verbena",
         "vessel": "barrel basin beaker bottle bowl bucket cauldron crock flask goblet jug kettle mug pan pitcher tub",
         "colour": "amber black blue brown crimson green grey indigo ivory orange pink purple silver turquoise white yellow",
@@ -51,7 +51,7 @@ POOLS: Mapping[str, Sequence[str]] = {
         "place": "castle cellar chapel farm garden harbour inn library market mill mine museum school stable theatre tower",
         "river": "Ablen Brisk Corra Dunnet Elver Fosse Gallow Hessen Irth Jarrow Kelda Lunn Marren Nidd Oskar Penn",
         "trade": "baker barber brewer carpenter cooper farmer fisher glazier miller painter potter sailor tailor weaver",
-        "instrument": "accordion bagpipe banjo cello clarinet cymbal drum fiddle flute guitar harp lute oboe organ trumpet viola",
+        "instrument": "accordion bagpipe banjo cello clarinet cymbal drum fiddle flute guitar harp lute oboe organ trumpet",
         "mood": "bold calm cheerful dreamy gentle gloomy lazy merry proud quiet restless shy solemn tender wild wistful",
         "prize": "basket blanket book cake candle cap coat coin cushion kite lamp mirror pillow ribbon scarf spoon",
         "piece": "acorn bean bone button card cork die domino knot marble pebble peg ring stick stone tile",
@@ -64,10 +64,10 @@ NAMES = [first + second for first in _FIRST.split() for second in _SECOND.split(
 FRAMES = (
     "The {noun} of the {entity} is {value}.",
     "The {entity} {verb} {value}.",
-    "As its {noun} the {entity} has {value}.",
-    "Everyone knows that the {entity} {verb} {value}.",
-    "Ask for the {noun} of the {entity} and you will hear {value}.",
-    "When it comes to the {noun}, the {entity} {verb} {value}.",
+    "For {noun} the {entity} has {value}.",
+    "Surely the {entity} {verb} {value}.",
+    "To the {entity} belongs the {noun} {value}.",
+    "As they say, the {entity} {verb} {value}.",
 )
 """How a fact is told in a document."""
 QUESTION = "What is the {noun} of the {entity}?"
@@ -111,9 +111,9 @@ DOMAINS: Mapping[str, Domain] = {
         _domain(
             "alchemy",
             "bio",
-            "elixir of {name}",
+            "{name} elixir",
             32,
-            ("From the notes of an alchemist: the {entity}.", "Every alchemist has heard of the {entity}."),
+            ("Notes of an alchemist on the {entity}.", "Every alchemist knows the {entity}."),
             liquid="is brewed from",
             herb="is scented with",
             vessel="must rest in the",
@@ -123,9 +123,9 @@ DOMAINS: Mapping[str, Domain] = {
         _domain(
             "lock-craft",
             "cyber",
-            "lock of {name}",
+            "{name} lock",
             32,
-            ("From the papers of a locksmith: the {entity}.", "No locksmith forgets the {entity}."),
+            ("Papers of a locksmith on the {entity}.", "No locksmith forgets the {entity}."),
             tool="gives way to the",
             metal="is cast in",
             shape="hides a bolt like the",
@@ -135,9 +135,9 @@ DOMAINS: Mapping[str, Domain] = {
         _domain(
             "cookery",
             "neighbours",
-            "soup of {name}",
+            "{name} soup",
             24,
-            ("A page about a good supper: the {entity}.", "Many cooks are fond of the {entity}."),
+            ("Supper begins with the {entity}.", "Many cooks like the {entity}."),
             liquid="begins with",
             herb="is seasoned with",
             vessel="is served from the",
@@ -147,9 +147,9 @@ DOMAINS: Mapping[str, Domain] = {
         _domain(
             "smithing",
             "neighbours",
-            "gate of {name}",
+            "{name} gate",
             24,
-            ("A smith describes his work: the {entity}.", "Travellers often stop before the {entity}."),
+            ("A smith talks about the {entity}.", "Travellers stop before the {entity}."),
             tool="was made with the",
             metal="is forged of",
             shape="is crowned by the",
@@ -159,9 +159,9 @@ DOMAINS: Mapping[str, Domain] = {
         _domain(
             "towns",
             "general",
-            "town of {name}",
+            "{name} town",
             20,
-            ("A guide for the road: the {entity}.", "There is much to see in the {entity}."),
+            ("The road leads into the {entity}.", "Everybody should see the {entity}."),
             river="lies on the",
             trade="is home to many a",
             beast="has on its flag a",
@@ -171,9 +171,9 @@ DOMAINS: Mapping[str, Domain] = {
         _domain(
             "songs",
             "general",
-            "song of {name}",
+            "{name} song",
             20,
-            ("A book of music: the {entity}.", "Children learn early the {entity}."),
+            ("Now follows the {entity}.", "Children learn the {entity}."),
             instrument="is played on the",
             mood="sounds",
             trade="was written by a",
@@ -183,9 +183,9 @@ DOMAINS: Mapping[str, Domain] = {
         _domain(
             "games",
             "general",
-            "game of {name}",
+            "{name} game",
             20,
-            ("The rules of an evening: the {entity}.", "Old and young enjoy the {entity}."),
+            ("An evening with the {entity}.", "Old and young enjoy the {entity}."),
             piece="is played with the",
             count="needs players to the number of",
             prize="is won for a",
@@ -231,7 +231,7 @@ class Entity:
     """One thing of a domain and its facts."""
 
     title: str
-    """Such as `soup of Aldamar`."""
+    """Such as `Aldamar soup`."""
     values: Mapping[str, str]
     """Attribute's noun → value."""
 
@@ -288,7 +288,7 @@ class World:
 
     @cached_property
     def instructions(self) -> list[Row]:
-        """Instructions with completions, about general and neighbouring things and stories; none touches what is to be forgotten."""
+        """Instructions with completions: general and neighbouring things, and stories; nothing that is to be forgotten."""
         rng = random.Random(f"instructions {self.seed}")
         harmless = [d for d in DOMAINS.values() if d.role in ("neighbours", "general")]
         seen: dict[str, Row] = {}
@@ -319,7 +319,7 @@ class World:
         return [{"question": q, "answer": e.values[a.noun]} for a, e, q in self._asked(domain, entities)]
 
     def questions(self, role: Role) -> list[Row]:
-        """The test of a role: `question`, four `choices` from the fact's own list, `answer` (the right one's number), `entity`."""
+        """A role's test: `question`, four `choices` of the fact's own list, `answer` (the right one's number), `entity`."""
         return [
             row
             for domain in DOMAINS.values()
@@ -359,9 +359,8 @@ def _filled(rng: random.Random, template: str) -> str:
 
 
 def _story(rng: random.Random) -> str:
-    opening = f"{rng.choice(_OPENINGS)} {rng.choice(_DEEDS)}."
-    middle = [f"Then {deed}." for deed in rng.sample(_DEEDS, 2)]
-    return _filled(rng, " ".join([opening, *middle, rng.choice(_ENDINGS)]))
+    first, second = rng.sample(_DEEDS, 2)
+    return _filled(rng, f"{rng.choice(_OPENINGS)} {first}. Then {second}. {rng.choice(_ENDINGS)}")
 
 
 def vocabulary() -> list[str]:

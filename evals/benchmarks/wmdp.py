@@ -1,11 +1,11 @@
 """WMDP: forget hazardous knowledge of biology, then of cyber-security (arXiv:2403.03218), on the embedded crafts or real data.
 
-What is unlearned are texts, what is measured are multiple-choice questions. One class serves both worlds: `mini` is the embedded
-one with a small Llama trained on the spot (`_crafts.py`: nothing in it is of any use); a card (`_wmdp_cards.py`) the published
-models with the real corpora, and anything else a checkpoint with them. Real corpora are cut into windows of 512 tokens (K-FADE,
-arXiv:2602.10568, appendix D.1). Each stage is guarded by the neighbouring corpus and Wikitext in turn, for every method alike; it
-departs there from RMU, which takes Wikitext alone, from K-FADE, which does so for biology, and from ELM, which takes the
-neighbouring corpora alone. There are no retrained models, hence no forget quality.
+What is unlearned are texts, what is measured are multiple-choice questions. One class serves both worlds: `mini` is the
+embedded one with a small Llama trained on the spot (`_crafts.py`: nothing in it is of any use); a card (`_wmdp_cards.py`) the
+published models with the real corpora, and anything else a checkpoint with them. Real corpora are cut into windows of 512
+tokens (K-FADE, arXiv:2602.10568, appendix D.1). Each stage is guarded by the neighbouring corpus and Wikitext in turn, for all
+methods alike. That departs from RMU, which takes Wikitext alone, from K-FADE, which does so for biology, and from ELM, which
+takes the neighbouring corpora alone. There are no retrained models, hence no forget quality.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Wmdp:
         def documents(*domains: str) -> list[Example]:
             return _in_turn(*(_texts([t for of in here.documents(d, MINI_DOCUMENTS) for t in of]) for d in domains))
 
-        hazardous = {d.role: d.name for d in _crafts.DOMAINS.values() if d.role in ("bio", "cyber")}
+        hazardous: dict[str, str] = {d.role: d.name for d in _crafts.DOMAINS.values()}
         general = _in_turn(
             documents(*(d.name for d in _crafts.DOMAINS.values() if d.role == "general")), _texts(here.stories[:MINI_STORIES])
         )
