@@ -74,33 +74,48 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
     Raises:
         UsageError: if there is no such file, saying where it was looked for; if it is behind a licence gate, saying so.
     """
-    if data_dir is not None and (found := _matching(data_dir / dataset, patterns)):
+    if data_dir is not None and (found := matching(data_dir / dataset, patterns)):
         return found
+    if folder := cached_snapshot(dataset, patterns):
+        return matching(folder, patterns)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     from harness.hub import unreachable
     from harness.models import gated
 
-    offline, why = unreachable(), "it holds no such file"
-    try:
-        folder = snapshot_download(
-            dataset, repo_type="dataset", allow_patterns=list(patterns), local_files_only=offline is not None
-        )
-        if found := _matching(Path(folder), patterns):
-            return found
-    except GatedRepoError:
-        why = gated(dataset).rstrip(".")
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        why = offline or type(error).__name__
+    why = unreachable()
+    if not why:
+        try:
+            folder = Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=list(patterns)))
+            if found := matching(folder, patterns):
+                return found
+            why = "it holds no such file"
+        except GatedRepoError:
+            why = gated(f"datasets/{dataset}").rstrip(".")
+        except (HfHubHTTPError, OSError) as error:
+            why = type(error).__name__
     looked = f"is not in the data folder {data_dir}, and " if data_dir else ""
     raise UsageError(
-        f"{dataset}/{patterns[0]} {looked}could not be fetched from the hub ({offline or why}). Give --data-dir DIR (or "
+        f"{dataset}/{patterns[0]} {looked}could not be fetched from the hub ({why}). Give --data-dir DIR (or "
         f"HARNESS_DATA) with DIR/{dataset}/{patterns[-1]}, or take the embedded model: --model mini."
     )
 
 
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+def cached_snapshot(dataset: str, patterns: Sequence[str]) -> Path | None:
+    """The folder of the hub's local cache that holds files of a data set that fit one of some patterns, if any does."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(dataset, repo_type="dataset", local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return folder if matching(folder, patterns) else None
+
+
+def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder that fit the first of some patterns that fits any, sorted."""
     return next((found for pattern in patterns if (found := sorted(f for f in folder.glob(pattern) if f.is_file()))), [])
 
 

@@ -469,7 +469,9 @@ class Needed:
     kind: Literal["data", "model", "tokenizer"]
     """What it is."""
     files: Sequence[str] = ()
-    """The files of a data set; `*` stands for any part of a name."""
+    """The files of a data set."""
+    any_of: Sequence[str] = ()
+    """Forms its files may have instead, `*` standing for any part of a name; one is enough, the last is one's own."""
     about: str = ""
     """Its format and size, for a reader."""
     gate: str = ""

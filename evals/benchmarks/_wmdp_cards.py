@@ -6,8 +6,6 @@ Ids and sizes are taken from the hub's own pages. Nothing here is downloaded bef
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
 from harness.models import ModelCard
 
 CARDS = {
@@ -48,7 +46,7 @@ CORPORA = {
     "bio-forget": DataCard(
         "cais/wmdp-bio-forget-corpus",
         ("data/*.parquet", "**/*.parquet", "*.jsonl"),
-        "some 24,500 papers",
+        "some 24,500 papers; any JSON-lines file with a field 'text' serves as well",
         gate="datasets/cais/wmdp-bio-forget-corpus",
         of_document=4,
     ),
@@ -76,9 +74,6 @@ CORPORA = {
 }
 """Name → corpus; each a row a document in a field `text`. Of the parquet forms the hub's, of the JSON-lines forms one's own."""
 
-LOCAL_BIO = ("bio-forget-corpus.jsonl", "bio_remove_dataset.jsonl", "bio-remove-dataset.jsonl")
-"""Names that the gated corpus has in public code; looked for in the data folder's `cais/wmdp-corpora` too."""
-
 QUESTIONS = {
     name: DataCard(
         "cais/wmdp", (f"wmdp-{name}/test*.parquet", f"wmdp-{name}/test*.jsonl", f"wmdp-{name}.jsonl"), f"{n:,} questions, MIT"
@@ -88,5 +83,3 @@ QUESTIONS = {
 MMLU = DataCard("cais/mmlu", ("*/test*.parquet", "*/test*.jsonl"), "14,042 questions of 57 subjects, MIT")
 NOT_SUBJECTS = ("all", "auxiliary_train")
 """Folders of MMLU that are no subjects."""
-
-Split = Literal["bio", "cyber"]

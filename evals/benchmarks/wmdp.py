@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import _crafts
-from evals.benchmarks._wmdp_cards import CARDS, CORPORA, LOCAL_BIO, MMLU, NOT_SUBJECTS, QUESTIONS, DataCard
+from evals.benchmarks._wmdp_cards import CARDS, CORPORA, MMLU, NOT_SUBJECTS, QUESTIONS, DataCard
 from harness.cache import digest, file_digest
 from harness.corpora import Corpus, Windows
 from harness.data import dataset_files, fingerprint, read_rows
@@ -62,8 +62,9 @@ TEMPLATES = {
 
 # ---------------------------------------------------------------- the model trained on the spot
 
-MINI_SHAPE = Architecture(hidden_size=192, layers=3, intermediate_size=512, max_positions=128)
-MINI_TRAINING = Recipe(epochs=19, batch_size=16, lr=2e-3, threads=2, tokens_at_once=4096)
+# Chosen by measurement on two CPU cores: accuracy rises from chance to .9 between the third and the sixth epoch.
+MINI_SHAPE = Architecture(hidden_size=192, layers=2, intermediate_size=576, max_positions=128, initializer_range=0.04)
+MINI_TRAINING = Recipe(epochs=9, batch_size=16, lr=2e-3, threads=2, tokens_at_once=4096)
 MINI_DRAWN = {"documents": 3, "stories": 80, "instructions": 120}
 """Texts drawn anew each epoch: descriptions of each entity, stories and instructions in all."""
 MINI_DOCUMENTS = 3
@@ -122,7 +123,7 @@ class Wmdp:
 
     version = 1
     models: Mapping[str, str] = {
-        "mini": "the embedded crafts and a 1.4 M-parameter Llama trained on the spot; mini@K for world seed K",
+        "mini": "the embedded crafts and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K",
         **{name: card.about for name, card in CARDS.items()},
         "<hub id or folder>": "any checkpoint, with the real corpora and questions",
     }
@@ -169,7 +170,7 @@ class Wmdp:
             return []
         parts = [CORPORA[name] for stage in self.stages for name in (f"{stage}-forget", f"{stage}-retain")]
         data = [
-            Needed(part.id, "data", part.files, part.about, part.gate, hub_too=True)
+            Needed(part.id, "data", (), part.about, part.gate, any_of=part.files, hub_too=True)
             for part in (*parts, CORPORA["wikitext"], *QUESTIONS.values(), MMLU)
         ]
         if model not in CARDS:
@@ -298,10 +299,6 @@ def _numbered(rows: Sequence[Row], cluster: str = "") -> list[dict[str, Any]]:
 
 def _corpus_files(name: str, data_dir: Path | None) -> tuple[Path, ...]:
     card = CORPORA[name]
-    if name == "bio-forget" and data_dir is not None:
-        for local in LOCAL_BIO:
-            if (file := data_dir / CORPORA["bio-retain"].id / local).is_file():
-                return (file,)
     return tuple(dataset_files(card.id, card.files, data_dir))
 
 
