@@ -157,13 +157,13 @@ def test_what_is_no_document_is_refused_with_its_line(tokenizer, tmp_path, row, 
 
 
 def test_empty_and_foreign_files_are_refused(tokenizer, tmp_path):
-    with pytest.raises(UsageError, match="empty.jsonl holds no text"):
+    with pytest.raises(UsageError, match=r"empty.jsonl holds no text"):
         list(corpus(written(tmp_path, name="empty.jsonl")).cut(tokenizer, SIZE))
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UsageError, match="x.parquet is no parquet file"):
+    with pytest.raises(UsageError, match=r"x.parquet is no parquet file"):
         list(corpus(tmp_path / "x.parquet").cut(tokenizer, SIZE))
     (tmp_path / "latin.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
-    with pytest.raises(UsageError, match="latin.jsonl is no UTF-8 text"):
+    with pytest.raises(UsageError, match=r"latin.jsonl is no UTF-8 text"):
         list(corpus(tmp_path / "latin.jsonl").cut(tokenizer, SIZE))
 
 
