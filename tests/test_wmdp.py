@@ -11,11 +11,13 @@ import pytest
 
 from evals.benchmarks import wmdp
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA
-from harness.cache import digest
+from harness.cache import Cache, digest
 from harness.corpora import Windows
 from harness.doctor import examine
 from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, Options, Window
+from harness.run import execute, plan
+from harness.store import Store
 from tests.conftest import Nano
 
 BIO = "cais/wmdp-bio-forget-corpus/papers.jsonl"
@@ -221,6 +223,41 @@ def test_an_empty_document_is_refused_before_a_model_is_loaded(nano: Nano, folde
     found = task("wmdp-bio", str(nano.folder()), data_dir=folder({BIO: [{"text": "fine"}, {"text": ""}]}))
     with pytest.raises(UsageError, match=r"papers.jsonl, line 2: the field 'text' is empty"):
         len(found.stages[0].forget)
+
+
+@pytest.mark.parametrize("method", ["grad_diff", "kfade"])
+def test_a_run_on_a_checkpoint_measures_by_lm_evals_own_tasks(nano: Nano, folder: Folder, tmp_path: Path, method: str):
+    settings = {"step_size": 0.1} if method == "kfade" else {"epochs": 1}
+    options = Options(data_dir=folder(), points="last")
+    result = execute(plan("wmdp", str(nano.folder()), method, settings, options), Store(tmp_path), Cache(tmp_path / "cache"))
+    assert result.status == "done"
+    assert list(result.arms) == ["untouched"]
+    found = {m.metric: m for m in result.points[-1].measurements}
+    assert {name: m.n for name, m in found.items()} == {
+        "bio_accuracy": 6,
+        "cyber_accuracy": 6,
+        "chem_accuracy": 6,
+        "mmlu_accuracy": 8,
+    }
+    assert {name for name, m in found.items() if m.better == "lower"} == {"bio_accuracy", "cyber_accuracy", "chem_accuracy"}
+
+
+def test_a_mini_model_that_was_saved_is_asked_what_it_was_trained_on(nano: Nano, tmp_path: Path):
+    import shutil
+
+    saved = shutil.copytree(nano.folder(), tmp_path / "saved")
+    for bench, other in (("wmdp-bio", "tofu10"), ("tofu10", "wmdp")):
+        (saved / "harness.json").write_text(json.dumps({"model": "mini@2", "bench": bench}))
+        found = task(bench, str(saved), limit=2)
+        assert found.family == "mini"
+        assert found.questions == task(bench, "mini@2", limit=2).questions
+        with pytest.raises(UsageError, match="asks about other things"):
+            task(other, str(saved))
+
+
+def test_there_is_one_set_of_definitions():
+    with pytest.raises(UsageError, match="wmdp has one set of definitions"):
+        task("wmdp", "mini", variant="open-unlearning")
 
 
 # ---------------------------------------------------------------- doctor

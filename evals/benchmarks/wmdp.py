@@ -148,6 +148,8 @@ class Wmdp:
         """Read the data and name the sources; see `harness.interfaces.Benchmark.task`."""
         if options.reference is not None:
             self.read_log(options.reference)
+        if options.variant != "original":
+            raise UsageError(f"{self.name} has one set of definitions; leave out --variant {options.variant}.")
         family, at, suffix = model.partition("@")
         if family == "mini":
             if at and not suffix.isdecimal():
@@ -221,8 +223,13 @@ class Wmdp:
 
     def _checkpoint(self, model: str, options: Options) -> Task:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
-        family = str(read_sidecar(source.folder).get("model", ""))
+        about = read_sidecar(source.folder)
+        family = str(about.get("model", ""))
         if family.partition("@")[0] == "mini":
+            if about.get("bench") not in STAGES:
+                raise UsageError(
+                    f"{source.folder} holds a mini model of another benchmark; {self.name} asks about other things."
+                )
             task = self.task(family, options)
             return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
         return self._real(model, options, {"base": source}, TEMPLATES["plain"], ())
