@@ -226,7 +226,7 @@ class Wmdp:
         about = read_sidecar(source.folder)
         family = str(about.get("model", ""))
         if family.partition("@")[0] == "mini":
-            if about.get("bench") not in STAGES:
+            if str(about.get("bench")) not in STAGES:
                 raise UsageError(
                     f"{source.folder} holds a mini model of another benchmark; {self.name} asks about other things."
                 )
