@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -34,8 +35,8 @@ HAZARDOUS = ("bio", "cyber", "chem")
 """Question sets that an unlearned model should answer no better than by chance."""
 FEWEST_CLUSTERS = 5
 """Under this many groups of questions there is no interval."""
-QUESTIONS_AT_ONCE = {"small": 128, "large": 8}
-"""Choices that go through the model together, up to and from `LARGE` parameters."""
+CHOICES_AT_ONCE, AT_ONCE_IF_LARGE = 128, 8
+"""Choices that go through the model together; fewer from `LARGE` parameters on, since logits are kept for every token."""
 LARGE = 100_000_000
 
 
@@ -143,9 +144,9 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        size = "large" if setting.model.num_parameters() >= LARGE else "small"
+        at_once = AT_ONCE_IF_LARGE if setting.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
         # A copy, since lm-eval gives a tokenizer without padding one.
-        lm = HFLM(setting.model, tokenizer=copy.deepcopy(setting.tokenizer), batch_size=QUESTIONS_AT_ONCE[size])
+        lm = HFLM(setting.model, tokenizer=copy.deepcopy(setting.tokenizer), batch_size=at_once)
         manager = TaskManager(include_path=_task_folders(), include_defaults=False)
         named = [name for name in tasks if name in manager.all_subtasks]
         specs: list[Any] = [_cloze(name, rows, setting.task) for name, rows in tasks.items() if name not in named]
@@ -210,14 +211,14 @@ def _cloze(name: str, rows: Sequence[Row], task: Task) -> dict[str, Any]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without lm-eval's log and bars."""
+    """Without lm-eval's log, and with one bar like this project's others in place of its own."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "evaluate")]
     levels = [logger.level for logger in loggers]
     with ExitStack() as stack:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        for module in ("lm_eval.models.huggingface", "lm_eval.api.task", "lm_eval.api.model"):
-            stack.enter_context(patch(f"{module}.tqdm", _no_bar))
+        for module, hide in (("lm_eval.models.huggingface", False), ("lm_eval.api.task", True), ("lm_eval.api.model", True)):
+            stack.enter_context(patch(f"{module}.tqdm", partial(_bar, hide=hide)))
         try:
             yield
         finally:
@@ -225,7 +226,8 @@ def _quietly() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _no_bar(*args: Any, **options: Any) -> Any:
+def _bar(*args: Any, hide: bool, **options: Any) -> Any:
     from tqdm import tqdm
 
-    return tqdm(*args, **{**options, "disable": True})
+    ours = {"disable": True} if hide else {"desc": "multiple choice", "unit": "choice", "delay": 2, "leave": False}
+    return tqdm(*args, **{**{k: v for k, v in options.items() if k != "disable"}, **ours})
