@@ -273,17 +273,13 @@ def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_j
     """Several methods in turn, and one table of them all at the end."""
     from harness.cache import Cache
     from harness.differences import differences
-    from harness.report import comparison, number, stdout
+    from harness.report import comparison, in_short, stdout
     from harness.store import to_json
-    from harness.sweep import last_value, run_all
+    from harness.sweep import run_all
 
     def told(result: RunResult) -> None:
         if not quiet and not as_json:
-            value = last_value(result, "forget_quality"), last_value(result, "model_utility")
-            stdout().print(
-                f"{result.spec.method}: {result.status}, forget quality {number(value[0])}, utility {number(value[1])}",
-                highlight=False,
-            )
+            stdout().print(f"{result.spec.method}: {result.status}, {in_short(result)}", highlight=False)
 
     results = run_all(plans, store, Cache(), force, told)
     if as_json:

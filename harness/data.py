@@ -63,8 +63,64 @@ def dataset_file(dataset: str, name: str, data_dir: Path | None) -> Path:
         ) from error
 
 
+def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) -> list[Path]:
+    """The files of a part of a data set: in the data folder if it holds any, else fetched from the hub (or its local cache).
+
+    Args:
+        dataset: the hub id, such as `cais/wmdp`.
+        patterns: forms its name may have there, such as `wmdp-bio/test*`; the first one that fits any file is taken.
+        data_dir: a folder laid out by hub id, or None.
+
+    Raises:
+        UsageError: if there is no such file, saying where it was looked for; if it is behind a licence gate, saying so.
+    """
+    if data_dir is not None and (found := matching(data_dir / dataset, patterns)):
+        return found
+    if folder := cached_snapshot(dataset, patterns):
+        return matching(folder, patterns)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    from harness.hub import unreachable
+    from harness.models import gated
+
+    why = unreachable()
+    if not why:
+        try:
+            folder = Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=list(patterns)))
+            if found := matching(folder, patterns):
+                return found
+            why = "it holds no such file"
+        except GatedRepoError:
+            why = gated(f"datasets/{dataset}").rstrip(".")
+        except (HfHubHTTPError, OSError) as error:
+            why = type(error).__name__
+    looked = f"is not in the data folder {data_dir}, and " if data_dir else ""
+    raise UsageError(
+        f"{dataset}/{patterns[0]} {looked}could not be fetched from the hub ({why}). Give --data-dir DIR (or "
+        f"HARNESS_DATA) with DIR/{dataset}/{patterns[-1]}, or take the embedded model: --model mini."
+    )
+
+
+def cached_snapshot(dataset: str, patterns: Sequence[str]) -> Path | None:
+    """The folder of the hub's local cache that holds files of a data set that fit one of some patterns, if any does."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(dataset, repo_type="dataset", local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return folder if matching(folder, patterns) else None
+
+
+def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder that fit the first of some patterns that fits any, sorted."""
+    return next((found for pattern in patterns if (found := sorted(f for f in folder.glob(pattern) if f.is_file()))), [])
+
+
 def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]:
-    """The rows of a JSON-lines file (or of one JSON list), with the fields they must have.
+    """The rows of a JSON-lines file (or of one JSON list, or of a parquet file), with the fields they must have.
 
     Args:
         path: the file.
@@ -73,17 +129,8 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]
     Raises:
         UsageError: naming the file, the line and the field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{_name(path)} is no UTF-8 text (byte {error.start}).") from None
-    lines: Iterable[tuple[int, Any]]
-    if text.lstrip().startswith("["):
-        lines = enumerate(_json(text, path, 1), start=1)
-    else:
-        lines = ((n, _json(line, path, n)) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
     rows = []
-    for number, row in lines:
+    for number, row in _lines(path):
         if not isinstance(row, dict):
             raise UsageError(f"{_name(path)}, line {number}: expected an object, found {type(row).__name__}.")
         for field, kind in fields.items():
@@ -100,6 +147,23 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]
     if not rows:
         raise UsageError(f"{_name(path)} is empty.")
     return rows
+
+
+def _lines(path: Path) -> Iterable[tuple[int, Any]]:
+    if path.suffix == ".parquet":
+        from pyarrow import ArrowException, parquet
+
+        try:
+            return list(enumerate(parquet.read_table(path).to_pylist(), start=1))
+        except ArrowException as error:
+            raise UsageError(f"{_name(path)} is no parquet file ({type(error).__name__}).") from None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{_name(path)} is no UTF-8 text (byte {error.start}).") from None
+    if text.lstrip().startswith("["):
+        return enumerate(_json(text, path, 1), start=1)
+    return ((n, _json(line, path, n)) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
 def _json(text: str, path: Path, number: int) -> Any:
@@ -128,7 +192,7 @@ class Encoded:
 
 
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[Encoded]:
-    """Each example's tokens: special tokens as the tokenizer adds them, the end token last.
+    """Each example's tokens: special tokens as the tokenizer adds them, the end token last (but for a `Window`).
 
     A text of `max_length` tokens or more is cut there and loses its end token, as ToFU's is.
 
@@ -143,7 +207,7 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
     encoded = []
     for example, ids in zip(examples, texts, strict=True):
         prompt = prompts[example.prompt]
-        ids = [*ids, tokenizer.eos_token_id][:max_length]
+        ids = [*ids, *([tokenizer.eos_token_id] if example.ends else [])][:max_length]
         if len(ids) <= len(prompt):
             raise UsageError(f"no answer is left within {max_length} tokens of '{example.prompt[:60]}…'.")
         encoded.append(Encoded(ids, len(prompt)))

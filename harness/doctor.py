@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.data import cached_snapshot, matching
 from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, Needed, Options
 
@@ -17,6 +18,7 @@ TESTED = {
     "torch": ("2.11", "2.13"),
     "transformers": ("5.17", "5.23"),
     "curvlinops-for-pytorch": ("3.0.1", "3.0"),
+    "lm-eval": ("0.4.13", "0.4.13"),
     "scipy": ("1.14", "1.17"),
     "pandas": ("2.2", "3.1"),
 }
@@ -131,7 +133,7 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
         else:
             found = f"{source.identity.get('kind')}: {source.identity.get('id', getattr(source, 'name', model))}"
         findings.append(Finding(f"model {name}", found))
-    if not task.references:
+    if not task.references and any(e.name == "forget_quality" for e in task.evaluators):
         findings.append(Finding("references", "none: forget quality will be absent; give --reference LOG"))
     return findings
 
@@ -149,18 +151,19 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
     # A data set is read from the data folder alone where one is given; checkpoints may come from either place.
     if _in_data_folder(needed, data_dir):
         return Finding(what, f"in the data folder{about}.{doubt}")
-    if data_dir is None or needed.kind != "data":
+    files = ", ".join(_missing(needed, data_dir)) if needed.kind == "data" else "its files"
+    where = f"put {files} into {data_dir or 'DIR'}/{needed.id}/" + ("" if data_dir else " and pass --data-dir DIR")
+    if data_dir is None or needed.kind != "data" or needed.hub_too:
         if _in_hub_cache(needed):
             return Finding(what, f"in the hub's local cache{about}.{doubt}")
         if needed.gate and not get_token():
-            return Finding(what, f"missing{about}: {gated(needed.gate)}{doubt}", fine=False)
+            local = f" Or {where}." if needed.kind == "data" else ""
+            return Finding(what, f"missing{about}: {gated(needed.gate)}{local}{doubt}", fine=False)
         if not (offline := unreachable()):
             return Finding(what, f"not here yet{about}; the hub is asked for it when it is first used.{doubt}")
     else:
         offline = ""
-    files = ", ".join(_missing(needed, data_dir)) if needed.kind == "data" else "its files"
     why = f"{offline}; " if offline else ""
-    where = f"put {files} into {data_dir or 'DIR'}/{needed.id}/" + ("" if data_dir else " and pass --data-dir DIR")
     return Finding(what, f"missing{about}: {why}{where}.{doubt}", fine=False)
 
 
@@ -174,7 +177,10 @@ def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
 
 
 def _missing(needed: Needed, data_dir: Path | None) -> list[str]:
-    return [file for file in needed.files if data_dir is None or not (data_dir / needed.id / file).is_file()]
+    missing = [file for file in needed.files if data_dir is None or not (data_dir / needed.id / file).is_file()]
+    if needed.any_of and (data_dir is None or not matching(data_dir / needed.id, needed.any_of)):
+        missing.append(needed.any_of[-1])
+    return missing
 
 
 def _has_weights(folder: Path) -> bool:
@@ -191,7 +197,8 @@ def _in_hub_cache(needed: Needed) -> bool:
         return Path(found) if isinstance(found, str) else None
 
     if needed.kind == "data":
-        return all(cached(file) for file in needed.files)
+        folder = cached_snapshot(needed.id, needed.any_of) if needed.any_of else None
+        return all(cached(file) for file in needed.files) and (not needed.any_of or folder is not None)
     if needed.kind == "tokenizer":
         return any(cached(file) for file in TOKENIZER_FILES)
     config = cached("config.json")

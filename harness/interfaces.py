@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -51,6 +51,16 @@ class Example:
     """What it should say."""
     tag: str = ""
     """Template text between the two that is scored too (`Answer: ` of ToFU's phi template, else empty)."""
+
+    ends: ClassVar[bool] = True
+    """Whether the end token follows, and is scored."""
+
+
+@dataclass(frozen=True)
+class Window(Example):
+    """A piece out of running text, its prompt empty: every token but the first is scored, and no end token follows."""
+
+    ends: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -499,6 +509,10 @@ class Needed:
     """The repository where its licence must be accepted before it can be fetched, if there is such a gate."""
     doubt: str = ""
     """What is not certain about it."""
+    any_of: Sequence[str] = ()
+    """Forms that a data set's files may have instead (`*`: any part of a name); one is enough, the last is one's own."""
+    hub_too: bool = False
+    """Whether a data set is asked of the hub where a data folder is given that does not hold it."""
 
 
 class Benchmark(Protocol):

@@ -37,16 +37,18 @@ ALL_GPUS = "cuda:all"
 _PADDING = {"<pad>", "[PAD]"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """A published model that a benchmark unlearns from, and the models retrained without the forget set."""
+    """A published model that a benchmark unlearns from, and what was made of it: retrained models, unlearned ones."""
 
     about: str
     """One line for a listing."""
     base: str
     """Hub id of the model that knows everything."""
-    retain: str
-    """Hub id of the retrained models, `{split}` standing for `retain90` and so on."""
+    retain: str = ""
+    """Hub id of the retrained models, `{split}` standing for `retain90` and so on; empty where there are none."""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Published unlearned models: name of the source, such as `checkpoint-rmu` → hub id."""
     tokenizer: str
     """Hub id of the tokenizer."""
     template: str
@@ -55,7 +57,7 @@ class ModelCard:
     """How many weights it has."""
     base_bytes: int
     """What the weights of `base` take on disk."""
-    retain_bytes: int
+    retain_bytes: int = 0
     """What those of one retrained model take."""
     format: Literal["safetensors", ".bin"]
     """How the weights are stored."""
@@ -127,6 +129,16 @@ class CheckpointSource:
                 raise
             raise UsageError(f"{error} Mind that {self.doubt}.") from error
 
+    def tokens(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone.
+
+        Raises:
+            UsageError: as `load` does.
+        """
+        if self._tokenizer_here:
+            return load_tokenizer(self._tokenizer_here, None, self.trust_remote_code)
+        return load_tokenizer(self._here, self.revision, self.trust_remote_code)
+
     def seconds(self, cache: Cache) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
         return None
@@ -186,7 +198,7 @@ def load_checkpoint(
 
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a bar for each of many small files says nothing
@@ -194,15 +206,7 @@ def load_checkpoint(
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise UsageError(f"there is no checkpoint folder {name}.")
     offline = None if all(Path(place).is_dir() for place in (name, tokenizer or name)) else unreachable()
-    try:
-        loaded_tokenizer = AutoTokenizer.from_pretrained(
-            tokenizer or name,
-            revision=None if tokenizer else revision,
-            trust_remote_code=trust_remote_code,
-            local_files_only=offline is not None,
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise _refusal(tokenizer or name, "tokenizer", error, offline) from error
+    loaded_tokenizer = load_tokenizer(tokenizer or name, None if tokenizer else revision, trust_remote_code)
     if len(loaded_tokenizer) <= len(loaded_tokenizer.all_special_tokens):
         raise UsageError(f"the checkpoint {name} has no tokenizer files (tokenizer.json or tokenizer.model).")
     try:
@@ -235,6 +239,23 @@ def load_checkpoint(
     if device != ALL_GPUS:
         model.to(device)  # type: ignore[arg-type]
     return model.eval(), loaded_tokenizer
+
+
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer from the hub or a folder.
+
+    Raises:
+        UsageError: for one that is not there, or asks for remote code.
+    """
+    from transformers import AutoTokenizer
+
+    offline = None if Path(name).is_dir() else unreachable()
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline is not None
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise _refusal(name, "tokenizer", error, offline) from error
 
 
 def placement(model: PreTrainedModel) -> str:

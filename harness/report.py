@@ -163,18 +163,20 @@ def comparison(results: Sequence[RunResult], differing: Sequence[Difference] = (
     """
     first = next((result for result in results if result.arms), results[0])
     spec = first.spec
-    headings = [f"{name} {arrow}".strip() for name, arrow in _COMPARED.values()]
+    shown = _shown(results)
+    oracle = ["best on the way*"] if "forget_quality" in shown else []
     title = f"{spec.bench} · model {spec.model} · seed {spec.seed}"
-    table = Columns(("", *headings, "best on the way*", "time", "memory"), title)
+    table = Columns(("", *(f"{name} {arrow}".strip() for name, arrow in shown.values()), *oracle, "time", "memory"), title)
     rows = [(result.spec.method, measurements(result.points[-1].measurements), result) for result in results if result.points]
     for arm, found in first.arms.items():
-        table.add_row(arm, *_compared(measurements(found)), "", "", "", style="dim")
+        table.add_row(arm, *_compared(measurements(found), shown), *("" for _ in oracle), "", "", style="dim")
     table.sections.append(len(table.rows))
     for method, values, result in rows:
         phase = result.costs.get("unlearning")
         cost = (f"{phase.full_seconds:.1f} s", f"{phase.peak_bytes / 2**30:.2f} GiB") if phase else ("–", "–")
         style = None if result.status == "done" else "red"
-        table.add_row(method, *_compared(values), _best(result.points), *cost, style=style)
+        best = [_best(result.points) for _ in oracle]
+        table.add_row(method, *_compared(values, shown), *best, *cost, style=style)
     for result in results:
         if not result.points:
             table.add_row(result.spec.method, result.status, *[""] * (len(table.headings) - 2), style="red")
@@ -186,10 +188,13 @@ def comparison(results: Sequence[RunResult], differing: Sequence[Difference] = (
             f"KS distances at or under {number(distance.floor)} are ties: two retrained models differ by as much. In brackets: "
             "forget quality against each retrained model; utility's 95 % interval, by author. → is best closest to retrained."
         )
-    notes.append(
-        "* the point with the largest forget quality × utility, found by looking at the rows that are reported (an oracle): "
-        "its step, forget quality, utility"
-    )
+    if shown is not _COMPARED:
+        notes.append("In brackets: the 95 % interval.")
+    if oracle:
+        notes.append(
+            "* the point with the largest forget quality × utility, found by looking at the rows that are reported (an "
+            "oracle): its step, forget quality, utility"
+        )
     notes.append("settings: " + "; ".join(sorted({r.selection.replace(f" of {r.spec.method} ", " ") for r in results})))
     notes += [f"note: {note}" for note in first.notes]
     if differing:
@@ -231,9 +236,18 @@ _COMPARED = {
 }
 
 
-def _compared(values: Values) -> list[str]:
+def _shown(results: Sequence[RunResult]) -> Mapping[str, tuple[str, str]]:
+    """The metrics that are compared, with heading and arrow: those above, or all that were measured where none of them was."""
+    measured = {m.metric: m for r in results for point in r.points[-1:] for m in point.measurements}
+    if not measured or measured.keys() & _COMPARED.keys():
+        return _COMPARED
+    arrows = {m: _ARROWS[v.better][0] if isinstance(v, Measurement) and v.better else "" for m, v in measured.items()}
+    return {metric: (metric.replace("_", " "), arrow) for metric, arrow in arrows.items()}
+
+
+def _compared(values: Values, shown: Iterable[str]) -> list[str]:
     cells = []
-    for metric in _COMPARED:
+    for metric in shown:
         found = values.get(metric)
         if not isinstance(found, Measurement):
             cells.append("absent" if found else "–")
@@ -242,7 +256,7 @@ def _compared(values: Values) -> list[str]:
         if metric == "forget_quality" and found.across_references:
             low, high = found.across_references
             text += f"\n({number(low, 2)} to {number(high, 2)})" if low != high else ""
-        if metric == "model_utility" and found.interval_95:
+        if (metric == "model_utility" or metric not in _COMPARED) and found.interval_95:
             text += f"\n({number(found.interval_95[0], 3)} to {number(found.interval_95[1], 3)})"
         cells.append(text)
     return cells
@@ -262,6 +276,16 @@ def _best(points: Sequence[Point]) -> str:
     return f"{number(quality_there, 3)}, {number(utility_there, 3)}\nat step {step}"
 
 
+def in_short(result: RunResult) -> str:
+    """The last point's numbers that matter most, in a line: forget quality and utility, or all where there are neither."""
+    values = _last(result)
+    names = {"forget_quality": "forget quality", "model_utility": "utility"}
+    if values and not values.keys() & _COMPARED.keys():
+        names = {metric: metric.replace("_", " ") for metric in values}
+    told = ((name, v.value if isinstance(v := values.get(m), Measurement) else None) for m, name in names.items())
+    return ", ".join(f"{name} {number(value)}" for name, value in told)
+
+
 def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunResult], by: str = "") -> RenderableType:
     """Every try with its settings and its numbers at the last point, the best by a metric first and what broke off last.
 
@@ -275,6 +299,8 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
     measured = {metric for result in results for metric in _last(result)}
     contained = {part for whole, parts in _CONTAINED.items() if whole in measured for part in parts}
     shown = [m for m in dict.fromkeys((by, *_SWEPT)) if m in measured and (m == by or m not in contained)]
+    if not set(shown) - {by}:
+        shown += sorted(measured - set(shown))
     order = list(zip(settings, results, strict=True))
     if by in measured:
         order.sort(key=lambda item: _rank(item[1], by))
@@ -326,7 +352,8 @@ def _last(result: RunResult) -> Values:
 
 
 def _trajectory(points: Sequence[Point]) -> Columns:
-    shown = [m for m in _TRAJECTORY if m in measurements(points[0].measurements)]
+    measured = measurements(points[0].measurements)
+    shown = [m for m in _TRAJECTORY if m in measured] or list(measured)
     table = Columns(("step", *shown), "the way there", left=())
     for point in points:
         values = measurements(point.measurements)

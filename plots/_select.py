@@ -167,11 +167,9 @@ def groups(runs: pd.DataFrame, metrics: Sequence[str], what: str, also: Sequence
             apart = ["Runs with other versions of these metrics have a file of their own."] if len(parts) > 1 else []
             found.append(Group("-".join(tags), title + limited, str(bench), str(model), rows, (*notes, *apart)))
     if not found:
-        first = runs.iloc[0]
-        raise UsageError(
-            f"no run that is done has {' and '.join(metrics)} at a point, which {what} needs. "
-            f"{advice(first['bench'], first['model'])}"
-        )
+        asked = runs[runs["metric"].isin(metrics)]  # by a benchmark that has these metrics
+        where = () if asked.empty else (asked["bench"].iloc[0], asked["model"].iloc[0])
+        raise UsageError(f"no run that is done has {' and '.join(metrics)} at a point, which {what} needs. {advice(*where)}")
     return found
 
 
