@@ -111,7 +111,7 @@ class Adapters:
     """
 
     def __init__(
-        self, model: PreTrainedModel, maps: Sequence[LinearMap], rank: int, alpha: float, seed: int, dropout: float = 0.0
+        self, model: PreTrainedModel, maps: Sequence[LinearMap], rank: int, alpha: int, seed: int, dropout: float = 0.0
     ) -> None:
         import torch
 
@@ -133,7 +133,7 @@ class Adapters:
         self._off.clear()
         lora = LoraConfig(
             r=self._rank,
-            lora_alpha=self._alpha,
+            lora_alpha=self._alpha,  # peft divides it by r
             lora_dropout=self._dropout,
             target_modules=[linear.name for linear in self._maps],
             fan_in_fan_out=self._maps[0].transposed,
