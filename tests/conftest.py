@@ -153,7 +153,12 @@ def nano_task(nano: Nano) -> Task:
             "forget": numbered(forget[::6]),
         },
         template=TEMPLATE,
-        sources={"base": nano.source(0), "retain-0": nano.source(1), "retain-1": nano.source(2)},
+        sources={
+            "base": nano.source(0),
+            "retain-0": nano.source(1),
+            "retain-1": nano.source(2),
+            "checkpoint-nano": nano.source(3),
+        },
         evaluators=BENCHMARKS.get("tofu10").evaluators(),
         data={"rows": "nano"},
         generation_budget=16,
