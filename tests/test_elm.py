@@ -149,12 +149,8 @@ def test_a_term_without_weight_is_left_out_and_weights_multiply(make_setting: Se
     assert found["forget_term"] == pytest.approx(0.5 * whole["forget_term"], rel=1e-5)
 
 
-@pytest.mark.parametrize("term", ["erase", "fluency"])
-def test_training_lowers_what_it_minimises(term: str, nano_setting: Setting):
-    """A random model's targets are noise that changes with the context, hence few tokens to keep and no strength."""
-    others = {f"{name}_weight": 0.0 for name in ("erase", "retain", "fluency") if name != term}
-    found = run(nano_setting, rounds=100, lr=1e-2, dropout=0.0, eta=1e-3, top_k=1, **others)
-    losses = [p.logged["forget_term" if term == "erase" else "fluency_term"] for p in found]
+def test_training_lowers_what_it_minimises(nano_setting: Setting):
+    losses = [p.logged["fluency_term"] for p in run(nano_setting, rounds=100, lr=1e-2)]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
