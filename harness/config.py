@@ -94,7 +94,8 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
 
 
 def _sentence(owner: str, detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"] if isinstance(part, str) and not part.startswith("function-"))
+    # Settings are flat: what follows the setting's name is an index, or which of its types was tried.
+    key = next((part for part in detail["loc"] if isinstance(part, str) and not part.startswith("function-")), "")
     message = detail["msg"].removeprefix("Value error, ").rstrip(".")
     message = message[:1].lower() + message[1:]
     if not key:

@@ -45,6 +45,9 @@ SCHEMA_VERSION = 3
 """1: the first; 2: `RunResult.trial`; 3: `RunSpec.form`. Older ones are read as they are."""
 PART = ".part"
 """How the name of a file ends that is being written."""
+LATER_SETTINGS: Mapping[str, JSON] = {"max_steps": None, "max_length": None, "reduction": "sum"}
+"""Settings that methods got when there were records already, each with the value that leaves everything as it was: with it a
+run is named as before."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -98,6 +101,7 @@ class RunSpec:
         told = to_json(self)
         if not self.form:
             del told["form"]  # as runs were named before there was one
+        told["config"] = {k: v for k, v in told["config"].items() if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}
         return digest(told)[:12]
 
     @cached_property

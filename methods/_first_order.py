@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.config import JSON, settings
+from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from harness.data import Batch, Encoded
     from harness.training import MakeOptimiser, StepLog
 
+WMDP = ("wmdp", "wmdp-bio", "wmdp-cyber")
+"""The benchmarks made of WMDP's corpora: both stages, or one of them."""
 SMALL_MODEL_FACTOR = 100.0
 """What a published learning rate is multiplied with on models of a few million parameters, for every first-order method
 alike; chosen on mini@1 (see results/tuning/README.md)."""
@@ -44,6 +47,11 @@ class Recipe:
     """Epochs of linear warm-up; linear decay to 0 follows. None warms up for a tenth of all steps, as SOUL's authors do."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, on all parameters."""
+    max_steps: PositiveInt | None = None
+    """Steps on each stage where the published form counts steps, as on WMDP; `epochs` then says at how many of them, evenly
+    spaced, a point is measured."""
+    max_length: PositiveInt | None = None
+    """Tokens that texts are cut to; not at all if not given (ToFU's are shorter than its 500)."""
 
 
 @settings
@@ -63,6 +71,41 @@ def small_model_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapp
         others: further settings of the published form.
     """
     return {("*", family): {"lr": lr * SMALL_MODEL_FACTOR, **others} for family in ("mini", "scratch")}
+
+
+def wmdp_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapping[str, JSON]]:
+    """Presets for WMDP: the recipe of SimNPO's authors for zephyr-7b, and the same on `mini` with its learning rate scaled.
+
+    500 steps of one text at a time, four of them accumulated, 50 of warm-up, linear decay, no weight decay, texts cut to 512
+    tokens, a retain text drawn anew at every access (OPTML-Group/Unlearn-Simple `WMDP/configs/unlearn/wmdp/*.json`,
+    `src/dataset/wmdp.py`). Their padding, on which they take losses, is left out.
+
+    Args:
+        lr: the published learning rate.
+        others: further settings of the published form.
+    """
+    recipe = {"max_steps": 500, "batch_size": 4, "warmup_epochs": None, "weight_decay": 0.0, "max_length": 512, **others}
+    return {
+        (bench, family): {**recipe, "lr": lr * (SMALL_MODEL_FACTOR if family == "mini" else 1)}
+        for bench in WMDP
+        for family in ("zephyr-7b", "mini")
+    }
+
+
+def evenly(steps: int, points: int) -> frozenset[int]:
+    """Which of so many steps are measured, for so many points evenly spaced, the last step among them."""
+    return frozenset(round(point * steps / points) for point in range(1, points + 1))
+
+
+def of_stage(values: Sequence[float], number: int, stages: int, setting: str) -> float:
+    """The value of a setting that holds one for every stage, or one for all of them.
+
+    Raises:
+        UsageError: if it holds another number of them.
+    """
+    if len(values) not in (1, stages):
+        raise UsageError(f"{setting}={list(values)}: give one value, or one for each of the {stages} stages.")
+    return values[number % len(values)]
 
 
 def held(shape: ModelShape, recipe: Recipe) -> list[Held]:
@@ -138,7 +181,7 @@ def unlearn(
     optimiser: MakeOptimiser | None = None,
     before_step: Callable[[Sequence[Part], Sequence[Part]], None] | None = None,
 ) -> Iterator[Progress]:
-    """Train on every stage, measuring after every epoch over its forget set.
+    """Train on every stage, one after the other, measuring after every epoch over its forget set.
 
     Args:
         setting: whose model is trained in place.
@@ -155,7 +198,7 @@ def unlearn(
     plans = [Schedule.of(recipe, len(stage.forget)) for stage in setting.stages]
     total, taken = sum(plan.steps for plan in plans), 0
     for stage, plan in zip(setting.stages, plans, strict=True):
-        data = _data(setting, stage, plan)
+        data = _data(setting, recipe, stage, plan)
         terms = losses(data)
         adamw = training.AdamW(lr=recipe.lr, steps=plan.steps, warmup=plan.warmup, weight_decay=recipe.weight_decay)
         told = Told(terms, setting)
@@ -165,13 +208,14 @@ def unlearn(
         taken += plan.steps
 
 
-def _data(setting: Setting, stage: Stage, plan: Schedule) -> Data:
+def _data(setting: Setting, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:
     from harness.data import encode, pad_id
     from harness.training import shuffled_batches
 
-    tokenizer = setting.tokenizer
+    tokenizer, length = setting.tokenizer, recipe.max_length
     steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, setting.seed))
-    return Data(encode(stage.forget, tokenizer), encode(stage.retain, tokenizer), pad_id(tokenizer), stage, steps)
+    forget, retain = encode(stage.forget, tokenizer, length), encode(stage.retain, tokenizer, length)
+    return Data(forget, retain, pad_id(tokenizer), stage, steps)
 
 
 @dataclass(frozen=True)
@@ -191,10 +235,9 @@ class Schedule:
     def of(recipe: Recipe, examples: int) -> Schedule:
         """The schedule of a recipe on a forget set of that many examples."""
         batch = min(recipe.batch_size, examples)
-        steps = recipe.epochs * examples // batch
-        ends = frozenset(round(epoch * steps / recipe.epochs) for epoch in range(1, recipe.epochs + 1))
+        steps = recipe.max_steps or recipe.epochs * examples // batch
         warmup = max(1, steps // 10) if recipe.warmup_epochs is None else recipe.warmup_epochs * max(1, examples // batch)
-        return Schedule(batch, steps, warmup, ends)
+        return Schedule(batch, steps, warmup, evenly(steps, recipe.epochs))
 
 
 class Told:

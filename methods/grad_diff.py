@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn
+from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class GradDiffConfig(PairedRecipe):
     "grad_diff",
     config=GradDiffConfig,
     source="arXiv:2401.06121",
-    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}, **wmdp_presets(lr=5e-6)},
     memory=held,
     tuned={
         ("tofu05", "mini"): {"lr": 1.4e-3, "retain_weight": 1.0},

@@ -12,19 +12,21 @@ the KL that is measured, since α²/2 underestimates it; G is per token, so a su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache as memoise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Tag
 
 from harness.cache import digest
 from harness.config import JSON, settings
 from harness.errors import Diverged
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
+from methods._first_order import WMDP, of_stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +36,14 @@ if TYPE_CHECKING:
     from harness.likelihood import AnswerDistributions
     from methods._curvature import Layer, LayerCurvature, SampledLabels, Solver
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+StepSize = Annotated[
+    Annotated[PositiveFloat, Tag("number")] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
+]
+"""One for all stages, or a list with one for each."""
 
 CURVATURE_VERSION = 1
 """Raised when what is cached of a fit changes."""
@@ -68,10 +77,12 @@ class KFADEConfig:
     """Whether λ is in the units of G (squared gradients per token) or in units of G's mean eigenvalue."""
     damping_mode: Literal["exact", "per_factor", "heuristic"] = "exact"
     """λ on G's eigenvalues, on each Kronecker factor, or split between the factors (the last two with kfac only)."""
-    step_size: PositiveFloat | None = None
-    """α, the step's length in the metric of G (square root of nats); the paper sweeps 2.5e-3 to 1.1e-2 on ToFU."""
+    step_size: StepSize | None = None
+    """α, the step's length in the metric of G (square root of nats), or a list with one for each stage; the paper sweeps 2.5e-3
+    to 1.1e-2 on ToFU and takes 2e-3 and 5e-3 for the two stages of WMDP."""
     target_kl: PositiveFloat | None = None
-    """Nats per token: choose α so that the KL measured on retain rows is this after the last step, spread evenly over steps."""
+    """Nats per token: choose α so that the KL measured on retain rows is this after a stage's last step, spread evenly over its
+    steps."""
     norm: Literal["undamped", "damped"] = "undamped"
     """The metric of the step's length: G, or G + λI."""
     layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
@@ -83,7 +94,8 @@ class KFADEConfig:
     retain_rows: PositiveInt | None = None
     """How many retain sequences the fit takes, drawn by the seed; all if not given."""
     forget_rows: PositiveInt | None = None
-    """How many forget sequences a step takes, without replacement; all if not given."""
+    """How many forget sequences a step takes, without replacement over a stage's steps; fewer where there are not enough for
+    all of them. All, at every step, if not given."""
     kl_rows: PositiveInt = 200
     """How many retain sequences the KL is measured on; outside the fit's where the fit does not take all."""
     backend: Literal["own", "curvlinops"] = "own"
@@ -100,6 +112,28 @@ class KFADEConfig:
             raise ValueError("damping=0 divides by eigenvalues that are 0; give a small positive one")
         if self.margin_clip and self.objective != "margin":
             raise ValueError("margin_clip belongs to objective=margin")
+
+
+WMDP_FORM: Mapping[str, JSON] = {
+    "estimator": "ekfac",
+    "objective": "margin",
+    "steps": 4,
+    "damping": 1e-14,
+    "layers": [3, 4, 5, 6],
+    "forget_rows": 2500,
+}
+"""Appendix D.1: the same for both stages but for the length of a step. What a stage's curvature is fitted on is the retain set
+that the benchmark gives it."""
+WMDP_SMALL: Mapping[str, JSON] = {
+    "estimator": "ekfac",
+    "objective": "margin",
+    "margin_clip": 0.05,
+    "steps": 4,
+    "target_kl": 0.05,
+    "forget_rows": 2500,
+}
+"""The same form on a model trained on the spot: all its layers, a budget of KL, and a clip, without which memorised full stops
+outweigh the facts."""
 
 
 def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
@@ -134,6 +168,10 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
             ("*", family): {"damping": 0.1, "damping_scale": "mean_eigenvalue", "target_kl": 0.1}
             for family in ("mini", "scratch")
         },
+        ("wmdp", "zephyr-7b"): {**WMDP_FORM, "step_size": [2e-3, 5e-3]},
+        ("wmdp-bio", "zephyr-7b"): {**WMDP_FORM, "step_size": 2e-3},
+        ("wmdp-cyber", "zephyr-7b"): {**WMDP_FORM, "step_size": 5e-3},
+        **{(bench, "mini"): WMDP_SMALL for bench in WMDP},
     },
     tuned={
         ("tofu05", "mini"): {"estimator": "kfac", "target_kl": 0.05},
@@ -149,7 +187,10 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
     layers = _curvature.mlp_layers(model, config.layers)
     total = config.steps * len(setting.stages)
     taken = 0
-    for stage in setting.stages:
+    for number, stage in enumerate(setting.stages):
+        given = config.step_size
+        if isinstance(given, tuple):
+            given = of_stage(given, number, len(setting.stages), "step_size")
         data = _StageData(setting, stage, config)
         weights = weights_fingerprint(model)
         with _monitoring(setting, config):
@@ -168,7 +209,7 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
             with setting.costs.phase("step"):
                 solver = _curvature.Solver(layers, curvatures, gradients)
                 gradients.clear()  # the solver holds them rotated
-                logged = _step(setting, layers, solver, data, before, config, step, weights)
+                logged = _step(setting, layers, solver, data, before, config, given, step, weights)
                 del solver
             _curvature.warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping"])
             taken += 1
@@ -212,7 +253,15 @@ class _StageData:
         # The KL is measured on rows the fit has not seen, as far as there are any.
         self.kl = [retain[i] for i in sorted(order[::-1][: config.kl_rows])]
         self._forget = [forget[i] for i in rng.permutation(len(forget)).tolist()] if config.forget_rows else forget
-        self._per_step = min(config.forget_rows or len(forget), len(forget))
+        self._per_step = len(forget)
+        if config.forget_rows:
+            # At least one: with fewer sequences than steps they are taken again.
+            self._per_step = min(config.forget_rows, max(1, len(forget) // config.steps))
+            if self._per_step < config.forget_rows:
+                log.warning(
+                    "%s: %d sequences make %d batches of %d, not of %d",
+                    *(stage.name, len(forget), config.steps, self._per_step, config.forget_rows),
+                )
         self._before = self._nll(setting.model) if config.objective == "npo" else None
 
     @property
@@ -345,10 +394,11 @@ def _step(
     data: _StageData,
     before: AnswerDistributions,
     config: KFADEConfig,
+    step_size: float | None,
     step: int,
     weights: str,
 ) -> dict[str, float]:
-    """Take one step and say what it did."""
+    """Take one step, of the size given for its stage if one is, and say what it did."""
     model = setting.model
     damping = config.damping * (solver.mean_eigenvalue if config.damping_scale == "mean_eigenvalue" else 1.0)
     direction = solver.direction(damping, config.damping_mode)
@@ -365,8 +415,8 @@ def _step(
         move(alpha)
         return before.kl(model)
 
-    if config.step_size is not None:
-        alpha = config.step_size
+    if step_size is not None:
+        alpha = step_size
         move(alpha)
         with _monitoring(setting, config):
             measured = before.kl(model)
@@ -385,6 +435,7 @@ def _step(
         "predicted_kl": 0.5 * (alpha / norm * direction.g_norm) ** 2,
         "measured_kl": measured,
         "kl_tokens": float(before.labels),
+        "forget_rows": float(len(data.forget(step))),
         "forget_loss_before": forget_before,
         "forget_loss": forget_after,
     }

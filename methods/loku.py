@@ -16,23 +16,19 @@ are merged into the weights, and training goes on from W*, A and B as they were.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.config import settings
 from harness.errors import Diverged, UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, method
+from methods._adapters import Adapters, Kind, LinearMap, linear_maps
 from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, small_model_presets, unlearn
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
-    from transformers.pytorch_utils import Conv1D
+    from torch import Tensor
 
 SCALING = 2
 """s = lora_alpha / rank; the original always has lora_alpha = 2·rank."""
@@ -40,12 +36,6 @@ EPSILON = 1e-5
 """ε, beside the retain set's Fisher information and beside w."""
 EXACT_UP_TO = 1024
 """The smaller side of a matrix up to which its SVD is exact; a 7B model has 224 matrices four times as wide."""
-
-_KINDS = {
-    "attention": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:self_attn|attn|attention|self_attention)\..+$"),
-    "mlp": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:mlp\..+|fc1|fc2)$"),
-}
-"""What the linear maps of a decoder layer are called; the group is the layer's number."""
 
 
 @settings
@@ -60,7 +50,7 @@ class LoKUConfig(PairedRecipe):
     """Whether the adapters start from the Fisher-weighted part of the weights; otherwise as LoRA's do, A random and B = 0."""
     rank: PositiveInt = 16
     """r, the adapters' rank; the paper runs 4, 8, 16 and 32 on ToFU, and 16 is this project's choice among them."""
-    target_modules: Literal["all", "attention", "mlp"] = "all"
+    target_modules: Kind = "all"
     """Which linear maps of a decoder layer are adapted."""
     layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
     """Decoder layers that are adapted, from 0; all if not given."""
@@ -106,7 +96,7 @@ def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
     maps = linear_maps(model, config.target_modules, config.layers)
     if config.fila:
         _check_rank(maps, config.rank)
-    adapters = Adapters(model, maps, config.rank, setting.seed)
+    adapters = Adapters(model, maps, config.rank, SCALING * config.rank, setting.seed)
 
     def forget(part: Part) -> Tensor:
         if config.loss == "grad_diff":
@@ -118,11 +108,12 @@ def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
 
     def losses(data: Data) -> Losses:
         adapters.take_off()  # those of the stage before
-        rows = None
         if config.fila:
             with setting.costs.phase("Fisher information"):
                 rows = row_weights(maps, *fisher_information(setting, maps, data, config))
-        adapters.make(rows)
+            adapters.make(lambda i, seed: fila(maps[i].matrix().float(), rows[i], config.rank, seed))
+        else:
+            adapters.make()
         return Losses(forget, retain)
 
     try:
@@ -152,69 +143,6 @@ def inverted_hinge(logits: Tensor, labels: Tensor) -> Tensor:
     others = probabilities.scatter(-1, index, -1.0)
     right, runner_up = probabilities.gather(-1, index).squeeze(-1), others.max(dim=-1).values
     return (1 + (right - runner_up)).clamp(min=0)
-
-
-# ---------------------------------------------------------------- what is adapted
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """One linear map of a decoder layer."""
-
-    name: str
-    """As in `model.named_modules()`."""
-    module: nn.Linear | Conv1D
-    """Itself."""
-    transposed: bool
-    """Whether it keeps its weight as [in, out], as GPT-2's Conv1D does."""
-
-    def matrix(self) -> Tensor:
-        """[out, in] the weight itself: writing into it changes the module."""
-        return self.oriented(self.module.weight.detach())
-
-    def oriented(self, like_weight: Tensor) -> Tensor:
-        """[out, in] something of the weight's shape."""
-        return like_weight.T if self.transposed else like_weight
-
-
-def linear_maps(
-    model: PreTrainedModel, target_modules: Literal["all", "attention", "mlp"] = "all", layers: Sequence[int] | None = None
-) -> list[LinearMap]:
-    """The linear maps to adapt, in the model's order.
-
-    Args:
-        model: a decoder.
-        target_modules: which maps of a decoder layer.
-        layers: the decoder layers to take, from 0; all if None.
-
-    Raises:
-        UsageError: if there are none of a kind, if they are experts, or if a layer is not there.
-    """
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
-
-    named = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)]
-    if any(".experts" in name for name, _ in model.named_modules()):
-        raise UsageError(f"{model.config.model_type} has a mixture of experts; loku has no adapters for experts.")
-    found: list[tuple[int, str, LinearMap]] = []
-    for name, module in named:
-        for kind, pattern in _KINDS.items():
-            if match := pattern.match(name):
-                found.append((int(match[1]), kind, LinearMap(name, module, isinstance(module, Conv1D))))
-    wanted = tuple(_KINDS) if target_modules == "all" else (target_modules,)
-    if missing := [kind for kind in wanted if kind not in {kind for _, kind, _ in found}]:
-        there = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name, _ in named)) or "none"
-        raise UsageError(
-            f"target_modules={target_modules}: the architecture '{model.config.model_type}' has no linear maps that loku knows "
-            f"as {' or '.join(missing)}; its linear maps are {there}."
-        )
-    if layers is not None:
-        have = sorted({layer for layer, _, _ in found})
-        if absent := sorted(set(layers) - set(have)):
-            raise UsageError(
-                f"layers={list(layers)}: the model has layers {have[0]} to {have[-1]}, {absent} are not among them."
-            )
-    return [linear for layer, kind, linear in found if kind in wanted and (layers is None or layer in layers)]
 
 
 def _check_rank(maps: Sequence[LinearMap], rank: int) -> None:
@@ -329,102 +257,3 @@ def leading_singular(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tens
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return torch.svd_lowrank(matrix, q=rank)
-
-
-# ---------------------------------------------------------------- adapters on and off
-
-
-class Adapters:
-    """Low-rank adapters of a model: on while it trains, merged into its weights and out of sight while it is measured.
-
-    Merging keeps W*, so that putting the adapters on again brings back every bit; undoing a merge by subtraction would not.
-
-    Args:
-        model: adapted in place.
-        maps: what is adapted of it.
-        rank: r.
-        seed: of the random numbers that adapters start from.
-    """
-
-    def __init__(self, model: PreTrainedModel, maps: Sequence[LinearMap], rank: int, seed: int) -> None:
-        import torch
-
-        self._model, self._maps, self._rank = model, maps, rank
-        self._generator: torch.Generator = torch.Generator().manual_seed(seed)
-        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._off: dict[str, tuple[nn.Module, Tensor]] = {}  # name → its adapter and W*, while they are off
-
-    def make(self, rows: Sequence[Tensor] | None) -> None:
-        """Put new adapters on the model as it is now.
-
-        Args:
-            rows: for each map [out] the row weights of FILA; None starts with A random and B = 0, as LoRA does.
-        """
-        import torch
-        from peft import LoraConfig, inject_adapter_in_model
-
-        self._off.clear()
-        lora = LoraConfig(
-            r=self._rank,
-            lora_alpha=SCALING * self._rank,
-            lora_dropout=0.0,
-            target_modules=[linear.name for linear in self._maps],
-            fan_in_fan_out=self._maps[0].transposed,
-        )
-        with torch.random.fork_rng([]):  # peft draws from the global random numbers what is overwritten below
-            inject_adapter_in_model(lora, self._model)
-        del self._model.peft_config  # peft's mark on the model; what is left of peft are the wrapped modules
-        for i, linear in enumerate(self._maps):
-            down, up = _factors(self._model.get_submodule(linear.name))
-            with torch.no_grad():
-                if rows is None:
-                    start = torch.nn.init.kaiming_uniform_(torch.empty(down.shape), a=5**0.5, generator=self._generator)
-                    down.copy_(start)
-                    up.zero_()
-                else:
-                    seed = int(torch.randint(2**31, (1,), generator=self._generator))
-                    first, second = fila(linear.matrix().float(), rows[i], self._rank, seed)
-                    linear.matrix().copy_(linear.matrix().float() - SCALING * (second @ first))
-                    down.copy_(first)
-                    up.copy_(second)
-        self._train_adapters_only()
-
-    def take_off(self) -> None:
-        """Merge the adapters and leave a plain model; nothing if they are off."""
-        import torch
-
-        with torch.no_grad():
-            for linear in self._maps:
-                adapter = self._model.get_submodule(linear.name)
-                if adapter is linear.module:
-                    continue
-                down, up = _factors(adapter)
-                self._off[linear.name] = adapter, linear.matrix().clone()
-                linear.matrix().copy_(linear.matrix().float() + SCALING * (up @ down))
-                self._place(linear.name, linear.module)
-        for parameter, had_gradient in self._gradients:
-            parameter.requires_grad_(had_gradient)
-
-    def put_on(self) -> None:
-        """Go on from the adapters as they were; nothing if they are on."""
-        for linear in self._maps:
-            if linear.name in self._off:
-                adapter, residual = self._off.pop(linear.name)
-                linear.matrix().copy_(residual)
-                self._place(linear.name, adapter)
-        self._train_adapters_only()
-
-    def _train_adapters_only(self) -> None:
-        self._model.requires_grad_(False)
-        for linear in self._maps:
-            for factor in _factors(self._model.get_submodule(linear.name)):
-                factor.requires_grad_(True)
-
-    def _place(self, name: str, module: nn.Module) -> None:
-        parent, _, child = name.rpartition(".")
-        setattr(self._model.get_submodule(parent), child, module)
-
-
-def _factors(adapter: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """A [r, in] and B [out, r] of one of peft's adapters."""
-    return adapter.lora_A["default"].weight, adapter.lora_B["default"].weight

@@ -3,14 +3,15 @@
 L = −(2/β) mean_b log σ(β [S_θ − S_θ0]_b) + λ POOL(retain),   S the answer's summed negative log-likelihood
 
 (arXiv:2404.05868; licong-lin/negative-preference-optimization `TOFU/dataloader.py`, loss "npo_grad_diff", its default;
-`retain_weight=0` is the plain form). S is *not* divided by the answer's length. S_θ0 is computed once, before a stage's first
-step.
+`retain_weight=0` is the plain form). S is *not* divided by the answer's length; on WMDP SimNPO's authors run NPO with S/T
+instead (`reduction=mean`; OPTML-Group/Unlearn-Simple `WMDP/src/unlearn/GA.py`, `NPO_FT`). S_θ0 is computed once, before a
+stage's first step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -26,6 +27,7 @@ from methods._first_order import (
     reference_nll,
     small_model_presets,
     unlearn,
+    wmdp_presets,
 )
 
 if TYPE_CHECKING:
@@ -44,13 +46,18 @@ class NPOConfig(PairedRecipe):
     """β: how fast the ascent fades out; towards 0 it is GA on summed losses."""
     retain_weight: NonNegativeFloat = 1.0
     """λ, the weight of the retain term."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Whether an answer's loss is summed over its tokens, or their mean."""
 
 
 @method(
     "npo",
     config=NPOConfig,
     source="arXiv:2404.05868",
-    presets=small_model_presets(lr=1e-5),
+    presets={
+        **small_model_presets(lr=1e-5),
+        **wmdp_presets(lr=5e-6, beta=0.0225, reduction="mean", frozen_partner=False),
+    },
     memory=held,
     tuned={
         ("tofu05", "mini"): {"lr": 6e-4, "beta": 0.5},
@@ -59,17 +66,23 @@ class NPOConfig(PairedRecipe):
 )
 def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
+    import torch
+
     from harness.training import pooled_nll
 
     def retain(part: Part) -> Tensor:
         return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
 
     def losses(data: Data) -> Losses:
-        before = reference_nll(setting, data.forget, data.pad)
+        used = sorted({row for rows in data.steps for row in rows})
+        before = dict(zip(used, reference_nll(setting, [data.forget[row] for row in used], data.pad), strict=True))
 
         def forget(part: Part) -> Tensor:
-            now, _ = answer_nll_sums(setting.model, part.batch)
-            return npo_loss(now, before[list(part.rows)], config.beta).sum() / part.examples
+            now, labels = answer_nll_sums(setting.model, part.batch)
+            then = torch.stack([before[row] for row in part.rows])
+            if config.reduction == "mean":
+                now, then = now / labels, then / labels
+            return npo_loss(now, then, config.beta).sum() / part.examples
 
         return Losses(forget, retain if config.retain_weight else None)
 
@@ -80,8 +93,8 @@ def npo_loss(now: Tensor, before: Tensor, beta: float) -> Tensor:
     """−(2/β) log σ(β (S_θ − S_θ0)) for each sequence.
 
     Args:
-        now: [B] S_θ in nats.
-        before: [B] S_θ0.
+        now: [B] S_θ in nats, or S_θ/T.
+        before: [B] S_θ0, likewise.
         beta: β.
     """
     import torch.nn.functional as F

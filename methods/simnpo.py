@@ -15,7 +15,17 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, answer_nll_sums, held, small_model_presets, unlearn
+from methods._first_order import (
+    Data,
+    Losses,
+    PairedRecipe,
+    Part,
+    answer_nll_sums,
+    held,
+    small_model_presets,
+    unlearn,
+    wmdp_presets,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +59,8 @@ class SimNPOConfig(PairedRecipe):
     source="arXiv:2410.07163",
     presets={
         **SMALL,
+        # With one text at a time the pooled loss that WMDP's form takes is S/T (WMDP/src/unlearn/GA.py, `SimNPO_FT`).
+        **wmdp_presets(lr=9.5e-6, beta=0.1, forget_weight=1.0, frozen_partner=False),
         **{("tofu05", family): FORGET05 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
         **{("tofu10", family): FORGET10 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
     },

@@ -166,7 +166,12 @@ def nano_task(nano: Nano) -> Task:
             "bio": with_choices(WORLD.world_facts[10:30]),
         },
         template=TEMPLATE,
-        sources={"base": nano.source(0), "retain-0": nano.source(1), "retain-1": nano.source(2)},
+        sources={
+            "base": nano.source(0),
+            "retain-0": nano.source(1),
+            "retain-1": nano.source(2),
+            "checkpoint-nano": nano.source(3),
+        },
         evaluators=BENCHMARKS.get("tofu10").evaluators(),
         data={"rows": "nano"},
         generation_budget=16,

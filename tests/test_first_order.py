@@ -264,6 +264,16 @@ def test_npo_compares_summed_losses(beta: float, golden: GoldenMaker):
     check(at.evaluate(at.terms.forget, parts), loss, looks, 2 * torch.sigmoid(-beta * rise) / 4)
 
 
+def test_npo_compares_mean_losses_on_request(golden: GoldenMaker):
+    at = golden("npo", beta=0.5, reduction="mean").moved()
+    parts = at.parts("forget")
+    looks, now, counts = looks_at(at.model, [part.batch for part in parts])
+    _, before, _ = looks_at(at.before, [part.batch for part in parts])
+    rise = now / counts - before / counts
+    loss = -2 / 0.5 * torch.log(1 / (1 + torch.exp(-0.5 * rise))).mean()
+    check(at.evaluate(at.terms.forget, parts), loss, looks, 2 * torch.sigmoid(-0.5 * rise) / counts / 4)
+
+
 @pytest.mark.parametrize(("beta", "gamma"), [(2.5, 8.0), (0.5, 0.0)])
 def test_simnpo_takes_each_answers_mean_loss(beta: float, gamma: float, golden: GoldenMaker):
     at = golden("simnpo", beta=beta, gamma=gamma, forget_weight=0.125).moved()
@@ -539,6 +549,20 @@ def test_tofus_schedule(examples: int, epochs: int, steps: int, warmup: int):
         assert step == pytest.approx(epoch * examples / 32, abs=1)
 
 
+def test_steps_that_are_counted_do_not_depend_on_the_forget_set():
+    """SimNPO's form for WMDP: 500 steps, 50 of them warm-up."""
+    for examples in (96, 24_000):
+        found = Schedule.of(Recipe(max_steps=500, batch_size=4, warmup_epochs=None, epochs=10), examples)
+        assert (found.batch, found.steps, found.warmup) == (4, 500, 50)
+        assert sorted(found.epoch_ends) == [50, 100, 150, 200, 250, 300, 350, 400, 450, 500]
+
+
+def test_texts_are_cut_on_request(nano_setting: Setting):
+    _, steps = shown(nano_setting, PairedRecipe(epochs=1, batch_size=12, max_length=18))
+    for parts in steps[0]:
+        assert max(part.batch.input_ids.shape[1] for part in parts) == 18
+
+
 @pytest.mark.parametrize("examples", [1, 2, 7, 33, 47, 48, 64])
 @pytest.mark.parametrize("epochs", [1, 2, 5, 10])
 def test_a_point_is_measured_for_every_epoch_and_at_the_last_step(examples: int, epochs: int):
@@ -618,14 +642,22 @@ def test_a_benchmark_without_refusals_is_refused(name: str, nano_task: Task, mon
 
 # ---------------------------------------------------------------- published settings
 
-RECIPE = {"lr": 1e-5, "epochs": 5, "batch_size": 32, "warmup_epochs": 1, "weight_decay": 0.01}
+RECIPE = {
+    "lr": 1e-5,
+    "epochs": 5,
+    "batch_size": 32,
+    "warmup_epochs": 1,
+    "weight_decay": 0.01,
+    "max_steps": None,
+    "max_length": None,
+}
 PAIRED = {**RECIPE, "frozen_partner": False}
 OF_ITS_REPOSITORY = {**PAIRED, "epochs": 10, "frozen_partner": True}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ga": RECIPE,
     "grad_diff": {**PAIRED, "retain_weight": 1.0},
     "kl_min": {**PAIRED, "retain_weight": 1.0, "kl_positions": "all_padded", "pad_length": 500},
-    "npo": {**OF_ITS_REPOSITORY, "beta": 0.1, "retain_weight": 1.0},
+    "npo": {**OF_ITS_REPOSITORY, "beta": 0.1, "retain_weight": 1.0, "reduction": "sum"},
     "simnpo": {**OF_ITS_REPOSITORY, "beta": 4.5, "gamma": 0.0, "forget_weight": 0.125, "retain_weight": 1.0},
     "dpo": {**PAIRED, "beta": 0.1, "scale": "2/beta", "retain_weight": 1.0},
     "idk": PAIRED,
@@ -651,6 +683,50 @@ def test_published_settings_are_the_documented_ones(name: str):
     phi = {**PUBLISHED[name], "lr": ON_PHI.get(name, 1e-5)}
     assert published(name, "tofu10", "phi-1.5") == phi
     assert published(name, "tofu05", "phi-1.5") == {**phi, **forget05}
+
+
+WMDP_RECIPE = {
+    "batch_size": 4,
+    "warmup_epochs": None,
+    "weight_decay": 0.0,
+    "max_steps": 500,
+    "max_length": 512,
+    "frozen_partner": False,
+    "retain_weight": 1.0,
+}
+ON_WMDP: dict[str, dict[str, Any]] = {
+    "grad_diff": {"lr": 5e-6, "epochs": 5},
+    "npo": {"lr": 5e-6, "epochs": 10, "beta": 0.0225, "reduction": "mean"},
+    "simnpo": {"lr": 9.5e-6, "epochs": 10, "beta": 0.1, "gamma": 0.0, "forget_weight": 1.0},
+}
+
+
+@pytest.mark.parametrize("bench", ["wmdp", "wmdp-bio", "wmdp-cyber"])
+@pytest.mark.parametrize("name", ON_WMDP)
+def test_settings_for_wmdp_are_those_of_simnpos_authors(name: str, bench: str):
+    large, small = published(name, bench, "zephyr-7b"), published(name, bench, "mini")
+    assert large == {**WMDP_RECIPE, **ON_WMDP[name]}
+    assert small.pop("lr") == pytest.approx(large.pop("lr") * first_order.SMALL_MODEL_FACTOR)
+    assert small == large
+
+
+@pytest.mark.parametrize("name", ["grad_diff", "npo", "simnpo", "soul"])
+def test_wmdps_form_runs_on_two_stages_of_texts_without_prompts(name: str, make_setting: SettingMaker, nano_task: Task):
+    (stage,) = nano_task.stages
+    forget, retain = (
+        [replace(e, prompt="", answer=e.prompt + e.tag + e.answer, tag="") for e in s] for s in (stage.forget, stage.retain)
+    )
+    setting = make_setting(
+        task=replace(nano_task, stages=[Stage("bio", forget[:6], retain), Stage("cyber", forget[6:], retain)])
+    )
+    method = METHODS.get(name)
+    config = resolve(method.config, method.preset("wmdp", "mini"), {"max_steps": 6, "epochs": 2}, owner=name)
+    progress = list(method.unlearn(setting, config))
+    assert [p.step for p in progress if p.measure_here] == [3, 6, 9, 12]
+    assert progress[0].logged["learning_rate"] == progress[6].logged["learning_rate"] == 0
+    # Before the first step that moves anything: S − S_θ0 is 0.
+    if name == "npo":
+        assert progress[0].logged["forget_term"] == pytest.approx(2 * float(torch.log(torch.tensor(2.0))) / 0.0225, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["mini", "scratch"])

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from harness.config import resolve
+from harness.data import Encoded, collate
 from harness.errors import Diverged, UsageError
+from harness.interfaces import METHODS, Example, Stage
 from harness.likelihood import answer_nll
 from harness.models import weights_fingerprint
 from methods import _curvature as c
@@ -172,8 +174,8 @@ def test_only_the_chosen_layers_move(nano_setting):
 
 
 def test_a_layer_that_is_not_there_is_refused(nano_setting):
-    with pytest.raises(UsageError, match="99"):
-        run(nano_setting, config(layers=[99]))
+    with pytest.raises(UsageError, match=r"^layers=\[1, 99\]: the model has layers 0 to 1, \[99\] are not among them\.$"):
+        run(nano_setting, config(layers=[1, 99]))
 
 
 def test_same_seed_same_weights_and_another_seed_other_labels(make_setting):
@@ -197,6 +199,16 @@ def test_forget_rows_are_taken_without_replacement(nano_setting):
     first, second = data.forget(1), data.forget(2)
     assert len(first) == len(second) == 5
     assert not {tuple(e.input_ids) for e in first} & {tuple(e.input_ids) for e in second}
+
+
+def test_where_sequences_are_few_batches_shrink_and_stay_disjoint(nano_setting, caplog):
+    data = kfade._StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=4))
+    batches = [{tuple(e.input_ids) for e in data.forget(step)} for step in (1, 2, 3, 4)]
+    assert [len(batch) for batch in batches] == [3, 3, 3, 3]
+    assert len(set.union(*batches)) == 12
+    assert "forget: 12 sequences make 4 batches of 3, not of 5" in caplog.text
+    alone = kfade._StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=20))
+    assert len(alone.forget(1)) == 1
 
 
 def test_kl_rows_avoid_the_fit_when_the_fit_is_a_sample(nano_setting):
@@ -233,6 +245,69 @@ def test_curvlinops_as_a_back_end_refuses_ragged_questions(nano_setting):
 def test_settings_that_cannot_be_are_refused(settings, says):
     with pytest.raises(UsageError, match=says):
         resolve(KFADEConfig, settings, owner="kfade")
+
+
+# ---------------------------------------------------------------- the form of WMDP
+
+
+@pytest.fixture
+def two_stages(nano_task):
+    """Texts without prompts, as corpora are."""
+    (stage,) = nano_task.stages
+    forget, retain = ([Example("", f"{e.prompt}{e.tag}{e.answer}") for e in side] for side in (stage.forget, stage.retain))
+    stages = [Stage("bio", forget[:6], retain[:12]), Stage("cyber", forget[6:], retain[12:])]
+    return replace(nano_task, stages=stages)
+
+
+def test_margins_gradient_with_a_clip_is_its_formula():
+    """(p − e_y) / max(1 − p_y, clip), p worked out by hand: 1 − p_y of the three rows is .75, .02 and 1/3000."""
+    odds = torch.tensor([[1.0, 1.0, 2.0], [98.0, 1.5, 0.5], [2999.0, 0.4, 0.6]], dtype=torch.float64)
+    labels = [1, 0, 0]
+    p = odds / odds.sum(dim=1, keepdim=True)
+    batch = collate([Encoded([0, *labels], 1)], [0], 0)
+    for clip in (0.0, 0.05):
+        (found,) = c.true_labels(3, "margin", clip)(odds.log(), batch)
+        for row, label in enumerate(labels):
+            unit = torch.eye(3, dtype=torch.float64)[label]
+            expected = (p[row] - unit) / max(1 - float(p[row, label]), clip) / 3
+            torch.testing.assert_close(found[row], expected, rtol=1e-9, atol=1e-14)
+
+
+def test_wmdps_steps_are_refitted_and_each_stage_has_a_budget(make_setting, two_stages, monkeypatch):
+    fits, spectra = count(monkeypatch, "covariance_sums"), count(monkeypatch, "square_sums")
+    chosen = config(objective="margin", margin_clip=0.05, steps=4, target_kl=0.02, forget_rows=2)
+    found = run(make_setting(task=two_stages), chosen)
+    assert len(fits) == len(spectra) == 8
+    assert [p.logged["measured_kl"] for p in found] == pytest.approx(2 * [0.005, 0.01, 0.015, 0.02], rel=0.025)
+    assert {p.logged["forget_rows"] for p in found} == {1.0}
+    assert all(p.measure_here for p in found)
+
+
+def test_every_stage_has_a_step_size_of_its_own(make_setting, two_stages):
+    chosen = config(objective="margin", steps=2, step_size=[0.01, 0.03])
+    found = run(make_setting(task=two_stages), chosen)
+    assert [p.logged["step_size"] for p in found] == [0.01, 0.01, 0.03, 0.03]
+    with pytest.raises(UsageError, match=r"step_size=\[0.1, 0.2, 0.3\]: give one value, or one for each of the 2 stages"):
+        run(make_setting(task=two_stages), config(step_size=[0.1, 0.2, 0.3]))
+
+
+def test_published_settings_for_wmdp():
+    method = METHODS.get("kfade")
+    both, bio, cyber = (
+        resolve(method.config, method.preset(bench, "zephyr-7b"), owner="kfade") for bench in ("wmdp", "wmdp-bio", "wmdp-cyber")
+    )
+    assert (both.step_size, bio.step_size, cyber.step_size) == ((2e-3, 5e-3), 2e-3, 5e-3)
+    assert (both.estimator, both.objective, both.margin_clip, both.steps, both.refit) == ("ekfac", "margin", 0, 4, True)
+    assert (both.forget_rows, both.layers, both.damping, both.damping_scale) == (2500, (3, 4, 5, 6), 1e-14, "absolute")
+    assert replace(bio, step_size=5e-3) == cyber == replace(both, step_size=5e-3)
+
+
+@pytest.mark.parametrize(("size", "says"), [(-1, "kfade: step_size=-1 is not allowed"), ("x", 'step_size="x" is not allowed')])
+def test_a_step_size_that_is_none_is_refused_in_one_sentence(size, says):
+    with pytest.raises(UsageError) as error:
+        resolve(KFADEConfig, {"step_size": size}, owner="kfade")
+    assert says in str(error.value)
+    assert str(error.value).count("step_size") == 1
 
 
 # ---------------------------------------------------------------- the line search

@@ -42,11 +42,12 @@ def some_logits(model: PreTrainedModel) -> Tensor:
 def adapted(setting: Setting, config: loku.LoKUConfig) -> loku.Adapters:
     """The model with its adapters as they start."""
     maps = loku.linear_maps(setting.model, config.target_modules, config.layers)
-    adapters = loku.Adapters(setting.model, maps, config.rank, setting.seed)
-    rows = None
+    adapters = loku.Adapters(setting.model, maps, config.rank, 2 * config.rank, setting.seed)
     if config.fila:
         rows = loku.row_weights(maps, *loku.fisher_information(setting, maps, data_of(setting), config))
-    adapters.make(rows)
+        adapters.make(lambda i, seed: loku.fila(maps[i].matrix().float(), rows[i], config.rank, seed))
+    else:
+        adapters.make()
     return adapters
 
 
@@ -336,8 +337,8 @@ def test_adapters_fit_other_architectures(kind: str):
     model = tiny(kind)
     before, found = some_logits(model), look(model)
     maps = loku.linear_maps(model)
-    adapters = loku.Adapters(model, maps, 3, seed=0)
-    adapters.make([torch.linspace(1, 2, len(linear.matrix())) for linear in maps])
+    adapters = loku.Adapters(model, maps, 3, alpha=6, seed=0)
+    adapters.make(lambda i, seed: loku.fila(maps[i].matrix().float(), torch.linspace(1, 2, len(maps[i].matrix())), 3, seed))
     torch.testing.assert_close(some_logits(model), before, rtol=0, atol=1e-4)
     shift(model)
     shifted = some_logits(model)

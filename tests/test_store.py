@@ -16,7 +16,18 @@ from harness.costs import Phase
 from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
 from harness.run import plan
-from harness.store import SCHEMA_VERSION, Point, Provenance, Record, RunResult, RunSpec, Store, read_run, to_json
+from harness.store import (
+    LATER_SETTINGS,
+    SCHEMA_VERSION,
+    Point,
+    Provenance,
+    Record,
+    RunResult,
+    RunSpec,
+    Store,
+    read_run,
+    to_json,
+)
 from harness.validate import problems
 
 SPEC = RunSpec(
@@ -189,6 +200,13 @@ def test_what_decides_the_outcome_changes_the_runs_name(change: dict[str, Any], 
 )
 def test_what_does_not_decide_the_outcome_leaves_the_runs_name(change: dict[str, Any], usual: str):
     assert run_id(**change) == usual
+
+
+@pytest.mark.parametrize("name", LATER_SETTINGS)
+def test_a_later_setting_that_changes_nothing_leaves_the_runs_name(name: str):
+    """Runs that were recorded before there was such a setting are found again."""
+    assert replace(SPEC, config={**SPEC.config, name: LATER_SETTINGS[name]}).run_id == SPEC.run_id
+    assert replace(SPEC, config={**SPEC.config, name: 7}).run_id != SPEC.run_id
 
 
 def test_which_gpu_it_is_leaves_the_runs_name():

@@ -31,7 +31,7 @@ def test_the_papers_ablations_are_there():
 def test_every_study_can_be_planned_and_no_run_is_in_it_twice(name: str):
     tries, left_out = possible(tries_of(STUDIES[name], (), "mini", (), Options(limit=2)), TASKS)
     plans = [todo.plan(TASKS) for todo in tries]
-    assert not left_out
+    assert {line.partition(" on ")[0] for line in left_out} <= {"checkpoint is left out"}, "ToFU has no published results"
     assert len({p.spec.run_id for p in plans}) == len(plans) > 1
 
 

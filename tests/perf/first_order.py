@@ -83,7 +83,7 @@ class Floor:
         self.pad = pad_id(here.tokenizer)
         stage = here.stages[0]
         plan = _first_order.Schedule.of(config, len(stage.forget))
-        self.data = _first_order._data(here, stage, plan)
+        self.data = _first_order._data(here, config, stage, plan)
         refusals = _first_order.Refusals(here, stage)
         terms = _first_order.Losses(
             forget=lambda part: torch.zeros(()),

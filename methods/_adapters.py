@@ -1,0 +1,219 @@
+"""Low-rank adapters: which linear maps of a decoder they sit on, and how they come off while the model is measured.
+
+peft wraps the maps (`inject_adapter_in_model`); what a method sees is a model that is plain whenever it yields. LoKU and ELM
+share this file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+Kind = Literal["all", "attention", "mlp"]
+_KINDS = {
+    "attention": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:self_attn|attn|attention|self_attention)\..+$"),
+    "mlp": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:mlp\..+|fc1|fc2)$"),
+}
+"""What the linear maps of a decoder layer are called; the group is the layer's number."""
+
+
+# ---------------------------------------------------------------- what is adapted
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """One linear map of a decoder layer."""
+
+    name: str
+    """As in `model.named_modules()`."""
+    module: nn.Linear | Conv1D
+    """Itself."""
+    transposed: bool
+    """Whether it keeps its weight as [in, out], as GPT-2's Conv1D does."""
+
+    def matrix(self) -> Tensor:
+        """[out, in] the weight itself: writing into it changes the module."""
+        return self.oriented(self.module.weight.detach())
+
+    def oriented(self, like_weight: Tensor) -> Tensor:
+        """[out, in] something of the weight's shape."""
+        return like_weight.T if self.transposed else like_weight
+
+
+def linear_maps(model: PreTrainedModel, target_modules: Kind = "all", layers: Sequence[int] | None = None) -> list[LinearMap]:
+    """The linear maps to adapt, in the model's order.
+
+    Args:
+        model: a decoder.
+        target_modules: which maps of a decoder layer.
+        layers: the decoder layers to take, from 0; all if None.
+
+    Raises:
+        UsageError: if there are none of a kind, if they are experts, or if a layer is not there.
+    """
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    named = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)]
+    if any(".experts" in name for name, _ in model.named_modules()):
+        raise UsageError(f"{model.config.model_type} has a mixture of experts; there are no adapters for experts here.")
+    found: list[tuple[int, str, LinearMap]] = []
+    for name, module in named:
+        for kind, pattern in _KINDS.items():
+            if match := pattern.match(name):
+                found.append((int(match[1]), kind, LinearMap(name, module, isinstance(module, Conv1D))))
+    wanted = tuple(_KINDS) if target_modules == "all" else (target_modules,)
+    if missing := [kind for kind in wanted if kind not in {kind for _, kind, _ in found}]:
+        there = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name, _ in named)) or "none"
+        raise UsageError(
+            f"target_modules={target_modules}: the architecture '{model.config.model_type}' has no linear maps known here "
+            f"as {' or '.join(missing)}; its linear maps are {there}."
+        )
+    if layers is not None:
+        have = sorted({layer for layer, _, _ in found})
+        if absent := sorted(set(layers) - set(have)):
+            raise UsageError(
+                f"layers={list(layers)}: the model has layers {have[0]} to {have[-1]}, {absent} are not among them."
+            )
+    return [linear for layer, kind, linear in found if kind in wanted and (layers is None or layer in layers)]
+
+
+# ---------------------------------------------------------------- adapters on and off
+
+
+Start = Callable[[int, int], tuple["Tensor", "Tensor"]]
+"""(number of the map, a seed) → (A [r, in], B [out, r]) that hold a part of the map's weight."""
+
+
+class Adapters:
+    """Low-rank adapters, W + s·B·A: on while a model trains, merged into its weights and out of sight while it is measured.
+
+    Merging keeps W, so that putting the adapters on again brings back every bit; undoing a merge by subtraction would not.
+
+    Args:
+        model: adapted in place.
+        maps: what is adapted of it.
+        rank: r.
+        alpha: s = alpha / r.
+        seed: of the random numbers that adapters start from.
+        dropout: share of an adapter's inputs that are dropped while it trains.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, maps: Sequence[LinearMap], rank: int, alpha: int, seed: int, dropout: float = 0.0
+    ) -> None:
+        import torch
+
+        self._model, self._maps, self._rank, self._alpha, self._dropout = model, maps, rank, alpha, dropout
+        self._generator: torch.Generator = torch.Generator().manual_seed(seed)
+        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._off: dict[str, tuple[nn.Module, Tensor]] = {}  # name → its adapter and W, while they are off
+
+    def make(self, start: Start | None = None) -> None:
+        """Put new adapters on the model as it is now.
+
+        Args:
+            start: what they start from; it is taken out of the weight, so that the function is unchanged. None starts with A
+                random and B = 0, as LoRA does.
+        """
+        import torch
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self._off.clear()
+        lora = LoraConfig(
+            r=self._rank,
+            lora_alpha=self._alpha,  # peft divides it by r
+            lora_dropout=self._dropout,
+            target_modules=[linear.name for linear in self._maps],
+            fan_in_fan_out=self._maps[0].transposed,
+        )
+        with torch.random.fork_rng([]):  # peft draws from the global random numbers what is overwritten below
+            inject_adapter_in_model(lora, self._model)
+        del self._model.peft_config  # peft's mark on the model; what is left of peft are the wrapped modules
+        for i, linear in enumerate(self._maps):
+            down, up = _factors(self._model.get_submodule(linear.name))
+            with torch.no_grad():
+                if start is None:
+                    drawn = torch.nn.init.kaiming_uniform_(torch.empty(down.shape), a=5**0.5, generator=self._generator)
+                    down.copy_(drawn)
+                    up.zero_()
+                else:
+                    seed = int(torch.randint(2**31, (1,), generator=self._generator))
+                    first, second = start(i, seed)
+                    linear.matrix().copy_(linear.matrix().float() - self._scaling * (second @ first))
+                    down.copy_(first)
+                    up.copy_(second)
+        self._train_adapters_only()
+
+    def take_off(self) -> None:
+        """Merge the adapters and leave a plain model; nothing if they are off."""
+        import torch
+
+        with torch.no_grad():
+            for linear in self._maps:
+                adapter = self._model.get_submodule(linear.name)
+                if adapter is linear.module:
+                    continue
+                down, up = _factors(adapter)
+                self._off[linear.name] = adapter, linear.matrix().clone()
+                linear.matrix().copy_(linear.matrix().float() + self._scaling * (up @ down))
+                self._place(linear.name, linear.module)
+        for parameter, had_gradient in self._gradients:
+            parameter.requires_grad_(had_gradient)
+
+    def put_on(self) -> None:
+        """Go on from the adapters as they were; nothing if they are on."""
+        for linear in self._maps:
+            if linear.name in self._off:
+                adapter, residual = self._off.pop(linear.name)
+                linear.matrix().copy_(residual)
+                self._place(linear.name, adapter)
+        self._train_adapters_only()
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        """Inside, the model answers as if it had no adapters, in eval mode and without gradients."""
+        import torch
+
+        adapters: list[Any] = [self._model.get_submodule(linear.name) for linear in self._maps]
+        trained = self._model.training
+        for adapter in adapters:
+            adapter.enable_adapters(False)
+        self._model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._model.train(trained)
+            for adapter in adapters:
+                adapter.enable_adapters(True)
+
+    @property
+    def _scaling(self) -> float:
+        return self._alpha / self._rank
+
+    def _train_adapters_only(self) -> None:
+        self._model.requires_grad_(False)
+        for linear in self._maps:
+            for factor in _factors(self._model.get_submodule(linear.name)):
+                factor.requires_grad_(True)
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, module)
+
+
+def _factors(adapter: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """A [r, in] and B [out, r] of one of peft's adapters."""
+    return adapter.lora_A["default"].weight, adapter.lora_B["default"].weight

@@ -1,0 +1,368 @@
+"""RMU: hidden states of the forget corpora are steered to a random direction, those of the retain corpora held as they were.
+
+L = mean (h_θ(x_f) − c u)² + α mean (h_θ(x_r) − h_θ0(x_r))²,   h the residual stream after decoder layer `layer`
+
+(Li et al. 2024, "The WMDP Benchmark", arXiv:2403.03218; `rmu/unlearn.py` and `rmu/utils.py` of centerforaisafety/wmdp.) u is
+drawn once for each stage, uniform in [0, 1) in every coordinate and scaled to length 1. The means run over sequences,
+positions and coordinates. Only the MLP down-projections of `layers` are trained, by AdamW without schedule, clipping or decay;
+stages take turns batch by batch, in the order of their texts. Nothing behind `layer` is ever computed, and all that h_θ0 needs
+of the model before unlearning are those few matrices.
+Departures: losses are float32 (bfloat16 there) and bfloat16 weights are trained through float32 masters; texts are padded on
+the right and, where they are shorter than `max_length`, end with the end token; texts that run out are gone through again
+(there the run ends); `coefficient_scale=activation_norm` is ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from harness.config import settings
+from harness.errors import UsageError
+from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
+from methods._first_order import SMALL_MODEL_FACTOR, evenly, of_stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
+
+    from harness.data import Batch, Encoded
+
+BETAS, EPSILON = (0.9, 0.999), 1e-6
+"""AdamW's constants, transformers' defaults at the time."""
+NORM_BATCHES = 16
+"""Batches of the forget corpus on which its typical norm is measured."""
+_LAYER = re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)$")
+_DOWN = re.compile(r"(?:mlp\.)?(?:down_proj|fc2|c_proj)$")
+"""What the last linear map of an MLP is called within its decoder layer."""
+
+Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+Weights = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Lengths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+@settings
+class RMUConfig:
+    """Settings of RMU; the defaults are the released zephyr-7b's. Lists hold one value for each stage, or one for all."""
+
+    lr: PositiveFloat = 5e-5
+    """Learning rate, constant."""
+    steps: PositiveInt = 150
+    """Steps in all; stages take them in turns."""
+    batch_size: PositiveInt = 4
+    """Forget texts in a step, and as many retain texts."""
+    layer: NonNegativeInt = 7
+    """The decoder layer behind which the residual stream is steered, from 0."""
+    layers: Layers = (5, 6, 7)
+    """Decoder layers whose MLP down-projections are trained, from 0; none lies behind `layer`."""
+    coefficient: Weights = (6.5,)
+    """c, the length of the state that forget texts are steered to."""
+    coefficient_scale: Literal["absolute", "activation_norm"] = "absolute"
+    """Whether c is a length, or a multiple of the residual stream's median norm over the tokens of the forget corpus."""
+    alpha: Weights = (1200.0,)
+    """α, the weight of the retain term."""
+    max_length: Lengths = (512,)
+    """Tokens that forget texts are cut to; 512 for bio and 768 for cyber in the original."""
+    retain_max_length: PositiveInt = 512
+    """Tokens that retain texts are cut to."""
+    positions: Literal["padded", "tokens", "answer"] = "padded"
+    """Over what the means run: all positions, padding included, as the original's; tokens; or those of answers alone."""
+    points: PositiveInt = 5
+    """At how many steps, evenly spaced, a point is measured."""
+
+    def __post_init__(self) -> None:
+        if behind := sorted(set(self.layers) - set(range(self.layer + 1))):
+            raise ValueError(f"layers={list(self.layers)}: {behind} lie behind layer={self.layer} and would never move")
+
+
+def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
+    """For the few trained matrices: what they were, gradients, two moments, masters. Activations of the layers they are in."""
+    from harness.memory import activations
+
+    there = decoder(shape.model)
+    trained = sum(weight.numel() for weight in there.trained(config).values())
+    passes = activations(shape)
+    of_layers = passes.bytes * (config.layer + 1 - min(config.layers)) // len(there.layers)
+    return [
+        Held("weights as they were", trained * shape.weight_bytes),
+        Held("gradients", 4 * trained, while_measured=False),
+        Held("AdamW moments", 8 * trained),
+        Held("float32 masters", 0 if shape.weight_bytes == 4 else 4 * trained),
+        replace(passes, bytes=of_layers),
+    ]
+
+
+SMALL = {
+    "lr": 5e-5 * SMALL_MODEL_FACTOR,
+    "layer": 1,
+    "layers": [0, 1],
+    "steps": 350,
+    "coefficient": [4.0],
+    "coefficient_scale": "activation_norm",
+    "alpha": [10.0],
+}
+"""Two and three layers of width 160 or so; at α = 1200 nothing is forgotten there (tried on mini@1)."""
+
+
+@method(
+    "rmu",
+    config=RMUConfig,
+    source="arXiv:2403.03218",
+    presets={
+        ("*", "mini"): SMALL,
+        ("*", "scratch"): SMALL,
+        ("wmdp", "zephyr-7b"): {"coefficient": [6.5, 6.5], "alpha": [1200.0, 1200.0], "max_length": [512, 768]},
+        ("wmdp-bio", "zephyr-7b"): {"max_length": [512]},
+        ("wmdp-cyber", "zephyr-7b"): {"max_length": [768]},
+    },
+    memory=held,
+    smaller=({"max_length": [256], "retain_max_length": 256},),
+)
+def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
+    """Train, measuring at evenly spaced steps.
+
+    Raises:
+        UsageError: for layers that are not there, or as many values as there are no stages.
+        Diverged: at a loss or gradient that is not finite.
+    """
+    import torch
+
+    from harness import training
+
+    there = decoder(setting.model)
+    weights, layer = there.trained(config), there.layer(config.layer, "layer")
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    topics = [_Topic(setting, stage, number, layer, config) for number, stage in enumerate(setting.stages)]
+    adamw: Optimizer
+    logged: dict[str, float] = {}
+
+    def make(named: Sequence[tuple[str, Tensor]]) -> Optimizer:
+        nonlocal adamw
+        adamw = torch.optim.AdamW([p for _, p in named], lr=config.lr, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=True)
+        return adamw
+
+    def steps() -> Iterator[list[Callable[[], Tensor]]]:
+        for step in range(config.steps):
+            # The original adds ε to the second moment before its bias is taken out; torch adds it afterwards.
+            adamw.param_groups[0]["eps"] = EPSILON / (1 - BETAS[1] ** (step + 1)) ** 0.5
+            topic, batch = topics[step % len(topics)], step // len(topics)
+            yield [partial(forget, topic, batch), partial(retain, topic, batch)]
+
+    def forget(topic: _Topic, number: int) -> Tensor:
+        batch = topic.forget(number)
+        loss = squared_distance(hidden_states(setting.model, layer, batch), topic.target, counted(batch, config.positions))
+        logged.update(forget_term=float(loss.detach()), coefficient=topic.coefficient)
+        setting.costs.count(batch.tokens)
+        return loss
+
+    def retain(topic: _Topic, number: int) -> Tensor:
+        batch = topic.retain(number)
+        with torch.no_grad():
+            target = hidden_states(setting.model, layer, batch, before)
+        now = hidden_states(setting.model, layer, batch)
+        loss = topic.alpha * squared_distance(now, target.float(), counted(batch, config.positions))
+        logged.update(retain_term=float(loss.detach()))
+        setting.costs.count(2 * batch.tokens)
+        return loss
+
+    recipe = training.AdamW(lr=config.lr, steps=config.steps, schedule="constant_with_warmup", max_gradient_norm=float("inf"))
+    measured = evenly(config.steps, config.points)
+    with _training_only(setting.model, weights):
+        for log in training.optimise(setting.model, steps(), lambda term: term(), recipe, make, recompute=False):
+            told = {**logged, "gradient_norm": log.gradient_norm, "learning_rate": log.learning_rate}
+            yield Progress(log.step, told, measure_here=log.step in measured, total=config.steps)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def squared_distance(states: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """The mean of (h − target)² over positions, by their weights, and coordinates.
+
+    Args:
+        states: [B, T, D] h.
+        target: [D], or [B, T, D]; float32.
+        weights: [B, T] 1 where a position counts, else 0.
+
+    Returns:
+        A float32 number.
+    """
+    distance = (states.float() - target).square().mean(dim=-1)
+    weights = weights.to(distance)
+    return (distance * weights).sum() / weights.sum()
+
+
+def counted(batch: Batch, positions: Literal["padded", "tokens", "answer"]) -> Tensor:
+    """[B, T] whether a position counts: all of them, tokens, or tokens of answers."""
+    from harness.data import NO_LABEL
+
+    if positions == "answer":
+        return batch.labels != NO_LABEL
+    return batch.attention_mask.bool() if positions == "tokens" else batch.attention_mask >= 0
+
+
+def direction(width: int, seed: Sequence[int]) -> Tensor:
+    """[width] u, of length 1 and with no negative coordinate: u_i ~ U[0, 1), then u / ‖u‖."""
+    import numpy as np
+    import torch
+
+    drawn = torch.from_numpy(np.random.default_rng(seed).random(width, dtype=np.float32))
+    return torch.nn.functional.normalize(drawn, dim=0)
+
+
+class _Topic:
+    """A stage: its batches, and where its forget texts are steered."""
+
+    def __init__(self, setting: Setting, stage: Stage, number: int, layer: nn.Module, config: RMUConfig) -> None:
+        from harness.data import encode, pad_id
+
+        stages = len(setting.stages)
+        self._pad, self._device, self._size = pad_id(setting.tokenizer), setting.model.device, config.batch_size
+        most = -(-config.steps // stages) * config.batch_size  # what is never read need not be tokenised
+        length = int(of_stage(config.max_length, number, stages, "max_length"))
+        self._forget = encode(stage.forget[:most], setting.tokenizer, length)
+        self._retain = encode(stage.retain[:most], setting.tokenizer, config.retain_max_length)
+        self.alpha = of_stage(config.alpha, number, stages, "alpha")
+        self.coefficient = of_stage(config.coefficient, number, stages, "coefficient")
+        if config.coefficient_scale == "activation_norm":
+            self.coefficient *= self._typical_norm(setting, layer)
+        self.target = self.coefficient * direction(setting.model.config.hidden_size, [setting.seed, number]).to(self._device)
+
+    def forget(self, number: int) -> Batch:
+        """The batch of that number; from the start again when the texts run out."""
+        return self._batch(self._forget, number)
+
+    def retain(self, number: int) -> Batch:
+        """Likewise."""
+        return self._batch(self._retain, number)
+
+    def _batch(self, texts: Sequence[Encoded], number: int) -> Batch:
+        from harness.data import collate
+
+        rows = [i % len(texts) for i in range(number * self._size, (number + 1) * self._size)]
+        return collate([texts[row] for row in rows], rows, self._pad).to(self._device)
+
+    def _typical_norm(self, setting: Setting, layer: nn.Module) -> float:
+        # The median: in large models the first token's norm is a thousand times the others'.
+        import torch
+
+        norms = []
+        with torch.no_grad():
+            for number in range(min(NORM_BATCHES, -(-len(self._forget) // self._size))):
+                batch = self.forget(number)
+                setting.costs.count(batch.tokens)
+                norms.append(hidden_states(setting.model, layer, batch)[batch.attention_mask.bool()].float().norm(dim=-1))
+        return float(torch.cat(norms).median())
+
+
+# ---------------------------------------------------------------- the model, up to a layer
+
+
+class _Reached(Exception):
+    """Everything that is wanted of a forward pass has been computed."""
+
+
+def hidden_states(
+    model: PreTrainedModel, layer: nn.Module, batch: Batch, weights: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The residual stream after a decoder layer; what lies behind it is not computed.
+
+    Args:
+        model: a decoder.
+        layer: one of its layers.
+        batch: right-padded texts.
+        weights: stand in for the model's own of these names.
+
+    Returns:
+        [B, T, D] in the model's dtype.
+    """
+    from torch.func import functional_call
+
+    found: list[Tensor] = []
+
+    def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        with suppress(_Reached):
+            functional_call(model, dict(weights or {}), (), {"input_ids": batch.input_ids, "use_cache": False})
+    finally:
+        handle.remove()
+    return found[0].to(batch.input_ids.device)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder layers of a model."""
+
+    layers: Mapping[int, nn.Module]
+    """By number, from 0."""
+    down: Mapping[int, tuple[str, Tensor]]
+    """Name and weight of each MLP's down-projection."""
+
+    def layer(self, number: int, setting: str) -> nn.Module:
+        """One of them.
+
+        Raises:
+            UsageError: if it is not there, naming the setting that asked for it.
+        """
+        if number not in self.layers:
+            raise UsageError(f"{setting}={number}: the model has layers {min(self.layers)} to {max(self.layers)}.")
+        return self.layers[number]
+
+    def trained(self, config: RMUConfig) -> dict[str, Tensor]:
+        """Name and weight of what is trained.
+
+        Raises:
+            UsageError: if a layer is not there.
+        """
+        if missing := sorted(set(config.layers) - set(self.layers)):
+            raise UsageError(
+                f"layers={list(config.layers)}: the model has layers {min(self.layers)} to {max(self.layers)}, "
+                f"{missing} are not among them."
+            )
+        return dict(self.down[number] for number in sorted(set(config.layers)))
+
+
+def decoder(model: PreTrainedModel) -> Decoder:
+    """The decoder layers of a model and the down-projections of their MLPs.
+
+    Raises:
+        UsageError: if it has none that are known here.
+    """
+    layers, down = {}, {}
+    for name, module in model.named_modules():
+        if match := _LAYER.match(name):
+            layers[number := int(match[1])] = module
+            for inner, _ in module.named_modules():
+                if _DOWN.fullmatch(inner):
+                    down[number] = f"{name}.{inner}.weight", model.get_parameter(f"{name}.{inner}.weight")
+    if not layers or set(down) != set(layers):
+        raise UsageError(
+            f"the architecture '{model.config.model_type}' has no MLP down-projection in every decoder layer that rmu knows "
+            "(mlp.down_proj, mlp.fc2, mlp.c_proj under layers.N, h.N or blocks.N)."
+        )
+    return Decoder(layers, down)
+
+
+@contextmanager
+def _training_only(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, these weights take gradients and no others."""
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    model.requires_grad_(False)
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, had_gradient in wanted:
+            parameter.requires_grad_(had_gradient)

@@ -1,0 +1,324 @@
+"""RMU against its formula, written out by hand; that only what is needed is computed; what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from harness import memory
+from harness.config import resolve
+from harness.data import Encoded, collate, encode, pad_id
+from harness.errors import Diverged, UsageError
+from harness.interfaces import METHODS, ModelShape, Progress, Setting, Stage, Task
+from harness.models import weights_fingerprint
+from methods import rmu
+from tests.conftest import SettingMaker
+
+DOWN = "model.layers.{}.mlp.down_proj.weight"
+
+
+def config_of(**changes: Any) -> rmu.RMUConfig:
+    usual = {"layer": 1, "layers": [0, 1], "steps": 4, "lr": 1e-3, "coefficient": [3.0], "alpha": [20.0], "points": 2}
+    return resolve(rmu.RMUConfig, {**usual, **changes}, owner="rmu")
+
+
+def run(setting: Setting, **changes: Any) -> list[Progress]:
+    return list(rmu.rmu(setting, config_of(**changes)))
+
+
+def states(model: PreTrainedModel, texts: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
+    """[B, T, D] the stream after layer 1 of a two-layer model, and [B, T] where there are tokens: all by the full model."""
+    batch = collate(texts, range(len(texts)), pad)
+    with torch.no_grad():
+        seen: list[Tensor] = []
+        handle = model.model.layers[1].register_forward_hook(lambda _m, _i, out: seen.append(out))
+        model(input_ids=batch.input_ids, use_cache=False)
+        handle.remove()
+    return seen[0].double(), batch.attention_mask.double()
+
+
+@pytest.fixture
+def two_stages(nano_task: Task) -> Task:
+    (stage,) = nano_task.stages
+    stages = [Stage("bio", stage.forget[:6], stage.retain[:12]), Stage("cyber", stage.forget[6:], stage.retain[12:])]
+    return replace(nano_task, stages=stages)
+
+
+# ---------------------------------------------------------------- the formula
+
+
+def test_mean_runs_over_sequences_positions_and_coordinates():
+    h = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    c = torch.tensor([1.0, 0.0])
+    # Squares: 0+4, 4+16, 16+36, 36+64.
+    assert float(rmu.squared_distance(h, c, torch.ones(2, 2))) == (4 + 20 + 52 + 100) / 8
+    assert float(rmu.squared_distance(h, c, torch.tensor([[1, 1], [1, 0]]))) == pytest.approx((4 + 20 + 52) / 6)
+    assert float(rmu.squared_distance(h, h + 1, torch.ones(2, 2))) == 1.0
+
+
+def test_direction_has_length_1_and_no_negative_coordinate():
+    u = rmu.direction(400, [3, 1])
+    assert float(u.norm()) == pytest.approx(1)
+    assert float(u.min()) >= 0
+    drawn = np.random.default_rng([3, 1]).random(400, dtype=np.float32)
+    np.testing.assert_allclose(u.numpy(), drawn / np.linalg.norm(drawn), rtol=1e-6)
+    # Uniform before it was scaled: mean over root mean square is √3/2.
+    assert float(u.mean() * 20) == pytest.approx(math.sqrt(3) / 2, rel=0.05)
+    assert not torch.equal(u, rmu.direction(400, [3, 0]))
+
+
+@pytest.mark.parametrize("positions", ["padded", "tokens", "answer"])
+def test_terms_of_the_first_step_are_those_of_the_formula(positions: str, nano_setting: Setting):
+    tokenizer, (stage,) = nano_setting.tokenizer, nano_setting.stages
+    texts = encode(stage.forget[:4], tokenizer)
+    h, mask = states(nano_setting.model, texts, pad_id(tokenizer))
+    if positions == "padded":
+        mask = torch.ones_like(mask)
+    if positions == "answer":
+        for row, text in enumerate(texts):
+            mask[row, : text.prompt_tokens] = 0
+    u = np.random.default_rng([nano_setting.seed, 0]).random(16, dtype=np.float32).astype(float)
+    c = torch.from_numpy(3.0 * u / np.linalg.norm(u))
+    expected = float((((h - c) ** 2).sum(-1) * mask).sum() / mask.sum() / 16)
+    first = run(nano_setting, positions=positions)[0]
+    assert first.logged["forget_term"] == pytest.approx(expected, rel=1e-5)
+    assert first.logged["retain_term"] == 0
+
+
+def test_retain_term_is_alpha_times_the_distance_from_the_model_before(make_setting: SettingMaker):
+    """At the second step the weights have moved by what the first one did."""
+    whole, cut = make_setting(), make_setting()
+    (first, second) = run(whole, steps=2)[:2]
+    before = {name: p.clone() for name, p in cut.model.state_dict().items()}
+    run(cut, steps=1)
+    (stage,), tokenizer = cut.stages, cut.tokenizer
+    texts = encode(stage.retain[4:8], tokenizer)
+    now, _ = states(cut.model, texts, pad_id(tokenizer))
+    cut.model.load_state_dict(before)
+    then, _ = states(cut.model, texts, pad_id(tokenizer))
+    assert first.logged["retain_term"] == 0
+    assert second.logged["retain_term"] == pytest.approx(20 * float(((now - then) ** 2).mean()), rel=1e-4)
+
+
+def test_steps_are_those_of_transformers_former_adamw(make_setting: SettingMaker):
+    """θ ← θ − lr √(1−β₂ᵗ)/(1−β₁ᵗ) m/(√v + ε), gradients by hand from the same batches; no clipping, no decay, constant rate."""
+    setting, by_hand = make_setting(), make_setting()
+    steps, lr = 3, 1e-3
+    run(setting, steps=steps, lr=lr)
+    model, tokenizer, (stage,) = by_hand.model, by_hand.tokenizer, by_hand.stages
+    u = torch.from_numpy(np.random.default_rng([0, 0]).random(16, dtype=np.float32))
+    c = 3.0 * u / u.norm()
+    trained = [model.get_parameter(DOWN.format(i)) for i in (0, 1)]
+    m, v = ([torch.zeros_like(p, dtype=torch.float64) for p in trained] for _ in range(2))
+    start = make_setting().model
+
+    def after(model: PreTrainedModel, texts: list[Encoded]) -> Tensor:
+        seen: list[Tensor] = []
+        handle = model.model.layers[1].register_forward_hook(lambda _m, _i, out: seen.append(out))
+        model(input_ids=collate(texts, range(4), pad_id(tokenizer)).input_ids)
+        handle.remove()
+        return seen[0]
+
+    for t in range(1, steps + 1):
+        forget, retain = (encode(side[4 * t - 4 : 4 * t], tokenizer) for side in (stage.forget, stage.retain))
+        loss = ((after(model, forget) - c) ** 2).mean()
+        loss = loss + 20 * ((after(model, retain) - after(start, retain).detach()) ** 2).mean()
+        for i, g in enumerate(torch.autograd.grad(loss, trained)):
+            m[i] = 0.9 * m[i] + 0.1 * g.double()
+            v[i] = 0.999 * v[i] + 0.001 * g.double() ** 2
+            size = lr * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+            with torch.no_grad():
+                trained[i] -= (size * m[i] / (v[i].sqrt() + 1e-6)).float()
+    for i, p in enumerate(trained):
+        torch.testing.assert_close(setting.model.get_parameter(DOWN.format(i)).detach(), p.detach(), rtol=0, atol=2e-5)
+        assert float((p - start.get_parameter(DOWN.format(i))).detach().abs().max()) > 5e-4
+
+
+def test_a_coefficient_in_norms_is_a_multiple_of_the_median_norm(nano_setting: Setting):
+    tokenizer, (stage,) = nano_setting.tokenizer, nano_setting.stages
+    h, mask = states(nano_setting.model, encode(stage.forget, tokenizer), pad_id(tokenizer))
+    norms = h.norm(dim=-1)[mask.bool()]
+    first = run(nano_setting, coefficient=[2.0], coefficient_scale="activation_norm")[0]
+    assert first.logged["coefficient"] == pytest.approx(2 * float(norms.float().median()), rel=1e-5)
+
+
+def test_forget_states_approach_their_target_and_retain_states_stay(nano_setting: Setting):
+    found = run(nano_setting, steps=30, alpha=[0.1])
+    assert found[-1].logged["forget_term"] < 0.95 * found[0].logged["forget_term"]
+    held = run(nano_setting, steps=30, alpha=[1e6])
+    assert held[-1].logged["retain_term"] / 1e6 < 0.1 * found[-1].logged["retain_term"] / 0.1
+
+
+# ---------------------------------------------------------------- stages, texts, points
+
+
+def test_stages_take_turns_in_the_order_of_their_texts(
+    make_setting: SettingMaker, two_stages: Task, monkeypatch: pytest.MonkeyPatch
+):
+    setting = make_setting(task=two_stages)
+    seen: list[tuple[int, ...]] = []
+    real = rmu.hidden_states
+
+    def noted(model: Any, layer: Any, batch: Any, weights: Any = None) -> Tensor:
+        if weights is None:
+            seen.append(tuple(batch.rows.tolist()))
+        return real(model, layer, batch, weights)
+
+    monkeypatch.setattr(rmu, "hidden_states", noted)
+    found = run(setting, steps=6, coefficient=[1.0, 2.0])
+    assert [p.logged["coefficient"] for p in found] == [1, 2, 1, 2, 1, 2]
+    # Six texts to forget in each stage: the third batch starts anew at the second half.
+    assert seen[0::2] == [(0, 1, 2, 3)] * 2 + [(4, 5, 0, 1)] * 2 + [(2, 3, 4, 5)] * 2
+    assert seen[1::2] == [(0, 1, 2, 3)] * 2 + [(4, 5, 6, 7)] * 2 + [(8, 9, 10, 11)] * 2
+
+
+def test_texts_are_cut_for_each_stage(make_setting: SettingMaker, two_stages: Task):
+    setting = make_setting(task=two_stages)
+    config = config_of(max_length=[15, 19], retain_max_length=16)
+    layer = setting.model.model.layers[1]
+    topics = [rmu._Topic(setting, stage, i, layer, config) for i, stage in enumerate(setting.stages)]
+    assert [topic.forget(0).input_ids.shape[1] for topic in topics] == [15, 19]
+    assert [topic.retain(0).input_ids.shape[1] for topic in topics] == [16, 16]
+
+
+@pytest.mark.parametrize("name", ["coefficient", "alpha", "max_length"])
+def test_as_many_values_as_there_are_no_stages_are_refused(name: str, make_setting: SettingMaker, two_stages: Task):
+    with pytest.raises(UsageError, match=rf"{name}=\[30.*, 40.*, 50.*\]: give one value, or one for each of the 2 stages"):
+        run(make_setting(task=two_stages), **{name: [30, 40, 50]})
+
+
+@pytest.mark.parametrize(
+    ("steps", "points", "measured"), [(10, 5, [2, 4, 6, 8, 10]), (7, 2, [4, 7]), (2, 5, [1, 2]), (3, 1, [3])]
+)
+def test_points_are_evenly_spaced(steps: int, points: int, measured: list[int], nano_setting: Setting):
+    found = run(nano_setting, steps=steps, points=points)
+    assert [p.step for p in found] == list(range(1, steps + 1))
+    assert set(measured) >= {p.step for p in found if p.measure_here}
+    assert found[-1].measure_here
+
+
+# ---------------------------------------------------------------- what is computed, and what is left
+
+
+def test_nothing_behind_the_layer_is_computed(nano_setting: Setting):
+    model = nano_setting.model
+    ran: list[str] = []
+    watched = {"0": model.model.layers[0], "1": model.model.layers[1], "norm": model.model.norm, "head": model.lm_head}
+    handles = [m.register_forward_pre_hook(lambda *_, n=n: ran.append(n)) for n, m in watched.items()]
+    run(nano_setting, layer=0, layers=[0], steps=1)
+    for handle in handles:
+        handle.remove()
+    assert ran == ["0"] * 3, "forget, retain, and retain as it was"
+
+
+def test_only_the_down_projections_of_the_chosen_layers_move(nano_setting: Setting):
+    before = {name: p.clone() for name, p in nano_setting.model.state_dict().items()}
+    run(nano_setting, layers=[1])
+    moved = [name for name, p in nano_setting.model.state_dict().items() if not torch.equal(p, before[name])]
+    assert moved == [DOWN.format(1)]
+
+
+def test_the_seed_decides_and_the_global_random_numbers_do_not(make_setting: SettingMaker):
+    found = []
+    for seed, world in ((3, 0), (3, 1), (4, 0)):
+        setting = make_setting(seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(world)
+            state = torch.random.get_rng_state()
+            run(setting)
+            assert torch.equal(torch.random.get_rng_state(), state)
+        found.append(weights_fingerprint(setting.model))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_run_that_breaks_off_leaves_the_model_as_it_was_found(nano_setting: Setting):
+    nano_setting.model.get_input_embeddings().weight.requires_grad_(False)
+    with pytest.raises(Diverged):
+        run(nano_setting, coefficient=[1e30])
+    assert [n for n, p in nano_setting.model.named_parameters() if not p.requires_grad] == ["model.embed_tokens.weight"]
+    assert all(p.grad is None for p in nano_setting.model.parameters())
+    assert not any(m._forward_hooks or m.training for m in nano_setting.model.modules())
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 8, "n_layer": 2, "n_head": 2},
+    "gpt_neo": {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]},
+    "phi": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12},
+    "mistral": {
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 12,
+    },
+}
+NAMES = {"gpt2": "mlp.c_proj", "gpt_neo": "mlp.c_proj", "phi": "mlp.fc2", "mistral": "mlp.down_proj"}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_other_architectures_have_layers_and_down_projections(kind: str):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=50, **SHAPES[kind])).eval()
+    there = rmu.decoder(model)
+    assert sorted(there.layers) == sorted(there.down) == [0, 1]
+    assert all(name.endswith(f".{NAMES[kind]}.weight") for name, _ in there.down.values())
+    batch = collate([Encoded([1, 2, 3], 1), Encoded([4, 5], 1)], [0, 1], 0)
+    found = rmu.hidden_states(model, there.layers[0], batch)
+    expected = model(input_ids=batch.input_ids, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(found, expected)
+
+
+# ---------------------------------------------------------------- refusals, published settings, memory
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"layer": 7, "layers": [1]}, "layer=7: the model has layers 0 to 1"),
+        ({"layer": 7, "layers": [1, 5]}, r"layers=\[1, 5\]: the model has layers 0 to 1, \[5\] are not among them"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(settings: dict[str, Any], says: str, nano_setting: Setting):
+    before = weights_fingerprint(nano_setting.model)
+    with pytest.raises(UsageError, match=says):
+        run(nano_setting, **settings)
+    assert weights_fingerprint(nano_setting.model) == before
+
+
+def test_layers_that_would_never_move_are_refused():
+    with pytest.raises(UsageError, match=r"layers=\[1, 2\]: \[2\] lie behind layer=1"):
+        config_of(layers=[1, 2])
+
+
+def test_an_architecture_without_such_matrices_is_refused():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", hidden_size=8, num_hidden_layers=1, vocab_size=50))
+    with pytest.raises(UsageError, match="'mamba' has no MLP down-projection"):
+        rmu.decoder(model)
+
+
+def test_published_settings_are_those_of_the_released_model():
+    method = METHODS.get("rmu")
+    told = resolve(method.config, method.preset("wmdp", "zephyr-7b"), owner="rmu")
+    assert (told.lr, told.steps, told.batch_size, told.layer, told.layers) == (5e-5, 150, 4, 7, (5, 6, 7))
+    assert (told.alpha, told.coefficient, told.coefficient_scale) == ((1200, 1200), (6.5, 6.5), "absolute")
+    assert (told.max_length, told.retain_max_length, told.positions) == ((512, 768), 512, "padded")
+    (bio, cyber) = (resolve(method.config, method.preset(f"wmdp-{n}", "zephyr-7b"), owner="rmu") for n in ("bio", "cyber"))
+    assert (bio.max_length, cyber.max_length, bio.alpha, cyber.coefficient) == ((512,), (768,), (1200,), (6.5,))
+
+
+def test_memory_is_that_of_three_matrices():
+    from transformers import MistralConfig
+
+    shape = ModelShape(memory.meta_model(MistralConfig()), 2, retain_rows=1000, answer_tokens=500)
+    held = {h.what: h.bytes for h in rmu.held(shape, rmu.RMUConfig())}
+    matrices = 3 * 4096 * 14336
+    assert held["weights as they were"] == 2 * matrices
+    assert held["gradients"] + held["AdamW moments"] + held["float32 masters"] == 16 * matrices
+    # A single 24 GiB card does.
+    assert sum(held.values()) + 2 * shape.parameters < 24 * memory.GIB
