@@ -183,9 +183,6 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int]) -> 
                 continue
             except (Unavailable, UsageError) as error:
                 failure = failure or error
-                client.stop.set()
-                for other in asked:
-                    other.cancel()
             else:
                 yield asked[future], verdict
     finally:
@@ -233,22 +230,26 @@ class _Client:
     """Set when nothing more is to be asked."""
 
     def ask(self, prompt: Prompt) -> Verdict:
-        """One verdict, after pauses that double, or last as long as the server wants.
+        """One verdict, after pauses that double, or last as long as the server wants. A failure stops all that ask.
 
         Raises:
             Unavailable: after all tries, or for what no further try would change.
             UsageError: for a refused key or an unknown model.
+            CancelledError: if another one failed meanwhile.
         """
-        pause, reason = FIRST_PAUSE, "it was not asked"
-        for left in reversed(range(TRIES)):
+        pause, reason = 0.0, ""
+        for tried in range(TRIES):
+            if self.stop.wait(pause):
+                raise CancelledError
             try:
                 return self._post(prompt)
             except _Again as again:
                 reason = str(again)
-                log.debug("judging: %s; %d tries are left", reason, left)
-                if not left or self.stop.wait(min(max(pause, again.pause), LONGEST_PAUSE)):
-                    break
-            pause *= 2
+                pause = min(max(FIRST_PAUSE * 2**tried, again.pause), LONGEST_PAUSE)
+            except (Unavailable, UsageError):
+                self.stop.set()
+                raise
+        self.stop.set()
         raise Unavailable(f"the judge {self.judge.name} gave no verdict in {TRIES} tries: {reason}")
 
     def _post(self, prompt: Prompt) -> Verdict:

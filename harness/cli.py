@@ -178,9 +178,8 @@ def run(
     told = _read_spec(spec) if spec else None
     if told:
         if clash := [name for name in _RECORDED if _typed(context, name)]:
-            raise UsageError(
-                f"--spec and --{clash[0].replace('_', '-')} contradict each other: a record says all but settings (change them by --set)."
-            )
+            flag = f"--{clash[0].replace('_', '-')}"
+            raise UsageError(f"--spec and {flag} contradict each other: a record says all but settings (change them by --set).")
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
         for found in told.basis.values():
