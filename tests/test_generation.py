@@ -154,7 +154,7 @@ def test_what_is_drawn_depends_on_turns_and_seed_alone(nano: Nano, monkeypatch: 
     assert shorter[1].startswith(shorter[0])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_are_drawn_with_the_probabilities_of_the_model(nano: Nano, temperature: float):
     import torch
 
@@ -168,7 +168,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(nano: Nano, temper
     for text in texts:
         ids = nano.tokenizer(text)["input_ids"]
         found[ids[0] if ids else nano.tokenizer.eos_token_id] += 1 / count
-    likely = wanted > 0.02
+    likely = wanted > 0.005
     assert likely.sum() >= 3, "a draw between several"
     off = (found - wanted).abs() / (wanted * (1 - wanted) / count).sqrt()
     assert off[likely].max() < 4.5, "standard deviations"

@@ -350,7 +350,7 @@ def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, mon
 
 
 @pytest.mark.vllm
-def test_a_model_served_by_vllm_judges(nano: Nano, cache: Cache, tmp_path: Path):
+def test_a_model_served_by_vllm_judges(nano: Nano, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A random Llama's verdicts: words without a rating, the same every time. For vLLM's CPU build as well as for a GPU."""
     pytest.importorskip("vllm", reason="vllm is not installed")
     from transformers import AutoTokenizer
@@ -360,6 +360,7 @@ def test_a_model_served_by_vllm_judges(nano: Nano, cache: Cache, tmp_path: Path)
     tokenizer = AutoTokenizer.from_pretrained(nano.folder())
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     save_checkpoint(nano.model(), tokenizer, tmp_path / "judge", {})
+    monkeypatch.setattr(_judge, "MAX_TOKENS", 16)  # the nano model has room for 128 tokens
     local = Judge("vllm", str(tmp_path / "judge"))
     _judge.check(local)
     found = verdicts(local, [Prompt("", "Who is it?"), Prompt("", "What is it?")], cache)
