@@ -151,10 +151,10 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
 
 def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     """One greedy answer to every evaluated question, in the order of the tables."""
-    return [request for name in TASKS for request in _task_requests(task, name, tokenizer)]
+    return [request for name in TASKS for request in task_requests(task, name, tokenizer)]
 
 
-def _task_requests(task: Task, name: str, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+def task_requests(task: Task, name: str, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     from harness.data import token_ids
 
     rows = task.questions.get(name, ())
@@ -176,7 +176,7 @@ def _build_answers(subject: Subject) -> pd.DataFrame:
     task = subject.task
     asked: list[tuple[str, Row, GenerationRequest]] = []
     for name in TASKS:
-        wanted = _task_requests(task, name, subject.setting.tokenizer)
+        wanted = task_requests(task, name, subject.setting.tokenizer)
         asked += [(name, row, request) for row, request in zip(task.questions.get(name, ()), wanted, strict=True)]
     rows = []
     for name, row, request in asked:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.executors import Executor
-    from harness.interfaces import Options
+    from harness.interfaces import Judge, Options
     from harness.run import Plan
     from harness.store import RunResult, RunSpec, Store
     from harness.sweep import Try
@@ -117,6 +117,13 @@ ExecutorOption = Annotated[
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="So many runs at a time, each in a process of its own.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Go ahead with more than 10,000 runs.")]
 Reference = Annotated[Path | None, typer.Option("--reference", help="A retrained model's evaluation log to compare with.")]
+JudgeOption = Annotated[
+    str, typer.Option("--judge", help="Who grades answers: openai:MODEL (key in OPENAI_API_KEY), or vllm:MODEL, served here.")
+]
+JudgeUrl = Annotated[str, typer.Option("--judge-url", help="The address of an OpenAI-compatible judge, up to /v1.")]
+JudgeRepetitions = Annotated[
+    int, typer.Option("--judge-repetitions", min=1, help="How often all is answered and judged; papers take 5.")
+]
 
 
 def results_root(given: Path | None) -> Path:
@@ -146,6 +153,9 @@ def run(
     results: Results = None,
     reference: Reference = None,
     variant: Variant = VariantName.original,
+    judge: JudgeOption = "",
+    judge_url: JudgeUrl = "",
+    judge_repetitions: JudgeRepetitions = 1,
     spec: Annotated[Path | None, typer.Option("--spec", help="Repeat a recorded run: its run.json.")] = None,
     save_model: Annotated[Path | None, typer.Option("--save-model", help="Folder for the unlearned checkpoint.")] = None,
     save_update: Annotated[Path | None, typer.Option("--save-update", help="File for the weight difference.")] = None,
@@ -159,6 +169,7 @@ def run(
         os.environ["TQDM_DISABLE"] = "1"
     else:
         logging.getLogger("harness.memory").setLevel(logging.INFO)
+        logging.getLogger("harness.judging").setLevel(logging.INFO)
     from harness.config import parse
     from harness.run import Keep, plan
     from harness.store import Store, changes, to_json
@@ -167,19 +178,21 @@ def run(
     told = _read_spec(spec) if spec else None
     if told:
         if clash := [name for name in _RECORDED if _typed(context, name)]:
-            raise UsageError(
-                f"--spec and --{clash[0]} contradict each other: a record says all but settings (change them by --set)."
-            )
+            flag = f"--{clash[0].replace('_', '-')}"
+            raise UsageError(f"--spec and {flag} contradict each other: a record says all but settings (change them by --set).")
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
+        for found in told.basis.values():
+            judge, judge_repetitions = judge or found.get("judge", ""), found.get("repetitions", judge_repetitions)
         evals, points = ",".join(told.evaluators), PointsName(told.points)
         form = FormName(told.form or "published")
         model = model if _typed(context, "model") else told.model
     if not method.strip(" ,") or not bench:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
     options = _options(
-        seed, limit, device, dtype, generator, variant, evals, points, rows, data_dir, reference, trust_remote_code
-    )
+        seed, limit, device, dtype, generator, variant, evals, points, rows, data_dir, reference, trust_remote_code,
+        _judge(judge, judge_url, judge_repetitions),
+    )  # fmt: skip
     names = _names(method)
     if len(names) > 1 and (save_model or save_update):
         raise UsageError("--save-model and --save-update keep one unlearned model; give one method.")
@@ -215,7 +228,10 @@ def run(
             )
 
 
-_RECORDED = ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "evals", "points", "form")
+_RECORDED = (
+    *("method", "bench", "seed", "limit", "dtype", "generator", "variant", "evals", "points", "form"),
+    "judge_repetitions",
+)
 """Flags whose values a recorded run brings along."""
 
 
@@ -246,6 +262,7 @@ def _options(
     data_dir: Path | None,
     reference: Path | None,
     trust_remote_code: bool,
+    judge: Judge | None,
 ) -> Options:
     from harness.interfaces import Options
     from harness.run import pick_device
@@ -266,7 +283,29 @@ def _options(
         data_dir=data_dir,
         reference=reference,
         trust_remote_code=trust_remote_code,
+        judge=judge,
     )
+
+
+def _judge(told: str, url: str, repetitions: int) -> Judge | None:
+    from urllib.parse import urlsplit
+
+    from harness.interfaces import Judge
+
+    kind, _, model = told.partition(":")
+    if not told:
+        if url:
+            raise UsageError("--judge-url says where a judge is, and --judge which: add --judge openai:MODEL.")
+        return None
+    if kind not in ("openai", "vllm") or not model:
+        raise UsageError(f"--judge {told} is no judge: write openai:MODEL or vllm:MODEL.")
+    if kind == "vllm" and url:
+        raise UsageError(
+            "--judge vllm:MODEL is served here, it has no --judge-url; a server of your own is --judge openai:MODEL."
+        )
+    if url and not (urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname):
+        raise UsageError(f"--judge-url {url} is no address: write http://HOST:PORT/v1 or https://HOST/v1.")
+    return Judge("vllm" if kind == "vllm" else "openai", model, url.rstrip("/") or Judge.url, repetitions)
 
 
 def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_json: bool) -> None:
@@ -325,6 +364,9 @@ def sweep(
     results: Results = None,
     reference: Reference = None,
     variant: Variant = VariantName.original,
+    judge: JudgeOption = "",
+    judge_url: JudgeUrl = "",
+    judge_repetitions: JudgeRepetitions = 1,
     trust_remote_code: RemoteCode = False,
     executor: ExecutorOption = ExecutorName.local,
     jobs: Jobs = None,
@@ -341,6 +383,7 @@ def sweep(
         "method": method, "bench": bench, "model": model, "seeds": seeds, "form": form, "budget": budget, "search": search,
         "by": by, "limit": limit, "device": device, "dtype": dtype, "generator": generator, "evals": evals, "points": points,
         "variant": variant, "data_dir": data_dir, "reference": reference, "trust_remote_code": trust_remote_code,
+        "judge": judge, "judge_url": judge_url, "judge_repetitions": judge_repetitions,
     }  # fmt: skip
     of_file = read_file(file) if file else {}
     for key, value in of_file.items():
@@ -366,6 +409,7 @@ def sweep(
             Path(told["data_dir"]) if told["data_dir"] else None,
             Path(told["reference"]) if told["reference"] else None,
             told["trust_remote_code"],
+            _judge(told["judge"], told["judge_url"], told["judge_repetitions"]),
         ),
         axes={**of_file.get("grid", {}), **axes(grid or [])},
         fixed={**of_file.get("set", {}), **parse(set_ or [])},
@@ -405,6 +449,9 @@ def study(
     results: Results = None,
     reference: Reference = None,
     variant: Variant = VariantName.original,
+    judge: JudgeOption = "",
+    judge_url: JudgeUrl = "",
+    judge_repetitions: JudgeRepetitions = 1,
     executor: ExecutorOption = ExecutorName.local,
     jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs it is and how long they will take.")] = False,
@@ -418,7 +465,10 @@ def study(
     from harness.studies import forecast, possible, study_of, tries_of
     from harness.sweep import Tasks, check_count
 
-    options = _options(0, limit, device, dtype, "auto", variant, evals, PointsName.all, rows, data_dir, reference, False)
+    options = _options(
+        0, limit, device, dtype, "auto", variant, evals, PointsName.all, rows, data_dir, reference, False,
+        _judge(judge, judge_url, judge_repetitions),
+    )  # fmt: skip
     chosen, tasks = study_of(name), Tasks()
     benches = _names(bench, "--bench", "a benchmark") if bench else []
     asked = tries_of(chosen, benches, model, _seeds(seeds) if seeds else [], options)
@@ -475,6 +525,8 @@ def _run_tries(
 ) -> list[RunResult]:
     """Do them, and say on a terminal how far it is and how long it will take."""
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
+    if not quiet:
+        logging.getLogger("harness.judging").setLevel(logging.INFO)
     from tqdm import tqdm
 
     from harness.cache import Cache
@@ -825,7 +877,7 @@ def cache_list(as_json: Json = False) -> None:
 @cache_app.command("clear")
 def cache_clear(
     kind: Annotated[
-        str | None, typer.Argument(help="Only this kind: model, curvature, gradient, generations, evaluations.")
+        str | None, typer.Argument(help="Only this kind: model, curvature, gradient, generations, evaluations, verdicts.")
     ] = None,
 ) -> None:
     """Remove what is kept; what another process is making is left alone."""

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tqdm import tqdm
 
+from harness.cache import digest
 from harness.data import token_ids
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.cache import Cache
 
 GeneratorName = Literal["auto", "hf"]
 PROMPTS_PER_BATCH = 256
+TOKENS_PER_BATCH = 80_000
+"""Tokens of prompts and answers together: their keys and values must fit beside the model. ToFU's batches are smaller."""
+CHAT_DATE = "10 Apr 2025"
+"""What chat templates that name the day are told (open-unlearning's), so that prompts do not change with the calendar."""
 
 
 class Generator(Protocol):
@@ -40,29 +47,31 @@ class Generator(Protocol):
 
 
 class HFGenerator:
-    """`transformers`' own `generate`, greedy or sampled, prompts left-padded in order of length."""
+    """`transformers`' own `generate`, prompts left-padded in order of length, greedy or drawn from the whole distribution.
+
+    What is drawn depends on a request's turns and seed alone: each has random numbers of its own, so that neither the other
+    requests nor the batches change an answer.
+    """
 
     name = "hf"
 
     def generate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
     ) -> list[str]:
-        """See `Generator.generate`. Each turn's prompt is everything said before it and the turn itself."""
-        answers = [""] * len(requests)
-        said = [""] * len(requests)
-        with tqdm(total=sum(len(r.turns) for r in requests), desc="generating", unit="answer", delay=2, leave=False) as bar:
-            for turn in range(max((len(r.turns) for r in requests), default=0)):
-                asked = [i for i, r in enumerate(requests) if turn < len(r.turns)]
-                prompts = {i: said[i] + requests[i].turns[turn] for i in asked}
-                ids = dict(zip(asked, token_ids(tokenizer, list(prompts.values())), strict=True))
-                asked.sort(key=lambda i: (requests[i].sampling.temperature, len(ids[i]), i))
-                for group in _groups(asked, requests):
-                    texts = self._continue(model, tokenizer, [ids[i] for i in group], [requests[i] for i in group])
-                    for i, text in zip(group, texts, strict=True):
-                        answers[i] = text.strip()
-                        said[i] = prompts[i] + text
+        """See `Generator.generate`. The beginning that several conversations share is answered once, for all of them."""
+        said: dict[GenerationRequest, str] = {}  # conversation, cut after one of its turns → the answer to that turn
+        longest = max((len(request.turns) for request in requests), default=0)
+        turns = [[_until(r, k + 1) for r in requests if len(r.turns) > k] for k in range(longest)]
+        with tqdm(total=len(set().union(*turns)), desc="generating", unit="answer", delay=2, leave=False) as bar:
+            for conversations in turns:
+                asked = list(dict.fromkeys(conversations))
+                ids = _prompts(tokenizer, asked, said)
+                order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), i))
+                for group in _groups(order, ids, asked):
+                    texts = self._continue(model, tokenizer, [ids[i] for i in group], [asked[i] for i in group])
+                    said.update(zip((asked[i] for i in group), texts, strict=True))
                     bar.update(len(group))
-        return answers
+        return [said[request].strip() if request.turns else "" for request in requests]
 
     @staticmethod
     def _continue(
@@ -72,15 +81,14 @@ class HFGenerator:
         requests: Sequence[GenerationRequest],
     ) -> list[str]:
         import torch
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
         longest = max(len(p) for p in prompts)
         pad = int(tokenizer.eos_token_id)
-        temperature = requests[0].sampling.temperature
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
         config = GenerationConfig(
-            max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=pad, pad_token_id=pad, **sampling
+            max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=pad, pad_token_id=pad, do_sample=False
         )
+        drawn = any(r.sampling.temperature > 0 for r in requests)
         # What is not set here would be taken from the checkpoint's own generation_config.json (a repetition penalty, say).
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
@@ -91,22 +99,90 @@ class HFGenerator:
                         [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device
                     ),
                     generation_config=config,
+                    logits_processor=LogitsProcessorList([_Draw(requests)] if drawn else []),
                 )
         finally:
             model.generation_config = own
-        # Greedy text does not depend on the budget it had, so each answer is cut to its own.
+        # What is said does not depend on the budget it had, so each answer is cut to its own.
         new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
         return tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
-def _groups(order: Sequence[int], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
+class _Draw:
+    """Turns the choice of the likeliest token into a draw, row by row, for those rows that have a temperature.
+
+    argmax_v (z_v / T + g_v) with g_v = −log E_v, E_v ~ Exp(1), is a draw from softmax(z / T) (the Gumbel-max trick).
+    """
+
+    def __init__(self, requests: Sequence[GenerationRequest]) -> None:
+        self.requests = requests
+        self.random: dict[int, torch.Generator] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[B, V] scores of the next token, float32 → the same with noise of their own on each row that is drawn."""
+        import torch
+
+        scores = scores.clone()
+        for row, request in enumerate(self.requests):
+            if request.sampling.temperature > 0:
+                if row not in self.random:
+                    seed = int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
+                    self.random[row] = torch.Generator(scores.device).manual_seed(seed)
+                noise = torch.empty_like(scores[row]).exponential_(generator=self.random[row]).log()
+                scores[row] = scores[row] / request.sampling.temperature - noise
+        return scores
+
+
+def _until(request: GenerationRequest, turns: int) -> GenerationRequest:
+    return replace(request, turns=tuple(request.turns[:turns]))
+
+
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[GenerationRequest], said: Mapping[GenerationRequest, str]
+) -> list[list[int]]:
+    """The tokens of each conversation, up to where its last turn is to be answered.
+
+    Args:
+        tokenizer: whose chat template renders the requests that want one.
+        asked: the conversations.
+        said: the answers to all their turns but the last.
+
+    Raises:
+        UsageError: for a chat without a chat template.
+    """
+    texts = {}
+    for request in asked:
+        answers = [said[_until(request, k + 1)] for k in range(len(request.turns) - 1)]
+        texts[request] = _chat(tokenizer, request.turns, answers) if request.chat else _joined(request.turns, answers)
+    plain = iter(token_ids(tokenizer, [texts[request] for request in asked if not request.chat]))
+    return [
+        tokenizer(texts[request], add_special_tokens=False)["input_ids"] if request.chat else next(plain) for request in asked
+    ]
+
+
+def _joined(turns: Sequence[str], answers: Sequence[str]) -> str:
+    return "".join(turn + answer for turn, answer in zip(turns, [*answers, ""], strict=True))
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Sequence[str]) -> str:
+    if not tokenizer.chat_template:
+        raise UsageError("the tokenizer has no chat template, and a conversation of plain messages needs one.")
+    messages = [{"role": "user", "content": turns[0]}]
+    for answer, turn in zip(answers, turns[1:], strict=True):
+        messages += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
+    return str(rendered)
+
+
+def _groups(order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
+    """The positions of `order`, which rises in length, in groups that are answered together."""
     group: list[int] = []
+    budget = 0
     for i in order:
-        if group and (
-            len(group) == PROMPTS_PER_BATCH or requests[i].sampling.temperature != requests[group[0]].sampling.temperature
-        ):
+        budget = max(budget, requests[i].sampling.max_tokens)
+        if group and (len(group) == PROMPTS_PER_BATCH or (len(group) + 1) * (len(ids[i]) + budget) > TOKENS_PER_BATCH):
             yield group
-            group = []
+            group, budget = [], requests[i].sampling.max_tokens
         group.append(i)
     if group:
         yield group
@@ -149,7 +225,17 @@ def generate_all(
         texts = generator.generate(model, tokenizer, unique)
         (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
 
-    key = {"weights": weights, "generator": generator.name, "requests": [asdict(request) for request in unique]}
+    key = {"weights": weights, "generator": generator.name, "requests": [_told(request) for request in unique]}
     entry = cache.get("generations", key, make)
     texts = json.loads((entry.path / "texts.json").read_text(encoding="utf-8"))
     return dict(zip(unique, texts, strict=True))
+
+
+def _told(request: GenerationRequest) -> dict[str, Any]:
+    """A request as it names its answer in the cache; what it does not use is left out, as answers were named before."""
+    told = asdict(request)
+    if not request.chat:
+        del told["chat"]
+    if not request.sampling.seed:
+        del told["sampling"]["seed"]
+    return told

@@ -119,6 +119,27 @@ class ModelSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A model that grades answers."""
+
+    kind: Literal["openai", "vllm"]
+    """How it is asked: at an OpenAI-compatible address, or served by vLLM on this machine for as long as it is asked."""
+    model: str
+    """Its name at that address; for vLLM a hub id or a folder."""
+    url: str = "https://api.openai.com/v1"
+    """The address, up to `/v1`. It may name a machine and is not recorded: the name alone stands for the judge."""
+    repetitions: int = 1
+    """How often all questions are answered and judged."""
+
+    @property
+    def name(self) -> str:
+        """As recorded, such as `openai:gpt-4`; a folder's path is cut to its name."""
+        folder = Path(self.model)
+        cut = folder.is_absolute() or (self.kind == "vllm" and folder.is_dir())
+        return f"{self.kind}:{folder.resolve().name if cut else self.model}"
+
+
+@dataclass(frozen=True)
 class Options:
     """What the command line decides besides benchmark, model, method and its settings."""
 
@@ -144,6 +165,8 @@ class Options:
     """An evaluation log that stands in for the retain model."""
     trust_remote_code: bool = False
     """Whether code that comes with a checkpoint may run."""
+    judge: Judge | None = None
+    """Who grades answers, for evaluators that need it. Part of a run's hash only where one does."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +203,17 @@ class Task:
     """What a model that refuses may say, for methods that train on refusals."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model, shown under every table."""
+    options: Options = Options()
+    """What the command line decided, for evaluators that bring data of their own or ask a judge; set when a run is planned."""
+
+    @property
+    def basis(self) -> dict[str, JSON]:
+        """What else the numbers rest on, by evaluator: a judge, data of its own; only of those that rest on something.
+
+        Raises:
+            UsageError: for data that is missing or malformed.
+        """
+        return {e.name: dict(found) for e in self.evaluators if (found := e.basis(self))}
 
     @property
     def references(self) -> list[str]:
@@ -334,6 +368,8 @@ class Sampling:
     """At most this many new tokens."""
     temperature: float = 0.0
     """0 is greedy."""
+    seed: int = 0
+    """With the turns said so far it decides what is drawn; without meaning where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -341,11 +377,14 @@ class GenerationRequest:
     """A conversation to be continued."""
 
     turns: Sequence[str]
-    """The user's turns, rendered: one for ToFU; a second one is asked after the answer to the first."""
+    """The user's turns: one for ToFU; a second one is asked after the answer to the first."""
     sampling: Sampling
     """How to draw."""
     by: Literal["subject", "base"] = "subject"
     """Who answers: the model that is measured, or the model before unlearning."""
+    chat: bool = False
+    """Whether the turns are plain messages for the tokenizer's chat template; else they are rendered, and put one behind the
+    other with the answers between them."""
 
 
 @dataclass(frozen=True)
@@ -374,6 +413,9 @@ class Subject:
     """Answers to all evaluators' requests."""
     saved_path: Callable[[], Path] | None = None
     """Writes the model as a checkpoint, once, and says where (for programs that load from disk)."""
+    unfinished: list[str] = field(default_factory=list)
+    """Why tables hold less than they should, for reasons that may pass (a judge that did not answer): such tables are not kept
+    for other runs."""
 
     def table(self, name: str, build: Callable[[Setting], pd.DataFrame]) -> pd.DataFrame:
         """The table of that name, built from the model the first time it is asked for.
@@ -470,6 +512,10 @@ def _nothing(setting: Setting) -> None:
     return None
 
 
+def _no_basis(task: Task) -> Mapping[str, JSON]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """A registered evaluator: asks for texts, then turns a subject into measurements."""
@@ -486,6 +532,8 @@ class Evaluator:
     """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
     before: Callable[[Setting], None] = _nothing
     """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
+    basis: Callable[[Task], Mapping[str, JSON]] = _no_basis
+    """What its numbers rest on besides the task, as plain JSON for the run's hash: a judge's name, digests of its own data."""
 
     @property
     def asks(self) -> bool:
@@ -631,13 +679,14 @@ def evaluator(
     requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
     changes_model: bool = False,
     before: Callable[[Setting], None] = _nothing,
+    basis: Callable[[Task], Mapping[str, JSON]] = _no_basis,
 ) -> Callable[[Callable[[Subject], Sequence[Measurement | Absent]]], Callable[[Subject], Sequence[Measurement | Absent]]]:
     """Register the decorated function as an evaluator under its file's name."""
 
     def register(
         measure: Callable[[Subject], Sequence[Measurement | Absent]],
     ) -> Callable[[Subject], Sequence[Measurement | Absent]]:
-        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before))
+        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before, basis))
         return measure
 
     return register

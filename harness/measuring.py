@@ -102,6 +102,13 @@ def _put_back(setting: Setting | None) -> Iterator[None]:
         setting.model.eval()
 
 
+class _Unfinished(Exception):
+    """Tables that hold less than they should and are not to be kept."""
+
+    def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
+        self.tables = tables
+
+
 def source_tables(
     source: ModelSource,
     task: Task,
@@ -132,6 +139,8 @@ def source_tables(
         setting = Setting(model, tokenizer, task, options.seed, cache, Costs(), source_digest(source))
         subject = Subject(setting, task, references=())
         measure(task, subject, "", generator, weights or weights_fingerprint(model))
+        if subject.unfinished:
+            raise _Unfinished(subject.tables)
         for name, table in subject.tables.items():
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
@@ -146,8 +155,11 @@ def source_tables(
         "generator": generator.name,
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],
-    }
-    entry = cache.get("evaluations", key, make)
+    } | ({"basis": basis} if (basis := task.basis) else {})
+    try:
+        entry = cache.get("evaluations", key, make)
+    except _Unfinished as unfinished:
+        return unfinished.tables
     return {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
 
 

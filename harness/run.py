@@ -106,6 +106,7 @@ def plan(
     family = task.family or task.model.partition("@")[0]
     if options.evals:
         task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
+    task = replace(task, options=options)
     preset = chosen.preset(bench, family, form)
     config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
     slug = Path(model).name if Path(model).is_dir() else task.model
@@ -129,7 +130,9 @@ def plan(
         generator=generator,
         points=options.points,
         form="tuned" if form == "tuned" and not settings else "",
+        basis=task.basis,
     )
+    judge = options.judge if any("judge" in found for found in spec.basis.values()) else None
     selection = f"{form} form: " + (f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}")
     if recorded:
         selection = "settings of a recorded run"
@@ -148,6 +151,8 @@ def plan(
         ("--form", form, "published"),
         ("--evals", ",".join(options.evals), ""),
         ("--points", options.points, "all"),
+        ("--judge", judge.name if judge else "", ""),
+        ("--judge-repetitions", judge.repetitions if judge else 1, 1),
     ):
         if given != usual:
             words += [flag, str(given)]

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
-"""1: the first; 2: `RunResult.trial`; 3: `RunSpec.form`. Older ones are read as they are."""
+SCHEMA_VERSION = 4
+"""1: the first; 2: `RunResult.trial`; 3: `RunSpec.form`; 4: `RunSpec.basis`. Older ones are read as they are."""
 PART = ".part"
 """How the name of a file ends that is being written."""
 LATER_SETTINGS: Mapping[str, JSON] = {"max_steps": None, "max_length": None, "reduction": "sum"}
@@ -94,13 +94,16 @@ class RunSpec:
     """Whether every point of the way was measured or the last one only."""
     form: Literal["", "tuned"] = ""
     """`tuned` for a method's tuned form as it is: a run of its own, also where the published form has the same settings."""
+    basis: Mapping[str, JSON] = field(default_factory=dict)
+    """What else its numbers rest on, by evaluator: the judge, digests of the evaluator's own data; empty for most."""
 
     @cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits."""
         told = to_json(self)
-        if not self.form:
-            del told["form"]  # as runs were named before there was one
+        for later in ("form", "basis"):
+            if not told[later]:
+                del told[later]  # as runs were named before there was one
         told["config"] = {k: v for k, v in told["config"].items() if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}
         return digest(told)[:12]
 
@@ -109,7 +112,7 @@ class RunSpec:
         """Eight digits that are equal for runs on one benchmark, model, data and definitions, whatever unlearned and how."""
         same = ("bench", "bench_version", "model", "sources", "variant", "template", "data", "references", "limit")
         told = to_json(self)
-        return digest({name: told[name] for name in same})[:8]
+        return digest({name: told[name] for name in same} | ({"basis": told["basis"]} if self.basis else {}))[:8]
 
     @property
     def questions_file(self) -> Path:
@@ -257,6 +260,8 @@ class Record:
             with (self.folder / "generations.jsonl").open("a", encoding="utf-8") as file:
                 for request, text in texts.items():
                     line = {"point": point.index, "turns": list(request.turns), "text": text}
+                    if request.sampling.temperature > 0:
+                        line |= {"seed": request.sampling.seed}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             with (self.folder / "points.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_json(point), ensure_ascii=False, allow_nan=False) + "\n")

@@ -17,6 +17,7 @@ from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurem
 from harness.run import plan
 from harness.store import SCHEMA_VERSION, Point, RunResult, Store
 from tests.conftest import Bench, HarnessCli
+from tests.judge_server import judge_server
 
 
 @dataclass
@@ -517,6 +518,94 @@ def test_one_of_several_methods_that_breaks_is_named_at_the_end(
     assert line.startswith("not done: fake (failed, run ")
     assert line.endswith("): RuntimeError: a bug")
     assert {r.spec.method: r.status for r in Store(tmp_path / "r").runs()} == {"fake": "failed", "untouched": "done"}
+
+
+# ---------------------------------------------------------------- judges
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--judge", "gpt-4"), ("--judge gpt-4 is no judge: write openai:MODEL or vllm:MODEL",)),
+        (("--judge", "openai:"), ("--judge openai: is no judge",)),
+        (("--judge", "azure:gpt-4"), ("--judge azure:gpt-4 is no judge",)),
+        (("--judge-url", "http://host/v1"), ("add --judge openai:MODEL",)),
+        (("--judge", "openai:m", "--judge-url", "host:8000"), ("--judge-url host:8000 is no address",)),
+        (("--judge", "openai:m", "--judge-url", "file:///etc/passwd"), ("is no address",)),
+        (("--judge", "vllm:m", "--judge-url", "http://host/v1"), ("--judge vllm:MODEL is served here",)),
+        (("--judge", "openai:m", "--evals", "mt_bench"), ("mt_bench reads FastChat's files: give --data-dir DIR",)),
+    ],
+    ids=lambda v: " ".join(v) if v[0].startswith("--judge") else "",
+)
+def test_a_judge_that_cannot_be_is_refused(harness: Harness, words: tuple[str, ...], said: tuple[str, ...]):
+    refused(harness(*RUN, *words), *said)
+
+
+def test_a_judge_that_is_not_here_is_refused(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None, judge_files: Path
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "vllm" else pytest.fail(name))
+    words = ("run", "--method", "fake", *ON_NANO, "--evals", "mt_bench", "--data-dir", judge_files, "--results", tmp_path / "r")
+    refused(harness(*words, "--judge", "openai:gpt-4"), "needs a key in the environment variable OPENAI_API_KEY")
+    refused(harness(*words, "--judge", "vllm:some/model"), "needs vLLM, which is not installed here")
+
+
+def test_a_judged_run_says_what_it_will_cost_and_who_judged(
+    harness: Harness,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fake: None,
+    judge_files: Path,
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-nobodys")
+    words = ("run", "--method", "fake", *ON_NANO, "--evals", "mt_bench", "--data-dir", judge_files, "--results", tmp_path / "r")
+    with judge_server() as server:
+        judge = ("--judge", "openai:gpt-4", "--judge-url", f"{server.url}/")
+        told = harness(*words, *judge, "--judge-repetitions", "2")
+        assert told.code == 0, told
+        assert "4 answers are put to openai:gpt-4 (0 verdicts are here already): about" in caplog.text
+        assert "mt_bench_standard_error" in told.out
+        assert "judged by openai:gpt-4, which answered as gpt-4-0613" in told.out
+        asked = len(server.asked)
+        (file,) = (tmp_path / "r").glob("runs/*/*/*/*/run.json")
+        again = harness(
+            "run", "--spec", file, "--device", "cpu", "--data-dir", judge_files, "--results", tmp_path / "r", "--json"
+        )
+        assert json.loads(again.out)["spec"]["basis"]["mt_bench"]["repetitions"] == 2
+        assert len(server.asked) == asked, "found as done: by the record's judge"
+    refused(harness("run", "--spec", file, "--judge-repetitions", "3"), "--spec and --judge-repetitions contradict each other")
+    assert "sk-nobodys" not in file.read_text()
+
+
+def test_a_sweep_is_judged_as_its_file_says(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None, judge_files: Path
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-nobodys")
+    with judge_server() as server:
+        (tmp_path / "sweep.yaml").write_text(
+            f"method: fake\nbench: nano\ndevice: cpu\nevals: mt_bench\ndata_dir: {judge_files}\njudge: openai:gpt-4\n"
+            f"judge_url: {server.url}\njudge_repetitions: 2\ngrid:\n  strength: [0.1, 0.2]\n"
+        )
+        found = json.loads(harness("sweep", tmp_path / "sweep.yaml", "--results", tmp_path / "r", "--json").out)
+    assert [r["points"][0]["measurements"][0]["value"] for r in found] == [7, 7]
+    assert (
+        found[0]["spec"]["basis"]["mt_bench"] | {"judge": "openai:gpt-4", "repetitions": 2}
+        == found[0]["spec"]["basis"]["mt_bench"]
+    )
+
+
+@pytest.fixture
+def judge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """FastChat's files with one question, to be answered in a few words."""
+    from tests.test_mt_bench import PROMPTS, QUESTIONS, REFERENCES, write
+
+    monkeypatch.setattr("evals.mt_bench.MAX_TOKENS", 4)
+    write(tmp_path / "data", "question.jsonl", QUESTIONS[:1])
+    write(tmp_path / "data", "reference_answer/gpt-4.jsonl", REFERENCES)
+    write(tmp_path / "data", "judge_prompts.jsonl", PROMPTS)
+    return tmp_path / "data"
 
 
 # ---------------------------------------------------------------- in a process of its own, where torch cannot be imported

@@ -44,8 +44,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rmu": {"layer": 1, "layers": [0, 1], "coefficient": [2.0], "coefficient_scale": "activation_norm", "steps": 4},
 }
 """What a method needs besides."""
-ANNOUNCED = ("wmdp", "wmdp-bio", "wmdp-cyber")
-"""Benchmarks that methods have presets for, whether they are there or not."""
+JUDGED = {"mt_bench"}
+"""Evaluators that ask a judge, which these settings have not; `tests/test_mt_bench.py` has one."""
 UNCHANGING = {"untouched"}
 """Methods that leave the weights as they are."""
 
@@ -283,7 +283,8 @@ def test_an_evaluator_gives_finite_numbers_or_reasons(name: str, nano_setting: S
     before = fingerprint(nano_setting)
     found = evaluator.measure(subject_of(nano_setting, [evaluator], references))
     check_measurements(found)
-    assert any(isinstance(item, Measurement) for item in found), "all that is needed is there"
+    if name not in JUDGED:
+        assert any(isinstance(item, Measurement) for item in found), "all that is needed is there"
     if not evaluator.changes_model:
         assert fingerprint(nano_setting) == before
         as_found(nano_setting)

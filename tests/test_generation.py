@@ -108,20 +108,125 @@ def test_a_second_turn_is_asked_after_the_answer_to_the_first(nano: Nano):
     assert found == by_hand(model, nano.tokenizer, first + said + second, 4).strip()
 
 
-def test_sampled_text_differs_from_greedy_and_comes_again_with_the_seed(nano: Nano):
+def test_a_beginning_that_conversations_share_is_answered_once(nano: Nano, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    whole = HFGenerator._continue
+
+    def counted(model: Any, tokenizer: Any, prompts: Any, requests: Any) -> list[str]:
+        asked.append(len(prompts))
+        return whole(model, tokenizer, prompts, requests)
+
+    monkeypatch.setattr(HFGenerator, "_continue", staticmethod(counted))
+    one, two = QUESTIONS[0], f" {QUESTIONS[1]}"
+    drawn = Sampling(6, temperature=1.0)
+    requests = [GenerationRequest(turns, drawn) for turns in ((one,), (one, two), (one, two, " Why?"), (one,))]
+    first, second, third, same = generate(nano, requests)
+    assert asked == [1, 1, 1]
+    assert first == same
+    assert len({first, second, third}) == 3
+    assert generate(nano, [requests[1]]) == [second], "by itself as well"
+
+
+def drawn(question: str, temperature: float = 1.0, seed: int = 0, tokens: int = 8) -> GenerationRequest:
+    return GenerationRequest((question,), Sampling(tokens, temperature, seed))
+
+
+def test_sampled_text_differs_from_greedy_and_leaves_it_alone(nano: Nano):
+    greedy = [request(q) for q in QUESTIONS]
+    mixed = generate(nano, [*(drawn(q) for q in QUESTIONS), *greedy])
+    assert mixed[: len(greedy)] != mixed[len(greedy) :]
+    assert mixed[len(greedy) :] == generate(nano, greedy)
+
+
+def test_what_is_drawn_depends_on_turns_and_seed_alone(nano: Nano, monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    model = nano.model()
-    drawn = [GenerationRequest((q,), Sampling(8, temperature=1.0)) for q in QUESTIONS]
-    mixed = [*drawn, *(request(q) for q in QUESTIONS)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        one = generate(nano, mixed, model)
-        torch.manual_seed(1)
-        again = generate(nano, mixed, model)
-    assert one == again
-    assert one[: len(drawn)] != one[len(drawn) :]
-    assert one[len(drawn) :] == generate(nano, [request(q) for q in QUESTIONS], model)
+    requests = [drawn(q, seed=seed) for seed in (0, 1) for q in QUESTIONS]
+    state = torch.random.get_rng_state()
+    whole = generate(nano, requests)
+    assert torch.equal(torch.random.get_rng_state(), state), "the model's own random numbers are left alone"
+    assert whole[: len(QUESTIONS)] != whole[len(QUESTIONS) :], "another seed, another text"
+    torch.rand(3)
+    assert generate(nano, requests[::-1]) == whole[::-1]
+    monkeypatch.setattr("harness.generation.PROMPTS_PER_BATCH", 3)
+    assert generate(nano, requests) == whole
+    shorter = generate(nano, [drawn(QUESTIONS[0], tokens=3), drawn(QUESTIONS[0], tokens=8)])
+    assert shorter[1].startswith(shorter[0])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_with_the_probabilities_of_the_model(nano: Nano, temperature: float):
+    import torch
+
+    model, prompt = nano.model(), QUESTIONS[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([nano.tokenizer(prompt)["input_ids"]])).logits[0, -1]
+    wanted = (logits.double() / temperature).softmax(-1)
+    found = torch.zeros_like(wanted)
+    count = 4000
+    texts = generate(nano, [drawn(prompt, temperature, seed, tokens=1) for seed in range(count)], model)
+    for text in texts:
+        ids = nano.tokenizer(text)["input_ids"]
+        found[ids[0] if ids else nano.tokenizer.eos_token_id] += 1 / count
+    likely = wanted > 0.005
+    assert likely.sum() >= 3, "a draw between several"
+    off = (found - wanted).abs() / (wanted * (1 - wanted) / count).sqrt()
+    assert off[likely].max() < 4.5, "standard deviations"
+
+
+def test_batches_are_small_enough_for_long_answers(monkeypatch: pytest.MonkeyPatch):
+    from harness import generation
+
+    monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 100)
+    ids = [[0] * n for n in (5, 6, 10, 40, 120)]
+    budgets = [10, 10, 30, 10, 10]
+    requests = [request("a", tokens=n) for n in budgets]
+    assert list(generation._groups(range(5), ids, requests)) == [[0, 1], [2], [3], [4]]
+    monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 80_000)
+    assert list(generation._groups(range(5), ids, requests)) == [[0, 1, 2, 3, 4]]
+
+
+# ---------------------------------------------------------------- chats
+
+CHAT = (
+    "{% if date_string is defined %}{{ date_string }} {% endif %}"
+    "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+def test_a_chat_goes_through_the_tokenizers_template_with_the_answers_so_far(nano: Nano, monkeypatch: pytest.MonkeyPatch):
+    import copy
+
+    tokenizer = copy.copy(nano.tokenizer)
+    tokenizer.chat_template = CHAT
+    seen: list[str] = []
+
+    def answered(model: Any, tokenizer: Any, prompts: Any, requests: Any) -> list[str]:
+        seen.extend(tokenizer.decode(p) for p in prompts)
+        return [" Mia . " for _ in prompts]
+
+    monkeypatch.setattr(HFGenerator, "_continue", staticmethod(answered))
+    asked = GenerationRequest((QUESTIONS[0], QUESTIONS[1]), Sampling(4), chat=True)
+    assert HFGenerator().generate(nano.model(), tokenizer, [asked]) == ["Mia ."]
+    opening = f"10 Apr 2025 user : {QUESTIONS[0]} assistant :"
+    wanted = [opening, f"{opening} Mia . user : {QUESTIONS[1]} assistant :"]
+    assert seen == [tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wanted]
+
+
+def test_chats_and_rendered_turns_are_answered_together(nano: Nano):
+    import copy
+
+    tokenizer = copy.copy(nano.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    requests = [GenerationRequest((q,), Sampling(8), chat=chat) for q in QUESTIONS for chat in (True, False)]
+    found = HFGenerator().generate(nano.model(), tokenizer, requests)
+    assert found[::2] == found[1::2] == generate(nano, [request(q) for q in QUESTIONS])
+
+
+def test_a_chat_without_a_template_is_refused(nano: Nano):
+    with pytest.raises(UsageError, match="has no chat template"):
+        generate(nano, [GenerationRequest(("Who?",), Sampling(4), chat=True)])
 
 
 def test_nothing_asked_is_nothing_answered(nano: Nano, cache: Cache):
@@ -177,6 +282,8 @@ def test_no_model_is_given_another_models_answers(cache: Cache):
         [request("a", tokens=9)],
         [request("a", "b")],
         [GenerationRequest(("a",), Sampling(8, temperature=0.5))],
+        [GenerationRequest(("a",), Sampling(8, seed=1))],
+        [GenerationRequest(("a",), Sampling(8), chat=True)],
         [request("a"), request("b")],
     ],
 )
@@ -185,6 +292,12 @@ def test_other_requests_are_asked_anew(cache: Cache, other: list[GenerationReque
     generate_all(generator, "A", None, [request("a")], cache, "w")
     generate_all(generator, "A", None, other, cache, "w")
     assert len(generator.asked) == 2
+
+
+def test_answers_kept_before_there_were_chats_and_seeds_are_found(cache: Cache):
+    old = {"turns": ("a",), "sampling": {"max_tokens": 8, "temperature": 0.0}, "by": "subject"}
+    generate_all(Counting(), "A", None, [request("a")], cache, "w")
+    assert cache.find("generations", {"weights": "w", "generator": "counting", "requests": [old]})
 
 
 def test_another_back_end_is_asked_anew(cache: Cache):

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.cache import digest
 from harness.costs import Phase
 from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
@@ -70,6 +71,7 @@ CHANGES: dict[str, Any] = {
     "generator": "vllm",
     "points": "last",
     "form": "tuned",
+    "basis": {"mt_bench": {"judge": "openai:gpt-4"}},
 }
 
 PROVENANCE = Provenance(
@@ -207,6 +209,14 @@ def test_a_later_setting_that_changes_nothing_leaves_the_runs_name(name: str):
     """Runs that were recorded before there was such a setting are found again."""
     assert replace(SPEC, config={**SPEC.config, name: LATER_SETTINGS[name]}).run_id == SPEC.run_id
     assert replace(SPEC, config={**SPEC.config, name: 7}).run_id != SPEC.run_id
+
+
+def test_a_run_that_rests_on_nothing_more_is_named_as_before_there_was_a_place_for_it():
+    told = to_json(SPEC)
+    assert told.pop("basis") == {}
+    del told["form"]
+    assert digest(told)[:12] == SPEC.run_id
+    assert replace(SPEC, basis={"mt_bench": {"judge": "openai:gpt-4"}}).comparable != SPEC.comparable
 
 
 def test_which_gpu_it_is_leaves_the_runs_name():

@@ -1,0 +1,370 @@
+"""A judge over real HTTP: what it is sent, what is kept, and every way in which it can fail."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from evals import _judge
+from evals._judge import Prompt, Unavailable, Verdict, verdicts
+from harness.cache import Cache
+from harness.errors import UsageError
+from harness.interfaces import Judge
+from tests.conftest import Nano
+from tests.judge_server import Answer, Asked, JudgeServer, judge_server
+
+KEY = "sk-a-key-that-nobody-has"
+PROMPTS = [Prompt("Be fair.", f"Grade answer {n}.") for n in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_judge, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(_judge, "TRIES", 3)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a proxy that must not be asked for this machine's own addresses
+
+
+def judge(server: JudgeServer, **changes: object) -> Judge:
+    return replace(Judge("openai", "gpt-4", server.url), **changes)  # type: ignore[arg-type]
+
+
+def first(*answers: Answer) -> Callable[[int, Asked], Answer]:
+    """These in turn, then good ones."""
+    return lambda number, asked: answers[number] if number < len(answers) else Answer()
+
+
+# ---------------------------------------------------------------- asking
+
+
+def test_verdicts_come_in_the_order_of_the_prompts(cache: Cache):
+    with judge_server(lambda number, asked: Answer(f"about {asked.user} [[{number % 10}]]")) as server:
+        found = verdicts(judge(server), PROMPTS, cache)
+    assert [v.text.partition(" [[")[0] for v in found] == [f"about {p.user}" for p in PROMPTS]
+    assert {v.model for v in found} == {"gpt-4-0613"}, "as the server names it"
+
+
+def test_what_is_sent_is_fastchats(cache: Cache):
+    with judge_server() as server:
+        verdicts(judge(server), PROMPTS[:1], cache)
+    (asked,) = server.asked
+    assert asked.path == "/v1/chat/completions"
+    assert asked.authorization == f"Bearer {KEY}"
+    assert asked.body == {
+        "model": "gpt-4",
+        "messages": [{"role": "system", "content": "Be fair."}, {"role": "user", "content": "Grade answer 0."}],
+        "n": 1,
+        "temperature": 0,
+        "max_tokens": 2048,
+    }
+
+
+def test_without_a_key_none_is_sent_and_without_a_system_message_neither(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with judge_server() as server:
+        verdicts(judge(server), [Prompt("", "Grade.")], cache)
+    assert server.asked[0].authorization is None
+    assert server.asked[0].body["messages"] == [{"role": "user", "content": "Grade."}]
+
+
+def test_a_second_time_nothing_is_asked(cache: Cache):
+    with judge_server() as server:
+        found = verdicts(judge(server), PROMPTS, cache)
+        assert len(server.asked) == len(PROMPTS)
+        assert verdicts(judge(server), PROMPTS, cache) == found
+        assert len(server.asked) == len(PROMPTS)
+    assert verdicts(judge(server), PROMPTS, Cache(cache.root)) == found, "the server is closed by now"
+
+
+@pytest.mark.parametrize(
+    "other", [Prompt("Be fair.", "Grade it."), Prompt("Be kind.", "Grade."), Prompt("Be fair.", "Grade.", 1)], ids=str
+)
+def test_other_words_and_other_repetitions_are_asked_anew(cache: Cache, other: Prompt):
+    with judge_server() as server:
+        verdicts(judge(server), [Prompt("Be fair.", "Grade.")], cache)
+        verdicts(judge(server), [other], cache)
+        assert len(server.asked) == 2
+
+
+def test_another_judge_is_asked_anew_and_another_address_of_it_is_not(cache: Cache):
+    with judge_server() as server, judge_server() as moved:
+        verdicts(judge(server), PROMPTS[:1], cache)
+        verdicts(judge(moved), PROMPTS[:1], cache)
+        assert (len(server.asked), len(moved.asked)) == (1, 0)
+        verdicts(judge(moved, model="gpt-5"), PROMPTS[:1], cache)
+        assert len(moved.asked) == 1
+
+
+def test_what_it_will_cost_is_told_before_and_never_the_key(cache: Cache, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    with judge_server() as server:
+        verdicts(judge(server), PROMPTS[:4], cache)
+        verdicts(judge(server), PROMPTS, cache)
+    assert "4 answers are put to openai:gpt-4 (0 verdicts are here already)" in caplog.messages[0]
+    assert "8 answers are put to openai:gpt-4 (4 verdicts are here already)" in caplog.text
+    characters = sum(len(p.system) + len(p.user) for p in PROMPTS[4:])
+    assert f"about {characters // 4:,} tokens to read, at most {8 * 2048:,} to write" in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_neither_key_nor_address_is_kept(cache: Cache):
+    with judge_server() as server:
+        verdicts(judge(server), PROMPTS[:1], cache)
+    kept = "".join(file.read_text() for file in cache.root.rglob("*.json"))
+    assert "Rating" in kept
+    assert KEY not in kept
+    assert "127.0.0.1" not in kept
+
+
+# ---------------------------------------------------------------- failing
+
+
+def test_a_refused_key_is_one_sentence_without_the_key(cache: Cache):
+    body = json.dumps({"error": {"code": "invalid_api_key", "message": f"Incorrect API key provided: {KEY}"}})
+    with judge_server(lambda number, asked: Answer(status=401, body=body)) as server:
+        with pytest.raises(UsageError) as refused:
+            verdicts(judge(server), PROMPTS, cache)
+        assert len(server.asked) <= _judge.AT_ONCE, "nothing more is asked"
+    assert str(refused.value) == (
+        "the server of the judge openai:gpt-4 refuses the key in OPENAI_API_KEY (HTTP 401, invalid_api_key)."
+    )
+
+
+def test_a_server_that_wants_a_key_says_where_it_goes(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with (
+        judge_server(lambda number, asked: Answer(status=401, body="no")) as server,
+        pytest.raises(UsageError, match=r"wants a key: set OPENAI_API_KEY \(HTTP 401\)"),
+    ):
+        verdicts(judge(server), PROMPTS, cache)
+
+
+def test_an_unknown_model_or_address_is_named(cache: Cache):
+    with (
+        judge_server(lambda number, asked: Answer(status=404, body="")) as server,
+        pytest.raises(UsageError, match=r"does not know gpt-4, or --judge-url is not right \(HTTP 404\)"),
+    ):
+        verdicts(judge(server), PROMPTS[:1], cache)
+
+
+@pytest.mark.parametrize("key", ["two words", "gänsefüßchen", "a\nb"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_told(cache: Cache, monkeypatch: pytest.MonkeyPatch, key: str):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with judge_server() as server, pytest.raises(UsageError, match="holds characters that no key has") as refused:
+        verdicts(judge(server), PROMPTS[:1], cache)
+    assert key not in str(refused.value)
+    assert not server.asked
+
+
+@pytest.mark.parametrize("told", ["0.4", None], ids=["seconds", "date"])
+def test_a_busy_server_is_left_alone_as_long_as_it_wants(cache: Cache, told: str | None):
+    # A date has whole seconds: two from now is more than one away.
+    wanted = {"Retry-After": told or formatdate(time.time() + 2, usegmt=True)}
+    with judge_server(first(Answer(status=429, body="{}", headers=wanted))) as server:
+        started = time.monotonic()
+        (found,) = verdicts(judge(server), PROMPTS[:1], cache)
+    assert found.text == Answer().text
+    assert len(server.asked) == 2
+    assert time.monotonic() - started > (0.4 if told else 0.9)
+
+
+def test_a_server_may_not_make_us_wait_for_hours(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_judge, "LONGEST_PAUSE", 0.1)
+    started = time.monotonic()
+    with judge_server(first(Answer(status=429, body="{}", headers={"Retry-After": "7200"}))) as server:
+        verdicts(judge(server), PROMPTS[:1], cache)
+    assert time.monotonic() - started < 10
+
+
+PASSING = [
+    Answer(status=500, body="oops"),
+    Answer(status=503, body="", headers={"Retry-After": "soon"}),
+    Answer(body="this is no JSON {"),
+    Answer(body="[]"),
+    Answer(body="{}"),
+    Answer(body='{"choices": []}'),
+    Answer(body='{"choices": [{"message": "text"}]}'),
+    Answer(body='{"choices": [{"mes'),
+]
+
+
+@pytest.mark.parametrize("answer", PASSING, ids=lambda a: f"{a.status} {a.body}")
+def test_what_may_pass_is_tried_again(cache: Cache, answer: Answer):
+    with judge_server(first(answer)) as server:
+        assert verdicts(judge(server), PROMPTS[:1], cache) == [Verdict(Answer().text, "gpt-4-0613")]
+        assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer(status=500, body="oops"), "HTTP 500"),
+        (Answer(status=429, body='{"error": {"code": "insufficient_quota"}}'), "HTTP 429, insufficient_quota"),
+        (Answer(body="this is no JSON"), "what its server sends is no chat completion"),
+    ],
+    ids=["500", "429", "no JSON"],
+)
+def test_a_judge_that_goes_on_failing_is_given_up_with_the_reason(cache: Cache, answer: Answer, reason: str):
+    with judge_server(lambda number, asked: answer) as server:
+        with pytest.raises(Unavailable) as given_up:
+            verdicts(judge(server), PROMPTS[:1], cache)
+        assert len(server.asked) == 3
+    assert str(given_up.value) == f"the judge openai:gpt-4 gave no verdict in 3 tries: {reason}"
+
+
+def test_a_judge_that_never_answers_is_given_up(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_judge, "SECONDS_TO_ANSWER", 0.2)
+    started = time.monotonic()
+    with judge_server(lambda number, asked: Answer(seconds=60)) as server:
+        with pytest.raises(Unavailable, match=r"in 3 tries: it did not answer within 0 s"):
+            verdicts(judge(server), PROMPTS, cache)
+        assert len(server.asked) <= 3 * _judge.AT_ONCE, "one that was given up is not asked the rest"
+    assert time.monotonic() - started < 30
+
+
+def test_an_address_where_nobody_listens_is_given_up(cache: Cache):
+    with judge_server() as server:
+        pass
+    with pytest.raises(Unavailable, match="it cannot be reached"):
+        verdicts(judge(server), PROMPTS[:1], cache)
+
+
+def test_a_question_that_is_not_taken_is_asked_once(cache: Cache):
+    body = '{"error": {"code": "context_length_exceeded", "message": "read /home/me/secret"}}'
+    with judge_server(lambda number, asked: Answer(status=400, body=body)) as server:
+        with pytest.raises(Unavailable, match=r"does not take the question \(HTTP 400, context_length_exceeded\)$"):
+            verdicts(judge(server), PROMPTS[:1], cache)
+        assert len(server.asked) == 1
+
+
+def test_the_key_does_not_follow_a_redirect(cache: Cache):
+    with judge_server() as other:
+        answer = Answer(status=307, body="", headers={"Location": f"{other.url}/chat/completions"})
+        with judge_server(lambda number, asked: answer) as server, pytest.raises(Unavailable, match="HTTP 307"):
+            verdicts(judge(server), PROMPTS[:1], cache)
+    assert not other.asked
+
+
+def test_verdicts_got_before_a_failure_are_kept(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_judge, "AT_ONCE", 1)
+    with judge_server(lambda number, asked: Answer(status=500 if number >= 5 else 200)) as server:
+        with pytest.raises(Unavailable):
+            verdicts(judge(server), PROMPTS, cache)
+        assert len(server.asked) == 5 + 3
+    with judge_server() as server:
+        assert len(verdicts(judge(server), PROMPTS, cache)) == len(PROMPTS)
+        assert len(server.asked) == len(PROMPTS) - 5
+
+
+def test_no_text_is_an_empty_verdict(cache: Cache):
+    body = '{"choices": [{"message": {"content": null}}]}'
+    with judge_server(lambda number, asked: Answer(body=body)) as server:
+        assert verdicts(judge(server), PROMPTS[:1], cache) == [Verdict("", "gpt-4")]
+
+
+# ---------------------------------------------------------------- who it is
+
+
+def test_a_judge_is_named_without_paths(tmp_path: Path):
+    assert Judge("openai", "gpt-4").name == "openai:gpt-4"
+    assert Judge("openai", "/models/llama").name == "openai:llama"
+    assert Judge("vllm", "org/model").name == "vllm:org/model"
+    (tmp_path / "judge").mkdir()
+    assert Judge("vllm", str(tmp_path / "judge")).name == "vllm:judge"
+
+
+def test_a_server_that_names_its_model_by_a_path_does_not_bring_it_into_the_record(cache: Cache):
+    body = '{"model": "/home/me/models/llama", "choices": [{"message": {"content": "[[3]]"}}]}'
+    with judge_server(lambda number, asked: Answer(body=body)) as server:
+        assert verdicts(judge(server), PROMPTS[:1], cache) == [Verdict("[[3]]", "llama")]
+
+
+def test_a_local_judge_is_told_apart_by_its_weights(nano: Nano):
+    one, other = (_judge.identity(Judge("vllm", str(nano.folder(seed)))) for seed in (0, 1))
+    assert one["judge"] == "vllm:nano-0"
+    assert one["weights"] != other["weights"]
+    assert str(nano.root) not in json.dumps(one)
+
+
+def test_a_judge_that_certainly_cannot_be_asked_is_refused_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--judge vllm:some/model needs vLLM, which is not installed here: pip install vllm"):
+        _judge.check(Judge("vllm", "some/model"))
+    _judge.check(Judge("openai", "gpt-4"))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UsageError, match="--judge openai:gpt-4 needs a key in the environment variable OPENAI_API_KEY"):
+        _judge.check(Judge("openai", "gpt-4"))
+    _judge.check(Judge("openai", "gpt-4", "http://localhost:8000/v1"))
+
+
+# ---------------------------------------------------------------- vLLM
+
+
+def test_a_vllm_that_does_not_come_up_is_given_up(cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A `vllm` that leaves with an error stands in for one without the memory it needs."""
+    package = tmp_path / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    (package / "api_server.py").write_text("raise SystemExit('no memory')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    with pytest.raises(Unavailable, match="vLLM did not come up with the judge vllm:some/model"):
+        verdicts(Judge("vllm", "some/model"), PROMPTS[:1], cache)
+
+
+def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A `vllm` of a few lines: the words it is started with, the health it reports, its end."""
+    package = tmp_path / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    (package / "api_server.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "from http.server import BaseHTTPRequestHandler, HTTPServer\n"
+        f"pathlib.Path({str(tmp_path / 'started')!r}).write_text(json.dumps([os.getpid(), *sys.argv[1:]]))\n"
+        "class Handler(BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200 if self.path == '/health' else 404)\n"
+        "        self.end_headers()\n"
+        "    def do_POST(self):\n"
+        "        asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))\n"
+        "        assert 'Authorization' not in self.headers\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "        told = {'model': asked['model'], 'choices': [{'message': {'content': '[[4]]'}}]}\n"
+        "        self.wfile.write(json.dumps(told).encode())\n"
+        "HTTPServer(('127.0.0.1', int(sys.argv[sys.argv.index('--port') + 1])), Handler).serve_forever()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(_judge, "_memory", lambda: [])
+    assert verdicts(Judge("vllm", "some/model"), PROMPTS[:2], cache) == [Verdict("[[4]]", "vllm:some/model")] * 2
+    process, *words = json.loads((tmp_path / "started").read_text())
+    assert words[words.index("--model") + 1] == "some/model"
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+@pytest.mark.vllm
+def test_a_model_served_by_vllm_judges(nano: Nano, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A random Llama's verdicts: words without a rating, the same every time. For vLLM's CPU build as well as for a GPU."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    from transformers import AutoTokenizer
+
+    from harness.models import save_checkpoint
+
+    tokenizer = AutoTokenizer.from_pretrained(nano.folder())
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    save_checkpoint(nano.model(), tokenizer, tmp_path / "judge", {})
+    monkeypatch.setattr(_judge, "MAX_TOKENS", 16)  # the nano model has room for 128 tokens
+    local = Judge("vllm", str(tmp_path / "judge"))
+    _judge.check(local)
+    found = verdicts(local, [Prompt("", "Who is it?"), Prompt("", "What is it?")], cache)
+    assert {v.model for v in found} == {"vllm:judge"}
+    assert all(v.text for v in found)
+    assert found[0] != found[1]
+    assert verdicts(local, [Prompt("", "Who is it?")], cache) == found[:1], "from the cache, without a server"
