@@ -28,7 +28,11 @@ def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     try:
         values, authors = _tofu.retain_kl(subject)
     except LookupError as error:
-        return [Absent(metric=METRIC, reason=str(error))]
+        alone = subject.setting is None and "divergence" not in subject.tables
+        reason = (
+            "it compares with the model before unlearning, and a log holds only one model's numbers" if alone else str(error)
+        )
+        return [Absent(metric=METRIC, reason=reason)]
     if not np.isfinite(values).all():
         broken = int((~np.isfinite(values)).any(axis=1).sum())
         return [Absent(metric=METRIC, reason=f"{broken} of {len(values)} rows are not finite")]

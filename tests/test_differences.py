@@ -220,4 +220,4 @@ def test_without_a_model_retain_kl_is_absent(nano_task):
     from evals import retain_kl
 
     (found,) = retain_kl.measure(Subject(None, nano_task, ()))
-    assert "divergence" in found.reason
+    assert "a log holds only one model's numbers" in found.reason
