@@ -294,7 +294,11 @@ def hidden_states(
     handle = layer.register_forward_hook(stop)
     try:
         with suppress(_Reached):
-            functional_call(model, dict(weights or {}), (), {"input_ids": batch.input_ids, "use_cache": False})
+            if weights is None:
+                model(input_ids=batch.input_ids, use_cache=False)
+            else:
+                told = {"input_ids": batch.input_ids, "use_cache": False}
+                functional_call(model, dict(weights), (), told, tie_weights=False)
     finally:
         handle.remove()
     return found[0].to(batch.input_ids.device)
