@@ -346,11 +346,13 @@ def _address(judge: Judge) -> Iterator[str]:
             started = time.monotonic()
             while not _up(f"http://127.0.0.1:{port}/health"):
                 if server.poll() is not None or time.monotonic() - started > SECONDS_TO_SERVE:
-                    said.seek(0)
-                    log.warning("vLLM's last words:\n%s", "".join(said.readlines()[-15:]))
-                    raise Unavailable(f"vLLM did not come up with the judge {judge.name}; its last words are in the log")
+                    raise Unavailable(f"vLLM did not come up with the judge {judge.name}")
                 time.sleep(1)
             yield f"http://127.0.0.1:{port}/v1"
+        except Unavailable:
+            said.seek(0)
+            log.warning("vLLM's last words:\n%s", "".join(said.readlines()[-15:]))
+            raise
         finally:
             _end(server)
 

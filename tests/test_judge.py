@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -309,14 +310,15 @@ def test_a_judge_that_certainly_cannot_be_asked_is_refused_at_once(monkeypatch: 
 # ---------------------------------------------------------------- vLLM
 
 
-def test_a_vllm_that_does_not_come_up_is_given_up(cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_vllm_that_does_not_come_up_is_given_up(cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any):
     """A `vllm` that leaves with an error stands in for one without the memory it needs."""
     package = tmp_path / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
     (package / "api_server.py").write_text("raise SystemExit('no memory')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    with pytest.raises(Unavailable, match="vLLM did not come up with the judge vllm:some/model"):
+    with pytest.raises(Unavailable, match=r"vLLM did not come up with the judge vllm:some/model$"):
         verdicts(Judge("vllm", "some/model"), PROMPTS[:1], cache)
+    assert "vLLM's last words:\nno memory" in caplog.text
 
 
 def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -353,14 +355,16 @@ def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, mon
 def test_a_model_served_by_vllm_judges(nano: Nano, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A random Llama's verdicts: words without a rating, the same every time. For vLLM's CPU build as well as for a GPU."""
     pytest.importorskip("vllm", reason="vllm is not installed")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from harness.models import save_checkpoint
 
+    # vLLM's attention on a CPU takes no heads as narrow as the nano model's.
+    wider = LlamaConfig(**{**nano.model().config.to_dict(), "hidden_size": 64, "head_dim": 32})
     tokenizer = AutoTokenizer.from_pretrained(nano.folder())
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    save_checkpoint(nano.model(), tokenizer, tmp_path / "judge", {})
-    monkeypatch.setattr(_judge, "MAX_TOKENS", 16)  # the nano model has room for 128 tokens
+    save_checkpoint(LlamaForCausalLM(wider), tokenizer, tmp_path / "judge", {})
+    monkeypatch.setattr(_judge, "MAX_TOKENS", 16)  # the model has room for 128 tokens
     local = Judge("vllm", str(tmp_path / "judge"))
     _judge.check(local)
     found = verdicts(local, [Prompt("", "Who is it?"), Prompt("", "What is it?")], cache)
