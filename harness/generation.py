@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from tqdm import tqdm
 
+from harness.cache import digest
 from harness.data import token_ids
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
@@ -40,7 +41,10 @@ class Generator(Protocol):
 
 
 class HFGenerator:
-    """`transformers`' own `generate`, greedy or sampled, prompts left-padded in order of length."""
+    """`transformers`' own `generate`, greedy or sampled, prompts left-padded in order of length.
+
+    Sampled text follows from the request's seed and the prompts it is drawn together with, whatever was drawn before.
+    """
 
     name = "hf"
 
@@ -55,7 +59,7 @@ class HFGenerator:
                 asked = [i for i, r in enumerate(requests) if turn < len(r.turns)]
                 prompts = {i: said[i] + requests[i].turns[turn] for i in asked}
                 ids = dict(zip(asked, token_ids(tokenizer, list(prompts.values())), strict=True))
-                asked.sort(key=lambda i: (requests[i].sampling.temperature, len(ids[i]), i))
+                asked.sort(key=lambda i: (_drawn_alike(requests[i]), len(ids[i]), i))
                 for group in _groups(asked, requests):
                     texts = self._continue(model, tokenizer, [ids[i] for i in group], [requests[i] for i in group])
                     for i, text in zip(group, texts, strict=True):
@@ -76,15 +80,19 @@ class HFGenerator:
 
         longest = max(len(p) for p in prompts)
         pad = int(tokenizer.eos_token_id)
-        temperature = requests[0].sampling.temperature
+        temperature, seed = _drawn_alike(requests[0])
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
         config = GenerationConfig(
             max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=pad, pad_token_id=pad, **sampling
         )
         # What is not set here would be taken from the checkpoint's own generation_config.json (a repetition penalty, say).
         own, model.generation_config = model.generation_config, GenerationConfig()
+        cuda = [model.device] if model.device.type == "cuda" else []
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=cuda, enabled=temperature > 0):
+                if temperature > 0:
+                    # By the prompts too: groups of prompts with one seed must not be drawn with the same random numbers.
+                    torch.manual_seed(int(digest([seed, prompts])[:15], 16))
                 out = model.generate(  # type: ignore[operator]
                     torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
                     attention_mask=torch.tensor(
@@ -99,12 +107,15 @@ class HFGenerator:
         return tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
+def _drawn_alike(request: GenerationRequest) -> tuple[float, int]:
+    """What requests must share to be answered together."""
+    return request.sampling.temperature, request.sampling.seed
+
+
 def _groups(order: Sequence[int], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
     group: list[int] = []
     for i in order:
-        if group and (
-            len(group) == PROMPTS_PER_BATCH or requests[i].sampling.temperature != requests[group[0]].sampling.temperature
-        ):
+        if group and (len(group) == PROMPTS_PER_BATCH or _drawn_alike(requests[i]) != _drawn_alike(requests[group[0]])):
             yield group
             group = []
         group.append(i)

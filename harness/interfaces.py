@@ -180,6 +180,8 @@ class Task:
     """What a model that refuses may say, for methods that train on refusals."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model, shown under every table."""
+    attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""
 
     @property
     def references(self) -> list[str]:
@@ -334,6 +336,8 @@ class Sampling:
     """At most this many new tokens."""
     temperature: float = 0.0
     """0 is greedy."""
+    seed: int = 0
+    """Of the draws; greedy text does not depend on it."""
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,7 @@ def nano_task(nano: Nano) -> Task:
             "real_authors": numbered(WORLD.real_authors[:10]),
             "world_facts": numbered(WORLD.world_facts[:10]),
             "forget": numbered(forget[::6]),
+            "instructions": numbered(retain[1:60:6]),
         },
         template=TEMPLATE,
         sources={"base": nano.source(0), "retain-0": nano.source(1), "retain-1": nano.source(2)},
@@ -158,6 +159,11 @@ def nano_task(nano: Nano) -> Task:
         data={"rows": "nano"},
         generation_budget=16,
         refusals=_world.REFUSALS,
+        attacks={
+            "benign": examples(WORLD.world_facts[:12]),
+            "related": examples(retain[:24]),
+            "forget": examples(forget[1::6]),
+        },
     )
 
 
