@@ -90,9 +90,7 @@ def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     ]
 
 
-def _measurement(
-    metric: str, value: float, n: int, bounds: tuple[float, float] | None, highest: Sequence[str]
-) -> Measurement:
+def _measurement(metric: str, value: float, n: int, bounds: tuple[float, float] | None, highest: Sequence[str]) -> Measurement:
     return Measurement(
         metric=metric,
         version=VERSION,

@@ -103,9 +103,7 @@ def test_the_end_token_counts_unless_the_budget_was_used_up(nano: Nano, task: Ta
     assert nothing.input_ids[nothing.prompt_tokens :] == [nano.tokenizer.eos_token_id]
 
 
-def test_how_many_are_encoded_at_once_changes_nothing(
-    nano: Nano, task: Task, cache: Cache, monkeypatch: pytest.MonkeyPatch
-):
+def test_how_many_are_encoded_at_once_changes_nothing(nano: Nano, task: Task, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     whole = EVALUATOR.measure(subject_of(nano, task, cache))
     monkeypatch.setattr(alpaca_kl, "ENCODED_AT_ONCE", 7)
     assert numbers(EVALUATOR.measure(subject_of(nano, task, cache))) == pytest.approx(numbers(whole), rel=1e-5)
