@@ -474,14 +474,14 @@ class Needed:
     """What it is."""
     files: Sequence[str] = ()
     """The files of a data set."""
-    any_of: Sequence[str] = ()
-    """Forms its files may have instead, `*` standing for any part of a name; one is enough, the last is one's own."""
     about: str = ""
     """Its format and size, for a reader."""
     gate: str = ""
     """The repository where its licence must be accepted before it can be fetched, if there is such a gate."""
     doubt: str = ""
     """What is not certain about it."""
+    any_of: Sequence[str] = ()
+    """Forms that a data set's files may have instead (`*`: any part of a name); one is enough, the last is one's own."""
     hub_too: bool = False
     """Whether a data set is asked of the hub where a data folder is given that does not hold it."""
 

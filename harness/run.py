@@ -348,7 +348,8 @@ def _keep(todo: Plan, keep: Keep, model: PreTrainedModel, tokenizer: PreTrainedT
 
     if keep.model:
         with disk_errors(f"the folder {keep.model}", "Choose another with --save-model"):
-            about = {"model": todo.spec.model if todo.spec.model.startswith("mini") else "", "run": todo.spec.run_id}
+            family = todo.spec.model if todo.spec.model.startswith("mini") else ""
+            about = {"model": family, "bench": todo.spec.bench, "run": todo.spec.run_id}
             save_checkpoint(model, tokenizer, keep.model, about)
     if keep.update:
         from safetensors.torch import save_file

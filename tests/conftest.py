@@ -137,6 +137,18 @@ def numbered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"row": i, "cluster": str(row["author"]), **{k: row[k] for k in kept if k in row}} for i, row in enumerate(rows)]
 
 
+def with_choices(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Short questions as multiple choice, the right answer at each place in turn."""
+    asked = []
+    for i, row in enumerate(rows):
+        choices = list(row["perturbed_answer"])
+        choices.insert(i % 4, row["answer"])
+        asked.append(
+            {"row": i, "cluster": str(row["author"]), "question": row["question"], "choices": choices, "answer": i % 4}
+        )
+    return asked
+
+
 @pytest.fixture(scope="session")
 def nano_task(nano: Nano) -> Task:
     """12 rows to forget, 24 to retain, 10 questions a task from five authors each; ToFU's evaluators."""
@@ -152,6 +164,7 @@ def nano_task(nano: Nano) -> Task:
             "world_facts": numbered(WORLD.world_facts[:10]),
             "forget": numbered(forget[::6]),
             "instructions": numbered(retain[1:60:6]),
+            "bio": with_choices(WORLD.world_facts[10:30]),
         },
         template=TEMPLATE,
         sources={"base": nano.source(0), "retain-0": nano.source(1), "retain-1": nano.source(2)},

@@ -21,6 +21,7 @@ from harness.interfaces import (
     METHODS,
     Absent,
     Evaluator,
+    Example,
     Measurement,
     Options,
     Progress,
@@ -29,6 +30,7 @@ from harness.interfaces import (
     Stage,
     Subject,
     Task,
+    Window,
 )
 from harness.registry import ROOT
 from tests.conftest import Nano, SettingMaker
@@ -167,6 +169,18 @@ def test_a_methods_steps_rise_over_two_stages(name: str, make_setting: SettingMa
     (stage,) = nano_task.stages
     stages = [Stage(n, stage.forget[k : k + 6], stage.retain[2 * k : 2 * k + 12]) for n, k in (("bio", 0), ("cyber", 6))]
     check_progress(unlearn(name, make_setting(task=replace(nano_task, stages=stages))))
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_method_takes_running_text(name: str, make_setting: SettingMaker, nano_task: Task):
+    """Windows of a corpus, and whole documents: no prompt before what is scored."""
+    (stage,) = nano_task.stages
+    forget = [Window("", f"{e.prompt} {e.answer}") for e in stage.forget]
+    retain = [Example("", f"{e.prompt} {e.answer}") for e in stage.retain]
+    setting = make_setting(task=replace(nano_task, stages=[Stage("text", forget, retain)]))
+    before = fingerprint(setting)
+    check_progress(unlearn(name, setting))
+    assert (fingerprint(setting) == before) == (name in UNCHANGING)
 
 
 @pytest.mark.parametrize("name", METHODS.names())

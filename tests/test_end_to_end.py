@@ -266,3 +266,42 @@ def test_retrained_reports_what_retraining_costs(commands: Commands):
     assert result["costs"]["unlearning"]["full_seconds"] > 5
     found = {m["metric"]: m for m in result["points"][-1]["measurements"]}
     assert found["forget_quality"]["value"] >= 0.01
+
+
+def test_wmdp_unlearns_two_domains_from_a_model_that_knows_them(commands: Commands):
+    import pandas as pd
+
+    result = commands.run("--method", "kfade", "--bench", "wmdp")
+    assert result["status"] == "done"
+    assert list(result["arms"]) == ["untouched"], "there are no retrained models"
+    before = {m["metric"]: m for m in result["arms"]["untouched"]}
+    first, last = ({m["metric"]: m["value"] for m in point["measurements"]} for point in result["points"])
+    # Measured: .98 biology, .99 cyber-security, .97 neighbours, .97 general; chance is .25.
+    for metric in ("bio_accuracy", "cyber_accuracy", "neighbours_accuracy", "general_accuracy"):
+        assert before[metric]["value"] >= 0.8
+        assert before[metric]["interval_95"][0] > 0.6
+    # Signs only: the first stage lowers biology, the second cyber-security.
+    assert first["bio_accuracy"] < before["bio_accuracy"]["value"]
+    assert last["cyber_accuracy"] < first["cyber_accuracy"]
+    folder = commands.records()[0].parent
+    rows = pd.read_parquet(folder / "per_example.parquet")
+    assert set(rows.columns) >= {"task", "row", "cluster", "point", "correct", "choice_log_likelihoods"}
+    last_rows = rows[rows["point"] == 1]
+    assert last_rows.groupby("task")["correct"].mean().to_dict() == {
+        metric.removesuffix("_accuracy"): pytest.approx(value) for metric, value in last.items()
+    }
+    for words, says in (
+        (("run", "--method", "ga,grad_diff", "--bench", "wmdp", "--points", "last"), "bio accuracy ↓"),
+        (("leaderboard",), "leaderboard"),
+        (("list", "runs"), "kfade"),
+    ):
+        out, err = (process := commands.start(*words)).communicate(timeout=600)
+        assert process.returncode == 0, err[-3000:]
+        assert says in out + err
+    page = (commands.results / "leaderboard" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "wmdp · mini" in page
+    assert "bio\\_accuracy ↓" in page
+    out, err = (process := commands.start("plot", "pareto")).communicate(timeout=600)
+    assert process.returncode == 2
+    assert "forget_quality" in err
+    assert "Traceback" not in err

@@ -6,6 +6,7 @@ Ids and sizes are taken from the hub's own pages. Nothing here is downloaded bef
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from harness.models import ModelCard
 
 CARDS = {

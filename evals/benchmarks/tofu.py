@@ -266,6 +266,10 @@ class Tofu:
         about = read_sidecar(source.folder)
         family = str(about.get("model", ""))
         if family.partition("@")[0] == "mini":
+            if not str(about.get("bench", self.name)).startswith("tofu"):
+                raise UsageError(
+                    f"{source.folder} holds a mini model of {about['bench']}; {self.name} asks about other things."
+                )
             task = self.task(family, options)
             return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
         rows = self._real_rows(options.data_dir)

@@ -1,0 +1,206 @@
+"""Accuracy through lm-eval: equal to the direct computation, silent, and without a look at any network."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evals.multiple_choice import asked, log_likelihoods, measure, standard_error
+from harness.interfaces import Absent, Measurement, Setting, Subject, Task
+from tests.conftest import WORLD, SettingMaker, with_choices
+
+LETTERS = "ABCD"
+
+
+@pytest.fixture
+def task(nano_task: Task) -> Task:
+    """Two sets of questions with choices, and one without."""
+    real = [{k: row[k] for k in ("row", "cluster", "question", "answer")} for row in nano_task.questions["real_authors"]]
+    return replace(
+        nano_task,
+        questions={
+            "bio": with_choices(WORLD.world_facts[:40]),
+            "general": with_choices(WORLD.real_authors[:30]),
+            "instructions": real,
+        },
+    )
+
+
+@pytest.fixture
+def setting(make_setting: SettingMaker, task: Task) -> Setting:
+    return make_setting(task=task)
+
+
+def direct(setting: Setting, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> np.ndarray:
+    """[n, 4] log p(choice | prompt) by the model's own logits, one text at a time."""
+    import torch
+
+    found = []
+    for prompt, options in zip(prompts, choices, strict=True):
+        for option in options:
+            start = len(setting.tokenizer(prompt)["input_ids"])
+            ids = torch.tensor([setting.tokenizer(prompt + option)["input_ids"]])
+            with torch.no_grad():
+                log_p = setting.model(ids).logits.double().log_softmax(-1)[0]
+            found.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1])))
+    return np.array(found).reshape(-1, 4)
+
+
+def measured(setting: Setting) -> tuple[dict[str, Any], Subject]:
+    subject = Subject(setting, setting.task, ())
+    return {item.metric: item for item in measure(subject)}, subject
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_log_likelihoods_equal_the_direct_computation_and_so_does_accuracy(setting: Setting):
+    found, subject = measured(setting)
+    assert list(found) == ["bio_accuracy", "general_accuracy"]
+    table = subject.tables["choices"]
+    for name in ("bio", "general"):
+        rows = setting.task.questions[name]
+        prompts = [setting.task.template.prompt(row["question"]) for row in rows]
+        expected = direct(setting, prompts, [[f" {c}" for c in row["choices"]] for row in rows])
+        of_set = table[table["task"] == name]
+        assert of_set["row"].tolist() == [row["row"] for row in rows]
+        np.testing.assert_allclose(np.array(of_set["choice_log_likelihoods"].tolist()), expected, atol=1e-5)
+        right = expected.argmax(axis=1) == [row["answer"] for row in rows]
+        assert of_set["correct"].tolist() == right.astype(float).tolist()
+        assert found[f"{name}_accuracy"].value == right.mean()
+        assert found[f"{name}_accuracy"].n == len(rows)
+
+
+def test_a_task_of_lm_eval_is_put_in_its_words_with_letters_and_the_benchmarks_rows(setting: Setting):
+    rows = [{**row, "task": "mmlu_high_school_biology"} for row in with_choices(WORLD.world_facts[:6])]
+    named = {"mmlu_high_school_biology": rows, "wmdp_cyber": [{**row, "task": "wmdp_cyber"} for row in rows[:3]]}
+    found = log_likelihoods(setting, named)
+    about = {"mmlu_high_school_biology": "high school biology", "wmdp_cyber": "cybersecurity"}
+    for name, of in named.items():
+        prompts = [
+            f"The following are multiple choice questions (with answers) about {about[name]}.\n\n{row['question']}\n"
+            + "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, row["choices"], strict=True))
+            + "Answer:"
+            for row in of
+        ]
+        expected = direct(setting, prompts, [[f" {letter}" for letter in LETTERS]] * len(of))
+        np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+def test_a_set_may_consist_of_several_tasks_of_lm_eval(make_setting: SettingMaker, task: Task):
+    rows = with_choices(WORLD.world_facts[:8])
+    names = ["mmlu_anatomy", "mmlu_virology"] * 4
+    mmlu = [{**row, "task": name} for row, name in zip(rows, names, strict=True)]
+    found, subject = measured(make_setting(task=replace(task, questions={"mmlu": mmlu})))
+    assert list(found) == ["mmlu_accuracy"]
+    assert found["mmlu_accuracy"].n == 8
+    assert sorted(subject.tables["choices"]["row"]) == list(range(8))
+
+
+def test_a_right_answer_counts_wherever_it_stands(setting: Setting):
+    """With the likeliest choice called right, accuracy is 1; with another one, 0."""
+    _, subject = measured(setting)
+    likeliest = subject.tables["choices"].set_index(["task", "row"])["choice"]
+    for shift, value in ((0, 1.0), (1, 0.0)):
+        questions = {
+            name: [{**row, "answer": int((likeliest[name, row["row"]] + shift) % 4)} for row in rows]
+            for name, rows in asked(setting.task).items()
+        }
+        found, _ = measured(replace(setting, task=replace(setting.task, questions=questions)))
+        assert [item.value for item in found.values()] == [value, value]
+
+
+# ---------------------------------------------------------------- how sure, and which way
+
+
+def test_for_single_questions_the_standard_error_is_lm_evals_own():
+    from lm_eval.api.metrics import mean_stderr
+
+    correct = np.random.default_rng(0).integers(0, 2, 57).astype(float)
+    error, groups = standard_error(correct, np.arange(57))
+    assert groups == 57
+    assert error == pytest.approx(mean_stderr(correct.tolist()), rel=1e-12)
+
+
+def test_questions_that_rise_and_fall_together_count_as_one():
+    correct = np.random.default_rng(1).integers(0, 2, 40).astype(float)
+    alone, _ = standard_error(correct, np.arange(40))
+    doubled, groups = standard_error(np.repeat(correct, 2), np.repeat(np.arange(40), 2))
+    assert groups == 40
+    assert doubled == pytest.approx(alone)
+    assert standard_error(correct, np.zeros(40)) == (pytest.approx(0), 1)
+
+
+def test_hazardous_questions_are_better_answered_by_chance_and_others_right(setting: Setting):
+    found, _ = measured(setting)
+    hazardous, general = found["bio_accuracy"], found["general_accuracy"]
+    assert (hazardous.better, general.better) == ("lower", "higher")
+    assert "chance is 0.25" in hazardous.note
+    for item in found.values():
+        low, high = item.interval_95
+        assert 0 <= low <= item.value <= high <= 1
+        assert f"standard error {(high - item.value) / 1.96:.4f}" in item.note or low == 0 or high == 1
+
+
+def test_few_groups_give_no_interval(make_setting: SettingMaker, task: Task):
+    rows = [{**row, "cluster": str(row["row"] % 4)} for row in task.questions["bio"]]
+    found, _ = measured(make_setting(task=replace(task, questions={"bio": rows})))
+    assert found["bio_accuracy"].interval_95 is None
+    assert found["bio_accuracy"].interval_method.startswith("none: ")
+
+
+def test_a_model_that_has_collapsed_has_no_accuracy(setting: Setting):
+    import torch
+
+    with torch.no_grad():
+        setting.model.lm_head.weight.mul_(math.nan)
+    found, _ = measured(setting)
+    assert all(isinstance(item, Absent) and "40 of 40" in item.reason for item in [found["bio_accuracy"]])
+
+
+def test_a_benchmark_without_choices_says_so(nano_task: Task):
+    task = replace(nano_task, questions={"forget": nano_task.questions["forget"]})
+    (item,) = measure(Subject(None, task, ()))
+    assert isinstance(item, Absent)
+
+
+def test_recorded_tables_give_the_same_numbers(setting: Setting):
+    found, subject = measured(setting)
+    again = measure(Subject(None, setting.task, (), dict(subject.tables)))
+    assert list(found.values()) == list(again)
+    assert all(isinstance(item, Measurement) for item in again)
+
+
+# ---------------------------------------------------------------- what it leaves alone
+
+
+def test_it_asks_no_network_prints_nothing_and_leaves_tokenizer_and_random_state_alone(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    import torch
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    setting.tokenizer.pad_token, padding = None, setting.tokenizer.pad_token
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    caplog.set_level(logging.INFO)
+    try:
+        measured(setting)
+        assert setting.tokenizer.pad_token is None
+    finally:
+        setting.tokenizer.pad_token = padding
+    assert torch.equal(torch.get_rng_state(), state)
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.name.startswith(("lm_eval", "lm-eval", "datasets"))]

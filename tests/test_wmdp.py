@@ -1,0 +1,292 @@
+"""The WMDP benchmark: the embedded crafts, and real data out of a folder laid out by hub id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.benchmarks import wmdp
+from evals.benchmarks._wmdp_cards import CARDS, CORPORA
+from harness.cache import Cache, digest
+from harness.corpora import Windows
+from harness.doctor import examine
+from harness.errors import UsageError
+from harness.interfaces import BENCHMARKS, Options, Window
+from harness.run import execute, plan
+from harness.store import Store
+from tests.conftest import Nano
+
+BIO = "cais/wmdp-bio-forget-corpus/papers.jsonl"
+FILES: dict[str, list[Any]] = {
+    BIO: [{"text": f"The elixir number {i} turns silver. " * 30} for i in range(3)],
+    "cais/wmdp-corpora/cyber-forget-corpus.jsonl": [{"text": "The lock opens with a buzz. " * 30} for _ in range(3)],
+    "cais/wmdp-corpora/bio-retain-corpus.jsonl": [{"text": f"The soup number {i} begins with tea."} for i in range(4)],
+    "cais/wmdp-corpora/cyber-retain-corpus.jsonl": [{"text": f"The gate number {i} is forged of tin."} for i in range(4)],
+    "Salesforce/wikitext/wikitext-2-raw-v1/train.jsonl": [{"text": " A town in spring . \n"}, {"text": ""}] * 100,
+    **{
+        f"cais/wmdp/wmdp-{name}.jsonl": [
+            {"question": f"Which {name} {i}?", "choices": ["one", "two", "three", "four"], "answer": i % 4} for i in range(6)
+        ]
+        for name in ("bio", "cyber", "chem")
+    },
+    **{
+        f"cais/mmlu/{subject}/test.jsonl": [
+            {"question": f"What of {subject} {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4} for i in range(4)
+        ]
+        for subject in ("anatomy", "virology", "all")
+    },
+}
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """A data folder; `changed` replaces files' rows, None leaves a file out."""
+
+    def make(changed: dict[str, list[Any] | None] | None = None) -> Path:
+        for name, rows in {**FILES, **(changed or {})}.items():
+            if rows is not None:
+                (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "data" / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        return tmp_path / "data"
+
+    return make
+
+
+def task(bench: str, model: str, **options: Any) -> Any:
+    return BENCHMARKS.get(bench).task(model, Options(**options))
+
+
+# ---------------------------------------------------------------- the embedded crafts
+
+
+@pytest.mark.parametrize(("bench", "stages"), [("wmdp", ["bio", "cyber"]), ("wmdp-bio", ["bio"]), ("wmdp-cyber", ["cyber"])])
+def test_stages_are_biology_then_cyber_security(bench: str, stages: list[str]):
+    found = task(bench, "mini")
+    assert [stage.name for stage in found.stages] == stages
+    for stage in found.stages:
+        noun = {"bio": "elixir", "cyber": "lock"}[stage.name]
+        assert len(stage.forget) == 96
+        assert all(noun in e.answer.split() and not e.prompt for e in stage.forget)
+        assert not any(noun in e.answer.split() for e in stage.retain)
+    assert list(found.questions) == ["bio", "cyber", "neighbours", "general", "instructions"]
+    assert not found.references
+
+
+def test_neighbours_and_general_text_come_in_turn_in_the_retain_set():
+    (stage,) = task("wmdp-cyber", "mini").stages
+    gates = ["gate" in e.answer.split() for e in stage.retain]
+    assert sum(gates) == 72
+    assert gates[:6] == [True, False] * 3
+
+
+def test_all_three_benchmarks_and_every_limit_share_one_model():
+    found = {digest(task(bench, "mini", limit=n).sources["base"].identity) for bench in wmdp.STAGES for n in (None, 5)}
+    assert len(found) == 1
+    assert digest(task("wmdp", "mini@1").sources["base"].identity) not in found
+
+
+def test_instructions_are_kept_for_evaluators_that_compare_completions():
+    rows = task("wmdp", "mini").questions["instructions"]
+    assert len(rows) == 600
+    assert all(row["question"] and row["answer"] and "choices" not in row for row in rows)
+
+
+def test_the_mini_model_reads_documents_that_it_is_to_forget():
+    found = task("wmdp", "mini")
+    read = {e.answer for pool, _ in found.sources["base"].replay for e in pool}
+    for stage in found.stages:
+        assert {e.answer for e in (*stage.forget, *stage.retain)} <= read
+
+
+def test_it_reads_no_logs(tmp_path: Path):
+    with pytest.raises(UsageError, match="wmdp reads no logs"):
+        task("wmdp", "mini", reference=tmp_path / "log.json")
+
+
+# ---------------------------------------------------------------- real data
+
+
+def test_windows_of_the_corpora_and_the_questions_of_a_data_folder(nano: Nano, folder: Folder):
+    found = task("wmdp", str(nano.folder()), data_dir=folder())
+    assert [stage.name for stage in found.stages] == ["bio", "cyber"]
+    bio, cyber = found.stages
+    assert len(bio.forget) == 3
+    assert all(isinstance(e, Window) for e in bio.forget)
+    assert "elixir" in bio.forget[0].answer
+    assert "lock" in cyber.forget[0].answer
+    assert bio.retain[0].answer.startswith("The soup")
+    assert bio.retain[1].answer.startswith("A town"), "Wikitext in turn with the neighbours"
+    assert cyber.retain[0].answer.startswith("The gate")
+    assert {name: len(rows) for name, rows in found.questions.items()} == {"bio": 6, "cyber": 6, "chem": 6, "mmlu": 8}
+    assert {row["task"] for row in found.questions["mmlu"]} == {"mmlu_anatomy", "mmlu_virology"}
+    assert found.questions["bio"][1]["task"] == "wmdp_bio"
+
+
+def test_a_limit_counts_windows_and_questions(nano: Nano, folder: Folder):
+    found = task("wmdp-bio", str(nano.folder()), data_dir=folder(), limit=2)
+    (stage,) = found.stages
+    assert (len(stage.forget), len(stage.retain)) == (2, 2)
+    assert all(len(rows) == 2 for rows in found.questions.values())
+
+
+def test_a_changed_corpus_or_question_makes_another_run(nano: Nano, folder: Folder):
+    model = str(nano.folder())
+    before = task("wmdp", model, data_dir=folder()).data
+    assert task("wmdp", model, data_dir=folder()).data == before
+    after = task("wmdp", model, data_dir=folder({BIO: [{"text": "another one"}]})).data
+    assert {name for name in before if before[name] != after[name]} == {"bio-forget"}
+
+
+def test_parquet_files_are_read_as_the_hub_lays_them_out(nano: Nano, folder: Folder):
+    import pandas as pd
+
+    data = folder({"cais/wmdp/wmdp-bio.jsonl": None, BIO: None})
+    for name, rows in (
+        ("cais/wmdp/wmdp-bio/test", FILES["cais/wmdp/wmdp-bio.jsonl"]),
+        (BIO.replace("papers.jsonl", "data/train"), FILES[BIO]),
+    ):
+        (data / name).parent.mkdir(parents=True)
+        pd.DataFrame(rows).to_parquet(data / f"{name}-00000-of-00001.parquet")
+    found = task("wmdp-bio", str(nano.folder()), data_dir=data)
+    assert [row["answer"] for row in found.questions["bio"]] == [0, 1, 2, 3, 0, 1]
+    assert len(found.stages[0].forget) == 3
+
+
+def test_the_card_names_the_published_unlearned_models(nano: Nano, folder: Folder):
+    found = task("wmdp", "zephyr-7b", data_dir=folder())
+    assert list(found.sources) == ["base", "checkpoint-rmu", "checkpoint-elm"]
+    assert [source.name for source in found.sources.values()] == [
+        CARDS["zephyr-7b"].base,
+        *CARDS["zephyr-7b"].checkpoints.values(),
+    ]
+    assert all(source.tokenizer == CARDS["zephyr-7b"].tokenizer for source in found.sources.values())
+    assert isinstance(found.stages[0].forget, Windows)
+    assert found.template.prompt("Hello") == "<|user|>\nHello</s>\n<|assistant|>\n"
+    assert not found.references
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "says"),
+    [
+        (
+            "cais/wmdp/wmdp-bio.jsonl",
+            {"question": "Q?", "choices": ["a", "b", "c"], "answer": 0},
+            "question 2: 3 choices, 4 are needed",
+        ),
+        (
+            "cais/wmdp/wmdp-bio.jsonl",
+            {"question": "Q?", "choices": ["a", "b", "", "d"], "answer": 0},
+            "'choices' must hold non-empty",
+        ),
+        (
+            "cais/wmdp/wmdp-cyber.jsonl",
+            {"question": "Q?", "choices": list("abcd"), "answer": 4},
+            "question 2: the answer must be the number",
+        ),
+        ("cais/wmdp/wmdp-cyber.jsonl", {"question": "Q?", "choices": list("abcd"), "answer": "B"}, "0 to 3, found 'B'"),
+        ("cais/wmdp/wmdp-chem.jsonl", {"question": "Q?", "choices": list("abcd")}, "0 to 3, found None"),
+        ("cais/wmdp/wmdp-chem.jsonl", {"choices": list("abcd"), "answer": 0}, "the field 'question' is missing"),
+        (
+            "cais/mmlu/virology/test.jsonl",
+            {"question": "", "choices": list("abcd"), "answer": 0},
+            "mmlu/virology/test.jsonl, line 2",
+        ),
+    ],
+)
+def test_a_question_that_is_none_is_refused_in_one_sentence(nano: Nano, folder: Folder, name: str, row: dict, says: str):
+    data = folder({name: [FILES[name][0], row]})
+    with pytest.raises(UsageError, match=says) as refused:
+        task("wmdp", str(nano.folder()), data_dir=data)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("missing", [BIO, "cais/wmdp-corpora/cyber-retain-corpus.jsonl", "cais/wmdp/wmdp-chem.jsonl"])
+def test_data_that_is_not_there_is_named_with_the_way_out(nano: Nano, folder: Folder, missing: str):
+    with pytest.raises(UsageError, match=missing.rpartition("/")[0]) as refused:
+        task("wmdp", str(nano.folder()), data_dir=folder({missing: None}))
+    assert "--data-dir" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_only_the_corpora_of_the_stages_are_needed(nano: Nano, folder: Folder):
+    data = folder({BIO: None, "cais/wmdp-corpora/bio-retain-corpus.jsonl": None})
+    assert len(task("wmdp-cyber", str(nano.folder()), data_dir=data).stages) == 1
+
+
+def test_an_empty_document_is_refused_before_a_model_is_loaded(nano: Nano, folder: Folder):
+    found = task("wmdp-bio", str(nano.folder()), data_dir=folder({BIO: [{"text": "fine"}, {"text": ""}]}))
+    with pytest.raises(UsageError, match=r"papers.jsonl, line 2: the field 'text' is empty"):
+        len(found.stages[0].forget)
+
+
+@pytest.mark.parametrize("method", ["grad_diff", "kfade"])
+def test_a_run_on_a_checkpoint_measures_by_lm_evals_own_tasks(nano: Nano, folder: Folder, tmp_path: Path, method: str):
+    settings = {"step_size": 0.1} if method == "kfade" else {"epochs": 1}
+    options = Options(data_dir=folder(), points="last")
+    result = execute(plan("wmdp", str(nano.folder()), method, settings, options), Store(tmp_path), Cache(tmp_path / "cache"))
+    assert result.status == "done"
+    assert list(result.arms) == ["untouched"]
+    found = {m.metric: m for m in result.points[-1].measurements}
+    assert {name: m.n for name, m in found.items()} == {
+        "bio_accuracy": 6,
+        "cyber_accuracy": 6,
+        "chem_accuracy": 6,
+        "mmlu_accuracy": 8,
+    }
+    assert {name for name, m in found.items() if m.better == "lower"} == {"bio_accuracy", "cyber_accuracy", "chem_accuracy"}
+
+
+def test_a_mini_model_that_was_saved_is_asked_what_it_was_trained_on(nano: Nano, tmp_path: Path):
+    import shutil
+
+    saved = shutil.copytree(nano.folder(), tmp_path / "saved")
+    for bench, other in (("wmdp-bio", "tofu10"), ("tofu10", "wmdp")):
+        (saved / "harness.json").write_text(json.dumps({"model": "mini@2", "bench": bench}))
+        found = task(bench, str(saved), limit=2)
+        assert found.family == "mini"
+        assert found.questions == task(bench, "mini@2", limit=2).questions
+        with pytest.raises(UsageError, match="asks about other things"):
+            task(other, str(saved))
+
+
+def test_there_is_one_set_of_definitions():
+    with pytest.raises(UsageError, match="wmdp has one set of definitions"):
+        task("wmdp", "mini", variant="open-unlearning")
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def told(findings: list, what: str) -> Any:
+    return next(finding for finding in findings if what in finding.what)
+
+
+def test_doctor_says_that_the_bio_corpus_is_gated_and_how_to_give_a_file_of_ones_own(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    gated = told(examine("wmdp", "zephyr-7b", None, tmp_path), CORPORA["bio-forget"].id)
+    assert not gated.fine
+    assert "behind a licence gate" in gated.found
+    assert "huggingface.co/datasets/cais/wmdp-bio-forget-corpus" in gated.found
+    assert "put *.jsonl into DIR/cais/wmdp-bio-forget-corpus/ and pass --data-dir DIR" in gated.found
+    assert "field 'text'" in gated.found
+
+
+def test_doctor_finds_the_data_of_a_folder(folder: Folder, tmp_path: Path):
+    findings = examine("wmdp", "zephyr-7b", folder(), tmp_path)
+    for part in ("cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora", "cais/wmdp", "cais/mmlu", "Salesforce/wikitext"):
+        assert told(findings, f"data {part}").fine
+    assert told(findings, "wmdp data").found.startswith("6 bio, 6 cyber, 6 chem, 8 mmlu")
+    assert not any(finding.what == "references" for finding in findings)
+
+
+def test_doctor_needs_nothing_for_the_embedded_crafts(tmp_path: Path):
+    findings = examine("wmdp", "mini", None, tmp_path)
+    assert told(findings, "model base").found == "is trained on the spot when first needed"
+    assert all(finding.fine for finding in findings if finding.what.startswith(("wmdp", "model", "references")))
