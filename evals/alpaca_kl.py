@@ -1,4 +1,4 @@
-"""How far the model has moved on instructions that have nothing to do with what it forgot: the specificity of K-FADE's figure 2.
+"""How far the model has moved on instructions that have nothing to do with what it forgot (specificity, K-FADE's figure 2).
 
     KL_t = Σ_v p_base(v | x, y_<t) [log p_base(v | x, y_<t) − log p_unlearned(v | x, y_<t)]      y sampled from the base model
 
@@ -113,7 +113,8 @@ def _build(subject: Subject) -> pd.DataFrame:
     asked = _asked(subject.task)
     if not asked:
         raise LookupError(
-            "this benchmark has no instructions, or they are not there: put tatsu-lab/alpaca/alpaca_data.json into the data folder"
+            "this benchmark has no instructions, or they are not here: put tatsu-lab/alpaca/alpaca_data.json into the data "
+            "folder"
         )
     texts = [(request.turns[0], subject.generations[request]) for request in asked]
     sums, counts = _divergences(subject.setting, texts)

@@ -172,7 +172,7 @@ def _logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], T
     """Makes `answer_logits(model, batch)[part]`, where it can without making the others."""
     if model.config.model_type in _PLAIN_HEADS:
         hidden, head = hidden_states(model, batch), model.get_output_embeddings()
-        return lambda part: head(hidden[part]).float().to(batch.labels.device)  # type: ignore[no-any-return]
+        return lambda part: head(hidden[part]).float().to(batch.labels.device)
     logits = answer_logits(model, batch)
     return lambda part: logits[part]
 

@@ -147,6 +147,8 @@ def source_tables(
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],
     }
+    if any(e.changes_model for e in task.evaluators):  # what they change it with lies in the data, not in the questions
+        key["data"] = task.data
     entry = cache.get("evaluations", key, make)
     return {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
 

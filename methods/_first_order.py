@@ -17,6 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from harness.config import JSON, settings
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task
+from harness.pretraining import SMALL_MODEL_FACTOR, SMALL_MODELS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
     from harness.data import Batch, Encoded
     from harness.training import MakeOptimiser, StepLog
-
-SMALL_MODEL_FACTOR = 100.0
-"""What a published learning rate is multiplied with on models of a few million parameters, for every first-order method
-alike; chosen on mini@1 (see results/tuning/README.md)."""
 
 
 @settings
@@ -62,7 +59,7 @@ def small_model_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapp
         lr: the published learning rate.
         others: further settings of the published form.
     """
-    return {("*", family): {"lr": lr * SMALL_MODEL_FACTOR, **others} for family in ("mini", "scratch")}
+    return {("*", family): {"lr": lr * SMALL_MODEL_FACTOR, **others} for family in SMALL_MODELS}
 
 
 def held(shape: ModelShape, recipe: Recipe) -> list[Held]:
