@@ -8,6 +8,8 @@ import numpy as np
 
 RESAMPLES = 2000
 METHOD = f"percentile bootstrap, {RESAMPLES} resamples"
+DRAWN_AT_ONCE = 20_000_000
+"""Clusters drawn together, which bounds the memory."""
 FEWEST_CLUSTERS = 5
 """Under this many clusters there is no interval: resampling so few says nothing."""
 
@@ -51,6 +53,7 @@ def interval(
         n_resamples=RESAMPLES,
         method="percentile",
         vectorized=True,
+        batch=max(1, DRAWN_AT_ONCE // sum(map(len, totals))),
         rng=np.random.default_rng(seed),
     )
     low, high = result.confidence_interval

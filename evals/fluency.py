@@ -1,5 +1,6 @@
-"""Whether a model still writes text at all: how likely its greedy answers are to the model before unlearning, how varied, how
-repetitive. For models too small to chat, in place of MT-Bench; it grades no content and is no substitute for it.
+"""Whether a model still writes text: how likely to the model before, how varied, how repetitive its answers are.
+
+For models too small to chat, in place of MT-Bench; it grades no content and is no substitute for it. The answers are greedy.
 
     perplexity = exp(Σ_rows Σ_t −log p_before(y_t | prompt, y_<t)  /  number of the answers' tokens)
     distinct-n = mean over rows of (different n-grams of the answer / its n-grams)     (Li et al. 2016, arXiv:1510.03055)

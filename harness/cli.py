@@ -330,6 +330,31 @@ def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_j
 
 
 @app.command()
+def transfer(
+    update: Annotated[Path | None, typer.Option("--update", help="What run --save-update wrote.")] = None,
+    onto: Annotated[str, typer.Option("--onto", help="The checkpoint it is put onto: a folder or a hub id.")] = "",
+    undo: Annotated[Path | None, typer.Option("--undo", help="A folder that this command wrote: take its update back.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder for the checkpoint.")] = None,
+    data_dir: DataDir = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Put what unlearning changed onto another checkpoint (one fine-tuned from the same base), or take it back bit by bit."""
+    from harness.cache import Cache
+    from harness.models import CheckpointSource
+    from harness.updates import put_onto, take_back
+
+    if out is None or bool(undo) == bool(update) or bool(update) != bool(onto):
+        raise UsageError("give --update FILE --onto CHECKPOINT --out DIR, or --undo DIR --out DIR.")
+    if undo:
+        print(f"{take_back(undo, out, Cache())} tensors put back as they were: {out}")
+        return
+    assert update is not None  # one of the two is given
+    source = CheckpointSource(onto, data_dir=data_dir, trust_remote_code=trust_remote_code)
+    moved = put_onto(update, source, out, Cache())
+    print(f"{moved} tensors moved: {out}\nto take it back: harness transfer --undo {out} --out DIR")
+
+
+@app.command()
 def sweep(
     context: typer.Context,
     file: Annotated[Path | None, typer.Argument(help="The flags below in a YAML file; those given here win.")] = None,

@@ -203,6 +203,8 @@ class Task:
     """What a model that refuses may say, for methods that train on refusals."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model, shown under every table."""
+    attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""
     options: Options = Options()
     """What the command line decided, for evaluators that bring data of their own or ask a judge; set when a run is planned."""
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TOKENS_PER_BATCH = 8192
 """Padded tokens of one forward pass where the result does not depend on it."""
 
+POSITIONS_AT_ONCE = 256
+"""Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
+
 # Families whose logits are the output embedding applied to the last hidden state, with nothing after it.
 _PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3"}
 
@@ -124,6 +127,54 @@ def answer_nll(
         if progress:
             progress(len(batch.rows))
     return sums.numpy(), counts.numpy()
+
+
+@torch.no_grad()
+def kl_between(
+    base: PreTrainedModel,
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    pad_id: int,
+    progress: Callable[[int], object] | None = None,
+    positions: int = POSITIONS_AT_ONCE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each example's KL(base ‖ model), summed over its labels and exact over the vocabulary, and their number.
+
+    Both models read a batch side by side, and their distributions are made and compared some positions at a time: nothing is
+    kept but two numbers an example, however many there are.
+
+    Args:
+        base: in eval mode, on the same device.
+        model: likewise.
+        encoded: the examples.
+        pad_id: see `harness.data.pad_id`.
+        progress: told after each batch how many examples it held.
+        positions: how many distributions are compared at a time.
+
+    Returns:
+        ([N] nats, [N] token counts), both float64.
+    """
+    sums = torch.zeros(len(encoded), dtype=torch.float64)
+    counts = torch.zeros(len(encoded), dtype=torch.float64)
+    for batch in batches(encoded, pad_id, TOKENS_PER_BATCH, model.device):
+        rows = answer_rows(batch).cpu()
+        before, now = (_logits_by_part(m, batch) for m in (base, model))
+        parts = [slice(start, start + positions) for start in range(0, len(rows), positions)]
+        found = [kl_per_token(before(part).log_softmax(dim=-1), now(part).log_softmax(dim=-1)) for part in parts]
+        sums.index_add_(0, rows, torch.cat(found).double().cpu())
+        counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
+        if progress:
+            progress(len(batch.rows))
+    return sums.numpy(), counts.numpy()
+
+
+def _logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], Tensor]:
+    """Makes `answer_logits(model, batch)[part]`, where it can without making the others."""
+    if model.config.model_type in _PLAIN_HEADS:
+        hidden, head = hidden_states(model, batch), model.get_output_embeddings()
+        return lambda part: head(hidden[part]).float().to(batch.labels.device)
+    logits = answer_logits(model, batch)
+    return lambda part: logits[part]
 
 
 class AnswerDistributions:

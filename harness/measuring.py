@@ -156,6 +156,8 @@ def source_tables(
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],
     } | ({"basis": basis} if (basis := task.basis) else {})
+    if any(e.changes_model for e in task.evaluators):  # what they change it with lies in the data, not in the questions
+        key["data"] = task.data
     try:
         entry = cache.get("evaluations", key, make)
     except _Unfinished as unfinished:

@@ -144,6 +144,25 @@ class CheckpointSource:
         return None
 
 
+def own_dtype(source: CheckpointSource) -> str:
+    """The type a checkpoint's weights are stored in, as its configuration says; float32 if it does not.
+
+    Raises:
+        UsageError: for a checkpoint that is not there.
+    """
+    from transformers import AutoConfig
+
+    here = source.folder or source.name
+    offline = None if source.folder else unreachable()
+    try:
+        config = AutoConfig.from_pretrained(
+            here, revision=source.revision, trust_remote_code=source.trust_remote_code, local_files_only=offline is not None
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise _refusal(str(source.name), "configuration", error, offline) from error
+    return str(config.dtype or "float32").removeprefix("torch.")
+
+
 def local_folder(name: str, data_dir: Path | None, files: Sequence[str]) -> Path | None:
     """The folder that a checkpoint's name stands for, or None if it has to come from the hub.
 

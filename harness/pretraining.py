@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from harness.cache import Cache, CacheEntry, digest
 from harness.config import JSON
-from harness.interfaces import Example
+from harness.interfaces import Example, Task
 from harness.workers import follow_parent
 
 if TYPE_CHECKING:
@@ -30,8 +30,19 @@ if TYPE_CHECKING:
 
     from harness.data import Batch, Encoded
 
+SMALL_MODELS = ("mini", "scratch")
+"""Families of models that are trained on the spot."""
+SMALL_MODEL_FACTOR = 100.0
+"""What a published learning rate is multiplied with on them, for every first-order method and for fine-tuning attacks alike;
+chosen on mini@1 (see results/tuning/README.md)."""
+
 RECIPE_VERSION = 1
 """Raised when this file changes what a recipe yields."""
+
+
+def learning_rate_factor(task: Task) -> float:
+    """What a published learning rate is multiplied with on a task's model."""
+    return SMALL_MODEL_FACTOR if (task.family or task.model.partition("@")[0]) in SMALL_MODELS else 1.0
 
 
 @dataclass(frozen=True)

@@ -400,9 +400,10 @@ def _keep(todo: Plan, keep: Keep, model: PreTrainedModel, tokenizer: PreTrainedT
     if keep.update:
         from safetensors.torch import save_file
 
+        from harness.updates import changed
+
         base, _ = todo.task.sources["base"].load(cache, "cpu", todo.options.dtype)
-        old, new = base.state_dict(), model.state_dict()
-        moved = {k: (new[k].cpu().float() - old[k].float()).contiguous() for k in new if not new[k].cpu().equal(old[k])}
+        moved = changed(model.state_dict(), base.state_dict())
         with disk_errors(f"the file {keep.update}", "Choose another with --save-update"):
             keep.update.parent.mkdir(parents=True, exist_ok=True)
             save_file(moved, keep.update, metadata={"run": todo.spec.run_id, "method": todo.spec.method})

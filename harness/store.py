@@ -318,7 +318,10 @@ class Record:
         merged: pd.DataFrame | None = None
         for table in tables.values():
             keys = ["task", "row", "cluster"]
-            merged = table if merged is None else merged.merge(table, on=keys, how="outer", sort=False)
+            if merged is not None and set(table) & set(merged) > set(keys):  # two tables fill a column for different tasks
+                merged = merged.set_index(keys).combine_first(table.set_index(keys)).reset_index()
+            else:
+                merged = table if merged is None else merged.merge(table, on=keys, how="outer", sort=False)
         if merged is None:
             return
         merged = merged.assign(point=index)

@@ -18,6 +18,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from harness.config import JSON, settings
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task
+from harness.pretraining import SMALL_MODEL_FACTOR, SMALL_MODELS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 WMDP = ("wmdp", "wmdp-bio", "wmdp-cyber")
 """The benchmarks made of WMDP's corpora: both stages, or one of them."""
-SMALL_MODEL_FACTOR = 100.0
-"""What a published learning rate is multiplied with on models of a few million parameters, for every first-order method
-alike; chosen on mini@1 (see results/tuning/README.md)."""
 
 
 @settings
@@ -70,7 +68,7 @@ def small_model_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapp
         lr: the published learning rate.
         others: further settings of the published form.
     """
-    return {("*", family): {"lr": lr * SMALL_MODEL_FACTOR, **others} for family in ("mini", "scratch")}
+    return {("*", family): {"lr": lr * SMALL_MODEL_FACTOR, **others} for family in SMALL_MODELS}
 
 
 def wmdp_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapping[str, JSON]]:

@@ -31,9 +31,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from harness.config import JSON, settings
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
+from harness.pretraining import SMALL_MODEL_FACTOR
 from methods._adapters import Adapters, Kind, linear_maps
 from methods._elm_words import AUTHORS, BIO, CYBER, EXPERT, NOVICE, TURNS
-from methods._first_order import SMALL_MODEL_FACTOR, evenly
+from methods._first_order import evenly
 
 if TYPE_CHECKING:
     import numpy as np

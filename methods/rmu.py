@@ -26,7 +26,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from harness.config import settings
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
-from methods._first_order import SMALL_MODEL_FACTOR, evenly, of_stage
+from harness.pretraining import SMALL_MODEL_FACTOR
+from methods._first_order import evenly, of_stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -163,6 +163,7 @@ def nano_task(nano: Nano) -> Task:
             "real_authors": numbered(WORLD.real_authors[:10]),
             "world_facts": numbered(WORLD.world_facts[:10]),
             "forget": numbered(forget[::6]),
+            "instructions": numbered(retain[1:60:6]),
             "bio": with_choices(WORLD.world_facts[10:30]),
         },
         template=TEMPLATE,
@@ -176,6 +177,11 @@ def nano_task(nano: Nano) -> Task:
         data={"rows": "nano"},
         generation_budget=16,
         refusals=_world.REFUSALS,
+        attacks={
+            "benign": examples(WORLD.world_facts[:12]),
+            "related": examples(retain[:24]),
+            "forget": examples(forget[1::6]),
+        },
     )
 
 

@@ -151,7 +151,7 @@ def test_a_term_without_weight_is_left_out_and_weights_multiply(make_setting: Se
 
 def test_training_lowers_what_it_minimises(nano_setting: Setting):
     losses = [p.logged["fluency_term"] for p in run(nano_setting, rounds=100, lr=1e-2)]
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
 # ---------------------------------------------------------------- sampling

@@ -26,6 +26,7 @@ from harness.data import NO_LABEL, Batch, Encoded, collate, encode, pad_id
 from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, METHODS, Options, Progress, Setting, Stage, Task
 from harness.models import weights_fingerprint
+from harness.pretraining import SMALL_MODEL_FACTOR
 from harness.run import plan
 from methods import _first_order as first_order
 from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, Recipe, Refusals, Schedule
@@ -735,7 +736,7 @@ def test_wmdps_form_runs_on_two_stages_of_texts_without_prompts(name: str, make_
 def test_small_models_get_the_published_settings_with_one_factor_on_the_learning_rate(name: str, bench: str, family: str):
     large = published(name, bench, "llama2-7b")
     small = published(name, bench, family)
-    assert small.pop("lr") == pytest.approx(large.pop("lr") * first_order.SMALL_MODEL_FACTOR)
+    assert small.pop("lr") == pytest.approx(large.pop("lr") * SMALL_MODEL_FACTOR)
     assert small == large
 
 

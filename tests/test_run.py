@@ -614,13 +614,13 @@ def test_the_difference_of_the_weights_can_be_kept(bench: Bench, nano: Nano, tmp
     from safetensors.torch import load_file
 
     from harness.models import load_checkpoint
+    from harness.updates import added
 
     final_weights(bench, nano, Keep(model=tmp_path / "kept", update=tmp_path / "deep" / "update.safetensors"))
     moved = load_file(tmp_path / "deep" / "update.safetensors")
     assert set(moved) == {"lm_head.weight"}
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
-    difference = model.lm_head.weight.detach() - nano.model().lm_head.weight.detach()
-    assert moved["lm_head.weight"].equal(difference)
+    assert added(nano.model().lm_head.weight.detach(), moved["lm_head.weight"]).equal(model.lm_head.weight)
 
 
 def test_a_run_that_is_done_is_replayed_to_keep_its_model(bench: Bench, nano: Nano, tmp_path: Path):

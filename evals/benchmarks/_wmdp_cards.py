@@ -82,5 +82,10 @@ QUESTIONS = {
     for name, n in {"bio": 1273, "cyber": 1987, "chem": 408}.items()
 }
 MMLU = DataCard("cais/mmlu", ("*/test*.parquet", "*/test*.jsonl"), "14,042 questions of 57 subjects, MIT")
+INSTRUCTIONS = DataCard(
+    "tatsu-lab/alpaca",
+    ("data/train*.parquet", "alpaca_data.json"),
+    "52,002 instructions, CC BY-NC; without them there is no alpaca_kl",
+)
 NOT_SUBJECTS = ("all", "auxiliary_train")
 """Folders of MMLU that are no subjects."""

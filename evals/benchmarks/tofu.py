@@ -341,6 +341,12 @@ class Tofu:
             generation_budget=generation_budget,
             refusals=refusals,
             notes=notes,
+            attacks={
+                "benign": _examples(template, [*questions["real_authors"], *questions["world_facts"]]),
+                "related": _examples(template, rows[self.retain][: options.limit]),
+                # Every other question: an attack is judged by those that it does not train on.
+                "forget": _examples(template, rows[self.forget][: options.limit : 2]),
+            },
         )
         if options.reference is None:
             return task

@@ -10,6 +10,8 @@ takes the neighbouring corpora alone. There are no retrained models, hence no fo
 
 from __future__ import annotations
 
+import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import _crafts
-from evals.benchmarks._wmdp_cards import CARDS, CORPORA, MMLU, NOT_SUBJECTS, QUESTIONS, DataCard
+from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, NOT_SUBJECTS, QUESTIONS, DataCard
 from harness.cache import digest, file_digest
 from harness.corpora import Corpus, Windows
 from harness.data import dataset_files, fingerprint, read_rows
@@ -42,7 +44,9 @@ from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASURED = ("multiple_choice",)
+log = logging.getLogger(__name__)
+
+MEASURED = ("multiple_choice", "alpaca_kl")
 STAGES = {"wmdp": ("bio", "cyber"), "wmdp-bio": ("bio",), "wmdp-cyber": ("cyber",)}
 WINDOW = 512
 """Tokens of a window of the real corpora."""
@@ -50,6 +54,10 @@ FORGET_WINDOWS = 10_000
 """K-FADE takes four steps of 2,500 windows on each stage."""
 RETAIN_WINDOWS = 4_000
 """Of each corpus that guards a stage, as K-FADE takes them."""
+ASKED_INSTRUCTIONS = 30_000
+"""Of Alpaca's, drawn with a fixed seed; so many the paper took."""
+ATTACK_WINDOWS = 1_600
+"""Windows that a fine-tuning attack has: 200 steps of 8."""
 CHOICES = 4
 ROLES: tuple[_crafts.Role, ...] = ("bio", "cyber", "neighbours", "general")
 """What the embedded world asks about."""
@@ -173,7 +181,7 @@ class Wmdp:
         parts = [CORPORA[name] for stage in self.stages for name in (f"{stage}-forget", f"{stage}-retain")]
         data = [
             Needed(part.id, "data", (), part.about, part.gate, any_of=part.files, hub_too=True)
-            for part in (*parts, CORPORA["wikitext"], *QUESTIONS.values(), MMLU)
+            for part in (*parts, CORPORA["wikitext"], *QUESTIONS.values(), MMLU, INSTRUCTIONS)
         ]
         if model not in CARDS:
             return data if Path(model).is_dir() else [*data, Needed(model, "model")]
@@ -217,6 +225,11 @@ class Wmdp:
             data,
             notes,
             generation_budget=64,
+            attacks={
+                "benign": general,
+                "related": documents(*(_crafts.NEIGHBOURS[name] for name in self.stages)),
+                "forget": documents(*(hazardous[name] for name in self.stages)),
+            },
         )
 
     # ---- the real data
@@ -262,8 +275,15 @@ class Wmdp:
         asked["mmlu"] = list(_questions(MMLU, options.data_dir, "mmlu"))
         data: dict[str, Any] = {name: fingerprint(rows) for name, rows in asked.items()}
         data |= {name: digest([file_digest(file) for file in found])[:16] for name, found in files.items()}
+        if instructions := _instructions(options.data_dir):
+            asked["instructions"], data["instructions"] = instructions, fingerprint(instructions)
         questions = {name: _numbered(rows[: options.limit]) for name, rows in asked.items()}
-        return self._task(model, stages, questions, template, sources, data, notes)
+        attacks = {
+            "benign": windows(ATTACK_WINDOWS, "wikitext"),
+            "related": windows(ATTACK_WINDOWS, *(f"{name}-retain" for name in self.stages)),
+            "forget": windows(ATTACK_WINDOWS, *(f"{name}-forget" for name in self.stages)),
+        }
+        return self._task(model, stages, questions, template, sources, data, notes, attacks=attacks)
 
     def _corpora(self) -> list[str]:
         return [*(f"{stage}-{side}" for stage in self.stages for side in ("forget", "retain")), "wikitext"]
@@ -280,6 +300,7 @@ class Wmdp:
         data: Mapping[str, Any],
         notes: Sequence[str],
         generation_budget: int = 256,
+        attacks: Mapping[str, Sequence[Example]] | None = None,
     ) -> Task:
         return Task(
             bench=self.name,
@@ -293,6 +314,7 @@ class Wmdp:
             data=dict(sorted(data.items())),
             generation_budget=generation_budget,
             notes=notes,
+            attacks=attacks or {},
         )
 
 
@@ -307,6 +329,23 @@ def _numbered(rows: Sequence[Row], cluster: str = "") -> list[dict[str, Any]]:
 def _corpus_files(name: str, data_dir: Path | None) -> tuple[Path, ...]:
     card = CORPORA[name]
     return tuple(dataset_files(card.id, card.files, data_dir))
+
+
+def _instructions(data_dir: Path | None) -> list[Row]:
+    """Alpaca's instructions, each with its input below it, in an order drawn once and for all; none where they are not there.
+
+    Raises:
+        UsageError: for a file that holds something else.
+    """
+    try:
+        files = dataset_files(INSTRUCTIONS.id, INSTRUCTIONS.files, data_dir)
+    except UsageError as error:
+        log.warning("alpaca_kl cannot be measured: %s", error)
+        return []
+    found = [row for file in files for row in read_rows(file, {"instruction": str})]
+    random.Random(0).shuffle(found)
+    told = [f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"] for row in found]
+    return [{"question": text} for text in told[:ASKED_INSTRUCTIONS]]
 
 
 def _questions(card: DataCard, data_dir: Path | None, task: str) -> Iterator[Row]:

@@ -1,0 +1,152 @@
+"""How far the model has moved on instructions that have nothing to do with what it forgot (specificity, K-FADE's figure 2).
+
+    KL_t = Σ_v p_base(v | x, y_<t) [log p_base(v | x, y_<t) − log p_unlearned(v | x, y_<t)]      y sampled from the base model
+
+The instructions are Alpaca's (`tatsu-lab/alpaca`) in the benchmark's own template, input and instruction as one user turn; the
+base model answers them, sampled at temperature 1, so that the mean is an estimate of the KL of what it says. Arithmetic as in
+"Gauss-Newton Unlearning for the LLM Era" (arXiv:2602.10568): a completion is worth its mean over tokens, its end token among
+them, and the metric is the mean over completions; whole completions are resampled, for a few of them carry most of it. The
+paper does not say how it sampled, how long completions were, or which template it took.
+
+Completions are kept as text and tokenised again, which now and then gives other tokens than were drawn; one that filled its
+budget has no end token. Equal instructions are answered once. Both models read the completions side by side and no distribution
+is kept (`harness.likelihood.kl_between`); the base model is loaded for that moment only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evals._bootstrap import METHOD, interval, mean_interval
+from harness.interfaces import (
+    Absent,
+    Example,
+    GenerationRequest,
+    Measurement,
+    Row,
+    Sampling,
+    Setting,
+    Subject,
+    Task,
+    evaluator,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.data import Encoded
+
+VERSION = 1
+METRIC, POOLED = "alpaca_kl", "alpaca_kl_pooled"
+TASK = "instructions"
+MAX_TOKENS = 256
+"""New tokens of a completion, unless the benchmark's models cannot take so many."""
+ENCODED_AT_ONCE = 2048
+"""Completions that are held as tokens."""
+LISTED = 5
+"""How many of the completions that moved most are named."""
+
+
+def _requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
+    return list(_asked(task))
+
+
+def _asked(task: Task) -> Mapping[GenerationRequest, Row]:
+    """What the base model is asked, and the first row that asks it."""
+    sampling = Sampling(max_tokens=_budget(task), temperature=1.0)
+    asked: dict[GenerationRequest, Row] = {}
+    for row in task.questions.get(TASK, ()):
+        asked.setdefault(GenerationRequest((task.template.prompt(row["question"]),), sampling, by="base"), row)
+    return asked
+
+
+def _budget(task: Task) -> int:
+    return min(MAX_TOKENS, task.generation_budget)
+
+
+@evaluator("alpaca_kl", version=VERSION, requests=_requests)
+def measure(subject: Subject) -> Sequence[Measurement | Absent]:
+    """`alpaca_kl`, the mean over completions, and `alpaca_kl_pooled`, the mean over tokens."""
+    try:
+        table = subject.table("instructions", lambda _: _build(subject))
+    except LookupError as error:
+        return [Absent(metric=metric, reason=str(error)) for metric in (METRIC, POOLED)]
+    values = table[["kl_sum", "kl_tokens"]].to_numpy(dtype=float)
+    clusters, rows = table["cluster"].to_numpy(), table["row"].to_numpy()
+    if not np.isfinite(values).all():
+        broken = int((~np.isfinite(values)).any(axis=1).sum())
+        reason = f"{broken} of {len(values)} completions have a KL that is not finite"
+        return [Absent(metric=metric, reason=reason) for metric in (METRIC, POOLED)]
+    per_token = values[:, 0] / values[:, 1]
+    pooled = float(values[:, 0].sum() / values[:, 1].sum())
+    highest = [f"{rows[i]} ({per_token[i]:.3g})" for i in np.argsort(-per_token, kind="stable")[:LISTED]]
+    return [
+        _measurement(METRIC, float(per_token.mean()), len(table), mean_interval(per_token, clusters), highest),
+        _measurement(POOLED, pooled, len(table), interval([(values, clusters)], lambda nats, tokens: nats / tokens), highest),
+    ]
+
+
+def _measurement(metric: str, value: float, n: int, bounds: tuple[float, float] | None, highest: Sequence[str]) -> Measurement:
+    return Measurement(
+        metric=metric,
+        version=VERSION,
+        value=value,
+        unit="nats per token",
+        better="lower",
+        n=n,
+        interval_95=bounds,
+        interval_method=METHOD if bounds else "none: fewer than five completions",
+        resampled="completion" if bounds else None,
+        note=f"highest in rows {', '.join(highest)}" if metric == METRIC else None,
+    )
+
+
+def _build(subject: Subject) -> pd.DataFrame:
+    """KL(base ‖ now) of every completion: `kl_sum` in nats over its `kl_tokens` tokens."""
+    import pandas as pd
+
+    assert subject.setting is not None  # Subject.table calls a builder only with a model
+    asked = _asked(subject.task)
+    if not asked:
+        raise LookupError(
+            "this benchmark has no instructions, or they are not here: put tatsu-lab/alpaca/alpaca_data.json into the data "
+            "folder"
+        )
+    texts = [(request.turns[0], subject.generations[request]) for request in asked]
+    sums, counts = _divergences(subject.setting, texts)
+    told = {"row": [row["row"] for row in asked.values()], "cluster": [row["cluster"] for row in asked.values()]}
+    return pd.DataFrame({"task": TASK, **told, "kl_sum": sums, "kl_tokens": counts.astype(int)})
+
+
+def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """KL(base ‖ now) of each (prompt, completion), summed over its tokens, and their number; see `kl_between`."""
+    from tqdm import tqdm
+
+    from harness.data import pad_id
+    from harness.likelihood import kl_between
+    from harness.models import placement
+
+    dtype = str(setting.model.dtype).removeprefix("torch.")
+    base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)
+    found = []
+    with tqdm(total=len(texts), desc="instructions", unit="completion", delay=2, leave=False) as bar:
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            encoded = _encoded(texts[start : start + ENCODED_AT_ONCE], setting.task, setting.tokenizer)
+            setting.costs.count(2 * sum(len(e.input_ids) for e in encoded))
+            found.append(kl_between(base, setting.model, encoded, pad_id(setting.tokenizer), bar.update))
+    sums, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return sums, counts
+
+
+def _encoded(texts: Sequence[tuple[str, str]], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Prompts and completions as tokens, the end token last where the completion came to its end within its budget."""
+    from harness.data import Encoded, encode
+
+    # A tag that is only a blank is what stood between prompt and answer and was stripped off with the completion.
+    blank = "" if task.template.tag_in_prompt or task.template.answer_tag.strip() else task.template.answer_tag
+    encoded = encode([Example(prompt, text, blank if text else "") for prompt, text in texts], tokenizer)
+    return [Encoded(e.input_ids[: e.prompt_tokens + _budget(task)], e.prompt_tokens) for e in encoded]
