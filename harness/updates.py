@@ -4,8 +4,8 @@
 
 Both are computed in float64 and the sum is rounded to the model's own type; the difference is kept in float32 where that is
 enough. So an update put onto the model it was taken from gives the unlearned weights bit by bit, unless a float32 weight
-became 2^29 times smaller. The sum cannot be undone by subtracting, for rounding forgets: what stood there before is kept beside the new
-checkpoint (`undo.safetensors`, as large as the tensors that moved).
+became 2^29 times smaller. The sum cannot be undone by subtracting, for rounding forgets: what stood there before is kept
+beside the new checkpoint (`undo.safetensors`, as large as the tensors that moved).
 """
 
 from __future__ import annotations
