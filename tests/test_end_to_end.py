@@ -196,8 +196,8 @@ def test_no_mini_run_is_lost_or_doubled_by_twenty_killed_workers(
     tmp_path: Path,
     quick_start: None,  # noqa: F811
 ):
-    axes, fixed = {"lr": [3e-4, 1e-3]}, {"epochs": 3}
-    asked = Sweep(["ga", "grad_diff"], ["tofu10"], "mini", [0, 1], Options(limit=10), axes, fixed).tries()
+    options = Options(limit=10, evals=("probability", "rouge"))
+    asked = Sweep(["ga", "grad_diff"], ["tofu10"], "mini", [0], options, {"lr": [3e-4, 1e-3]}, {"epochs": 3}).tries()
     calm = run_tries(asked, Store(tmp_path / "calm"), Cache(commands.cache), on_workers(2))
     assert [len(r.points) for r in calm] == [3] * len(asked)
     length = median(sum(r.costs[phase].seconds for phase in COUNTED_PHASES if phase in r.costs) for r in calm)

@@ -35,6 +35,7 @@ PRELOADED = [
         "pyarrow.compute",
         "safetensors.torch",
     ),
+    *("evals.probability", "evals.rouge", "methods.ga", "methods.grad_diff", "rouge_score.rouge_scorer", "scipy.stats"),
     *("harness.executors", "harness.generation", "harness.likelihood", "harness.memory", "methods.kfade", "methods._curvature"),
     "tests.nano_sweep",
 ]
