@@ -59,10 +59,15 @@ def test_variety_and_repetition_are_means_over_answers_long_enough(nano_setting:
     assert found["fluency_repetition"].interval_95 is None, "three answers have four words"
 
 
-def test_perplexity_is_that_of_the_model_before_by_hand(nano: Nano, make_setting: SettingMaker):
+def uninstructed(task: Task) -> Task:
+    """The task with its retain questions alone to be answered."""
+    return replace(task, questions={name: rows for name, rows in task.questions.items() if name != "instructions"})
+
+
+def test_perplexity_is_that_of_the_model_before_by_hand(nano: Nano, nano_task: Task, make_setting: SettingMaker):
     import torch
 
-    setting = make_setting()
+    setting = make_setting(task=uninstructed(nano_task))
     with torch.no_grad():
         setting.model.lm_head.weight.mul_(3)  # the model that is measured has moved; the one before is asked
     found = measured(subject_of(setting))["fluency_perplexity"]
@@ -84,8 +89,9 @@ def test_the_answers_are_the_very_ones_that_rouge_asks_for(nano_setting: Setting
     from evals import rouge  # noqa: F401 (registers it)
     from harness.interfaces import EVALUATORS
 
-    asked = EVALUATORS.get("rouge").requests(nano_setting.task, nano_setting.tokenizer)
-    assert set(fluency.requests(nano_setting.task, nano_setting.tokenizer)) < set(asked)
+    task = uninstructed(nano_setting.task)
+    asked = EVALUATORS.get("rouge").requests(task, nano_setting.tokenizer)
+    assert set(fluency.requests(task, nano_setting.tokenizer)) < set(asked)
 
 
 def test_instructions_are_asked_where_the_task_has_them(nano_task: Task, make_setting: SettingMaker):
