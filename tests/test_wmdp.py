@@ -15,7 +15,7 @@ from harness.cache import Cache, digest
 from harness.corpora import Windows
 from harness.doctor import examine
 from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Options, Window
+from harness.interfaces import BENCHMARKS, Measurement, Options, Window
 from harness.run import execute, plan
 from harness.store import Store
 from tests.conftest import Nano
@@ -232,7 +232,7 @@ def test_a_run_on_a_checkpoint_measures_by_lm_evals_own_tasks(nano: Nano, folder
     result = execute(plan("wmdp", str(nano.folder()), method, settings, options), Store(tmp_path), Cache(tmp_path / "cache"))
     assert result.status == "done"
     assert list(result.arms) == ["untouched"]
-    found = {m.metric: m for m in result.points[-1].measurements}
+    found = {m.metric: m for m in result.points[-1].measurements if isinstance(m, Measurement)}
     assert {name: m.n for name, m in found.items()} == {
         "bio_accuracy": 6,
         "cyber_accuracy": 6,
