@@ -5,7 +5,6 @@ Torch is imported only by the commands that need it: listing, showing and findin
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from harness.errors import RunFailed, UsageError, unknown
 from harness.registry import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from harness.executors import Executor
     from harness.interfaces import Judge, Options
@@ -548,26 +547,35 @@ def _executor(name: ExecutorName, jobs: int | None) -> Executor:
 def _run_tries(
     tries: Sequence[Try], results: Path | None, executor: ExecutorName, jobs: int | None, quiet: bool
 ) -> list[RunResult]:
-    """Do them, and say on a terminal how far it is and how long it will take."""
+    """Do them, and say how far it is: a live table on a terminal, a line for each run elsewhere."""
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
     if not quiet:
         logging.getLogger("harness.judging").setLevel(logging.INFO)
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.live import Live
 
     from harness.cache import Cache
+    from harness.report import Watch
     from harness.store import Store
     from harness.sweep import run_tries
 
-    with tqdm(total=len(tries), unit="run", disable=True if quiet else None, smoothing=0.1, file=sys.stderr) as bar:
+    several = len({todo.bench for todo in tries}) > 1
+    watch = Watch([f"{todo.method} on {todo.bench}" if several else todo.method for todo in tries])
+    console = Console(stderr=True)
+    shown = console.is_terminal and not quiet
 
-        def told(index: int, result: RunResult) -> None:
-            bar.update()
-            if not quiet:
-                bar.write(f"{next(count)}/{len(tries)} {tries[index].label(several)}: {result.status}")
-                sys.stdout.flush()
+    def told(index: int, result: RunResult) -> None:
+        watch.add(index, result.status)
+        if not quiet:
+            line = f"{watch.finished}/{len(tries)} {tries[index].label(several)}: {result.status}"
+            live.console.print(line, soft_wrap=True, highlight=False) if shown else print(line, flush=True)
 
-        count, several = itertools.count(1), len({todo.bench for todo in tries}) > 1
-        return run_tries(tries, Store(results_root(results)), Cache(), _executor(executor, jobs), told)
+    def watched(left: Sequence[Try], *others: Any) -> Iterator[tuple[int, str]]:
+        watch.begin()
+        return _executor(executor, jobs)(left, *others)
+
+    with Live(watch, console=console, auto_refresh=shown, transient=True, redirect_stdout=False) as live:
+        return run_tries(tries, Store(results_root(results)), Cache(), watched, told)
 
 
 def _report_failures(runs: Sequence[Try | str], found: Sequence[RunResult]) -> None:

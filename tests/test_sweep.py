@@ -451,3 +451,29 @@ def test_a_run_that_is_refused_when_it_starts_stops_no_other(bench: Bench):
     results = run_all(plans, bench.store, bench.cache)
     assert [(r.status, r.error) for r in results] == [("done", ""), ("failed", "the GPU is too small"), ("done", "")]
     assert bench.store.find(plans[1].spec) is None, "what can be put right leaves no record"
+
+
+def test_a_sweep_on_a_terminal_says_how_far_it_is_and_how_long_it_takes():
+    from rich.console import Console
+
+    from harness.report import Watch
+
+    now = [100.0]
+    watch = Watch(["ga", "ga", "npo", "npo", "npo"], clock=lambda: now[0])
+
+    def shown() -> list[str]:
+        console = Console(width=80)
+        with console.capture() as captured:
+            console.print(watch)
+        return captured.get().splitlines()
+
+    watch.add(0, "done")  # found on record
+    watch.begin()
+    assert watch.left() is None
+    now[0] = 190.0
+    watch.add(2, "failed")
+    assert watch.left() == 90.0 * 3, "one run in 90 s, three to go; what was on record took no time"
+    lines = [line.replace("│", " ").split() for line in shown()]
+    assert ["ga", "2", "1", "0", "1"] in lines
+    assert ["npo", "3", "0", "1", "2"] in lines
+    assert "2 of 5, about 4 min 30 s left" in " ".join(shown()[-1].split())
