@@ -37,7 +37,12 @@ def attack(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing |
     """One drawing and one table of its curves for each group of comparable runs."""
     made: dict[str, Drawing | Sheet] = {}
     names = [] if runs.empty else [m for m in sorted(set(runs["metric"])) if m.startswith("attack_") and m != START]
-    for group in _select.groups(runs, (START,), "this figure", also=names, advise=_advice):
+    bench, model = ("wmdp", "mini") if runs.empty else (str(runs["bench"].iloc[0]), str(runs["model"].iloc[0]))
+
+    def advise(bench: str = bench, model: str = model) -> str:
+        return _select.advice(bench, model, "kfade,grad_diff,npo", "finetune_attack")
+
+    for group in _select.groups(runs, (START,), "this figure", also=names, advise=advise):
         ends = LAST.pick(group.points)
         ends = ends[~ends["method"].isin(ARMS)]
         forms, kinds = _select.forms_of(ends), _kinds(group)
@@ -50,12 +55,8 @@ def attack(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing |
             made[group.name] = _draw(group, table, forms, list(kinds), notes)
         made[f"{group.name}-points"] = _sheet(group, table, kinds, notes)
     if not made:
-        raise UsageError(f"there are only reference arms. {_advice()}")
+        raise UsageError(f"there are only reference arms. {advise()}")
     return made
-
-
-def _advice(bench: str = "wmdp", model: str = "mini") -> str:
-    return _select.advice(bench, model, "kfade,rmu,elm", "finetune_attack")
 
 
 # ---------------------------------------------------------------- numbers
@@ -166,7 +167,7 @@ def _reading(group: Group, table: pd.DataFrame) -> list[str]:
         f"Each run at its {LAST.name}, then fine-tuned as a whole. Height: {counted}, n = {group.n(START)} {rows}; bars: 95 % "
         "interval, bootstrap over groups of questions. Curves stand a little aside of one another; all are measured at the "
         "same steps, 0 being the model as it was unlearned.",
-        "Dashed: the reference arms after the same fine-tuning; its own effect on the untouched model is no recovery.",
+        "Dashed: the reference arms, fine-tuned in the same way: what the attack does to a model that was not unlearned.",
     ]
     if table["seeds"].max() > 1:
         notes.append(

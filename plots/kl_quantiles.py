@@ -174,7 +174,7 @@ def _draw(group: Group, curves: Sequence[Curve], forms: Sequence[str], notes: Se
         for curve in curves:
             if curve.protocol == form:
                 _line(axes, curve)
-        axes.set_yscale("log")
+        _style.log_ticks(axes, [lowest, highest], vertical=True)
         axes.set_title(f"{form} form" if form in PROTOCOLS else form)
         axes.set_xlabel("share of completions with at most this KL, %")
         axes.set_xlim(0, 100)

@@ -169,8 +169,8 @@ def _reading(group: Group, numbers: pd.DataFrame) -> list[str]:
         *(told for name, told in SHARED.items() if name == "accuracy" or name in there),
         f"{TIED} best of its form in the column, or not significantly worse: the 95 % interval of the difference to the best "
         "one, from the two intervals as if they were independent (Zou and Donner 2008), has 0 in it. All answered the same "
-        "questions, so that this marks too many rather than too few; it is not corrected for the number of methods. On "
-        f"hazardous questions whatever is at or below chance ({CHANCE}) counts as equally good",
+        "questions, and what is hard for one is hard for all, so that rather too many are marked than too few; not corrected "
+        f"for the number of methods. On hazardous questions whatever is at or below chance ({CHANCE}) counts as equally good",
         "a mark speaks for its column alone: a model that can say nothing any more has the best hazardous accuracies",
     ]
     if numbers["seeds"].max() > 1:
