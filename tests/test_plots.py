@@ -649,7 +649,7 @@ def test_a_missing_step_of_an_attack_is_said(make: Maker):
 @pytest.mark.parametrize(
     ("name", "metric", "command"),
     [
-        ("wmdp_table", "bio_accuracy", "--bench wmdp --model mini --evals multiple_choice,alpaca_kl,fluency"),
+        ("wmdp_table", "_accuracy", "--bench wmdp --model mini --evals multiple_choice,alpaca_kl,fluency"),
         ("kl_quantiles", "alpaca_kl", "--bench wmdp --model mini --evals alpaca_kl"),
         ("attack", "attack_start", "--bench tofu10 --model mini --evals finetune_attack"),
     ],
@@ -658,7 +658,7 @@ def test_runs_that_never_measured_it_are_refused_with_the_command(name: str, met
     make("ga")
     runs = select(make.store)
     with pytest.raises(UsageError, match=command):
-        FIGURES.get(name).draw(runs[runs["metric"] != metric], options(make))
+        FIGURES.get(name).draw(runs[~runs["metric"].str.contains(metric)], options(make))
 
 
 @pytest.mark.parametrize("name", ["wmdp_table", "kl_quantiles", "attack"])
