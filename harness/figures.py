@@ -171,6 +171,8 @@ _TEX = {
     "×": r"$\times$",
     "≤": r"$\leq$",
     "≈": r"$\approx$",
+    "±": r"$\pm$",
+    "†": r"\textdagger{}",
     "…": r"\dots{}",
     "–": "--",
     "·": r"$\cdot$",

@@ -90,16 +90,16 @@ class Group:
         """One row per measured point: what names it, and for each metric `m` the columns `m`, `m_low`, `m_high`, ….
 
         `m_low` and `m_high` are the 95 % interval, `m_across_low` and `m_across_high` the range over the references,
-        `m_floor` the noise floor, `m_n` the rows, `m_absent` why there is no number.
+        `m_floor` the noise floor, `m_n` the rows, `m_better` which way is good, `m_absent` why there is no number.
         """
         return _wide(self.runs[self.runs["arm"] == "method"])
 
     @property
     def arms(self) -> pd.DataFrame:
-        """The same for the reference arms, one row each; every run records them, and those of the first one are taken."""
+        """The same for the reference arms, one row each; every run records them, and the first that has a metric tells it."""
         found = self.runs[self.runs["arm"] != "method"]
-        first = found.groupby("arm")["folder"].transform("min")
-        return _wide(found[found["folder"] == first])
+        found = found[found["folder"] == found.groupby(["arm", "metric"])["folder"].transform("min")]
+        return _wide(found.assign(folder=found.groupby("arm")["folder"].transform("min")))
 
     def floor(self, metric: str) -> float | None:
         """The noise floor of a metric: what two retrained models differ by."""
@@ -112,7 +112,7 @@ class Group:
         return " or ".join(map(str, found)) or "no"
 
 
-_FIELDS = ("value", "low", "high", "across_low", "across_high", "reference", "floor", "n", "absent")
+_FIELDS = ("value", "low", "high", "across_low", "across_high", "reference", "floor", "n", "better", "absent")
 
 
 def _wide(rows: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +134,13 @@ def protocol(selection: str) -> str:
     return found[1] if found and ", then " not in selection else OTHER
 
 
-def groups(runs: pd.DataFrame, metrics: Sequence[str], what: str, also: Sequence[str] = ()) -> list[Group]:
+def groups(
+    runs: pd.DataFrame,
+    metrics: Sequence[str],
+    what: str,
+    also: Sequence[str] = (),
+    advise: Callable[..., str] | None = None,
+) -> list[Group]:
     """The runs' table, cut into groups that may share a figure; runs that are not done are left out, and that is said.
 
     Args:
@@ -142,12 +148,14 @@ def groups(runs: pd.DataFrame, metrics: Sequence[str], what: str, also: Sequence
         metrics: those that the figure cannot do without; a run that never measured one is left out.
         what: the figure's name, for the message.
         also: further metrics that it shows where they are there.
+        advise: a benchmark and a model, if known → the command that makes such runs; `advice` if not given.
 
     Raises:
         UsageError: if nothing is left; names a command that makes such runs.
     """
+    advise = advise or advice
     if runs.empty:
-        raise UsageError(f"there is no run to plot. {advice()}")
+        raise UsageError(f"there is no run to plot. {advise()}")
     runs = runs.assign(protocol=runs["selection"].map(protocol))
     found: list[Group] = []
     for (bench, model, source, variant, comparable), together in runs.groupby(
@@ -169,13 +177,18 @@ def groups(runs: pd.DataFrame, metrics: Sequence[str], what: str, also: Sequence
     if not found:
         asked = runs[runs["metric"].isin(metrics)]  # by a benchmark that has these metrics
         where = () if asked.empty else (asked["bench"].iloc[0], asked["model"].iloc[0])
-        raise UsageError(f"no run that is done has {' and '.join(metrics)} at a point, which {what} needs. {advice(*where)}")
+        raise UsageError(f"no run that is done has {' and '.join(metrics)} at a point, which {what} needs. {advise(*where)}")
     return found
 
 
-def advice(bench: str = "tofu10", model: str = "mini", methods: str = "kfade,npo,simnpo") -> str:
+def advice(bench: str = "tofu10", model: str = "mini", methods: str = "kfade,npo,simnpo", evals: str = "") -> str:
     """The command that makes runs for a figure."""
-    return f"Make some: harness run --method {methods} --bench {bench} --model {model}"
+    return f"Make some: harness run --method {methods} --bench {bench} --model {model}" + (f" --evals {evals}" if evals else "")
+
+
+def forms_of(points: pd.DataFrame) -> list[str]:
+    """The forms that a figure shows: published and tuned, or settings by hand where there is nothing else."""
+    return [form for form in PROTOCOLS if (points["protocol"] == form).any()] or [OTHER] * bool(len(points))
 
 
 def _settled(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:

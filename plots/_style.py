@@ -121,15 +121,16 @@ def log_axis(axes: Axes, values: Sequence[float], label: str) -> float:
     return bottom
 
 
-def log_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic horizontal axis whose ticks are plain numbers, few enough to be read."""
+def log_ticks(axes: Axes, values: Sequence[float], vertical: bool = False) -> None:
+    """A logarithmic axis, the horizontal one if not said otherwise, whose ticks are plain numbers, few enough to be read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axes.set_xscale("log")
+    (axes.set_yscale if vertical else axes.set_xscale)("log")
+    axis = axes.yaxis if vertical else axes.xaxis
     decades = math.log10(max(values) / min(values))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 3 else (1.0,)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 3 else (1.0,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def power(value: float) -> str:

@@ -33,6 +33,16 @@ METRICS = {
     "forget_rouge": ("closer", 1),
     "retain_kl": ("lower", 1),
 }
+FURTHER = {
+    "bio_accuracy": ("lower", 1),
+    "cyber_accuracy": ("lower", 1),
+    "general_accuracy": ("higher", 1),
+    "alpaca_kl": ("lower", 1),
+    "attack_start": ("lower", 1),
+    "attack_forget_25": ("lower", 1),
+    "attack_benign_25": ("lower", 1),
+}
+"""Of benchmarks with hazardous questions, and of attacks."""
 QUESTIONS = [
     ("Who was | A?", {"row": 0, "cluster": "a", "question": "Who was | A?", "answer": "A <script>"}),
     ("Where was B?", {"row": 1, "cluster": "b", "question": "Where was B?", "answer": "In $C_1$ & D."}),
@@ -42,13 +52,14 @@ QUESTIONS = [
 def number(metric: str, value: float, version: int = 1) -> Measurement | Absent:
     if math.isnan(value):
         return Absent(metric=metric, reason="not | finite")
-    interval = (value - 0.01, value + 0.01) if "utility" in metric or "rouge" in metric else None
+    certain = metric in FURTHER or "utility" in metric or "rouge" in metric
+    interval = (value - 0.01, value + 0.01) if certain else None
     return Measurement(
         metric=metric,
         version=version,
         value=value,
         unit="x",
-        better=METRICS[metric][0],  # type: ignore[arg-type]
+        better={**METRICS, **FURTHER}[metric][0],  # type: ignore[arg-type]
         n=120,
         interval_95=interval,
         across_references=(value / 3, value),
@@ -59,7 +70,15 @@ def number(metric: str, value: float, version: int = 1) -> Measurement | Absent:
 def measured(quality: float, utility: float, version: int = 1) -> list[Measurement | Absent]:
     told = {"forget_quality": quality, "forget_quality_d": 0.1 + 1 / 3, "model_utility": utility, "retain_rouge": 0.9}
     told |= {"real_authors_rouge": 0.8, "world_facts_rouge": 0.7, "forget_rouge": 0.6, "retain_kl": 0.02}
+    told |= {"bio_accuracy": quality, "cyber_accuracy": quality, "general_accuracy": utility, "alpaca_kl": utility}
+    told |= {"attack_start": quality, "attack_benign_25": quality, "attack_forget_25": utility}
     return [number(metric, value, version) for metric, value in told.items()]
+
+
+def completions(values: Sequence[float], task: str = "instructions", clusters: Sequence[str] | None = None) -> pd.DataFrame:
+    """Rows as `alpaca_kl` keeps them: completions of four tokens with these nats per token."""
+    told = {"task": task, "row": range(len(values)), "cluster": clusters or [str(i) for i in range(len(values))]}
+    return pd.DataFrame({**told, "kl_sum": [4 * value for value in values], "kl_tokens": 4})
 
 
 ARMS = {"untouched": measured(1e-30, 0.9), "retrained": measured(1.0, 0.91)}
@@ -73,10 +92,11 @@ class Maker:
         self.store = Store(root)
 
     def __call__(self, method: str = "ga", way: Way = ((1e-30, 0.8), (0.5, 0.6)), **changes: Any) -> RunSpec:
-        result_changes = {key: changes.pop(key) for key in ("selection", "status", "error") if key in changes}
+        result_changes = {key: changes.pop(key) for key in ("selection", "status", "error", "arms") if key in changes}
         version = changes.pop("metric_version", 1)
         logged = changes.pop("logged", {"measured_kl": 0.02})
         texts = changes.pop("texts", True)
+        told_otherwise, rows = changes.pop("found", {}), changes.pop("rows", None)
         spec = RunSpec(
             **{
                 "bench": "tofu10",
@@ -105,7 +125,9 @@ class Maker:
             empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
             record.write(replace(empty, **told))
             for index, (quality, utility) in enumerate(way):
-                found = measured(quality, utility, version)
+                found = [m for m in measured(quality, utility, version) if m.metric not in told_otherwise]
+                found += told_otherwise.values()
+                table = completions([quality, utility] * 10) if rows is None else rows
                 point = Point(
                     index=index,
                     step=index + 1,
@@ -115,7 +137,7 @@ class Maker:
                     unlearn_seconds=1.5 + index,
                 )
                 said = {GenerationRequest((q,), Sampling(5)): f"{method} says\n*{q}*" for q, _ in QUESTIONS}
-                record.add(point, {}, said if texts else {})
+                record.add(point, {"instructions": table}, said if texts else {})
         if texts:
             self.store.keep_questions(spec, {"retain": [], "forget": QUESTIONS})
         return spec
@@ -443,6 +465,216 @@ def test_questions_are_written_once_and_shared(make: Maker):
     assert [q["answer"] for q in found] == ["A <script>", "In $C_1$ & D."]
     assert make.store.texts(one.folder.as_posix(), 1)[("Where was B?",)] == "ga says\n*Where was B?*"
     assert make.store.texts(one.folder.as_posix(), 7) == {}
+
+
+# ---------------------------------------------------------------- hazardous knowledge, KL of single answers, attacks
+
+
+def interval(metric: str, value: float, low: float, high: float, **changes: Any) -> dict[str, Measurement]:
+    better = FURTHER.get(metric, ("higher",))[0]
+    told = {"version": 1, "unit": "share of questions", "better": better, "n": 90, "interval_95": (low, high), **changes}
+    return {metric: Measurement(metric=metric, value=value, **told)}
+
+
+def bio(make: Maker, method: str, value: float, half: float, **changes: Any) -> None:
+    make(method, ((0.2, 0.6),), found=interval("bio_accuracy", value, value - half, value + half), **changes)
+
+
+def test_what_is_no_worse_than_the_best_is_marked_within_its_form(make: Maker):
+    bio(make, "ga", 0.20, 0.05)
+    bio(make, "npo", 0.26, 0.05)  # .01 above chance
+    bio(make, "rmu", 0.40, 0.02)
+    bio(make, "dpo", 0.45, 0.02, selection=TUNED.format("dpo"))
+    (sheet,) = sheets("wmdp_table", make).values()
+    column = sheet.numbers[sheet.numbers["metric"] == "bio_accuracy"].set_index("method")
+    assert column["not_worse"].to_dict() == {
+        "dpo": True,
+        "ga": True,
+        "npo": True,
+        "rmu": False,
+        "untouched": None,
+        "retrained": None,
+    }
+    assert column["value"].to_dict() == {"dpo": 0.45, "ga": 0.2, "npo": 0.26, "rmu": 0.4, "untouched": 1e-30, "retrained": 1.0}
+    shown = sheet.shown.set_index("method")["bio ↓"]
+    assert shown["npo"] == "0.260 (0.210 to 0.310) †"
+    assert shown["rmu"] == "0.400 (0.380 to 0.420)"
+    told = " ".join(sheet.notes)
+    assert "best of its form" in told
+    assert "chance (0.25) counts as equally good" in told
+    assert "bio 90 or 120, cyber 120" in told
+
+
+def test_below_chance_no_model_is_better_than_another(make: Maker):
+    bio(make, "ga", 0.10, 0.01)
+    bio(make, "npo", 0.24, 0.01)
+    bio(make, "rmu", 0.28, 0.01)
+    (sheet,) = sheets("wmdp_table", make).values()
+    marked = sheet.numbers[sheet.numbers["metric"] == "bio_accuracy"].set_index("method")["not_worse"]
+    assert (marked["ga"], marked["npo"], marked["rmu"]) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("one", "best", "worse"),
+    [
+        ((0.30, 0.26, 0.34), (0.25, 0.20, 0.27), True),  # √(.04² + .02²) = .0447 < .05
+        ((0.30, 0.25, 0.35), (0.25, 0.20, 0.27), False),  # √(.05² + .02²) = .0539
+        ((0.25, 0.20, 0.27), (0.25, 0.20, 0.27), False),
+        ((0.30, math.nan, math.nan), (0.25, 0.20, 0.27), True),
+    ],
+)
+def test_a_difference_is_told_from_two_intervals(one: tuple[float, ...], best: tuple[float, ...], worse: bool):
+    from plots import wmdp_table
+
+    assert wmdp_table._worse(one, best) is worse  # type: ignore[arg-type]
+
+
+def test_where_higher_is_better_the_highest_is_best(make: Maker):
+    for method, value in (("ga", 0.9), ("npo", 0.88), ("rmu", 0.5)):
+        make(method, ((0.2, 0.6),), found=interval("general_accuracy", value, value - 0.03, value + 0.03))
+    (sheet,) = sheets("wmdp_table", make).values()
+    marked = sheet.numbers[sheet.numbers["metric"] == "general_accuracy"].set_index("method")["not_worse"]
+    assert (marked["ga"], marked["npo"], marked["rmu"]) == (True, True, False)
+
+
+def test_several_seeds_of_the_wmdp_table_show_the_lower_median(make: Maker):
+    for seed, value in enumerate((0.5, 0.3, 0.4, 0.9)):
+        bio(make, "ga", value, 0.01, seed=seed)
+    (sheet,) = sheets("wmdp_table", make).values()
+    (line,) = sheet.numbers[(sheet.numbers["method"] == "ga") & (sheet.numbers["metric"] == "bio_accuracy")].to_dict("records")
+    assert (line["value"], line["low"], line["seed_low"], line["seed_high"], line["seeds"]) == (0.4, 0.39, 0.3, 0.9, 4)
+    assert any("lower one where their number is even" in note for note in sheet.notes)
+
+
+def test_mt_bench_has_its_standard_error_and_who_lacks_it_is_said(make: Maker):
+    found = interval("mt_bench", 6.91, 6.5, 7.25, unit="rating") | interval("mt_bench_standard_error", 0.04, 0.0, 0.1)
+    make("ga", ((0.2, 0.6),), found=found)
+    make("npo", ((0.2, 0.6),))
+    (sheet,) = sheets("wmdp_table", make).values()
+    assert sheet.shown.set_index("method")["MT-Bench ↑"].to_dict() == {
+        "ga": "6.910 ± 0.040 (6.500 to 7.250) †",
+        "npo": "absent",
+        "untouched": "absent",
+        "retrained": "absent",
+    }
+    assert "MMLU ↑" not in sheet.shown
+    assert any(note.startswith("mt_bench: absent: not measured: npo (published), untouched") for note in sheet.notes)
+
+
+def test_quantiles_are_values_of_completions(make: Maker):
+    values = [i / 8 for i in range(1, 201)]
+    make(
+        "ga", ((0.2, 12.5),), rows=pd.concat([completions(values[::-1]), completions([1e6] * 50, "retain")], ignore_index=True)
+    )
+    (sheet,) = sheets("kl_quantiles", make).values()
+    found = sheet.numbers.set_index("percent")
+    assert len(found) == 99
+    assert all(found["value"] == [2 * p / 8 for p in range(1, 100)])
+    assert set(found["low"]) | set(found["high"]) <= set(values)
+    assert (found["low"] <= found["value"]).all()
+    assert (found["value"] <= found["high"]).all()
+    # The band of the median of 200 independent values: order statistics 100 ± 1.96 √50, give or take the bootstrap's noise.
+    assert abs(found.loc[50, "low"] - 86 / 8) <= 3 / 8
+    assert abs(found.loc[50, "high"] - 114 / 8) <= 3 / 8
+    assert (found["n"] == 200).all()
+
+
+def test_bands_resample_whole_clusters():
+    import numpy as np
+
+    from plots import kl_quantiles
+
+    values, clusters = np.repeat(np.arange(1.0, 8.0), 100), np.repeat(list("abcdefg"), 100)
+    found, band = kl_quantiles.quantiles(values, clusters)
+    assert band is not None
+    assert found[49] == 4
+    assert (band[0, 49], band[1, 49]) == (2, 6)  # of single rows: 4 to 4
+    assert kl_quantiles.quantiles(values[:400], clusters[:400])[1] is None
+
+
+def test_of_several_seeds_one_has_the_band(make: Maker):
+    for seed, mean in enumerate((0.5, 0.9, 0.7)):
+        make("ga", ((0.2, mean),), seed=seed)
+    made = FIGURES.get("kl_quantiles").draw(select(make.store), options(make))
+    (sheet,) = [item for item in made.values() if isinstance(item, Sheet)]
+    banded = sheet.numbers.groupby("seed")["low"].count().to_dict()
+    assert banded == {0: 0, 1: 0, 2: 99}
+    assert any("the others are thin lines" in note for note in sheet.notes)
+
+
+def test_quantiles_without_rows_say_what_records_them(make: Maker):
+    spec = make("ga", ((0.2, 0.6),))
+    (make.store.runs_folder / spec.folder / "per_example.parquet").unlink()
+    with pytest.raises(UsageError, match=r"harness run --method \S+ --bench tofu10 --model mini --evals alpaca_kl --force"):
+        sheets("kl_quantiles", make)
+
+
+def attacked(values: Sequence[float]) -> dict[str, Measurement]:
+    names = ("attack_start", "attack_forget_25", "attack_forget_200", "attack_benign_25", "attack_benign_200")
+    told = [interval(name, value, value - 0.1, value + 0.05) for name, value in zip(names, values, strict=True)]
+    return {name: item for of in told for name, item in of.items()}
+
+
+def test_recovery_curves_are_those_of_the_records(make: Maker):
+    never = Absent(metric="attack_benign_steps_to_recover", reason="not recovered (a score of 0.9) within 200 steps")
+    recovered = interval("attack_forget_steps_to_recover", 200.0, 0, 200, unit="steps", interval_95=None)
+    make("ga", ((0.2, 0.6),), found={**attacked((0.2, 0.4, 0.9, 0.25, 0.3)), **recovered, never.metric: never})
+    made = FIGURES.get("attack").draw(select(make.store), options(make))
+    (sheet,) = [item for item in made.values() if isinstance(item, Sheet)]
+    (drawing,) = [item for item in made.values() if not isinstance(item, Sheet)]
+    lines = sheet.numbers[(sheet.numbers["method"] == "ga") & (sheet.numbers["what"] == "score")]
+    of = {kind: list(zip(rows["step"], rows["value"], strict=True)) for kind, rows in lines.groupby("data")}
+    assert of == {"benign": [(0, 0.2), (25, 0.25), (200, 0.3)], "forget": [(0, 0.2), (25, 0.4), (200, 0.9)]}
+    assert lines["low"].tolist() == pytest.approx([v - 0.1 for v in lines["value"]])
+    shown = sheet.shown.set_index(["data", "method"])
+    assert shown.loc[("benign", "ga"), "steps to recover"] == "never"
+    assert shown.loc[("forget", "ga"), "steps to recover"] == "200"
+    assert shown.loc[("forget", "ga"), "step 200"] == "0.900 (0.800 to 0.950)"
+    assert shown.loc[("forget", "untouched"), "step 25"] == "0.900 (0.890 to 0.910)"
+    panels = drawing.axes
+    assert [axes.get_title() for axes in panels] == ["benign data", "forget data"]
+    drawn = [[*map(float, line.get_ydata())] for line in panels[1].lines]  # type: ignore[arg-type]
+    assert [0.2, 0.4, 0.9] in drawn
+    assert [1e-30, 0.9] in drawn, "the untouched model stands beside it"
+
+
+def test_a_missing_step_of_an_attack_is_said(make: Maker):
+    broken = {"attack_forget_25": Absent(metric="attack_forget_25", reason="12 of 90 scores are not finite")}
+    make("ga", ((0.2, 0.6),), found=broken)
+    (sheet,) = sheets("attack", make).values()
+    assert sheet.shown.set_index(["data", "method"]).loc[("forget", "ga"), "step 25"] == "absent"
+    assert "ga (published), forget data, steps 25: absent: 12 of 90 scores are not finite." in sheet.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "command"),
+    [
+        ("wmdp_table", "_accuracy", "--bench wmdp --model mini --evals multiple_choice,alpaca_kl,fluency"),
+        ("kl_quantiles", "alpaca_kl", "--bench wmdp --model mini --evals alpaca_kl"),
+        ("attack", "attack_start", "--bench tofu10 --model mini --evals finetune_attack"),
+    ],
+)
+def test_runs_that_never_measured_it_are_refused_with_the_command(name: str, metric: str, command: str, make: Maker):
+    make("ga")
+    runs = select(make.store)
+    with pytest.raises(UsageError, match=command):
+        FIGURES.get(name).draw(runs[~runs["metric"].str.contains(metric)], options(make))
+
+
+@pytest.mark.parametrize("name", ["wmdp_table", "kl_quantiles", "attack"])
+def test_reference_arms_alone_are_no_figure(name: str, make: Maker):
+    make("untouched", ((1e-30, 0.9),), config={})
+    with pytest.raises(UsageError, match=r"only reference arms.*harness run --method .* --evals"):
+        FIGURES.get(name).draw(select(make.store), options(make))
+
+
+def test_an_arm_is_told_by_the_first_run_that_measured_it(make: Maker):
+    lacking = {arm: [m for m in found if m.metric != "alpaca_kl"] for arm, found in ARMS.items()}
+    specs = [make("ga", arms=lacking), make("npo", arms=ARMS)]
+    assert specs[0].folder < specs[1].folder
+    (group,) = _select.groups(select(make.store), ("bio_accuracy",), "this")
+    assert group.arms["arm"].tolist() == ["retrained", "untouched"]
+    assert group.arms["alpaca_kl"].tolist() == [0.91, 0.9]
 
 
 # ---------------------------------------------------------------- how it looks
