@@ -103,7 +103,7 @@ Model = Annotated[str, typer.Option("--model", help="A card, mini, mini@SEED, sc
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, cuda:all, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
-GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers: auto or hf.")]
+GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers: auto, hf or vllm.")]
 Evals = Annotated[str, typer.Option("--evals", help="Only these evaluators, parted by commas; see harness list evals.")]
 FormOption = Annotated[FormName, typer.Option("--form", help="The method's settings as published, or tuned.")]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Measure every point of the way, or the last one only.")]
@@ -264,17 +264,17 @@ def _options(
     trust_remote_code: bool,
     judge: Judge | None,
 ) -> Options:
+    from harness.generation import pick_generator
     from harness.interfaces import Options
     from harness.run import pick_device
 
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype} is not known: float32 or bfloat16.")
-    if generator not in ("auto", "hf"):
-        raise UsageError(f"no generator called '{generator}'. There are: auto, hf.")
+    device = pick_device(device)
     return Options(
         seed=seed,
         limit=limit,
-        device=pick_device(device),
+        device=device,
         dtype=dtype,
         variant=variant.value,
         evals=tuple(_names(evals, "--evals", "an evaluator")) if evals else (),
@@ -284,6 +284,7 @@ def _options(
         reference=reference,
         trust_remote_code=trust_remote_code,
         judge=judge,
+        generator=pick_generator(generator, device),
     )
 
 

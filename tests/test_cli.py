@@ -91,7 +91,7 @@ def refused(told: Told, *said: str) -> None:
         (("--set", "damping=1", "--set", "damping=2"), ("'damping' is given twice",)),
         (("--set", "step_size=1", "--set", "target_kl=1"), ("step_size and target_kl contradict each other",)),
         (("--dtype", "float16"), ("--dtype float16 is not known", "bfloat16")),
-        (("--generator", "vlm"), ("no generator called 'vlm'", "hf")),
+        (("--generator", "vlm"), ("no generator called 'vlm'", "hf, vllm")),
         (("--bench", ""), ("give --method and --bench",)),
         (("--method", ","), ("give --method and --bench",)),
         (("--evals", "probability,rouge,probability"), ("--evals probability,rouge,probability names an evaluator twice",)),
