@@ -469,6 +469,7 @@ def study(
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    generator: GeneratorOption = "auto",
     evals: Evals = "",
     rows: RowsOption = PointsName.all,
     data_dir: DataDir = None,
@@ -492,7 +493,7 @@ def study(
     from harness.sweep import Tasks, check_count
 
     options = _options(
-        0, limit, device, dtype, "auto", variant, evals, PointsName.all, rows, data_dir, reference, False,
+        0, limit, device, dtype, generator, variant, evals, PointsName.all, rows, data_dir, reference, False,
         _judge(judge, judge_url, judge_repetitions),
     )  # fmt: skip
     chosen, tasks = study_of(name), Tasks()

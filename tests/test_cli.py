@@ -551,6 +551,32 @@ def test_a_judge_that_is_not_here_is_refused(
     refused(harness(*words, "--judge", "vllm:some/model"), "needs vLLM, which is not installed here")
 
 
+def test_vllm_that_is_not_here_is_refused_and_leaves_no_record(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "vllm" else pytest.fail(name))
+    words = ("run", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", "--generator", "vllm")
+    refused(harness(*words), "--generator vllm needs vLLM, which is not installed here: pip install vllm", "--generator hf")
+    assert not list((tmp_path / "r").rglob("run.json"))
+
+
+def test_the_back_end_is_part_of_a_runs_name(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None):
+    """The two differ in rounding, so their records are two."""
+    from harness.generation import HFGenerator
+
+    class Other(HFGenerator):
+        name = "vllm"
+
+    monkeypatch.setattr("harness.generation.choose_generator", lambda name, device: {"hf": HFGenerator, "vllm": Other}[name]())
+    specs = []
+    for name in ("hf", "vllm", "auto"):
+        words = ("run", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", "--generator", name, "--json")
+        specs.append(json.loads(harness(*words).out))
+    assert [told["spec"]["generator"] for told in specs] == ["hf", "vllm", "hf"]
+    assert "--generator vllm" in specs[1]["provenance"]["command"]
+    assert len(list((tmp_path / "r").rglob("run.json"))) == 2
+
+
 def test_a_judged_run_says_what_it_will_cost_and_who_judged(
     harness: Harness,
     tmp_path: Path,
