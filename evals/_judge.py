@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from harness.cache import Cache, CacheEntry
 from harness.config import JSON
 from harness.errors import UsageError
 from harness.interfaces import Judge
+from harness.vllm import end, free_share
 
 log = logging.getLogger("harness.judging")
 """Named for the command line, which shows what it says of costs."""
@@ -354,17 +354,13 @@ def _address(judge: Judge) -> Iterator[str]:
             log.warning("vLLM's last words:\n%s", "".join(said.readlines()[-15:]))
             raise
         finally:
-            _end(server)
+            end(server)
 
 
 def _memory() -> list[str]:
     import torch
 
-    if not torch.cuda.is_available():
-        return []
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    return ["--gpu-memory-utilization", f"{0.9 * free / total:.2f}"]
+    return ["--gpu-memory-utilization", f"{free_share():.2f}"] if torch.cuda.is_available() else []
 
 
 def _up(url: str) -> bool:
@@ -373,12 +369,3 @@ def _up(url: str) -> bool:
             return bool(response.status == 200)
     except (OSError, HTTPException):
         return False
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """End a server with all processes it started: kindly, then what is left of them."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, sign)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(30)

@@ -102,7 +102,7 @@ Model = Annotated[str, typer.Option("--model", help="A card, mini, mini@SEED, sc
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, cuda:all, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
-GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers: auto or hf.")]
+GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers: auto, hf or vllm.")]
 Evals = Annotated[str, typer.Option("--evals", help="Only these evaluators, parted by commas; see harness list evals.")]
 FormOption = Annotated[FormName, typer.Option("--form", help="The method's settings as published, or tuned.")]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Measure every point of the way, or the last one only.")]
@@ -263,17 +263,17 @@ def _options(
     trust_remote_code: bool,
     judge: Judge | None,
 ) -> Options:
+    from harness.generation import pick_generator
     from harness.interfaces import Options
     from harness.run import pick_device
 
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype} is not known: float32 or bfloat16.")
-    if generator not in ("auto", "hf"):
-        raise UsageError(f"no generator called '{generator}'. There are: auto, hf.")
+    device = pick_device(device)
     return Options(
         seed=seed,
         limit=limit,
-        device=pick_device(device),
+        device=device,
         dtype=dtype,
         variant=variant.value,
         evals=tuple(_names(evals, "--evals", "an evaluator")) if evals else (),
@@ -283,6 +283,7 @@ def _options(
         reference=reference,
         trust_remote_code=trust_remote_code,
         judge=judge,
+        generator=pick_generator(generator, device),
     )
 
 
@@ -467,6 +468,7 @@ def study(
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    generator: GeneratorOption = "auto",
     evals: Evals = "",
     rows: RowsOption = PointsName.all,
     data_dir: DataDir = None,
@@ -490,7 +492,7 @@ def study(
     from harness.sweep import Tasks, check_count
 
     options = _options(
-        0, limit, device, dtype, "auto", variant, evals, PointsName.all, rows, data_dir, reference, False,
+        0, limit, device, dtype, generator, variant, evals, PointsName.all, rows, data_dir, reference, False,
         _judge(judge, judge_url, judge_repetitions),
     )  # fmt: skip
     chosen, tasks = study_of(name), Tasks()

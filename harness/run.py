@@ -78,7 +78,6 @@ def plan(
     method: str,
     settings: Mapping[str, JSON],
     options: Options,
-    generator: str = "hf",
     recorded: Mapping[str, JSON] | None = None,
     form: Form = "published",
     task: Task | None = None,
@@ -91,7 +90,6 @@ def plan(
         method: a method's name.
         settings: what differs from the method's defaults and presets.
         options: seed, limit, device and so on.
-        generator: the back end that writes answers.
         recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
         form: which of the method's presets: as published, or tuned.
         task: the benchmark with that model and these options, where it has been read already.
@@ -127,7 +125,7 @@ def plan(
         limit=options.limit,
         dtype=options.dtype,
         device=options.device.partition(":")[0],
-        generator=generator,
+        generator=options.generator,
         points=options.points,
         form="tuned" if form == "tuned" and not settings else "",
         basis=task.basis,
@@ -146,7 +144,8 @@ def plan(
         ("--limit", options.limit, None),
         ("--device", ALL_GPUS if options.device == ALL_GPUS else spec.device, "cpu"),
         ("--dtype", options.dtype, "float32"),
-        ("--generator", generator, "hf"),
+        # Named wherever `auto` might choose otherwise.
+        ("--generator", options.generator, "" if spec.device == "cuda" else "hf"),
         ("--variant", options.variant, "original"),
         ("--form", form, "published"),
         ("--evals", ",".join(options.evals), ""),
@@ -256,7 +255,7 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
 
     task, options, costs = todo.task, todo.options, Costs()
     memory.check(task, todo.method, todo.config, options)
-    generator = choose_generator(todo.spec.generator)
+    generator = choose_generator(todo.spec.generator, options.device)
     with costs.phase("models"):
         needed = [task.sources[name] for name in ("base", *task.references) if name in task.sources]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)

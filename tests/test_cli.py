@@ -91,7 +91,7 @@ def refused(told: Told, *said: str) -> None:
         (("--set", "damping=1", "--set", "damping=2"), ("'damping' is given twice",)),
         (("--set", "step_size=1", "--set", "target_kl=1"), ("step_size and target_kl contradict each other",)),
         (("--dtype", "float16"), ("--dtype float16 is not known", "bfloat16")),
-        (("--generator", "vlm"), ("no generator called 'vlm'", "hf")),
+        (("--generator", "vlm"), ("no generator called 'vlm'", "hf, vllm")),
         (("--bench", ""), ("give --method and --bench",)),
         (("--method", ","), ("give --method and --bench",)),
         (("--evals", "probability,rouge,probability"), ("--evals probability,rouge,probability names an evaluator twice",)),
@@ -549,6 +549,32 @@ def test_a_judge_that_is_not_here_is_refused(
     words = ("run", "--method", "fake", *ON_NANO, "--evals", "mt_bench", "--data-dir", judge_files, "--results", tmp_path / "r")
     refused(harness(*words, "--judge", "openai:gpt-4"), "needs a key in the environment variable OPENAI_API_KEY")
     refused(harness(*words, "--judge", "vllm:some/model"), "needs vLLM, which is not installed here")
+
+
+def test_vllm_that_is_not_here_is_refused_and_leaves_no_record(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "vllm" else pytest.fail(name))
+    words = ("run", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", "--generator", "vllm")
+    refused(harness(*words), "--generator vllm needs vLLM, which is not installed here: pip install vllm", "--generator hf")
+    assert not list((tmp_path / "r").rglob("run.json"))
+
+
+def test_the_back_end_is_part_of_a_runs_name(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None):
+    """The two differ in rounding, so their records are two."""
+    from harness.generation import HFGenerator
+
+    class Other(HFGenerator):
+        name = "vllm"
+
+    monkeypatch.setattr("harness.generation.choose_generator", lambda name, device: {"hf": HFGenerator, "vllm": Other}[name]())
+    specs = []
+    for name in ("hf", "vllm", "auto"):
+        words = ("run", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", "--generator", name, "--json")
+        specs.append(json.loads(harness(*words).out))
+    assert [told["spec"]["generator"] for told in specs] == ["hf", "vllm", "hf"]
+    assert "--generator vllm" in specs[1]["provenance"]["command"]
+    assert len(list((tmp_path / "r").rglob("run.json"))) == 2
 
 
 def test_a_judged_run_says_what_it_will_cost_and_who_judged(

@@ -323,5 +323,5 @@ def test_two_real_models_in_one_cache_answer_for_themselves(nano: Nano, cache: C
 
 def test_an_unknown_back_end_is_refused_with_those_there_are():
     assert choose_generator("auto").name == "hf"
-    with pytest.raises(UsageError, match=r"no generator called 'vlm'\. There are: auto, hf"):
+    with pytest.raises(UsageError, match=r"no generator called 'vlm'\. There are: auto, hf, vllm"):
         choose_generator("vlm")

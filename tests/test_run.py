@@ -652,9 +652,9 @@ def test_the_command_of_a_plan_gives_the_same_plan():
 
     from harness.config import parse
 
-    options = Options(seed=3, limit=4, device="cuda:1", dtype="bfloat16", variant="open-unlearning")
+    options = Options(seed=3, limit=4, device="cuda:1", dtype="bfloat16", variant="open-unlearning", generator="another")
     given = {"step_size": 0.5, "layers": [0, 1], "estimator": "kfac", "refit": False, "damping": 1e-3}
-    todo = plan("tofu05", "mini@2", "kfade", given, options, generator="another")
+    todo = plan("tofu05", "mini@2", "kfade", given, options)
     words = shlex.split(todo.command)
     assert words[:2] == ["harness", "run"]
     flags = list(zip(words[2::2], words[3::2], strict=True))
@@ -664,15 +664,22 @@ def test_the_command_of_a_plan_gives_the_same_plan():
         told["--model"],
         told["--method"],
         parse(value for flag, value in flags if flag == "--set"),
-        Options(int(told["--seed"]), int(told["--limit"]), told["--device"], told["--dtype"], told["--variant"]),  # type: ignore[arg-type]
-        generator=told["--generator"],
+        replace(
+            Options(int(told["--seed"]), int(told["--limit"]), told["--device"], told["--dtype"], told["--variant"]),  # type: ignore[arg-type]
+            generator=told["--generator"],
+        ),
     )
     assert again.spec == todo.spec
 
 
 @pytest.mark.parametrize(
     ("device", "said"),
-    [("cpu", ""), ("mps", " --device mps"), ("cuda:2", " --device cuda"), ("cuda:all", " --device cuda:all")],
+    [
+        ("cpu", ""),
+        ("mps", " --device mps"),
+        ("cuda:2", " --device cuda --generator hf"),
+        ("cuda:all", " --device cuda:all --generator hf"),
+    ],
 )
 def test_a_command_names_the_kind_of_device_that_is_no_cpu(device: str, said: str):
     todo = plan("tofu10", "mini", "ga", {}, Options(device=device))

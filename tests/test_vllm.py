@@ -1,0 +1,247 @@
+"""vLLM as a back end: which is picked, what its process is sent, how it fails; and, where it is installed, its answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cache import Cache
+from harness.errors import UsageError
+from harness.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator
+from harness.interfaces import GenerationRequest, Sampling
+from harness.vllm import _environment
+from tests.conftest import WORDS, WORLD, Nano
+from tests.test_generation import QUESTIONS, Counting, request
+
+# ---------------------------------------------------------------- which back end
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "picked"),
+    [
+        ("cuda", True, "vllm"),
+        ("cuda:1", True, "vllm"),
+        ("cuda:all", True, "hf"),
+        ("cpu", True, "hf"),
+        ("mps", True, "hf"),
+        ("cuda", False, "hf"),
+    ],
+)
+def test_auto_takes_vllm_where_it_is_and_a_gpu_is(device: str, installed: bool, picked: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: (name == "vllm" and installed) or None)
+    assert pick_generator("auto", device) == picked
+    assert choose_generator("auto", device).name == picked
+    assert pick_generator("hf", device) == "hf"
+
+
+def test_vllm_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert pick_generator("vllm", "cpu") == "vllm", "a run that is done is shown without it"
+    with pytest.raises(UsageError, match=r"needs vLLM, which is not installed here: pip install vllm .*--generator hf"):
+        choose_generator("vllm")
+    with pytest.raises(UsageError, match=r"--generator vllm answers on one GPU.* Take --generator hf"):
+        pick_generator("vllm", "cuda:all")
+
+
+# ---------------------------------------------------------------- its process
+
+STAND_IN = """
+import json, os, pathlib
+print("vLLM says what it likes")
+here = pathlib.Path(__file__).parent
+
+class SamplingParams:
+    def __init__(self, **told):
+        self.told = told
+
+class Output:
+    def __init__(self, ids):
+        self.token_ids = ids
+        self.outputs = [self]
+
+class LLM:
+    def __init__(self, model, **told):
+        files = sorted(os.listdir(model))
+        (here / "started.json").write_text(json.dumps({"pid": os.getpid(), "files": files, **told}))
+
+    def generate(self, prompts, sampling, use_tqdm):
+        with (here / "asked.jsonl").open("a") as file:
+            for prompt, how in zip(prompts, sampling, strict=True):
+                file.write(json.dumps({**prompt, **how.told}) + chr(10))
+        return [Output([*p["prompt_token_ids"][-2:], *h.told["stop_token_ids"]]) for p, h in zip(prompts, sampling, strict=True)]
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `vllm` of a few lines that repeats a prompt's last two tokens; only the child finds it."""
+    (tmp_path / "vllm.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return tmp_path
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
+
+
+def test_vllm_is_sent_the_tokens_that_hugging_face_reads(nano: Nano, stand_in: Path):
+    requests = [request(QUESTIONS[0]), request(QUESTIONS[1], tokens=5), request(QUESTIONS[0]), request()]
+    found = VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, requests)
+    ids = [nano.tokenizer(q)["input_ids"] for q in QUESTIONS[:2]]
+    assert [each["prompt_token_ids"] for each in told(stand_in)] == ids, "equal ones once, in their order"
+    assert [each["max_tokens"] for each in told(stand_in)] == [8, 5]
+    assert found == [nano.tokenizer.decode(ids[i][-2:]) for i in (0, 1, 0)] + [""]
+    started = json.loads((stand_in / "started.json").read_text())
+    assert started["max_model_len"] == max(len(ids[0]) + 8, len(ids[1]) + 5)
+    assert (started["dtype"], started["skip_tokenizer_init"], started["generation_config"]) == ("float32", True, "vllm")
+    assert {"config.json", "model.safetensors"} <= set(started["files"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(started["pid"], 0)
+
+
+def test_a_second_turn_is_asked_of_the_same_process_after_the_first(nano: Nano, stand_in: Path):
+    VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request(QUESTIONS[0], QUESTIONS[1])])
+    first, second = told(stand_in)
+    said = nano.tokenizer.decode(first["prompt_token_ids"][-2:])
+    assert second["prompt_token_ids"] == nano.tokenizer(QUESTIONS[0] + said + QUESTIONS[1])["input_ids"]
+
+
+def test_what_vllm_draws_is_seeded_by_turns_and_seed_alone(nano: Nano, stand_in: Path):
+    def drawn(question: str, seed: int) -> GenerationRequest:
+        return GenerationRequest((question,), Sampling(8, temperature=0.7, seed=seed))
+
+    for asked in ([drawn(QUESTIONS[0], 0), drawn(QUESTIONS[0], 1)], [drawn(QUESTIONS[1], 0), drawn(QUESTIONS[0], 0)]):
+        VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, asked)
+    seeds = [each["seed"] for each in told(stand_in)]
+    assert seeds[0] == seeds[3]
+    assert len(set(seeds)) == 3
+    assert {each["temperature"] for each in told(stand_in)} == {0.7}
+
+
+def test_a_checkpoints_own_settings_do_not_reach_vllm_and_stay_as_they_were(nano: Nano, stand_in: Path):
+    model = nano.model()
+    own = model.generation_config
+    own.update(temperature=0.5, do_sample=False)  # transformers refuses to save such a pair
+    VLLMGenerator("cpu").generate(model, nano.tokenizer, [request(QUESTIONS[0])])
+    assert model.generation_config is own
+
+
+def test_nothing_asked_starts_no_vllm(nano: Nano, stand_in: Path):
+    assert VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request()]) == [""]
+    assert VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, []) == []
+    assert not (stand_in / "started.json").exists()
+
+
+def test_a_conversation_longer_than_the_models_positions_is_refused(nano: Nano, stand_in: Path):
+    with pytest.raises(UsageError, match=r"vLLM goes no further than 128 here\. Take --generator hf"):
+        VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request(QUESTIONS[0], tokens=128)])
+    assert not (stand_in / "started.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("class LLM:", "raise SystemExit('no memory')\nclass LLM:"), "did not come up with this model"),
+        (("        with (here", "        raise SystemExit('no memory')\n        with (here"), "broke off"),
+    ],
+    ids=["at the start", "on the way"],
+)
+def test_a_vllm_that_fails_shows_its_last_words_and_the_way_out(
+    nano: Nano, stand_in: Path, change: tuple[str, str], said: str, caplog: pytest.LogCaptureFixture
+):
+    (stand_in / "vllm.py").write_text(STAND_IN.replace(*change))
+    with pytest.raises(UsageError, match=rf"vLLM {said}.*--generator hf"):
+        VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request(QUESTIONS[0])])
+    assert "vLLM's last words:\n" in caplog.text
+    assert "no memory" in caplog.text
+
+
+def test_a_vllm_that_never_comes_up_is_given_up(nano: Nano, stand_in: Path, monkeypatch: pytest.MonkeyPatch):
+    (stand_in / "vllm.py").write_text("import time\ntime.sleep(600)")
+    monkeypatch.setattr("harness.vllm.SECONDS_TO_START", 0.5)
+    with pytest.raises(UsageError, match="did not come up"):
+        VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request(QUESTIONS[0])])
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "seen"),
+    [("cpu", "0", ""), ("cuda", None, "0"), ("cuda:1", None, "1"), ("cuda:1", "4,5", "5"), ("cuda", "GPU-a", "GPU-a")],
+)
+def test_vllm_sees_the_models_gpu_alone(device: str, visible: str | None, seen: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _environment(device)["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_the_model_before_unlearning_is_not_put_on_the_gpu_for_vllm(cache: Cache):
+    from harness.measuring import _BaseGenerator
+
+    placed = []
+
+    class Source:
+        def load(self, cache: Cache, device: str, dtype: str) -> tuple[Any, None]:
+            placed.append(device)
+            return "the model", None
+
+    class Model:
+        dtype = "torch.bfloat16"
+        device = "cuda:1"
+
+    for name in ("vllm", "hf"):
+        asked: Any = _BaseGenerator(Counting(), Source(), cache, name)  # type: ignore[arg-type]
+        assert asked.generate(Model(), None, [request("a")]) == ["the model says 0"]
+    assert placed == ["cpu", "cuda:1"]
+
+
+# ---------------------------------------------------------------- the real one
+
+
+@pytest.mark.vllm
+def test_vllm_answers_as_hugging_face_does(nano: Nano):
+    """Greedy: token by token, but where two tokens are as likely (1e-4 in log-probability) and rounding decides.
+
+    For vLLM's CPU build as well as for a GPU.
+    """
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    # vLLM's attention on a CPU takes no heads as narrow as the nano model's.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**{**nano.model().config.to_dict(), "hidden_size": 64, "head_dim": 32})).eval()
+    tokenizer = WORDS.build()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    rows = [str(row["question"]) for row in (*WORLD.full[::10], *WORLD.world_facts)][:150]
+    requests = [request(q, tokens=4 + i % 29) for i, q in enumerate(rows)]
+    requests += [request(one, other, tokens=12, chat=True) for one, other in zip(rows[:20], rows[20:40], strict=True)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)  # type: ignore[arg-type]
+
+    began = time.monotonic()
+    expected = HFGenerator().generate(model, tokenizer, requests)
+    between = time.monotonic()
+    found = VLLMGenerator(device).generate(model, tokenizer, requests)
+    seconds = between - began, time.monotonic() - between
+    differ = [i for i, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other]
+    print(f"{len(requests)} answers, {len(differ)} differ, {seconds[0]:.1f} s by hf, {seconds[1]:.1f} s by vllm")
+    assert len(set(expected)) > 100, "the model says different things"
+    for i in differ:
+        assert len(requests[i].turns) == 1, "no tie is expected in the chats"
+        one, other = ([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in (found[i], expected[i]))
+        same = next(k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        ids = torch.tensor([[*tokenizer(requests[i].turns[0])["input_ids"], *one[:same]]], device=device)
+        with torch.no_grad():
+            likely = model(input_ids=ids).logits[0, -1].log_softmax(-1)
+        assert abs(float(likely[one[same]] - likely[other[same]])) <= 1e-4, requests[i]
+
+    drawn = [GenerationRequest((q,), Sampling(12, temperature=0.8, seed=seed)) for q in rows[:10] for seed in (0, 1)]
+    texts = VLLMGenerator(device).generate(model, tokenizer, drawn)
+    assert VLLMGenerator(device).generate(model, tokenizer, drawn[:4]) == texts[:4], "with others or alone"
+    assert sum(one != other for one, other in zip(texts[::2], texts[1::2], strict=True)) >= 8, "the seed decides"
