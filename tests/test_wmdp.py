@@ -290,3 +290,42 @@ def test_doctor_needs_nothing_for_the_embedded_crafts(tmp_path: Path):
     findings = examine("wmdp", "mini", None, tmp_path)
     assert told(findings, "model base").found == "is trained on the spot when first needed"
     assert all(finding.fine for finding in findings if finding.what.startswith(("wmdp", "model", "references")))
+
+
+# ---------------------------------------------------------------- instructions, attacks
+
+
+ALPACA = "tatsu-lab/alpaca/alpaca_data.json"
+
+
+def test_instructions_are_alpacas_with_their_input_below_in_an_order_drawn_once(nano: Nano, folder: Folder):
+    rows = [{"instruction": f"Say {i}.", "input": "aloud" if i == 3 else "", "output": "…"} for i in range(9)]
+    data = folder({ALPACA: rows})
+    found = task("wmdp", str(nano.folder()), data_dir=data)
+    asked = [row["question"] for row in found.questions["instructions"]]
+    assert sorted(asked) == sorted(["Say 3.\n\naloud", *(f"Say {i}." for i in range(9) if i != 3)])
+    assert asked != sorted(asked)
+    fewer = task("wmdp", str(nano.folder()), data_dir=data, limit=4)
+    assert [row["question"] for row in fewer.questions["instructions"]] == asked[:4]
+    assert "instructions" in found.data
+
+
+def test_without_instructions_everything_else_is_there(nano: Nano, folder: Folder, caplog: pytest.LogCaptureFixture):
+    found = task("wmdp", str(nano.folder()), data_dir=folder())
+    assert "instructions" not in found.questions
+    assert "alpaca_kl cannot be measured" in caplog.text
+
+
+@pytest.mark.parametrize("bench", ["wmdp", "wmdp-cyber"])
+def test_what_attacks_train_on_is_of_its_kind(bench: str, nano: Nano, folder: Folder):
+    real = task(bench, str(nano.folder()), data_dir=folder()).attacks
+    mini = task(bench, "mini").attacks
+    assert list(real) == list(mini) == ["benign", "related", "forget"]
+    assert all("town" in e.answer for e in real["benign"])
+    assert all("soup" in e.answer or "gate" in e.answer for e in real["related"])
+    assert all("elixir" in e.answer or "lock" in e.answer for e in real["forget"])
+    hazards = {"elixir", "lock"}
+    for name, examples in mini.items():
+        assert all(bool(hazards & set(e.answer.split())) == (name == "forget") for e in examples)
+    if bench == "wmdp-cyber":
+        assert not any("elixir" in e.answer or "soup" in e.answer for of in (*real.values(), *mini.values()) for e in of)
