@@ -279,6 +279,8 @@ def test_a_saved_model_and_update_give_back_the_unlearned_weights(commands: Comm
     again = commands.run("--method", "untouched", "--bench", "tofu10", "--model", str(folder))
     first = {m["metric"]: m["value"] for m in result["points"][-1]["measurements"]}
     second = {m["metric"]: m["value"] for m in again["points"][-1]["measurements"]}
+    assert first.pop("retain_kl") > 0.01
+    assert second.pop("retain_kl") == 0, "for this run the saved model is the one before unlearning"
     assert second == pytest.approx(first, rel=1e-4, abs=1e-9)
 
 
@@ -313,7 +315,8 @@ def test_wmdp_unlearns_two_domains_from_a_model_that_knows_them(commands: Comman
     assert result["status"] == "done"
     assert list(result["arms"]) == ["untouched"], "there are no retrained models"
     before = {m["metric"]: m for m in result["arms"]["untouched"]}
-    first, last = ({m["metric"]: m["value"] for m in point["measurements"]} for point in result["points"])
+    points = [{m["metric"]: m["value"] for m in point["measurements"]} for point in result["points"]]
+    first, last = points[len(points) // 2 - 1], points[-1]  # the ends of both stages
     # Measured: .98 biology, .99 cyber-security, .97 neighbours, .97 general; chance is .25.
     for metric in ("bio_accuracy", "cyber_accuracy", "neighbours_accuracy", "general_accuracy"):
         assert before[metric]["value"] >= 0.8
@@ -324,9 +327,9 @@ def test_wmdp_unlearns_two_domains_from_a_model_that_knows_them(commands: Comman
     folder = commands.records()[0].parent
     rows = pd.read_parquet(folder / "per_example.parquet")
     assert set(rows.columns) >= {"task", "row", "cluster", "point", "correct", "choice_log_likelihoods"}
-    last_rows = rows[rows["point"] == 1]
+    last_rows = rows[(rows["point"] == len(points) - 1) & rows["correct"].notna()]
     assert last_rows.groupby("task")["correct"].mean().to_dict() == {
-        metric.removesuffix("_accuracy"): pytest.approx(value) for metric, value in last.items()
+        metric.removesuffix("_accuracy"): pytest.approx(value) for metric, value in last.items() if metric.endswith("_accuracy")
     }
     for words, says in (
         (("run", "--method", "ga,grad_diff", "--bench", "wmdp", "--points", "last"), "bio accuracy ↓"),
