@@ -74,7 +74,7 @@ def kl_quantiles(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Dra
             lacking = group if missing else lacking
             continue
         left = ends.loc[~ends["protocol"].isin(forms), "folder"].nunique()
-        notes = [*_reading(group, curves), *missing, *group.notes]
+        notes = [*_reading(curves), *missing, *group.notes]
         notes += [f"Not shown: {left} runs with settings by hand."] if left else []
         with _style.style():
             made[group.name] = _draw(group, curves, [form for form in forms if any(c.protocol == form for c in curves)], notes)
@@ -203,12 +203,13 @@ def _line(axes: Axes, curve: Curve) -> None:
     line.set_markeredgecolor("white")
 
 
-def _reading(group: Group, curves: Sequence[Curve]) -> list[str]:
+def _reading(curves: Sequence[Curve]) -> list[str]:
     several = any(not curve.speaks for curve in curves)
     seeds = " Several seeds: the one whose mean is the lower median has a band, the others are thin lines." if several else ""
     bands = "" if all(c.band is not None for c in curves if c.speaks) else f" No band under {FEWEST_CLUSTERS} clusters."
+    n = " or ".join(map(str, sorted({curve.n for curve in curves})))
     return [
-        f"Each run at its {LAST.name}. Height at p %: the KL that p % of the untouched model's n = {group.n(METRIC)} sampled "
+        f"Each run at its {LAST.name}. Height at p %: the KL that p % of the untouched model's n = {n} sampled "
         "completions do not exceed, each its mean over its tokens. "
         f"Band: 95 % at each p, percentile bootstrap of whole clusters, {RESAMPLES} resamples.{bands}{seeds}",
     ]
