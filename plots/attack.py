@@ -135,8 +135,9 @@ def _draw(group: Group, table: pd.DataFrame, forms: Sequence[str], kinds: Sequen
         axes.set_xlabel("fine-tuning steps")
         axes.set_xticks(sorted({int(step) for step in scores["step"]}), minor=True)
     what = "hazardous accuracy" if _counts_answers(group) else "probability of forgotten answers"
+    goal = "→ retrained" if "retrained" in handles else "↓ better"
     for axes in panels[:, 0]:
-        axes.set_ylabel(f"{what}  (↓ better)")
+        axes.set_ylabel(f"{what}  ({goal})")
     names = _select.in_order(handles)
     drawing.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False)
     drawing.suptitle(f"Fine-tuning after unlearning: {group.title}", fontsize=11)
@@ -154,7 +155,7 @@ def _curve(axes: Axes, line: pd.DataFrame, method: str, aside: float) -> Any:
             axes.vlines(x, min(low, y), max(high, y), color=look.colour, linewidth=0.9, alpha=0.7, zorder=3)
     drawn = axes.plot(steps, values, color=look.colour, marker=look.marker, linewidth=1.2, zorder=5 if arm else 4)[0]
     drawn.set_linestyle("--" if arm else "-")
-    drawn.set_markersize(5.5)
+    drawn.set_markersize(10 if method == "retrained" else 5.5)
     drawn.set_markerfacecolor("white" if method == "untouched" else look.colour)
     drawn.set_markeredgecolor(look.colour if method == "untouched" else "white")
     return drawn

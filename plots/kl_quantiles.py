@@ -74,7 +74,7 @@ def kl_quantiles(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Dra
             lacking = group if missing else lacking
             continue
         left = ends.loc[~ends["protocol"].isin(forms), "folder"].nunique()
-        notes = [*_reading(group, curves), *missing, *group.notes]
+        notes = [*_reading(curves), *missing, *group.notes]
         notes += [f"Not shown: {left} runs with settings by hand."] if left else []
         with _style.style():
             made[group.name] = _draw(group, curves, [form for form in forms if any(c.protocol == form for c in curves)], notes)
@@ -163,13 +163,9 @@ def quantiles(values: np.ndarray, clusters: np.ndarray, band: bool = True) -> tu
 
 
 def _draw(group: Group, curves: Sequence[Curve], forms: Sequence[str], notes: Sequence[str]) -> Drawing:
-    import numpy as np
-
     drawing = _style.figure(4.4 * len(forms) + 1.8, 4.3 + 0.13 * len(notes))
     panels = drawing.subplots(1, len(forms), sharey=True, squeeze=False)[0]
-    everything = np.concatenate([part.ravel() for c in curves for part in (c.values, c.band) if part is not None])
-    highest = max(float(everything.max()), 1e-12)
-    lowest = max(float(everything[everything > 0].min(initial=highest)), highest / 10**DECADES)
+    lowest, highest = _span(curves)
     for axes, form in zip(panels, forms, strict=True):
         for curve in curves:
             if curve.protocol == form:
@@ -188,6 +184,15 @@ def _draw(group: Group, curves: Sequence[Curve], forms: Sequence[str], notes: Se
     return drawing
 
 
+def _span(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The lowest and the highest KL that the axis shows."""
+    import numpy as np
+
+    everything = np.concatenate([part.ravel() for c in curves for part in (c.values, c.band) if part is not None])
+    highest = max(float(everything.max()), 1e-12)
+    return max(float(everything[everything > 0].min(initial=highest)), highest / 10**DECADES), highest
+
+
 def _line(axes: Axes, curve: Curve) -> None:
     look = _style.look(curve.method)
     if not curve.speaks:
@@ -203,14 +208,18 @@ def _line(axes: Axes, curve: Curve) -> None:
     line.set_markeredgecolor("white")
 
 
-def _reading(group: Group, curves: Sequence[Curve]) -> list[str]:
+def _reading(curves: Sequence[Curve]) -> list[str]:
     several = any(not curve.speaks for curve in curves)
     seeds = " Several seeds: the one whose mean is the lower median has a band, the others are thin lines." if several else ""
     bands = "" if all(c.band is not None for c in curves if c.speaks) else f" No band under {FEWEST_CLUSTERS} clusters."
+    lowest, _ = _span(curves)
+    below = [f"Values under {lowest:.0e} lie below the axis."] if any((c.values < lowest).any() for c in curves) else []
+    n = " or ".join(map(str, sorted({curve.n for curve in curves})))
     return [
-        f"Each run at its {LAST.name}. Height at p %: the KL that p % of the untouched model's n = {group.n(METRIC)} sampled "
+        f"Each run at its {LAST.name}. Height at p %: the KL that p % of the untouched model's n = {n} sampled "
         "completions do not exceed, each its mean over its tokens. "
         f"Band: 95 % at each p, percentile bootstrap of whole clusters, {RESAMPLES} resamples.{bands}{seeds}",
+        *below,
     ]
 
 

@@ -39,8 +39,8 @@ TIED = "†"
 REFERENCE = "reference arm"
 SHARED = {
     "accuracy": "accuracies: share of questions; in brackets the 95 % interval (1.96 clustered standard errors)",
-    "alpaca_kl": "instruction KL: KL(untouched ‖ method) in nats per token on the untouched model's sampled answers to "
-    "instructions (Alpaca's; on mini the embedded world's), mean over answers, bootstrap interval",
+    "alpaca_kl": "instruction KL: from the untouched model to the method, nats per token, on the untouched model's sampled "
+    "answers to instructions (Alpaca's; on mini the embedded world's); mean over answers, bootstrap interval",
     JUDGED: "MT-Bench: mean rating of 1 to 10, bootstrap interval over questions; behind ± the standard error over repetitions",
     "fluency_perplexity": "perplexity of answers: under the untouched model; text that repeats itself is low there too",
 }

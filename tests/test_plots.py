@@ -602,6 +602,13 @@ def test_of_several_seeds_one_has_the_band(make: Maker):
     assert any("the others are thin lines" in note for note in sheet.notes)
 
 
+def test_completions_that_did_not_move_lie_below_the_axis(make: Maker):
+    make("ga", ((0.2, 0.6),), rows=completions([0.0] * 20))
+    (sheet,) = sheets("kl_quantiles", make).values()
+    assert (sheet.numbers["value"] == 0).all()
+    assert "Values under 1e-12 lie below the axis." in sheet.notes
+
+
 def test_quantiles_without_rows_say_what_records_them(make: Maker):
     spec = make("ga", ((0.2, 0.6),))
     (make.store.runs_folder / spec.folder / "per_example.parquet").unlink()
