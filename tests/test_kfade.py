@@ -76,7 +76,9 @@ def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting):
     (expected,), (found,) = run(alone, config(target_kl=0.01)), run(second, config(target_kl=0.01))
     assert found == expected
     assert weights_fingerprint(second.model) == weights_fingerprint(alone.model)
-    assert second.costs.phases["curvature"].full_seconds > 0.5 * first.costs.phases["curvature"].seconds
+    # What it did not have to compute is counted: other processes may make either run slow, so that no ratio near 1 is asked for.
+    told = second.costs.phases["curvature"]
+    assert told.full_seconds - told.seconds > 0.1 * first.costs.phases["curvature"].seconds
 
 
 def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_setting, monkeypatch):
