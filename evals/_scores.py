@@ -34,9 +34,14 @@ def forgotten(task: Task) -> Rows:
     return {"forget": rows} if rows else {}
 
 
+def has_choices(task: Task) -> bool:
+    """Whether what is to be forgotten is asked for by questions with choices."""
+    return any(_choices(rows) for rows in forgotten(task).values())
+
+
 def everything(task: Task) -> Rows:
     """All questions that can be scored: those with choices if there are stages of them, else ToFU's."""
-    if any(_choices(rows) for rows in forgotten(task).values()):
+    if has_choices(task):
         return {name: rows for name, rows in task.questions.items() if _choices(rows)}
     return {name: task.questions[name] for name in _tofu.TASKS if task.questions.get(name)}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, Part, Recipe, held, small_model_presets, unlearn
+from methods._first_order import Data, Losses, Part, Recipe, held, small_model_presets, unlearn, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,8 @@ class GAConfig(Recipe):
     "ga",
     config=GAConfig,
     source="arXiv:2401.06121",
-    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
+    # Nobody published GA alone on WMDP: GradDiff's recipe there, without its retain term.
+    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}, **wmdp_presets(lr=5e-6)},
     memory=held,
     tuned={
         ("tofu05", "mini"): {"lr": 1e-3},

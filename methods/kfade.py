@@ -129,6 +129,8 @@ WMDP_SMALL: Mapping[str, JSON] = {
     "objective": "margin",
     "margin_clip": 0.05,
     "steps": 4,
+    "damping": 0.1,
+    "damping_scale": "mean_eigenvalue",
     "target_kl": 0.05,
     "forget_rows": 2500,
 }
