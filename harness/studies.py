@@ -1,6 +1,7 @@
 """The paper's ablations and tables as data: what each varies, on what, and how long it will take.
 
-"Gauss-Newton Unlearning for the LLM Era", arXiv:2602.10568: figure 1, table 2, figure 3 and appendix E (Phi-1.5 on forget10).
+"Gauss-Newton Unlearning for the LLM Era", arXiv:2602.10568: figure 1, table 2, figure 3, appendix E (Phi-1.5 on forget10) and
+table 1.
 A study departs from the paper where that makes its arms comparable: strengths are budgets of measured KL rather than step
 lengths, since a length means another thing in the metric of every curvature. On models trained on the spot the damping is in
 units of the mean eigenvalue, as in their presets; on real ones it is the paper's.
@@ -65,6 +66,8 @@ class Study:
 
 
 _KL = {"target_kl": KLS}
+_ON_WMDP = ("kfade", "rmu", "elm", "soul", "npo", "simnpo", "ga", "grad_diff")
+"""The methods that have a form for WMDP."""
 _PAPER_EKFAC = {"damping": 1e-10}
 _PAPER_KFAC = {"damping": 1e-8}
 
@@ -117,8 +120,10 @@ STUDIES: Mapping[str, Study] = {
         (
             Part({}, methods=(), benches=("tofu01", "tofu05", "tofu10")),
             Part({}, methods=(), benches=("tofu05", "tofu10"), form="tuned"),
+            Part({}, methods=("untouched", *_ON_WMDP), benches=("wmdp",)),
+            Part({}, methods=_ON_WMDP, benches=("wmdp",), form="tuned"),
         ),
-        benches=("tofu01", "tofu05", "tofu10"),
+        benches=("tofu01", "tofu05", "tofu10", "wmdp"),
         seeds=(0, 1, 2),
     ),
     "samples": Study(

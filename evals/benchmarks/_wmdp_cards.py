@@ -52,18 +52,20 @@ CORPORA = {
         of_document=4,
     ),
     "cyber-forget": DataCard(
-        "cais/wmdp-corpora", ("cyber-forget-corpus/*.parquet", "cyber-forget-corpus.jsonl"), "1,000 documents, 21 MB, MIT"
+        "cais/wmdp-corpora",
+        ("cyber-forget-corpus/*.parquet", "cyber-forget-corpus.jsonl"),
+        "cyber-forget-corpus, 1,000 documents, 21 MB, MIT",
     ),
     "bio-retain": DataCard(
         "cais/wmdp-corpora",
         ("bio-retain-corpus/*.parquet", "bio-retain-corpus.jsonl"),
-        "60,887 documents, MIT",
+        "bio-retain-corpus, 60,887 documents, MIT",
         of_document=1,
     ),
     "cyber-retain": DataCard(
         "cais/wmdp-corpora",
         ("cyber-retain-corpus/*.parquet", "cyber-retain-corpus.jsonl"),
-        "4,473 documents, MIT",
+        "cyber-retain-corpus, 4,473 documents, MIT",
         of_document=4,
     ),
     "wikitext": DataCard(
@@ -77,7 +79,9 @@ CORPORA = {
 
 QUESTIONS = {
     name: DataCard(
-        "cais/wmdp", (f"wmdp-{name}/test*.parquet", f"wmdp-{name}/test*.jsonl", f"wmdp-{name}.jsonl"), f"{n:,} questions, MIT"
+        "cais/wmdp",
+        (f"wmdp-{name}/test*.parquet", f"wmdp-{name}/test*.jsonl", f"wmdp-{name}.jsonl"),
+        f"wmdp-{name}, {n:,} questions, MIT",
     )
     for name, n in {"bio": 1273, "cyber": 1987, "chem": 408}.items()
 }
