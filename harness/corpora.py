@@ -8,6 +8,7 @@ left at a document's end is a window too if it is long enough to tell anything. 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from harness.models import CheckpointSource
+
+log = logging.getLogger(__name__)
 
 SHORTEST = 32
 """Tokens of a document's last piece under which it is left out, unless it is the whole document."""
@@ -77,6 +80,8 @@ class Corpus:
 
 
 def _texts(file: Path, blank: bool) -> Iterator[str]:
+    """The field `text` of every row; without those that are empty, unless they belong to the text."""
+    told = False
     for number, row in _rows(file):
         where = f"{_name(file)}, line {number}"
         text = row.get("text") if isinstance(row, dict) else None
@@ -86,9 +91,11 @@ def _texts(file: Path, blank: bool) -> Iterator[str]:
             raise UsageError(
                 f"{where}: {len(text) / 1e6:.0f} million characters in one row; put each document on its own line."
             )
-        if not blank and not text.strip():
-            raise UsageError(f"{where}: the field 'text' is empty; leave such rows out.")
-        yield text
+        if blank or text.strip():
+            yield text
+        elif not told:
+            log.warning("%s: the field 'text' is empty; such rows are left out", where)
+            told = True
 
 
 def _rows(file: Path) -> Iterator[tuple[int, object]]:
