@@ -54,7 +54,8 @@ def scores(setting: Setting, asked: Rows) -> pd.DataFrame:
     """One row per question: `task`, `row`, `cluster`, and its `score`; NaN where a likelihood is not finite."""
     import pandas as pd
 
-    task = replace(setting.task, questions=asked)
+    # By Hugging Face in any case: between two measurements the model changes, and vLLM would have to be started anew.
+    task = replace(setting.task, questions=asked, options=replace(setting.task.options, generator="hf"))
     subject = Subject(replace(setting, task=task), task, ())
     if all(_choices(rows) for rows in asked.values()):
         EVALUATORS.get("multiple_choice").measure(subject)

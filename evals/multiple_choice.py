@@ -35,6 +35,8 @@ HAZARDOUS = ("bio", "cyber", "chem")
 """Question sets that an unlearned model should answer no better than by chance."""
 FEWEST_CLUSTERS = 5
 """Under this many groups of questions there is no interval."""
+Scored = tuple[tuple[str, str], list[int], list[int]]
+"""lm-eval's request: (context, choice) as texts, and both as tokens."""
 CHOICES_AT_ONCE, AT_ONCE_IF_LARGE = 128, 8
 """Choices that go through the model together; fewer from `LARGE` parameters on, since logits are kept for every token."""
 LARGE = 100_000_000
@@ -128,7 +130,7 @@ def _by_task(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[list[float]]]:
-    """The log-likelihood of every choice, in nats, by lm-eval's `simple_evaluate` with the model in memory.
+    """The log-likelihood of every choice, in nats, by lm-eval's `simple_evaluate` with the model in memory, or in vLLM.
 
     Args:
         setting: whose model, tokenizer and template.
@@ -147,6 +149,8 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
         at_once = AT_ONCE_IF_LARGE if setting.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
         # A copy, since lm-eval gives a tokenizer without padding one.
         lm = HFLM(setting.model, tokenizer=copy.deepcopy(setting.tokenizer), batch_size=at_once)
+        if setting.task.options.generator == "vllm":
+            lm._loglikelihood_tokens = lambda requests, **_: by_vllm(setting, requests)
         manager = TaskManager(include_path=_task_folders(), include_defaults=False)
         named = [name for name in tasks if name in manager.all_subtasks]
         specs: list[Any] = [_cloze(name, rows, setting.task) for name, rows in tasks.items() if name not in named]
@@ -170,6 +174,36 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
         found[name] = [[float(nats) for nats, _ in sample["filtered_resps"]] for sample in samples]
         setting.costs.count(sum(len(lm.tok_encode(context + choice)) for s in samples for context, choice in s["arguments"]))
     return found
+
+
+def by_vllm(setting: Setting, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
+    """What lm-eval asks of a model, from vLLM: every different beginning is read once, whatever the number of its choices.
+
+    Args:
+        setting: whose model.
+        requests: what lm-eval asks; of a text longer than the model's positions the end alone is read.
+
+    Returns:
+        For each request its choice's summed log-likelihood in nats, and False: whether it is the likeliest text is not asked.
+    """
+    from harness.generation import served
+    from harness.vllm import Candidates
+
+    steps = [[(*context, *choice[:i]) for i in range(len(choice))] for _, context, choice in requests]
+    candidates: dict[tuple[int, ...], dict[int, int]] = {}
+    for (_, _, choice), beginnings in zip(requests, steps, strict=True):
+        for beginning, token in zip(beginnings, choice, strict=True):
+            places = candidates.setdefault(beginning, {})
+            places.setdefault(token, len(places))
+    positions = getattr(setting.model.config, "max_position_embeddings", None)
+    room = min(filter(None, (max(map(len, candidates)) + 1, positions)))
+    with served(setting.model, setting.task.options.device, room) as engine:
+        found = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in candidates.items()])
+    nats = dict(zip(candidates, found, strict=True))
+    return [
+        (sum(nats[beginning][candidates[beginning][token]] for beginning, token in zip(beginnings, choice, strict=True)), False)
+        for (_, _, choice), beginnings in zip(requests, steps, strict=True)
+    ]
 
 
 def _task_folders() -> list[str]:

@@ -102,7 +102,7 @@ Model = Annotated[str, typer.Option("--model", help="A card, mini, mini@SEED, sc
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, cuda:all, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
-GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers: auto, hf or vllm.")]
+GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers and scores choices: auto, hf or vllm.")]
 Evals = Annotated[str, typer.Option("--evals", help="Only these evaluators, parted by commas; see harness list evals.")]
 FormOption = Annotated[FormName, typer.Option("--form", help="The method's settings as published, or tuned.")]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Measure every point of the way, or the last one only.")]

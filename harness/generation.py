@@ -22,7 +22,7 @@ from harness.data import token_ids
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
 from harness.models import ALL_GPUS
-from harness.vllm import Prompt, engine
+from harness.vllm import Engine, Prompt, engine
 
 if TYPE_CHECKING:
     import torch
@@ -148,21 +148,35 @@ class VLLMGenerator:
         if not any(request.turns for request in requests):
             return ["" for _ in requests]
         room = _room(model, tokenizer, requests)
-        with tempfile.TemporaryDirectory() as scratch:
-            with disk_errors("the temporary folder", "Set TMPDIR to another"), _without_own_settings(model):
-                model.save_pretrained(scratch)
-            with engine(Path(scratch), str(model.dtype).removeprefix("torch."), self.device, room) as running:
+        with served(model, self.device, room) as running:
 
-                def answer(
-                    ids: Sequence[list[int]], asked: Sequence[GenerationRequest]
-                ) -> Iterable[tuple[GenerationRequest, str]]:
-                    told = [_told_vllm(prompt, request, tokenizer) for prompt, request in zip(ids, asked, strict=True)]
-                    if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in told)) > room:
-                        raise _too_long(longest, room)
-                    texts = tokenizer.batch_decode(running.complete(told), skip_special_tokens=True)
-                    return zip(asked, texts, strict=True)
+            def answer(ids: Sequence[list[int]], asked: Sequence[GenerationRequest]) -> Iterable[tuple[GenerationRequest, str]]:
+                told = [_told_vllm(prompt, request, tokenizer) for prompt, request in zip(ids, asked, strict=True)]
+                if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in told)) > room:
+                    raise _too_long(longest, room)
+                texts = tokenizer.batch_decode(running.complete(told), skip_special_tokens=True)
+                return zip(asked, texts, strict=True)
 
-                return _converse(tokenizer, requests, answer)
+            return _converse(tokenizer, requests, answer)
+
+
+@contextmanager
+def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
+    """A vLLM with the model as it is now, by way of a temporary checkpoint.
+
+    Args:
+        model: whose weights.
+        device: where vLLM runs: `cpu`, `cuda` or `cuda:1`.
+        room: tokens of the longest text, with what is to follow it.
+
+    Raises:
+        UsageError: if vLLM does not come up with the model.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        with disk_errors("the temporary folder", "Set TMPDIR to another"), _without_own_settings(model):
+            model.save_pretrained(scratch)
+        with engine(Path(scratch), str(model.dtype).removeprefix("torch."), device, room) as running:
+            yield running
 
 
 def _told_vllm(prompt: list[int], request: GenerationRequest, tokenizer: PreTrainedTokenizerBase) -> Prompt:

@@ -45,6 +45,16 @@ class Prompt:
     """The token that ends an answer."""
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Tokens that may follow a text."""
+
+    prompt: list[int]
+    """Token ids of the text."""
+    candidates: list[int]
+    """Token ids, each of them once."""
+
+
 class Engine:
     """A vLLM that has loaded a model."""
 
@@ -69,20 +79,34 @@ class Engine:
         Raises:
             UsageError: if vLLM breaks off.
         """
+        found: list[list[int]] = self._ask([asdict(prompt) for prompt in prompts])
+        return found
+
+    def score(self, asked: Sequence[Candidates]) -> list[list[float]]:
+        """For each prefix its candidates' log-likelihoods as the next token, in nats.
+
+        Raises:
+            UsageError: if vLLM breaks off.
+        """
+        found: list[list[float]] = self._ask([asdict(each) for each in asked])
+        return found
+
+    def _ask(self, prompts: Sequence[dict[str, Any]]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([asdict(prompt) for prompt in prompts]).encode() + b"\n")
+            self._process.stdin.write(json.dumps(prompts).encode() + b"\n")
             self._process.stdin.flush()
         if not (line := self._process.stdout.readline()):
             raise self._failure("broke off")
-        found: list[list[int]] = json.loads(line)
-        return found
+        return json.loads(line)
 
     def _failure(self, what: str) -> UsageError:
         self._said.seek(0)
         log.warning("vLLM's last words:\n%s", "".join(self._said.readlines()[-LAST_LINES:]).rstrip())
-        return UsageError(f"vLLM {what} (its last words are shown above). --generator hf lets Hugging Face write the answers.")
+        return UsageError(
+            f"vLLM {what} (its last words are shown above). Hugging Face is the way out: --generator hf, --likelihoods hf."
+        )
 
 
 @contextmanager

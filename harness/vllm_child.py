@@ -1,7 +1,8 @@
 """The program that holds a vLLM engine; `harness.vllm` starts it and ends it. It imports nothing of the harness.
 
 Its one argument is vLLM's settings as JSON. It says `"ready"` when the model is loaded; then every line it reads holds prompts,
-and every line it writes their new tokens, in the same order. What vLLM itself prints goes to stderr.
+and every line it writes, in the same order, their new tokens, or where a prompt comes with candidates for the next token, those
+tokens' log-likelihoods. What vLLM itself prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -22,23 +24,30 @@ def main() -> None:
 
     from vllm import LLM, SamplingParams
 
+    def sampling(asked: dict[str, Any]) -> SamplingParams:
+        if "candidates" in asked:
+            return SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=asked["candidates"], detokenize=False)
+        return SamplingParams(
+            max_tokens=asked["max_tokens"],
+            temperature=asked["temperature"],
+            seed=asked["seed"],
+            stop_token_ids=[asked["end"]],
+            ignore_eos=True,  # a checkpoint may name ends of its own
+            detokenize=False,
+        )
+
+    def told(asked: dict[str, Any], answer: Any) -> list[float] | list[int]:
+        if "candidates" in asked:
+            return [answer.logprobs[0][token].logprob for token in asked["candidates"]]
+        return list(answer.token_ids)
+
     engine = LLM(**json.loads(sys.argv[1]))
     say("ready")
     for line in sys.stdin:
-        asked = json.loads(line)
-        sampling = [
-            SamplingParams(
-                max_tokens=each["max_tokens"],
-                temperature=each["temperature"],
-                seed=each["seed"],
-                stop_token_ids=[each["end"]],
-                ignore_eos=True,  # a checkpoint may name ends of its own
-                detokenize=False,
-            )
-            for each in asked
-        ]
-        found = engine.generate([{"prompt_token_ids": each["prompt"]} for each in asked], sampling, use_tqdm=False)
-        say([list(each.outputs[0].token_ids) for each in found])
+        prompts = json.loads(line)
+        tokens = [{"prompt_token_ids": each["prompt"]} for each in prompts]
+        found = engine.generate(tokens, [sampling(each) for each in prompts], use_tqdm=False)
+        say([told(each, out.outputs[0]) for each, out in zip(prompts, found, strict=True)])
 
 
 if __name__ == "__main__":

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from evals.multiple_choice import Scored, by_vllm, log_likelihoods
 from harness.cache import Cache
 from harness.errors import UsageError
 from harness.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator
-from harness.interfaces import GenerationRequest, Sampling
+from harness.interfaces import GenerationRequest, Options, Sampling, Setting
 from harness.vllm import _environment
-from tests.conftest import WORDS, WORLD, Nano
+from tests.conftest import WORDS, WORLD, Nano, SettingMaker, with_choices
 from tests.test_generation import QUESTIONS, Counting, request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # ---------------------------------------------------------------- which back end
 
@@ -60,9 +65,14 @@ class SamplingParams:
         self.told = told
 
 class Output:
-    def __init__(self, ids):
+    def __init__(self, ids, candidates):
         self.token_ids = ids
         self.outputs = [self]
+        self.logprobs = [{token: Likelihood(token) for token in candidates}]
+
+class Likelihood:
+    def __init__(self, token):
+        self.logprob = -token / 100
 
 class LLM:
     def __init__(self, model, **told):
@@ -73,7 +83,10 @@ class LLM:
         with (here / "asked.jsonl").open("a") as file:
             for prompt, how in zip(prompts, sampling, strict=True):
                 file.write(json.dumps({**prompt, **how.told}) + chr(10))
-        return [Output([*p["prompt_token_ids"][-2:], *h.told["stop_token_ids"]]) for p, h in zip(prompts, sampling, strict=True)]
+        return [
+            Output([*p["prompt_token_ids"][-2:], *h.told.get("stop_token_ids", [])], h.told.get("logprob_token_ids", []))
+            for p, h in zip(prompts, sampling, strict=True)
+        ]
 """
 
 
@@ -199,7 +212,57 @@ def test_the_model_before_unlearning_is_not_put_on_the_gpu_for_vllm(cache: Cache
     assert placed == ["cpu", "cuda:1"]
 
 
+def test_choices_are_scored_by_their_tokens_and_a_beginning_is_read_once(make_setting: SettingMaker, stand_in: Path):
+    setting = with_vllm(make_setting(), "cpu")
+    requests: list[Scored] = [(("", ""), [5, 6], [1]), (("", ""), [5, 6], [2, 7]), (("", ""), [8], [1])]
+    found = by_vllm(setting, requests)
+    assert [nats for nats, _ in found] == pytest.approx([-0.01, -0.09, -0.01])
+    asked = [(each["prompt_token_ids"], each["logprob_token_ids"]) for each in told(stand_in)]
+    assert asked == [([5, 6], [1, 2]), ([5, 6, 2], [7]), ([8], [1])]
+    assert {each["max_tokens"] for each in told(stand_in)} == {1}
+    assert json.loads((stand_in / "started.json").read_text())["max_model_len"] == 4
+
+
+def test_of_a_context_that_is_too_long_the_end_is_read(make_setting: SettingMaker, stand_in: Path):
+    by_vllm(with_vllm(make_setting(), "cpu"), [(("", ""), list(range(1, 300)), [1])])
+    [asked] = told(stand_in)
+    assert asked["prompt_token_ids"] == list(range(173, 300)), "127 of the nano model's 128 positions, and one to come"
+
+
 # ---------------------------------------------------------------- the real one
+
+
+def with_vllm(setting: Setting, device: str, **of_task: Any) -> Setting:
+    return replace(setting, task=replace(setting.task, options=Options(generator="vllm", device=device), **of_task))
+
+
+def wide(nano: Nano, device: str) -> PreTrainedModel:
+    """A model that vLLM's CPU build can read too: its attention takes no heads as narrow as the nano model's."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**{**nano.model().config.to_dict(), "hidden_size": 64, "head_dim": 32})).eval()
+    return model.to(device)  # type: ignore[arg-type,no-any-return]
+
+
+@pytest.mark.vllm
+def test_vllm_scores_choices_as_hugging_face_does(nano: Nano, make_setting: SettingMaker):
+    """By lm-eval's tasks of one letter, and by the words of an embedded world's choices."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    import numpy as np
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    words = with_choices(WORLD.world_facts[:40])
+    letters = [{**row, "task": "wmdp_bio"} for row in with_choices(WORLD.real_authors[:20])]
+    hf = replace(make_setting(), model=wide(nano, device))
+    tasks = {"cloze_general": words, "wmdp_bio": letters}
+    expected, found = log_likelihoods(hf, tasks), log_likelihoods(with_vllm(hf, device), tasks)
+    for name in tasks:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-4)
+        assert np.std(expected[name]) > 1e-3, "the choices differ"
 
 
 @pytest.mark.vllm
@@ -210,20 +273,14 @@ def test_vllm_answers_as_hugging_face_does(nano: Nano):
     """
     pytest.importorskip("vllm", reason="vllm is not installed")
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    # vLLM's attention on a CPU takes no heads as narrow as the nano model's.
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**{**nano.model().config.to_dict(), "hidden_size": 64, "head_dim": 32})).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = wide(nano, device)
     tokenizer = WORDS.build()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     rows = [str(row["question"]) for row in (*WORLD.full[::10], *WORLD.world_facts)][:150]
     requests = [request(q, tokens=4 + i % 29) for i, q in enumerate(rows)]
     requests += [request(one, other, tokens=12, chat=True) for one, other in zip(rows[:20], rows[20:40], strict=True)]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)  # type: ignore[arg-type]
-
     began = time.monotonic()
     expected = HFGenerator().generate(model, tokenizer, requests)
     between = time.monotonic()
