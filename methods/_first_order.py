@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 WMDP = ("wmdp", "wmdp-bio", "wmdp-cyber")
 """The benchmarks made of WMDP's corpora: both stages, or one of them."""
+WMDP_FACTOR = 30.0
+"""What `SMALL_MODEL_FACTOR` is on ToFU, for the hundreds of steps that are taken on WMDP; chosen in the same way (see
+results/tuning/README.md)."""
 
 
 @settings
@@ -84,7 +87,7 @@ def wmdp_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapping[str
     """
     recipe = {"max_steps": 500, "batch_size": 4, "warmup_epochs": None, "weight_decay": 0.0, "max_length": 512, **others}
     return {
-        (bench, family): {**recipe, "lr": lr * (SMALL_MODEL_FACTOR if family == "mini" else 1)}
+        (bench, family): {**recipe, "lr": round(lr * WMDP_FACTOR, 12) if family == "mini" else lr}
         for bench in WMDP
         for family in ("zephyr-7b", "mini")
     }

@@ -34,7 +34,7 @@ from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, metho
 from harness.pretraining import SMALL_MODEL_FACTOR
 from methods._adapters import Adapters, Kind, linear_maps
 from methods._elm_words import AUTHORS, BIO, CYBER, EXPERT, NOVICE, TURNS
-from methods._first_order import evenly
+from methods._first_order import WMDP, WMDP_FACTOR, evenly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,6 +142,7 @@ SMALL: Mapping[str, JSON] = {
     source="arXiv:2410.02760",
     presets={
         **{("*", family): SMALL for family in ("mini", "scratch")},
+        **{(bench, "mini"): {"lr": 5e-5 * WMDP_FACTOR} for bench in WMDP},
         **{
             (bench, family): {"concepts": [AUTHORS]}
             for bench in ("tofu01", "tofu05", "tofu10")

@@ -27,7 +27,7 @@ from harness.config import settings
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
 from harness.pretraining import SMALL_MODEL_FACTOR
-from methods._first_order import evenly, of_stage
+from methods._first_order import WMDP, WMDP_FACTOR, evenly, of_stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,6 +119,7 @@ SMALL = {
     presets={
         ("*", "mini"): SMALL,
         ("*", "scratch"): SMALL,
+        **{(bench, "mini"): {"lr": 5e-5 * WMDP_FACTOR} for bench in WMDP},
         ("wmdp", "zephyr-7b"): {"coefficient": [6.5, 6.5], "alpha": [1200.0, 1200.0], "max_length": [512, 768]},
         ("wmdp-bio", "zephyr-7b"): {"max_length": [512]},
         ("wmdp-cyber", "zephyr-7b"): {"max_length": [768]},

@@ -707,8 +707,16 @@ ON_WMDP: dict[str, dict[str, Any]] = {
 def test_settings_for_wmdp_are_those_of_simnpos_authors(name: str, bench: str):
     large, small = published(name, bench, "zephyr-7b"), published(name, bench, "mini")
     assert large == {**WMDP_RECIPE, **ON_WMDP[name]}
-    assert small.pop("lr") == pytest.approx(large.pop("lr") * first_order.SMALL_MODEL_FACTOR)
+    assert small.pop("lr") == pytest.approx(large.pop("lr") * first_order.WMDP_FACTOR)
     assert small == large
+
+
+@pytest.mark.parametrize("family", ["zephyr-7b", "mini"])
+def test_ga_takes_grad_diffs_recipe_on_wmdp(family: str):
+    paired = published("grad_diff", "wmdp", family)
+    alone = published("ga", "wmdp", family)
+    assert alone.items() < paired.items()
+    assert set(paired) - set(alone) == {"retain_weight", "frozen_partner"}
 
 
 @pytest.mark.parametrize("name", ["grad_diff", "npo", "simnpo", "soul"])
