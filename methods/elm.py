@@ -154,6 +154,7 @@ SMALL: Mapping[str, JSON] = {
     },
     memory=held,
     smaller=({"rank": 64}, {"layers": [4, 5]}),
+    tuned={("wmdp", "mini"): {"lr": 5e-3}},
 )
 def elm(setting: Setting, config: ELMConfig) -> Iterator[Progress]:
     """Train the adapters, measuring at evenly spaced steps with the adapters merged.

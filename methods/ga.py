@@ -32,6 +32,7 @@ class GAConfig(Recipe):
     tuned={
         ("tofu05", "mini"): {"lr": 1e-3},
         ("tofu10", "mini"): {"lr": 7e-4},
+        ("wmdp", "mini"): {"lr": 1.5e-5},
     },
 )
 def ga(setting: Setting, config: GAConfig) -> Iterator[Progress]:

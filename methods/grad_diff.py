@@ -36,6 +36,7 @@ class GradDiffConfig(PairedRecipe):
     tuned={
         ("tofu05", "mini"): {"lr": 1.4e-3, "retain_weight": 1.0},
         ("tofu10", "mini"): {"lr": 1e-3, "retain_weight": 1.0},
+        ("wmdp", "mini"): {"lr": 5e-4},
     },
 )
 def grad_diff(setting: Setting, config: GradDiffConfig) -> Iterator[Progress]:

@@ -131,8 +131,8 @@ WMDP_SMALL: Mapping[str, JSON] = {
     "steps": 4,
     "damping": 0.1,
     "damping_scale": "mean_eigenvalue",
-    "target_kl": 0.05,
-    "forget_rows": 2500,
+    "target_kl": 0.3,
+    "forget_rows": 24,
 }
 """The same form on a model trained on the spot: all its layers, a budget of KL, and a clip, without which memorised full stops
 outweigh the facts."""
@@ -178,6 +178,7 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
     tuned={
         ("tofu05", "mini"): {"estimator": "kfac", "target_kl": 0.05},
         ("tofu10", "mini"): {"estimator": "ekfac", "target_kl": 0.14},
+        ("wmdp", "mini"): {"target_kl": 0.3},
     },
 )
 def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:

@@ -62,6 +62,7 @@ class NPOConfig(PairedRecipe):
     tuned={
         ("tofu05", "mini"): {"lr": 6e-4, "beta": 0.5},
         ("tofu10", "mini"): {"lr": 4.2e-4, "beta": 0.1},
+        ("wmdp", "mini"): {"lr": 1.5e-4},
     },
 )
 def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:

@@ -126,6 +126,7 @@ SMALL = {
     },
     memory=held,
     smaller=({"max_length": [256], "retain_max_length": 256},),
+    tuned={("wmdp", "mini"): {"lr": 5e-3}},
 )
 def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
     """Train, measuring at evenly spaced steps.

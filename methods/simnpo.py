@@ -68,6 +68,7 @@ class SimNPOConfig(PairedRecipe):
     tuned={
         ("tofu05", "mini"): {"lr": 1e-3, "beta": 2.5},
         ("tofu10", "mini"): {"lr": 1.5e-3, "beta": 2.5},
+        ("wmdp", "mini"): {"lr": 9.5e-5},
     },
 )
 def simnpo(setting: Setting, config: SimNPOConfig) -> Iterator[Progress]:

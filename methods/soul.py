@@ -67,6 +67,7 @@ class SOULConfig(PairedRecipe):
     tuned={
         ("tofu05", "mini"): {"lr": 2e-4, "retain_weight": 4.0},
         ("tofu10", "mini"): {"lr": 1.5e-4, "retain_weight": 4.0},
+        ("wmdp", "mini"): {"lr": 1.5e-4},
     },
 )
 def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
