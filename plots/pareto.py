@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UsageError
 from harness.interfaces import FigureOptions, Sheet, figure
 from plots import _select, _style
-from plots._select import ARMS, BEST, LAST, MEDIAN, OTHER, PROTOCOLS, Group, lower_median
+from plots._select import ARMS, BEST, LAST, MEDIAN, OTHER, PROTOCOLS, Group
+from plots._ways import legend, ways
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
 QUALITY, DISTANCE, UTILITY = "forget_quality", "forget_quality_d", "model_utility"
@@ -57,7 +57,7 @@ def _draw(group: Group, points: pd.DataFrame, forms: list[str], notes: list[str]
         here = points[points["protocol"] == form]
         for axes, metric, edge in ((top, QUALITY, lowest), (bottom, DISTANCE, None)):
             if metric in points:
-                _ways(axes, here, arms, metric, edge)
+                ways(axes, here, arms, UTILITY, metric, edge)
                 _style.references(axes, arms.to_dict("records"), UTILITY, metric, edge)
         top.set_title(f"{form} form" if form in PROTOCOLS else form)
         _style.significance(top, label=not column)
@@ -73,51 +73,10 @@ def _draw(group: Group, points: pd.DataFrame, forms: list[str], notes: list[str]
     if floor is not None:
         told = f"noise floor, D ≤ {floor:.3f}: ties"
         panels[1, 0].annotate(told, (0.01, 0.004), xycoords=("axes fraction", "data"), va="top", fontsize=7, color="#1b6e1b")
-    _legend(drawing, points, arms)
+    legend(drawing, points, arms)
     drawing.suptitle(f"Forgetting against utility: {group.title}", fontsize=11)
     _style.caption(drawing, [*_reading(group, points), *notes], width=72 * len(forms) + (24 if len(forms) == 1 else 8))
     return drawing
-
-
-def _ways(axes: Axes, points: pd.DataFrame, arms: pd.DataFrame, metric: str, lowest: float | None) -> None:
-    """Each run's way with small markers, its end large; with several seeds their ends hollow and the median large."""
-    start = next((arm for arm in arms.to_dict("records") if arm["arm"] == "untouched" and _style.known(arm.get(metric))), None)
-    for method, of_method in points.dropna(subset=[metric, UTILITY]).groupby("method", sort=True):
-        look = _style.look(str(method))
-        colour, marker = look.colour, look.marker
-        several = of_method["folder"].nunique() > 1
-        for _, way in of_method.sort_values(["folder", "index"]).groupby("folder", sort=True):
-            across, up = [*way[UTILITY]], _style.raised(way[metric], lowest)
-            axes.plot(across, up, color=colour, linewidth=0.9, alpha=0.3 if several else 0.75, zorder=2)
-            axes.scatter(across, up, s=9, marker=marker, color=colour, alpha=0.6, linewidth=0, zorder=3)
-            if start:
-                first = [start[UTILITY], across[0]], [*_style.raised([start[metric]], lowest), up[0]]
-                axes.plot(*first, color=colour, linewidth=0.7, alpha=0.3 if several else 0.5, linestyle=(0, (1, 2)), zorder=1)
-        ends = LAST.pick(points[points["method"] == method]).dropna(subset=[metric, UTILITY])
-        if several:
-            _style.mark(axes, ends[UTILITY], _style.raised(ends[metric], lowest), colour, marker, 18, hollow=True, zorder=4)
-        along, above = lower_median(ends, UTILITY), lower_median(ends, metric)
-        if along is None or above is None:
-            continue
-        x, y = along[UTILITY], _style.raised([above[metric]], lowest)[0]
-        _style.interval(axes, x, y, along[f"{UTILITY}_low"], along[f"{UTILITY}_high"], colour)
-        _style.mark(axes, x, y, colour, marker, 62, zorder=5)
-        if lowest is not None and above[metric] < lowest:
-            _style.below(axes, x, y, above[metric])
-
-
-def _legend(drawing: Drawing, points: pd.DataFrame, arms: pd.DataFrame) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for name in _select.in_order([*points["method"], *arms.get("arm", [])]):
-        look, arm = _style.look(name), name in ARMS
-        handle = Line2D([], [], color=look.colour, marker=look.marker, label=name, linewidth=0 if arm else 0.9)
-        handle.set_markersize(11 if name == "retrained" else 6.5)
-        handle.set_markerfacecolor("white" if name == "untouched" else look.colour)
-        handle.set_markeredgecolor(look.colour if name == "untouched" else "white")
-        handles.append(handle)
-    drawing.legend(handles=handles, loc="outside right upper", frameon=False)
 
 
 def _reading(group: Group, points: pd.DataFrame) -> list[str]:

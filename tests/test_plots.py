@@ -657,6 +657,7 @@ def test_a_missing_step_of_an_attack_is_said(make: Maker):
     ("name", "metric", "command"),
     [
         ("wmdp_table", "_accuracy", "--bench wmdp --model mini --evals multiple_choice,alpaca_kl,fluency"),
+        ("wmdp_tradeoff", "alpaca_kl", "--bench tofu10 --model mini --evals multiple_choice,alpaca_kl"),
         ("kl_quantiles", "alpaca_kl", "--bench wmdp --model mini --evals alpaca_kl"),
         ("attack", "attack_start", "--bench tofu10 --model mini --evals finetune_attack"),
     ],
@@ -668,7 +669,7 @@ def test_runs_that_never_measured_it_are_refused_with_the_command(name: str, met
         FIGURES.get(name).draw(runs[~runs["metric"].str.contains(metric)], options(make))
 
 
-@pytest.mark.parametrize("name", ["wmdp_table", "kl_quantiles", "attack"])
+@pytest.mark.parametrize("name", ["wmdp_table", "wmdp_tradeoff", "kl_quantiles", "attack"])
 def test_reference_arms_alone_are_no_figure(name: str, make: Maker):
     make("untouched", ((1e-30, 0.9),), config={})
     with pytest.raises(UsageError, match=r"only reference arms.*harness run --method .* --evals"):
@@ -682,6 +683,33 @@ def test_an_arm_is_told_by_the_first_run_that_measured_it(make: Maker):
     (group,) = _select.groups(select(make.store), ("bio_accuracy",), "this")
     assert group.arms["arm"].tolist() == ["retrained", "untouched"]
     assert group.arms["alpaca_kl"].tolist() == [0.91, 0.9]
+
+
+# ---------------------------------------------------------------- forgetting against what it costs
+
+
+def test_the_trade_off_shows_every_point_of_every_run_and_where_untouched_and_chance_lie(make: Maker):
+    make("ga", ((0.9, 0.8), (0.3, 0.6)))
+    make("npo", ((0.2, 0.7),), selection=TUNED.format("npo"))
+    found = FIGURES.get("wmdp_tradeoff").draw(select(make.store), options(make))
+    drawing, sheet = (found[name] for name in sorted(found, key=len))
+    assert isinstance(sheet, Sheet)
+    told = sheet.numbers[["method", "protocol", "step", "bio_accuracy", "alpaca_kl"]].to_numpy().tolist()
+    assert told == [["ga", "published", 1, 0.9, 0.8], ["ga", "published", 2, 0.3, 0.6], ["npo", "tuned", 1, 0.2, 0.7]]
+    panels = drawing.get_axes()  # type: ignore[union-attr]
+    assert [axes.get_title() for axes in panels[:2]] == ["published form", "tuned form"]
+    assert {0.25, 1e-30} <= {line.get_ydata()[0] for line in panels[0].lines}
+    assert [0.8, 0.6] in [list(line.get_xdata()) for line in panels[0].lines]
+
+
+def test_of_a_benchmark_with_one_stage_the_other_stages_questions_do_not_count(make: Maker):
+    found = interval("bio_accuracy", 0.4, 0.3, 0.5) | interval("cyber_accuracy", 0.8, 0.7, 0.9)
+    make("ga", ((0.2, 0.6),), bench="wmdp-bio", found=found)
+    drawn = FIGURES.get("wmdp_tradeoff").draw(select(make.store), options(make))
+    (drawing,) = (value for name, value in drawn.items() if not name.endswith("points"))
+    heights = {y for axes in drawing.get_axes() for spots in axes.collections for _, y in spots.get_offsets()}  # type: ignore[union-attr]
+    assert 0.4 in heights
+    assert 0.6 not in heights
 
 
 # ---------------------------------------------------------------- how it looks
