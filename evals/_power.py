@@ -75,7 +75,7 @@ def _paired(metric: str, subjects: Sequence[Subject]) -> Measurement | Absent:
         return Absent(metric=metric, reason=few)
     widths = [(each.high - each.low) / 2 for each in found]
     method = f"half a 95 % interval of the paired difference, {METHOD}, median over {len(widths)} pairs of methods"
-    note = f"{found[0].authors} authors; over the pairs from {min(widths):.4f} to {max(widths):.4f}"
+    note = f"{found[0].clusters} authors; over the pairs from {min(widths):.4f} to {max(widths):.4f}"
     unit = {"model_utility": "harmonic mean", "retain_kl": "nats per token"}.get(metric, "mean over rows")
     return _told(metric, median(widths), unit, found[0].n, method, "author", note)
 

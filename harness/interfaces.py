@@ -494,8 +494,8 @@ class Difference:
     """Which way is good for the metric."""
     n: int
     """Rows."""
-    authors: int
-    """Resampled clusters, of all the metric's tasks together."""
+    clusters: int
+    """Of rows, resampled as wholes; of all the metric's tasks together."""
 
 
 @pydantic_dataclass(frozen=True, kw_only=True)

@@ -514,6 +514,38 @@ def test_below_chance_no_model_is_better_than_another(make: Maker):
     assert (marked["ga"], marked["npo"], marked["rmu"]) == (True, True, False)
 
 
+def choices(correct: Sequence[int], kl: float = 0.1) -> pd.DataFrame:
+    """Rows as `multiple_choice` and `alpaca_kl` keep them, each question a group of its own."""
+    told = {"task": "bio", "row": range(len(correct)), "cluster": [str(i) for i in range(len(correct))]}
+    asked = pd.DataFrame({**told, "correct": [float(c) for c in correct], "choice": 0.0})
+    return pd.concat([asked, completions([kl + i / 100 for i in range(20)])], ignore_index=True)
+
+
+def test_the_paired_difference_tells_what_two_intervals_cannot(make: Maker):
+    """Methods that know the same hundred questions and one that knows eight more: ± .07 each, and yet worse for certain."""
+    known = [1] * 100 + [0] * 100
+    more = [1] * 108 + [0] * 92
+    bio(make, "ga", 0.50, 0.07, bench="wmdp", rows=choices(known))
+    bio(make, "npo", 0.54, 0.07, bench="wmdp", rows=choices(more, 0.1001))
+    bio(make, "rmu", 0.54, 0.07, bench="wmdp", rows=pd.DataFrame({"task": [], "row": [], "cluster": []}))
+    (sheet,) = sheets("wmdp_table", make).values()
+    numbers = sheet.numbers[sheet.numbers["protocol"] == "published"].set_index(["metric", "method"])
+    of_bio = numbers.loc["bio_accuracy"]
+    assert of_bio["not_worse"].to_dict() == {"ga": True, "npo": False, "rmu": True}
+    assert of_bio["compared"].to_dict() == {"ga": None, "npo": "paired", "rmu": "unpaired"}
+    told = " ".join(sheet.notes)
+    assert "resampled; of several seeds the mean), for: bio, instruction KL" in told
+    assert "too few, for: bio of rmu (published), cyber, general, instruction KL of rmu (published)" in told
+
+
+def test_at_chance_a_method_that_is_paired_worse_is_as_good(make: Maker):
+    bio(make, "ga", 0.10, 0.03, bench="wmdp", rows=choices([1] * 20 + [0] * 180))
+    bio(make, "npo", 0.27, 0.03, bench="wmdp", rows=choices([1] * 54 + [0] * 146))
+    (sheet,) = sheets("wmdp_table", make).values()
+    (line,) = sheet.numbers[(sheet.numbers["method"] == "npo") & (sheet.numbers["metric"] == "bio_accuracy")].to_dict("records")
+    assert (line["compared"], line["not_worse"]) == ("paired", True)
+
+
 @pytest.mark.parametrize(
     ("one", "best", "worse"),
     [

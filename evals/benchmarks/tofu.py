@@ -32,7 +32,6 @@ from harness.interfaces import (
     Options,
     Row,
     Stage,
-    Subject,
     Task,
     Template,
     Variant,
@@ -372,14 +371,9 @@ class Tofu:
         self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
     ) -> Sequence[Difference]:
         """What methods differ by in utility, ROUGE and KL; see `harness.differences`."""
-        from evals._paired import differences
+        from evals._paired import of_rows
 
-        task = Task(self.name, self.version, "", (), {}, Template("rows"), {}, (), variant=variant)
-        subjects = {
-            method: [Subject(None, task, (), dict.fromkeys(("likelihood", "answers", "divergence"), rows)) for rows in of_seeds]
-            for method, of_seeds in measured.items()
-        }
-        return differences(subjects, COMPARED, against)
+        return of_rows(measured, COMPARED, variant, against)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""

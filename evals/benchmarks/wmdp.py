@@ -27,6 +27,7 @@ from harness.data import dataset_files, fingerprint, read_rows
 from harness.errors import UsageError, unknown
 from harness.interfaces import (
     EVALUATORS,
+    Difference,
     Evaluator,
     Example,
     ModelSource,
@@ -36,6 +37,7 @@ from harness.interfaces import (
     Stage,
     Task,
     Template,
+    Variant,
     benchmark,
 )
 from harness.models import CheckpointSource, read_sidecar
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MEASURED = ("multiple_choice", "alpaca_kl")
+COMPARED = (*(f"{name}_accuracy" for name in ("bio", "cyber", "chem", "neighbours", "general", "mmlu")), "alpaca_kl")
+"""What methods are compared in, row by row, where it was measured."""
 STAGES = {"wmdp": ("bio", "cyber"), "wmdp-bio": ("bio",), "wmdp-cyber": ("cyber",)}
 WINDOW = 512
 """Tokens of a window of the real corpora."""
@@ -143,6 +147,14 @@ class Wmdp:
     def evaluators(self) -> list[Evaluator]:
         """Accuracy on multiple-choice questions."""
         return [EVALUATORS.get(name) for name in MEASURED]
+
+    def differences(
+        self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
+    ) -> Sequence[Difference]:
+        """What methods differ by in accuracy and KL on instructions; see `harness.differences`."""
+        from evals._paired import of_rows
+
+        return of_rows(measured, COMPARED, variant, against)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """No log of another program can stand in for a model here.
