@@ -571,7 +571,7 @@ class Benchmark(Protocol):
     """A registered benchmark: its models, its data, what is measured.
 
     One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One that can
-    say what it can show has `power(task, recorded: Sequence[Mapping[str, DataFrame]]) -> Sequence[Measurement | Absent]`. One
+    say what it can show has `power(task, recorded: Sequence[DataFrame]) -> Sequence[Measurement | Absent]`. One
     whose metrics can be compared row by row has `differences(measured, variant, against) -> Sequence[Difference]`: `measured`
     is method → the recorded rows of each of its seeds, `against` the one method that the others are compared with, or None.
     """

@@ -360,12 +360,12 @@ class Tofu:
         """Forget quality, utility and its parts."""
         return [EVALUATORS.get(name) for name in MEASURED]
 
-    def power(self, task: Task, recorded: Sequence[Mapping[str, pd.DataFrame]]) -> Sequence[Measurement | Absent]:
+    def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
         """The smallest differences that can be shown; see `harness.power`."""
-        from evals._power import smallest_differences
+        from evals._power import forget_quality, smallest_differences
 
         metrics = ("model_utility", "retain_rouge", "forget_rouge", "retain_probability", "forget_probability")
-        return smallest_differences(task, recorded, metrics)
+        return [forget_quality(task), *smallest_differences(recorded, metrics, task.variant, "authors")]
 
     def differences(
         self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None

@@ -27,9 +27,11 @@ from harness.data import dataset_files, fingerprint, read_rows
 from harness.errors import UsageError, unknown
 from harness.interfaces import (
     EVALUATORS,
+    Absent,
     Difference,
     Evaluator,
     Example,
+    Measurement,
     ModelSource,
     Needed,
     Options,
@@ -147,6 +149,16 @@ class Wmdp:
     def evaluators(self) -> list[Evaluator]:
         """Accuracy on multiple-choice questions."""
         return [EVALUATORS.get(name) for name in MEASURED]
+
+    def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
+        """The smallest differences that can be shown; see `harness.power`."""
+        from evals._power import smallest_differences
+
+        metrics = [metric for metric in COMPARED if metric.removesuffix("_accuracy") in task.questions]
+        return [
+            *smallest_differences(recorded, metrics, task.variant, "groups of questions"),
+            *smallest_differences(recorded, ["alpaca_kl"], task.variant, "completions"),
+        ]
 
     def differences(
         self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
