@@ -538,6 +538,8 @@ class Evaluator:
     """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
     basis: Callable[[Task], Mapping[str, JSON]] = _no_basis
     """What its numbers rest on besides the task, as plain JSON for the run's hash: a judge's name, digests of its own data."""
+    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: ()
+    """What it holds besides the model that is measured, where that is more than any evaluator takes."""
 
     @property
     def asks(self) -> bool:
@@ -684,13 +686,14 @@ def evaluator(
     changes_model: bool = False,
     before: Callable[[Setting], None] = _nothing,
     basis: Callable[[Task], Mapping[str, JSON]] = _no_basis,
+    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: (),
 ) -> Callable[[Callable[[Subject], Sequence[Measurement | Absent]]], Callable[[Subject], Sequence[Measurement | Absent]]]:
     """Register the decorated function as an evaluator under its file's name."""
 
     def register(
         measure: Callable[[Subject], Sequence[Measurement | Absent]],
     ) -> Callable[[Subject], Sequence[Measurement | Absent]]:
-        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before, basis))
+        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before, basis, memory))
         return measure
 
     return register
