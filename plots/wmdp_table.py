@@ -204,15 +204,16 @@ def _compared(numbers: pd.DataFrame) -> list[str]:
 
     notes = []
     if len(paired):
-        columns = ", ".join(map(_plain, paired["metric"].unique()))
+        columns = ", ".join(_plain(metric) for metric in HEADINGS if metric in set(paired["metric"]))
         notes.append(
             "the difference is the paired one, on the same rows (whole groups of questions, or single answers, resampled; of "
             f"several seeds the mean), for: {columns}"
         )
     if len(unpaired):
+        columns = ", ".join(told(metric) for metric in HEADINGS if metric in set(unpaired["metric"]))
         notes.append(
             "where rows of both are not on record it is told from the two intervals as if they were independent (Zou and "
-            "Donner 2008), which marks rather too many than too few, for: " + ", ".join(map(told, unpaired["metric"].unique()))
+            f"Donner 2008), which marks rather too many than too few, for: {columns}"
         )
     return notes
 

@@ -334,9 +334,11 @@ def test_a_run_is_shown_by_the_beginning_of_its_name(harness: Harness, done: tup
 
 
 def test_a_list_of_runs_has_the_columns_that_some_run_fills(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from rich.console import Console
+
     from tests import records
 
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("harness.report.stdout", lambda: Console(width=120))
     wmdp = [records.number(f"{name}_accuracy", value) for name, value in (("bio", 0.2222), ("cyber", 0.6778), ("general", 0.9))]
     records.write(tmp_path, records.run(wmdp, spec={"bench": "wmdp", "method": "rmu"}))
     told = harness("list", "runs", "--results", tmp_path)

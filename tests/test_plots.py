@@ -532,7 +532,7 @@ def test_the_paired_difference_tells_what_two_intervals_cannot(make: Maker):
     numbers = sheet.numbers[sheet.numbers["protocol"] == "published"].set_index(["metric", "method"])
     of_bio = numbers.loc["bio_accuracy"]
     assert of_bio["not_worse"].to_dict() == {"ga": True, "npo": False, "rmu": True}
-    assert of_bio["compared"].to_dict() == {"ga": None, "npo": "paired", "rmu": "unpaired"}
+    assert of_bio["compared"].dropna().to_dict() == {"npo": "paired", "rmu": "unpaired"}
     told = " ".join(sheet.notes)
     assert "resampled; of several seeds the mean), for: bio, instruction KL" in told
     assert "too few, for: bio of rmu (published), cyber, general, instruction KL of rmu (published)" in told
@@ -675,6 +675,28 @@ def test_recovery_curves_are_those_of_the_records(make: Maker):
     drawn = [[*map(float, line.get_ydata())] for line in panels[1].lines]  # type: ignore[arg-type]
     assert [0.2, 0.4, 0.9] in drawn
     assert [1e-30, 0.9] in drawn, "the untouched model stands beside it"
+
+
+def test_scores_after_rounding_stand_beside_those_at_full_precision(make: Maker):
+    told = {"general_8_bit": 0.88, "general_4_bit": 0.8, "bio_8_bit": 0.35, "bio_4_bit": 0.6}
+    found: dict[str, Measurement | Absent] = {}
+    for name, value in told.items():
+        found |= interval(name, value, value - 0.1, value + 0.05, better="lower" if "bio" in name else "higher")
+    found |= interval("bio_accuracy", 0.3, 0.2, 0.4)
+    found["general_4_bit"] = Absent(metric="general_4_bit", reason="3 of 90 scores are not finite")
+    found["attack_start"] = Absent(metric="attack_start", reason="not measured here")
+    make("ga", ((0.2, 0.85),), found=found, bench="wmdp")
+    make("npo", ((0.2, 0.85),), found={**found, **interval("general_4_bit", 0.8, 0.7, 0.85)}, bench="wmdp")
+    made = FIGURES.get("attack").draw(select(make.store), options(make))
+    (drawing,) = [item for item in made.values() if not isinstance(item, Sheet)]
+    assert [axes.get_title() for axes in drawing.axes] == ["bio ↓", "general ↑"], "what is forgotten stands first"
+    assert [label.get_text() for label in drawing.axes[0].get_xticklabels()] == ["full", "8 bits", "4 bits"]
+    assert [0.3, 0.35, 0.6] in [[*map(float, line.get_ydata())] for line in drawing.axes[0].lines]  # type: ignore[arg-type]
+    (sheet,) = [item for item in made.values() if isinstance(item, Sheet)]
+    shown = sheet.shown.set_index(["questions", "method"])
+    assert shown.loc[("bio ↓", "ga"), "4 bits"] == "0.600 (0.500 to 0.650)"
+    assert shown.loc[("general ↑", "ga"), "4 bits"] == "absent"
+    assert "ga (published), general questions, 4 bits: absent: 3 of 90 scores are not finite." in sheet.notes
 
 
 def test_a_missing_step_of_an_attack_is_said(make: Maker):
