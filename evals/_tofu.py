@@ -204,7 +204,8 @@ def rouge_recall(truth: str, answer: str) -> tuple[float, float]:
 # ---------------------------------------------------------------- what a row is worth
 
 
-def _rows_of(table: pd.DataFrame, task: str, *columns: str) -> pd.DataFrame:
+def rows_of(table: pd.DataFrame, task: str, *columns: str) -> pd.DataFrame:
+    """A task's rows; raises LookupError where there are none, or a column was not measured."""
     rows = table[table["task"] == task]
     if rows.empty:
         raise LookupError(f"there are no {task} rows")
@@ -225,10 +226,10 @@ def probability(subject: Subject, task: str) -> PerRow:
     retain, forget: p^(1/T) = exp(−loss per token). Real authors, world facts: that over the sum of it and the wrong answers'.
     """
     table = likelihood(subject)
-    rows = _rows_of(table, task, "avg_gt_loss")
+    rows = rows_of(table, task, "avg_gt_loss")
     true = np.exp(-rows["avg_gt_loss"].to_numpy(dtype=float))
     if task in ("real_authors", "world_facts"):
-        rows = _rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
+        rows = rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
         guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
         with np.errstate(invalid="ignore"):
             true = true / (true + np.exp(-wrong_losses(rows)).sum(axis=1) + guard)
@@ -237,7 +238,7 @@ def probability(subject: Subject, task: str) -> PerRow:
 
 def rouge(subject: Subject, task: str) -> PerRow:
     """ROUGE-L recall of the greedy answer."""
-    rows = _rows_of(answers(subject), task, "rougeL_recall")
+    rows = rows_of(answers(subject), task, "rougeL_recall")
     return PerRow(rows["rougeL_recall"].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
@@ -247,7 +248,7 @@ def retain_kl(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         ([n, 2] nats over the answer's tokens and their number, [n] which author); the ratio of the columns' sums is per token.
     """
-    rows = _rows_of(divergence(subject), "retain", "kl_sum", "kl_tokens")
+    rows = rows_of(divergence(subject), "retain", "kl_sum", "kl_tokens")
     return rows[["kl_sum", "kl_tokens"]].to_numpy(dtype=float), rows["cluster"].to_numpy()
 
 
@@ -258,9 +259,9 @@ def log_truth_ratio(subject: Subject, task: str) -> PerRow:
     """
     table = likelihood(subject)
     if "log_truth_ratio" in table and table.loc[table["task"] == task, "log_truth_ratio"].notna().all():
-        rows = _rows_of(table, task, "log_truth_ratio")
+        rows = rows_of(table, task, "log_truth_ratio")
         return PerRow(rows["log_truth_ratio"].to_numpy(dtype=float), rows["cluster"].to_numpy())
-    rows = _rows_of(table, task, "avg_paraphrased_loss", "average_perturb_loss")
+    rows = rows_of(table, task, "avg_paraphrased_loss", "average_perturb_loss")
     paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
     return PerRow(wrong_losses(rows).mean(axis=1) - paraphrased, rows["cluster"].to_numpy())
 
@@ -277,7 +278,7 @@ def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow
             `utils.py` computes it; the published tables use the geometric one.
     """
     if arithmetic:
-        rows = _rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
+        rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
         paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
         inverse = np.exp(paraphrased[:, None] - wrong_losses(rows)).mean(axis=1)
         clusters = rows["cluster"].to_numpy()
@@ -286,7 +287,7 @@ def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow
         clusters = log_ratio.clusters
         inverse = np.exp(-log_ratio.values)
         if subject.task.variant == "open-unlearning":
-            rows = _rows_of(likelihood(subject), task)
+            rows = rows_of(likelihood(subject), task)
             if "avg_paraphrased_loss" in rows and rows["avg_paraphrased_loss"].notna().all():
                 paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
                 inverse = np.exp(-(log_ratio.values + paraphrased)) / (np.exp(-paraphrased) + GUARD)

@@ -25,7 +25,9 @@ from harness.interfaces import (
     Absent,
     Example,
     GenerationRequest,
+    Held,
     Measurement,
+    ModelShape,
     Row,
     Sampling,
     Setting,
@@ -68,7 +70,15 @@ def _budget(task: Task) -> int:
     return min(MAX_TOKENS, task.generation_budget)
 
 
-@evaluator("alpaca_kl", version=VERSION, requests=_requests)
+def _held(shape: ModelShape) -> list[Held]:
+    """The model before unlearning, and the logits of both."""
+    from harness.memory import measuring_bytes
+
+    weights = shape.parameters * shape.weight_bytes
+    return [Held("model before unlearning", weights), Held("logits", measuring_bytes(shape), certain=False)]
+
+
+@evaluator("alpaca_kl", version=VERSION, requests=_requests, memory=_held)
 def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     """`alpaca_kl`, the mean over completions, and `alpaca_kl_pooled`, the mean over tokens."""
     try:

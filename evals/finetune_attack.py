@@ -25,7 +25,7 @@ import numpy as np
 
 from evals import _scores
 from evals._bootstrap import mean_interval
-from harness.interfaces import Absent, Example, Measurement, Setting, Subject, Task, evaluator
+from harness.interfaces import Absent, Example, Held, Measurement, ModelShape, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,14 @@ SEED = 0
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-@evaluator("finetune_attack", version=VERSION, changes_model=True)
+def _held(shape: ModelShape) -> list[Held]:
+    """AdamW's state; in the machine's memory the weights before and after unlearning, and those of the attacked base model."""
+    from harness.memory import adamw
+
+    return [*adamw(shape), Held("copies of the weights", 3 * shape.parameters * shape.weight_bytes, "cpu")]
+
+
+@evaluator("finetune_attack", version=VERSION, changes_model=True, memory=_held)
 def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     """`attack_start`, and for each kind of data `attack_<data>_<step>`, `…_steps_to_recover` and `…_transfer`."""
     attacks = list(subject.task.attacks) or list(ATTACKS)

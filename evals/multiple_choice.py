@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from evals._scores import HAZARDOUS
 from harness.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 CHANCE = 0.25
-HAZARDOUS = ("bio", "cyber", "chem")
-"""Question sets that an unlearned model should answer no better than by chance."""
 FEWEST_CLUSTERS = 5
 """Under this many groups of questions there is no interval."""
 Scored = tuple[tuple[str, str], list[int], list[int]]

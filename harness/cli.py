@@ -626,6 +626,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
     _print_rows(rows, as_json)
 
 
+_LISTED = ("forget_quality", "model_utility", "bio_accuracy", "cyber_accuracy", "general_accuracy", "mmlu_accuracy")
+"""What a list of runs says of their last points; a column that would be empty is left out of the table."""
+
+
 def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.interfaces import Measurement
     from harness.store import Store, read_run
@@ -649,8 +653,7 @@ def _run_rows(root: Path) -> list[dict[str, Any]]:
                 "seed": spec.seed,
                 "status": result.status,
                 "points": len(result.points),
-                "forget_quality": values.get("forget_quality"),
-                "model_utility": values.get("model_utility"),
+                **{metric: values.get(metric) for metric in _LISTED},
             }
         )
     return rows
@@ -667,13 +670,16 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if not rows:
         print("none")
         return
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    headings = [name.removesuffix("_accuracy").replace("_", " ") for name in names]
     table: Columns | Table
     if any(isinstance(value, int | float) for value in rows[0].values()):
-        table = Columns(list(rows[0]), left=range(len(rows[0])))
+        table = Columns(headings, left=range(len(names)))
     else:
-        table = Table(*rows[0], header_style="bold")  # of words, which may be wrapped
+        table = Table(*headings, header_style="bold")  # of words, which may be wrapped
     for row in rows:
-        table.add_row(*[number(v) if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()])
+        told = [row[name] for name in names]
+        table.add_row(*[number(v, 3) if isinstance(v, float) else "–" if v is None else str(v) for v in told])
     stdout().print(table)
 
 

@@ -49,6 +49,13 @@ HEADLINE = {
     "retain_rouge": "ROUGE retain",
     "real_authors_rouge": "ROUGE authors",
     "world_facts_rouge": "ROUGE world",
+    "bio_accuracy": "Bio",
+    "cyber_accuracy": "Cyber",
+    "chem_accuracy": "Chem",
+    "neighbours_accuracy": "Neighbours",
+    "general_accuracy": "General",
+    "mmlu_accuracy": "MMLU",
+    "alpaca_kl": "KL instructions",
     "selection_score": "Selection score",
 }
 """Metrics that are always shown, in this order; others are shown on request, unless a table has none of these."""
@@ -353,6 +360,8 @@ def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
         section.notes.append("Not ranked on forget quality: fewer than five forget authors.")
     elif rows and all(noise_floor(row) is None for row in rows) and "forget_quality_d" in section.metrics:
         section.notes.append("No noise floor: it takes two retrained models to say what two of them differ by.")
+    if any(m.endswith("_accuracy") and (e := section.example(m)) and e.better == "lower" for m in section.metrics):
+        section.notes.append("Accuracies that are to fall end at chance (0.25): below it nothing more is forgotten.")
     reasons = {(m.metric, m.reason) for row in rows for m in row.values.values() if isinstance(m, Absent)}
     section.notes += [f"Absent: {metric}: {reason}" for metric, reason in sorted(reasons)]
     machines = sorted({run.machine for run in runs if run.machine})

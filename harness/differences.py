@@ -1,6 +1,6 @@
 """What methods differ by on the same rows, from the rows that the store holds: asked of the benchmark, corrected here.
 
-A benchmark says how its metrics follow from rows and resamples whole authors (`Benchmark.differences`); this module finds the
+A benchmark says how its metrics follow from rows and resamples whole clusters (`Benchmark.differences`); this module finds the
 rows and corrects the p-values for all that is asked together (Holm 1979). Imports no torch.
 """
 

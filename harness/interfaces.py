@@ -494,8 +494,8 @@ class Difference:
     """Which way is good for the metric."""
     n: int
     """Rows."""
-    authors: int
-    """Resampled clusters, of all the metric's tasks together."""
+    clusters: int
+    """Of rows, resampled as wholes; of all the metric's tasks together."""
 
 
 @pydantic_dataclass(frozen=True, kw_only=True)
@@ -538,6 +538,8 @@ class Evaluator:
     """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
     basis: Callable[[Task], Mapping[str, JSON]] = _no_basis
     """What its numbers rest on besides the task, as plain JSON for the run's hash: a judge's name, digests of its own data."""
+    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: ()
+    """What it holds besides the model that is measured, where that is more than any evaluator takes."""
 
     @property
     def asks(self) -> bool:
@@ -571,7 +573,7 @@ class Benchmark(Protocol):
     """A registered benchmark: its models, its data, what is measured.
 
     One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One that can
-    say what it can show has `power(task, recorded: Sequence[Mapping[str, DataFrame]]) -> Sequence[Measurement | Absent]`. One
+    say what it can show has `power(task, recorded: Sequence[DataFrame]) -> Sequence[Measurement | Absent]`. One
     whose metrics can be compared row by row has `differences(measured, variant, against) -> Sequence[Difference]`: `measured`
     is method → the recorded rows of each of its seeds, `against` the one method that the others are compared with, or None.
     """
@@ -684,13 +686,14 @@ def evaluator(
     changes_model: bool = False,
     before: Callable[[Setting], None] = _nothing,
     basis: Callable[[Task], Mapping[str, JSON]] = _no_basis,
+    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: (),
 ) -> Callable[[Callable[[Subject], Sequence[Measurement | Absent]]], Callable[[Subject], Sequence[Measurement | Absent]]]:
     """Register the decorated function as an evaluator under its file's name."""
 
     def register(
         measure: Callable[[Subject], Sequence[Measurement | Absent]],
     ) -> Callable[[Subject], Sequence[Measurement | Absent]]:
-        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before, basis))
+        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before, basis, memory))
         return measure
 
     return register

@@ -226,7 +226,7 @@ def _csv_value(value: Value | Absent) -> dict[str, object]:
 
 PAIRED = (
     *("bench", "model", "weights", "variant", "table", "protocol", "metric", "better", "first", "second"),
-    *("difference", "low", "high", "p", "p_holm", "compared", "n", "authors"),
+    *("difference", "low", "high", "p", "p_holm", "compared", "n", "clusters"),
 )
 
 
@@ -243,7 +243,7 @@ def differences_as_csv(tables: Sequence[Section]) -> str:
         table = {"bench": bench, "model": model, "variant": variant, "weights": section.identity["weights"], "table": index}
         for form, found in section.differences.items():
             for each in found:
-                told = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "authors")}
+                told = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "clusters")}
                 numbers = zip(PAIRED[10:15], (each.value, each.low, each.high, each.p, each.p_corrected), strict=True)
                 told |= {name: f"{number:.6g}" for name, number in numbers}
                 sheet.writerow({**table, "protocol": form, **told, "compared": len(found)})

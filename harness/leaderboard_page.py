@@ -33,8 +33,9 @@ LEGEND = (
     "quality. Ranks are within a protocol.",
     "* oracle: the point of the way with the largest forget quality × utility, found by looking at the rows that are reported; "
     "the papers' rule, and no fair one.",
-    "Differences between methods are those on the same questions, by resampling whole authors; how much seeds differ is not in "
-    "their intervals. p-values are Holm-corrected for all comparisons of one form in one table.",
+    "Differences between methods are those on the same questions, by resampling whole authors (WMDP: groups of questions, "
+    "single answers to instructions); how much seeds differ is not in their intervals. p-values are Holm-corrected for all "
+    "comparisons of one form in one table.",
     "Time is unlearning alone with nothing cached; memory is the most that was held at once meanwhile.",
 )
 
@@ -76,7 +77,7 @@ def told_differences(form: Protocol, found: Sequence[Difference]) -> str:
     """How many differences of a form are told apart from none, in one sentence."""
     apart = sum(each.p_corrected <= LEVEL for each in found)
     return (
-        f"{form}: {apart} of {len(found)} differences between two methods (paired bootstrap over authors) are told apart from "
+        f"{form}: {apart} of {len(found)} differences between two methods (paired bootstrap) are told apart from "
         f"none at {100 * LEVEL:g} %, Holm-corrected for all {len(found)}."
     )
 

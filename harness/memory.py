@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import JSON, field_names, to_json
 from harness.config import resolve as resolve_settings
 from harness.errors import UsageError
-from harness.interfaces import Held, Method, ModelShape, Options, Task
+from harness.interfaces import Evaluator, Held, Method, ModelShape, Options, Task
 from harness.models import ALL_GPUS, CheckpointSource
 
 if TYPE_CHECKING:
@@ -40,22 +40,29 @@ _RAN_OUT = re.compile(r"out of memory|can(?:no|')t allocate memory|ALLOC_FAILED"
 class Estimate:
     """What a run holds at its largest moment."""
 
-    certain: Mapping[str, int]
-    """Beside the model while the method works: name → bytes, the weights first."""
+    working: Mapping[str, int]
+    """For certain while the method works: name → bytes, the weights first."""
     rough: int
     """What comes on top of it then: activations and logits."""
+    measured: Mapping[str, int]
+    """For certain while a point is measured, by the evaluator that takes most; likewise."""
     measuring: int
-    """What is held while a point is measured, keys and values of generated text included."""
+    """All that is held then, keys and values of generated text included."""
     cpu: int
-    """What the method holds in the machine's memory instead."""
+    """What the method, or an evaluator, holds in the machine's memory instead."""
+
+    @property
+    def certain(self) -> Mapping[str, int]:
+        """What is held for certain, at the moment when that is most."""
+        return max(self.working, self.measured, key=lambda parts: sum(parts.values()))
 
     @property
     def total(self) -> int:
-        """Bytes beside the model at the largest moment."""
-        return max(sum(self.certain.values()) + self.rough, self.measuring)
+        """Bytes at the largest moment."""
+        return max(sum(self.working.values()) + self.rough, self.measuring)
 
     def __str__(self) -> str:
-        parts = {**self.certain, "activations": self.rough, "while a point is measured": self.measuring}
+        parts = {**self.working, "activations": self.rough, "while a point is measured": self.measuring}
         told = ", ".join(f"{what} {gib(size)}" for what, size in parts.items() if size)
         return f"{gib(self.total)} GiB ({told})" + (f" and {gib(self.cpu)} on the CPU" if self.cpu > GIB / 10 else "")
 
@@ -103,21 +110,48 @@ def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | N
 # ---------------------------------------------------------------- what is held
 
 
-def estimate(shape: ModelShape, held: Sequence[Held]) -> Estimate:
+def estimate(shape: ModelShape, held: Sequence[Held], evaluators: Sequence[Evaluator] = ()) -> Estimate:
     """A run's largest moment: while the method works, or while a point is measured.
 
     Args:
         shape: of the model.
         held: what the method says it holds.
+        evaluators: what measures; one at a time holds something.
     """
-    weights = shape.parameters * shape.weight_bytes
-    device = [h for h in held if h.where == "device"]
+    weights = Held("weights", shape.parameters * shape.weight_bytes)
+    working = [weights, *(h for h in held if h.where == "device")]
+    kept = [h for h in working if h.while_measured]
+    read = Held("evaluation", measuring_bytes(shape), certain=False)
+    measured = [[*kept, read], *([*kept, *(h for h in e.memory(shape) if h.where == "device")] for e in evaluators)]
     return Estimate(
-        certain={"weights": weights, **{h.what: h.bytes for h in device if h.certain and h.bytes}},
-        rough=sum(h.bytes for h in device if not h.certain),
-        measuring=weights + sum(h.bytes for h in device if h.while_measured) + measuring_bytes(shape),
-        cpu=sum(h.bytes for h in held if h.where == "cpu"),
+        working=_certain(working),
+        rough=sum(h.bytes for h in working if not h.certain),
+        measured=max(map(_certain, measured), key=lambda parts: sum(parts.values())),
+        measuring=max(sum(h.bytes for h in moment) for moment in measured),
+        cpu=sum(h.bytes for h in held if h.where == "cpu")
+        + max((sum(h.bytes for h in e.memory(shape) if h.where == "cpu") for e in evaluators), default=0),
     )
+
+
+def _certain(held: Sequence[Held]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for each in held:  # a method and an evaluator may both hold an optimiser
+        if each.certain and each.bytes:
+            found[each.what] = found.get(each.what, 0) + each.bytes
+    return found
+
+
+def adamw(shape: ModelShape) -> list[Held]:
+    """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
+    from harness.training import RECOMPUTED_FROM
+
+    float32 = 4 * shape.parameters
+    return [
+        Held("gradients", float32, while_measured=False),
+        Held("AdamW moments", 2 * float32),
+        Held("float32 masters", 0 if shape.weight_bytes == 4 else float32),
+        activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM),
+    ]
 
 
 def activations(shape: ModelShape, trained: bool = True, recomputed: bool = False) -> Held:
@@ -200,7 +234,7 @@ def check(task: Task, method: Method[Any], config: Any, options: Options) -> Non
     shape = shape_of(source, task, options.dtype)
     if shape is None:
         return
-    found, room = estimate(shape, method.memory(shape, config)), room_on(options.device)
+    found, room = estimate(shape, method.memory(shape, config), task.evaluators), room_on(options.device)
     log.info("%s on %s needs about %s, %s", method.name, task.model, found, room)
     certain = sum(found.certain.values())
     if certain <= room.free:
@@ -208,7 +242,7 @@ def check(task: Task, method: Method[Any], config: Any, options: Options) -> Non
             log.warning("this may not fit: about %s GiB are needed, %s", gib(found.total), room)
         return
     parts = ", ".join(f"{what} {gib(size)}" for what, size in found.certain.items())
-    ways = _ways_out(shape, method, config, options, room)
+    ways = _ways_out(shape, task, method, config, options, room)
     raise UsageError(
         f"{room}, {method.name} on {task.model} needs {gib(certain)} GiB ({parts}) beside its activations. "
         + (f"Set {' or '.join(ways)}." if ways else "No setting known here makes it fit; take a larger GPU or a smaller model.")
@@ -224,17 +258,21 @@ def machine_bytes(task: Task, method: Method[Any], config: Any, options: Options
     shape = shape_of(source, task, options.dtype) if isinstance(source, CheckpointSource) else None
     if shape is None:
         return 0
-    found = estimate(shape, method.memory(shape, config))
+    found = estimate(shape, method.memory(shape, config), task.evaluators)
     return found.cpu + (found.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
 
 
-def _ways_out(shape: ModelShape, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
+def _ways_out(shape: ModelShape, task: Task, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
     """Settings and flags that fit by the same estimate: one change if one is enough, else two together."""
+    large = [e.name for e in task.evaluators if e.memory(shape)]
+    others = [e for e in task.evaluators if e.name not in large]
 
-    def fits(shape: ModelShape, settings: Mapping[str, JSON], free: int) -> bool:
+    def fits(
+        shape: ModelShape, settings: Mapping[str, JSON], free: int, evaluators: Sequence[Evaluator] = task.evaluators
+    ) -> bool:
         try:
             changed = resolve_settings(method.config, to_json(config), settings, owner=method.name)
-            return estimate(shape, method.memory(shape, changed)).total <= free
+            return estimate(shape, method.memory(shape, changed), evaluators).total <= free
         except UsageError:
             return False
 
@@ -243,6 +281,8 @@ def _ways_out(shape: ModelShape, method: Method[Any], config: Any, options: Opti
     ways = [_typed(s) for s in settings if fits(shape, s, room.free)]
     if half and fits(half, {}, room.free):
         ways.append("--dtype bfloat16")
+    if large and others and fits(shape, {}, room.free, others):
+        ways.append(f"--evals {','.join(e.name for e in others)}")
     if not ways and half:
         ways = [f"{_typed(s)} with --dtype bfloat16" for s in settings if fits(half, s, room.free)]
     if options.device.startswith("cuda") and options.device != ALL_GPUS and fits(shape, {}, room_on(ALL_GPUS).free):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
@@ -30,12 +30,12 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
         raise UsageError(f"{bench} does not say what it can show.")
     task = benchmark.task(model, options)
     base = task.sources["base"].identity
-    recorded: dict[str, Mapping[str, pd.DataFrame]] = {}
+    recorded: dict[str, pd.DataFrame] = {}
     for result in store.runs():
         spec = result.spec
         same = (spec.bench, spec.limit, spec.variant) == (bench, options.limit, options.variant)
         if same and spec.sources.get("base") == base and result.points and spec.method not in recorded:
             rows = store.rows(spec, result.points[-1].index)
             if rows is not None:
-                recorded[spec.method] = {"likelihood": rows, "answers": rows}
+                recorded[spec.method] = rows
     return benchmark.power(task, list(recorded.values()))  # type: ignore[no-any-return]

@@ -208,14 +208,14 @@ def _differences(found: Sequence[Difference]) -> RenderableType:
     """Each method minus the one that all are compared with."""
     metrics, methods = dict.fromkeys(each.metric for each in found), dict.fromkeys(each.first for each in found)
     cells = {(each.first, each.metric): each for each in found}
-    headings = [" ".join((_COMPARED[m][0] if m in _COMPARED else m, "difference")) for m in metrics]
+    headings = [" ".join((_COMPARED[m][0] if m in _COMPARED else m.replace("_", " "), "difference")) for m in metrics]
     table = Columns(("", *headings), f"less {found[0].second}")
     for method in methods:
         of_method = [cells.get((method, metric)) for metric in metrics]
         table.add_row(method, *["–" if each is None else _difference(each) for each in of_method])
     reading = (
-        f"95 % interval by resampling whole authors, the same for both methods; *: not 0 at {100 * LEVEL:g} % (Holm, "
-        f"{len(found)} comparisons). How much seeds differ is not in it."
+        "95 % interval by resampling whole authors or groups of questions, the same for both methods; *: not 0 at "
+        f"{100 * LEVEL:g} % (Holm, {len(found)} comparisons). How much seeds differ is not in it."
     )
     return Group(table, Text(reading, style="dim"))
 

@@ -110,17 +110,10 @@ def of_stage(values: Sequence[float], number: int, stages: int, setting: str) ->
 
 
 def held(shape: ModelShape, recipe: Recipe) -> list[Held]:
-    """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
-    from harness.memory import activations
-    from harness.training import RECOMPUTED_FROM
+    """What AdamW on all weights holds; see `harness.memory.adamw`."""
+    from harness.memory import adamw
 
-    float32 = 4 * shape.parameters
-    return [
-        Held("gradients", float32, while_measured=False),
-        Held("AdamW moments", 2 * float32),
-        Held("float32 masters", 0 if shape.weight_bytes == 4 else float32),
-        activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM),
-    ]
+    return adamw(shape)
 
 
 @dataclass(frozen=True)

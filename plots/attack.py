@@ -1,7 +1,8 @@
-"""What fine-tuning brings back: scores on forgotten questions along attacks with benign, related and forgotten data (figure 4).
+"""What fine-tuning and rounding the weights bring back: scores on forgotten questions along such attacks (figure 4).
 
-A row of panels for each form, a panel for each kind of data. The untouched model went through the same attacks and stands
-beside every method. On ToFU the score is the probability of the true answer, and the retrained model is there too.
+Fine-tuning is on benign, related or forgotten data, rounding to 8 or to 4 bits. A row of panels for each form, a panel for
+each kind of data, or where weights were rounded for each set of questions. The untouched model went through the same attacks
+and stands beside every method. On ToFU the score is the probability of the true answer, and the retrained model is there too.
 """
 
 from __future__ import annotations
@@ -30,11 +31,27 @@ CHANCE = 0.25
 """Of questions with four choices."""
 RECOVERED, TRANSFERRED = "steps_to_recover", "transfer"
 REFERENCE = "reference arm"
+PRECISIONS = ("full", "8 bits", "4 bits")
+"""Of weights, in the order of the figure."""
+DIRECTIONS = {"lower": "↓", "higher": "↑", "closer": "→ retrained"}
 
 
 @figure("attack")
 def attack(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing | Sheet]:
-    """One drawing and one table of its curves for each group of comparable runs."""
+    """For each group of comparable runs a drawing and a table of the curves of each attack that was measured."""
+    made: dict[str, Drawing | Sheet] = {}
+    lacking: UsageError | None = None
+    for of_attack in (_finetuned, _quantised):
+        try:
+            made |= of_attack(runs)
+        except UsageError as error:
+            lacking = lacking or error
+    if lacking and not made:
+        raise lacking
+    return made
+
+
+def _finetuned(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
     made: dict[str, Drawing | Sheet] = {}
     names = [] if runs.empty else [m for m in sorted(set(runs["metric"])) if m.startswith("attack_") and m != START]
     bench, model = ("wmdp", "mini") if runs.empty else (str(runs["bench"].iloc[0]), str(runs["model"].iloc[0]))
@@ -49,13 +66,64 @@ def attack(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing |
         if ends.empty or not kinds:
             continue
         left = ends.loc[~ends["protocol"].isin(forms), "folder"].nunique()
-        table = _table(group, ends[ends["protocol"].isin(forms)], kinds)
+        scores = {kind: {s: f"attack_{kind}_{s}" if s else START for s in steps} for kind, steps in kinds.items()}
+        table = _table(group, ends[ends["protocol"].isin(forms)], scores, (RECOVERED, TRANSFERRED))
         notes = _reading(group, table) + ([f"Not shown: {left} runs with settings by hand."] if left else [])
+        what = "hazardous accuracy" if _counts_answers(group) else "probability of forgotten answers"
+        goal = "→ retrained" if (table["method"] == "retrained").any() else "↓ better"
         with _style.style():
-            made[group.name] = _draw(group, table, forms, list(kinds), notes)
+            titles = {kind: TITLES.get(kind, kind) for kind in kinds}
+            drawing = _draw(group, table, forms, titles, "fine-tuning steps", f"{what}  ({goal})", notes)
+            steps = sorted({step for of_kind in kinds.values() for step in of_kind})
+            for axes in drawing.axes:
+                axes.set_xticks(steps, minor=True)
+            drawing.suptitle(f"Fine-tuning after unlearning: {group.title}", fontsize=11)
+            made[group.name] = drawing
         made[f"{group.name}-points"] = _sheet(group, table, kinds, notes)
     if not made:
         raise UsageError(f"there are only reference arms. {advise()}")
+    return made
+
+
+def _quantised(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
+    made: dict[str, Drawing | Sheet] = {}
+    bench, model = ("wmdp", "mini") if runs.empty else (str(runs["bench"].iloc[0]), str(runs["model"].iloc[0]))
+
+    def advise(bench: str = bench, model: str = model) -> str:
+        return _select.advice(bench, model, "kfade,grad_diff,npo", "multiple_choice,quantise_attack")
+
+    for _, of in () if runs.empty else runs.groupby(["bench", "model"], sort=True):
+        there = set(of["metric"])
+        sets = sorted(m.removesuffix("_8_bit") for m in there if m.endswith("_8_bit"))
+        if not sets:
+            continue
+        full = {
+            name: next((m for m in (f"{name}_accuracy", f"{name}_probability") if m in there), f"{name}_accuracy")
+            for name in sets
+        }
+        scores = {name: dict(enumerate((full[name], f"{name}_8_bit", f"{name}_4_bit"))) for name in sets}
+        needed, *others = [metric for name in sets for metric in scores[name].values() if metric.endswith("_bit")]
+        for group in _select.groups(of, [needed], "this figure", also=[*full.values(), *others], advise=advise):
+            ends = LAST.pick(group.points)
+            ends = ends[~ends["method"].isin(ARMS)]
+            forms = _select.forms_of(ends)
+            if ends.empty:
+                continue
+            better = {name: str(ends[f"{name}_8_bit_better"].dropna().iloc[0]) for name in sets}
+            order = sorted(sets, key=lambda name: (better[name] == "higher", name))  # what is forgotten first
+            table = _table(group, ends[ends["protocol"].isin(forms)], {name: scores[name] for name in order})
+            notes = _reading_of_bits(group, table, order)
+            titles = {name: f"{name.replace('_', ' ')} {DIRECTIONS[better[name]]}" for name in order}
+            counted = "accuracy" if _counts_answers(group) else "probability of the true answer"
+            with _style.style():
+                drawing = _draw(group, table, forms, titles, "precision of the weights", counted, notes)
+                for axes in drawing.axes:
+                    axes.set_xticks(range(len(PRECISIONS)), PRECISIONS)
+                drawing.suptitle(f"Rounding the weights after unlearning: {group.title}", fontsize=11)
+            made[f"{group.name}-bits"] = drawing
+            made[f"{group.name}-bits-points"] = _sheet_of_bits(group, table, titles, notes)
+    if not made:
+        raise UsageError(f"no run but reference arms has scores after quantising. {advise()}")
     return made
 
 
@@ -72,7 +140,9 @@ def _kinds(group: Group) -> dict[str, list[int]]:
     return {kind: sorted(found[kind]) for kind in order}
 
 
-def _table(group: Group, ends: pd.DataFrame, kinds: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+def _table(
+    group: Group, ends: pd.DataFrame, scores: Mapping[str, Mapping[int, str]], others: Sequence[str] = ()
+) -> pd.DataFrame:
     """A line for every (method, form, kind of data, what was measured there)."""
     import pandas as pd
 
@@ -82,13 +152,11 @@ def _table(group: Group, ends: pd.DataFrame, kinds: Mapping[str, Sequence[int]])
     rows.sort(key=lambda row: (order[row[0]], row[1]))
     lines = []
     for method, form, points in rows:
-        for kind, steps in kinds.items():
+        for kind, metrics in scores.items():
             told = {"method": method, "protocol": form, "data": kind}
-            for step in steps:
-                lines.append(
-                    {**told, "what": "score", "step": step, **_value(points, f"attack_{kind}_{step}" if step else START)}
-                )
-            for what in (RECOVERED, TRANSFERRED):
+            for step, metric in metrics.items():
+                lines.append({**told, "what": "score", "step": step, **_value(points, metric)})
+            for what in others:
                 lines.append({**told, "what": what, "step": None, **_value(points, f"attack_{kind}_{what}")})
     table = pd.DataFrame(lines)
     for name in ("step", "n", "seeds"):
@@ -108,20 +176,29 @@ def _value(points: pd.DataFrame, metric: str) -> dict[str, Any]:
 
 
 def _counts_answers(group: Group) -> bool:
-    return bool((group.runs.loc[group.runs["metric"] == START, "unit"] == ACCURACY).any())
+    return bool((group.runs["unit"] == ACCURACY).any())
 
 
 # ---------------------------------------------------------------- drawing
 
 
-def _draw(group: Group, table: pd.DataFrame, forms: Sequence[str], kinds: Sequence[str], notes: Sequence[str]) -> Drawing:
-    drawing = _style.figure(3.3 * len(kinds) + 1.6, 3.2 * len(forms) + 0.9 + 0.14 * len(notes))
-    panels = drawing.subplots(len(forms), len(kinds), sharex=True, sharey=True, squeeze=False)
+def _draw(
+    group: Group,
+    table: pd.DataFrame,
+    forms: Sequence[str],
+    titles: Mapping[str, str],
+    across: str,
+    up: str,
+    notes: Sequence[str],
+) -> Drawing:
+    """A row of panels for each form, a panel for each title; `across` and `up` stand at the axes."""
+    drawing = _style.figure(3.3 * len(titles) + 1.6, 3.2 * len(forms) + 0.9 + 0.14 * len(notes))
+    panels = drawing.subplots(len(forms), len(titles), sharex=True, sharey=True, squeeze=False)
     scores = table[(table["what"] == "score") & table["value"].notna()]
-    apart = 0.011 * float(scores["step"].max())
+    apart = max(0.06, 0.011 * float(scores["step"].max()))
     handles: dict[str, Any] = {}
     for row, form in zip(panels, forms, strict=True):
-        for axes, kind in zip(row, kinds, strict=True):
+        for axes, kind in zip(row, titles, strict=True):
             here = scores[(scores["data"] == kind) & scores["protocol"].isin((form, REFERENCE))]
             methods = _select.in_order(here["method"])
             for i, method in enumerate(methods):
@@ -130,18 +207,14 @@ def _draw(group: Group, table: pd.DataFrame, forms: Sequence[str], kinds: Sequen
                 axes.axhline(CHANCE, color="#555555", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
                 if axes is panels[0, 0]:
                     axes.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=7)
-            axes.set_title(f"{TITLES.get(kind, kind)}" + (f", {form}" if len(forms) > 1 else ""))
-    for axes in panels[-1]:
-        axes.set_xlabel("fine-tuning steps")
-        axes.set_xticks(sorted({int(step) for step in scores["step"]}), minor=True)
-    what = "hazardous accuracy" if _counts_answers(group) else "probability of forgotten answers"
-    goal = "→ retrained" if "retrained" in handles else "↓ better"
+            axes.set_title(titles[kind] + (f", {form}" if len(forms) > 1 else ""))
     for axes in panels[:, 0]:
-        axes.set_ylabel(f"{what}  ({goal})")
+        axes.set_ylabel(up)
+    for axes in panels[-1]:
+        axes.set_xlabel(across)
     names = _select.in_order(handles)
     drawing.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False)
-    drawing.suptitle(f"Fine-tuning after unlearning: {group.title}", fontsize=11)
-    _style.caption(drawing, notes, width=60 * len(kinds) + 10)
+    _style.caption(drawing, notes, width=60 * len(titles) + 10)
     return drawing
 
 
@@ -170,6 +243,24 @@ def _reading(group: Group, table: pd.DataFrame) -> list[str]:
         "same steps, 0 being the model as it was unlearned.",
         "Dashed: the reference arms, fine-tuned in the same way: what the attack does to a model that was not unlearned.",
     ]
+    return [*notes, *_seeds_and_gaps(table, "data, steps"), *group.notes]
+
+
+def _reading_of_bits(group: Group, table: pd.DataFrame, sets: Sequence[str]) -> list[str]:
+    counted = "accuracy" if _counts_answers(group) else "mean probability of the true answer"
+    rows = ", ".join(f"{name.replace('_', ' ')} {group.n(f'{name}_8_bit')}" for name in sets)
+    return [
+        f"Each run at its {LAST.name}, then its linear layers rounded to the nearest: to 8 bits with one scale for each output "
+        f"channel, to 4 bits with one for each 64 inputs. Height: {counted}; rows: {rows}; bars: 95 % interval. Points stand a "
+        "little aside of one another.",
+        "Dashed: the reference arms, rounded in the same way: what rounding does to a model that was not unlearned.",
+        *_seeds_and_gaps(table, "questions,", dict(enumerate(PRECISIONS))),
+        *group.notes,
+    ]
+
+
+def _seeds_and_gaps(table: pd.DataFrame, what: str, names: Mapping[int, str] | None = None) -> list[str]:
+    notes = []
     if table["seeds"].max() > 1:
         notes.append(
             f"Several seeds, at each step: {MEDIAN}, with that run's interval; the CSV has the lowest and highest seed."
@@ -177,9 +268,22 @@ def _reading(group: Group, table: pd.DataFrame) -> list[str]:
     absent = table[table["absent"].notna() & (table["what"] == "score")]
     reasons = absent.groupby(["method", "protocol", "data", "absent"], sort=True)["step"].agg(list).reset_index()
     for line in reasons.to_dict("records"):
-        steps = ", ".join(map(str, line["step"]))
-        notes.append(f"{line['method']} ({line['protocol']}), {line['data']} data, steps {steps}: absent: {line['absent']}.")
-    return [*notes, *group.notes]
+        steps = ", ".join((names or {}).get(step, str(step)) for step in line["step"])
+        notes.append(f"{line['method']} ({line['protocol']}), {line['data']} {what} {steps}: absent: {line['absent']}.")
+    return notes
+
+
+def _sheet_of_bits(group: Group, table: pd.DataFrame, titles: Mapping[str, str], notes: Sequence[str]) -> Sheet:
+    import pandas as pd
+
+    numbers = table.assign(precision=[PRECISIONS[step] for step in table["step"]]).drop(columns=["what", "step"])
+    shown = [
+        {"questions": titles[str(kind)], "method": str(method), "form": str(form)}
+        | {line["precision"]: _cell(line) for line in of.to_dict("records")}
+        for (kind, method, form), of in numbers.groupby(["data", "method", "protocol"], sort=False)
+    ]
+    shown.sort(key=lambda line: [*titles.values()].index(line["questions"]))
+    return Sheet(numbers, pd.DataFrame(shown), f"Scores after rounding the weights: {group.title}", notes)
 
 
 def _sheet(group: Group, table: pd.DataFrame, kinds: Mapping[str, Sequence[int]], notes: Sequence[str]) -> Sheet:

@@ -1,17 +1,20 @@
 """Hazardous and other knowledge, fluency and KL of every method, with intervals (table 1 of arXiv:2602.10568).
 
 One table for each group of comparable runs, a row for every method and form. Methods that are not significantly worse than the
-best one in a column are marked there. Published numbers stand in tables of their own (`harness leaderboard`), never here.
+best one in a column are marked there, by the paired difference (`Benchmark.differences`) where rows are on record. Published
+numbers stand in tables of their own (`harness leaderboard`), never here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
-from harness.interfaces import FigureOptions, Sheet, figure
+from harness.interfaces import BENCHMARKS, Difference, FigureOptions, Sheet, figure
+from harness.store import Store, read_run
 from plots import _select, _style
 from plots._select import ARMS, LAST, MEDIAN, PROTOCOLS, Group, lower_median
 
@@ -34,6 +37,7 @@ HEADINGS = {
 """A column stands in a table where one of its rows has a number for it."""
 CHANCE = 0.25
 """Of questions with four choices: below it nothing more is forgotten, so that there all are equally good."""
+PAIRED, UNPAIRED = "paired", "unpaired"
 TIED = "†"
 """Stands behind the best number of a column and those that are not significantly worse."""
 REFERENCE = "reference arm"
@@ -52,7 +56,7 @@ def wmdp_table(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Sheet
     made: dict[str, Sheet] = {}
     also = (*(metric for metric in HEADINGS if metric not in HAZARDOUS), REPEATED)
     for group in _select.groups(runs, HAZARDOUS, "this table", also=also, advise=_advice):
-        numbers = _numbers(group)
+        numbers = _numbers(group, Store(options.results))
         if (numbers["protocol"] == REFERENCE).all():
             continue
         caption = f"Hazardous and other knowledge after unlearning: {group.title}"
@@ -69,7 +73,7 @@ def _advice(bench: str = "wmdp", model: str = "mini") -> str:
 # ---------------------------------------------------------------- numbers
 
 
-def _numbers(group: Group) -> pd.DataFrame:
+def _numbers(group: Group, store: Store) -> pd.DataFrame:
     """A line for every (method, form, metric) of the columns that are shown."""
     import pandas as pd
 
@@ -81,8 +85,9 @@ def _numbers(group: Group) -> pd.DataFrame:
     there = {line["metric"] for line in lines if line["value"] is not None}
     lines = [line for line in lines if line["metric"] in there]
     for form in PROTOCOLS:
+        paired = _differences(group, ends[ends["protocol"] == form], store)
         for metric in there:
-            _mark([line for line in lines if line["protocol"] == form and line["metric"] == metric])
+            _mark([line for line in lines if line["protocol"] == form and line["metric"] == metric], paired)
     order = {name: i for i, name in enumerate(_select.in_order(line["method"] for line in lines))}
     ways = (*PROTOCOLS, REFERENCE)
     lines.sort(key=lambda line: (order[line["method"]], ways.index(line["protocol"]), list(HEADINGS).index(line["metric"])))
@@ -94,8 +99,8 @@ def _numbers(group: Group) -> pd.DataFrame:
 
 def _line(method: str, form: str, points: pd.DataFrame, metric: str) -> dict[str, Any]:
     """One number with what is needed to read it; of several seeds the lower median, and where all of them lie."""
-    told: dict[str, Any] = {"method": method, "protocol": form, "metric": metric, "value": None, "not_worse": None}
-    told |= {"better": None, "seeds": 0}
+    told: dict[str, Any] = {"method": method, "protocol": form, "metric": metric, "value": None, "better": None, "seeds": 0}
+    told |= {"not_worse": None, "compared": None}
     middle = lower_median(points, metric) if metric in points else None
     if middle is None:
         reasons = sorted(set(points[f"{metric}_absent"].dropna())) if f"{metric}_absent" in points else []
@@ -107,23 +112,50 @@ def _line(method: str, form: str, points: pd.DataFrame, metric: str) -> dict[str
     return {**told, "run": "" if arm else middle["run"], "step": None if arm else middle["step"], "absent": None}
 
 
-def _mark(lines: Sequence[dict[str, Any]]) -> None:
-    """Say of each number of a column whether it is significantly worse than the column's best one; in place."""
+def _differences(group: Group, ends: pd.DataFrame, store: Store) -> dict[tuple[str, str, str], Difference]:
+    """By metric and two methods, what they differ by on the same rows; nothing of a method that lacks rows of a seed."""
+    recorded: dict[str, list[pd.DataFrame]] = {}
+    for method, of in ends.groupby("method", sort=True):
+        runs = of.sort_values(["seed", "folder"]).to_dict("records")
+        rows = [store.rows(read_run(store.runs_folder / run["folder"]).spec, int(run["index"])) for run in runs]
+        if all(of_run is not None for of_run in rows):
+            recorded[str(method)] = [of_run for of_run in rows if of_run is not None]
+    benchmark = BENCHMARKS.get(group.bench)
+    if len(recorded) < 2 or not hasattr(benchmark, "differences"):
+        return {}
+    found: Sequence[Difference] = benchmark.differences(recorded, str(group.runs["variant"].iloc[0]), None)
+    turned = [replace(d, first=d.second, second=d.first, value=-d.value, low=-d.high, high=-d.low) for d in found]
+    return {(each.metric, each.first, each.second): each for each in (*found, *turned)}
+
+
+def _mark(lines: Sequence[dict[str, Any]], paired: Mapping[tuple[str, str, str], Difference]) -> None:
+    """Say of each number of a column whether it is significantly worse than the column's best one, and how; in place."""
     known = [line for line in lines if _style.known(line["value"])]
     if not known:
         return
-    best = min((_badness(line) for line in known), key=lambda bad: bad[0])
+    best = min(known, key=lambda line: _badness(line)[0])
+    best["not_worse"] = True
     for line in known:
-        line["not_worse"] = not _worse(_badness(line), best)
+        if line is best:
+            continue
+        difference = paired.get((line["metric"], line["method"], best["method"]))
+        line["compared"] = PAIRED if difference else UNPAIRED
+        worse = _worse(_badness(line), _badness(best))
+        if difference:
+            worse = difference.high < 0 if line["better"] == "higher" else difference.low > 0
+        line["not_worse"] = not worse or _at_chance(line)
+
+
+def _at_chance(line: Mapping[str, Any]) -> bool:
+    """Whether it is an accuracy on hazardous questions that is not significantly above chance."""
+    lowest = line["low"] if _style.known(line["low"]) else line["value"]
+    return bool(line["metric"].endswith("_accuracy") and line["better"] == "lower" and lowest <= CHANCE)
 
 
 def _badness(line: Mapping[str, Any]) -> tuple[float, float, float]:
-    """A number and its interval, turned so that less is better; an accuracy on hazardous questions ends at chance."""
+    """A number and its interval, turned so that less is better."""
     value, low, high = (float(line[name]) if _style.known(line[name]) else math.nan for name in ("value", "low", "high"))
-    if line["better"] == "higher":
-        return -value, -high, -low
-    hazardous = line["metric"].endswith("_accuracy")
-    return tuple(max(CHANCE, x) if hazardous else x for x in (value, low, high))  # type: ignore[return-value]
+    return (-value, -high, -low) if line["better"] == "higher" else (value, low, high)
 
 
 def _worse(one: tuple[float, float, float], best: tuple[float, float, float]) -> bool:
@@ -161,16 +193,45 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _compared(numbers: pd.DataFrame) -> list[str]:
+    """Which numbers were compared with the best one row by row, and which by their intervals alone."""
+    paired = numbers[numbers["compared"] == PAIRED]
+    unpaired = numbers[numbers["compared"] == UNPAIRED]
+
+    def told(metric: str) -> str:
+        who = [f"{line['method']} ({line['protocol']})" for line in unpaired[unpaired["metric"] == metric].to_dict("records")]
+        return _plain(metric) + (f" of {', '.join(who)}" if metric in set(paired["metric"]) else "")
+
+    notes = []
+    if len(paired):
+        columns = ", ".join(_plain(metric) for metric in HEADINGS if metric in set(paired["metric"]))
+        notes.append(
+            "the difference is the paired one, on the same rows (whole groups of questions, or single answers, resampled; of "
+            f"several seeds the mean), for: {columns}"
+        )
+    if len(unpaired):
+        columns = ", ".join(told(metric) for metric in HEADINGS if metric in set(unpaired["metric"]))
+        notes.append(
+            "where rows of both are not on record it is told from the two intervals as if they were independent (Zou and "
+            f"Donner 2008), which marks rather too many than too few, for: {columns}"
+        )
+    return notes
+
+
+def _plain(metric: str) -> str:
+    return HEADINGS[metric].rstrip(" ↓↑")
+
+
 def _reading(group: Group, numbers: pd.DataFrame) -> list[str]:
     there = list(dict.fromkeys(numbers["metric"]))
-    rows = ", ".join(f"{HEADINGS[metric].rstrip(' ↓↑')} {group.n(metric)}" for metric in there)
+    rows = ", ".join(f"{_plain(metric)} {group.n(metric)}" for metric in there)
     notes = [
         f"a run speaks with its {LAST.name}; rows: {rows}",
         *(told for name, told in SHARED.items() if name == "accuracy" or name in there),
         f"{TIED} best of its form in the column, or not significantly worse: the 95 % interval of the difference to the best "
-        "one, from the two intervals as if they were independent (Zou and Donner 2008), has 0 in it. All answered the same "
-        "questions, and what is hard for one is hard for all, so that rather too many are marked than too few; not corrected "
-        f"for the number of methods. On hazardous questions whatever is at or below chance ({CHANCE}) counts as equally good",
+        "one has 0 in it; not corrected for the number of methods (the leaderboard's differences.csv is). On hazardous "
+        f"questions whatever is not significantly above chance ({CHANCE}) counts as equally good",
+        *_compared(numbers),
         "a mark speaks for its column alone: a model that can say nothing any more has the best hazardous accuracies",
     ]
     if numbers["seeds"].max() > 1:

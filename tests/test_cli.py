@@ -333,6 +333,27 @@ def test_a_run_is_shown_by_the_beginning_of_its_name(harness: Harness, done: tup
     assert "forget_quality" in harness("show", result.spec.run_id, "--results", results).out
 
 
+def test_a_list_of_runs_has_the_columns_that_some_run_fills(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from rich.console import Console
+
+    from tests import records
+
+    monkeypatch.setattr("harness.report.stdout", lambda: Console(width=120))
+    wmdp = [records.number(f"{name}_accuracy", value) for name, value in (("bio", 0.2222), ("cyber", 0.6778), ("general", 0.9))]
+    records.write(tmp_path, records.run(wmdp, spec={"bench": "wmdp", "method": "rmu"}))
+    told = harness("list", "runs", "--results", tmp_path)
+    for word in (" bio ", "0.222", " cyber ", "0.678", " general ", "0.900"):
+        assert word in told.out
+    assert "forget" not in told.out
+    assert "mmlu" not in told.out
+    records.write(tmp_path, records.run(records.numbers(2.77e-26, 0.6, 0.8)))
+    both = harness("list", "runs", "--results", tmp_path).out
+    assert max(map(len, both.splitlines())) <= 120
+    assert both.count("┏") == 1, "one table"
+    for word in ("utility", "2.8e-26", "0.800", "0.222"):
+        assert word in both
+
+
 def test_runs_are_listed_and_a_broken_record_is_named(harness: Harness, done: tuple[Path, RunResult]):
     results, result = done
     (row,) = json.loads(harness("list", "runs", "--results", results, "--json").out)

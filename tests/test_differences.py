@@ -49,7 +49,7 @@ def test_what_two_methods_share_cancels():
     many = {"a": [answers(0.0, 0.2, 1, authors=100)], "b": [answers(0.0, 0.2, 2, authors=100)]}
     (unlike,) = differences(subjects(many), ["retain_rouge"])
     assert (unlike.high - unlike.low) / 2 == pytest.approx(1.96 * 0.2 * 2**0.5 / 100**0.5, rel=0.2)
-    assert (unlike.n, unlike.authors) == (600, 100)
+    assert (unlike.n, unlike.clusters) == (600, 100)
 
 
 def test_under_no_difference_p_is_under_five_percent_about_every_twentieth_time():
@@ -110,6 +110,52 @@ def test_utility_is_the_harmonic_mean_of_nine_resampled_means():
     assert drawn[0] == pytest.approx(9 / (1 / means).sum()) == pytest.approx(_tofu.harmonic_mean(list(means)))
 
 
+def wmdp_rows(shift: float, kl: float, seed: int = 0, groups: int = 40) -> pd.DataFrame:
+    """A run's rows on WMDP: four questions about each thing, hard ones alike for all; a share of the others lost; completions."""
+    rng = np.random.default_rng(7)
+    hard = rng.uniform(0, 1, 4 * groups) < 0.4
+    lost = np.random.default_rng(seed).uniform(0, 1, 4 * groups) < shift
+    choices = pd.DataFrame(
+        {
+            "task": "bio",
+            "row": range(4 * groups),
+            "cluster": np.repeat([f"e{i}" for i in range(groups)], 4),
+            "correct": (~hard & ~lost).astype(float),
+            "choice": 0.0,
+        }
+    )
+    said = pd.DataFrame({"task": "instructions", "row": range(30), "cluster": [str(i) for i in range(30)], "kl_tokens": 5.0})
+    return pd.concat([choices, said.assign(kl_sum=5 * kl * rng.uniform(0.5, 1.5, 30))], ignore_index=True)
+
+
+def test_wmdp_compares_accuracies_by_group_and_kl_by_completion():
+    measured = {"a": [wmdp_rows(0.0, 0.1)], "b": [wmdp_rows(0.1, 0.3)]}
+    found = {d.metric: d for d in BENCHMARKS.get("wmdp").differences(measured, "original", None)}  # type: ignore[attr-defined]
+    assert set(found) == {"bio_accuracy", "alpaca_kl"}, "what was measured"
+    bio, kl = found["bio_accuracy"], found["alpaca_kl"]
+    correct = [of_run[0].loc[of_run[0]["task"] == "bio", "correct"].mean() for of_run in measured.values()]
+    assert bio.value == pytest.approx(correct[0] - correct[1])
+    assert (bio.better, bio.n, bio.clusters, kl.better, kl.n, kl.clusters) == ("lower", 160, 40, "lower", 30, 30)
+    assert bio.low > 0, "what both find hard cancels: unpaired, ± .1 stands against .06"
+    assert kl.value == pytest.approx(-0.2, rel=0.1)
+    assert kl.high < 0
+
+
+def test_a_run_with_an_answer_that_is_not_finite_is_not_compared():
+    broken = wmdp_rows(0.1, 0.3).assign(choice=-1.0)
+    found = BENCHMARKS.get("wmdp").differences({"a": [wmdp_rows(0, 0.1)], "b": [broken]}, "original", None)  # type: ignore[attr-defined]
+    assert [d.metric for d in found] == ["alpaca_kl"]
+
+
+def test_many_clusters_are_drawn_as_few_are():
+    values = np.random.default_rng(0).normal(size=(1200, 1))
+    drawn = Resampling(4000).metric([(values, np.arange(1200))], lambda means: means[0])
+    assert drawn is not None
+    assert drawn[0] == pytest.approx(values.mean())
+    assert drawn[1:].mean() == pytest.approx(values.mean(), abs=0.003)
+    assert drawn[1:].std() == pytest.approx(values.std() / 1200**0.5, rel=0.05)
+
+
 # ---------------------------------------------------------------- from a store
 
 
@@ -137,7 +183,7 @@ def test_the_leaderboard_compares_each_with_each_within_a_form(tmp_path: Path):
     assert abs(float(told["difference"])) == pytest.approx(0.2, abs=0.02)
     assert lines[2].split(",")[5] == "tuned"
     page = files["index.html"].decode()
-    assert "1 of 1 differences between two methods (paired bootstrap over authors) are told apart" in page
+    assert "1 of 1 differences between two methods (paired bootstrap) are told apart" in page
     assert "0 of 1 differences" in page
     assert "differences.csv" in files["leaderboard.md"].decode()
     assert build(tmp_path) == files

@@ -482,6 +482,15 @@ def test_metrics_that_nobody_knows_are_shown(tmp_path: Path):
     assert not [a for tag, a in elements.found if tag == "td" and "more" in (a.get("class") or "")]
 
 
+def test_hazardous_accuracies_stand_first_and_end_at_chance(tmp_path: Path):
+    told = [number("alpaca_kl_pooled", 0.1, better="lower"), number("general_accuracy", 0.9)]
+    told += [number("bio_accuracy", 0.2, better="lower")]
+    records.write(tmp_path, of("ga", told, spec={"bench": "wmdp"}, arms={}))
+    text = build(tmp_path)["leaderboard.md"].decode()
+    assert "| Bio ↓ | General ↑ | time |" in text
+    assert "end at chance (0.25): below it nothing more is forgotten" in text
+
+
 def test_the_cost_without_a_cache_stands_first(tmp_path: Path):
     records.write(tmp_path, of("ga", numbers(0.1, 0.2, 0.3), costs={"unlearning": Phase(1.0, 9.0, 2**31, 1)}))
     text = Elements(page(tmp_path)).text

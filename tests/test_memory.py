@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from harness import memory
 from harness.config import resolve
 from harness.errors import UsageError
-from harness.interfaces import METHODS, ModelShape, Options, Task
+from harness.interfaces import EVALUATORS, METHODS, ModelShape, Options, Task
 from harness.memory import GIB, Estimate, Room
 from tests.conftest import Bench, Nano
 
@@ -126,13 +127,16 @@ def test_one_gpu_holds_what_it_should():
 def on_llama(nano_task: Task, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Checks a run of Llama-2-7B on a GPU of so many GiB."""
 
-    def check(method: str, gib: int, dtype: str = "bfloat16", all_gpus: int = 0, **settings: Any) -> None:
+    def check(
+        method: str, gib: int, dtype: str = "bfloat16", all_gpus: int = 0, evals: Sequence[str] = (), **settings: Any
+    ) -> None:
         rooms = {"cuda": Room("cuda:0", gib * GIB, gib * GIB), "cuda:all": Room("cuda:all", all_gpus * GIB, all_gpus * GIB)}
         monkeypatch.setattr(memory, "room_on", rooms.__getitem__)
         monkeypatch.setattr(memory, "shape_of", lambda *_: shape("llama2-7b", 2 if dtype == "bfloat16" else 4))
         chosen = METHODS.get(method)
         config = resolve(chosen.config, settings, owner=method)
-        memory.check(replace(nano_task, model="llama2-7b"), chosen, config, Options(device="cuda", dtype=dtype))
+        task = replace(nano_task, model="llama2-7b", evaluators=[EVALUATORS.get(name) for name in evals])
+        memory.check(task, chosen, config, Options(device="cuda", dtype=dtype))
 
     return check
 
@@ -158,6 +162,29 @@ def test_only_what_fits_is_proposed(on_llama: Any):
     with pytest.raises(UsageError, match=r"Set --device cuda:all\.$"):
         on_llama("grad_diff", 80, all_gpus=320)
     on_llama("grad_diff", 140)
+
+
+def test_what_an_evaluator_holds_is_counted_where_it_is_asked_for():
+    of = shape("phi-1.5")
+    chosen = METHODS.get("grad_diff")
+
+    def needed(*evals: str, method: bool = False) -> float:
+        held = chosen.memory(of, chosen.config()) if method else []
+        found = memory.estimate(of, held, [EVALUATORS.get(name) for name in evals])
+        assert sum(found.certain.values()) <= found.total
+        return sum(found.certain.values()) / of.parameters
+
+    assert needed("multiple_choice") == 2
+    assert needed("alpaca_kl") == 4, "a second model"
+    assert needed("finetune_attack") == 2 + 16, "gradients, two moments and masters"
+    assert needed("alpaca_kl", "finetune_attack") == 2 + 16, "one after the other"
+    assert needed("finetune_attack", method=True) == 2 + 12 + 16, "the method's own moments and masters are still there"
+
+
+def test_an_attack_that_cannot_fit_is_refused_with_the_evaluators_that_can(on_llama: Any):
+    with pytest.raises(UsageError, match=r"float32 masters 25\) beside its activations\. Set --evals multiple_choice\.$"):
+        on_llama("untouched", 80, evals=("multiple_choice", "finetune_attack"))
+    on_llama("untouched", 80, evals=("multiple_choice",))
 
 
 def test_what_others_hold_on_a_gpu_is_told():

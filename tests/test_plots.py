@@ -514,6 +514,38 @@ def test_below_chance_no_model_is_better_than_another(make: Maker):
     assert (marked["ga"], marked["npo"], marked["rmu"]) == (True, True, False)
 
 
+def choices(correct: Sequence[int], kl: float = 0.1) -> pd.DataFrame:
+    """Rows as `multiple_choice` and `alpaca_kl` keep them, each question a group of its own."""
+    told = {"task": "bio", "row": range(len(correct)), "cluster": [str(i) for i in range(len(correct))]}
+    asked = pd.DataFrame({**told, "correct": [float(c) for c in correct], "choice": 0.0})
+    return pd.concat([asked, completions([kl + i / 100 for i in range(20)])], ignore_index=True)
+
+
+def test_the_paired_difference_tells_what_two_intervals_cannot(make: Maker):
+    """Methods that know the same hundred questions and one that knows eight more: ± .07 each, and yet worse for certain."""
+    known = [1] * 100 + [0] * 100
+    more = [1] * 108 + [0] * 92
+    bio(make, "ga", 0.50, 0.07, bench="wmdp", rows=choices(known))
+    bio(make, "npo", 0.54, 0.07, bench="wmdp", rows=choices(more, 0.1001))
+    bio(make, "rmu", 0.54, 0.07, bench="wmdp", rows=pd.DataFrame({"task": [], "row": [], "cluster": []}))
+    (sheet,) = sheets("wmdp_table", make).values()
+    numbers = sheet.numbers[sheet.numbers["protocol"] == "published"].set_index(["metric", "method"])
+    of_bio = numbers.loc["bio_accuracy"]
+    assert of_bio["not_worse"].to_dict() == {"ga": True, "npo": False, "rmu": True}
+    assert of_bio["compared"].dropna().to_dict() == {"npo": "paired", "rmu": "unpaired"}
+    told = " ".join(sheet.notes)
+    assert "resampled; of several seeds the mean), for: bio, instruction KL" in told
+    assert "too few, for: bio of rmu (published), cyber, general, instruction KL of rmu (published)" in told
+
+
+def test_at_chance_a_method_that_is_paired_worse_is_as_good(make: Maker):
+    bio(make, "ga", 0.10, 0.03, bench="wmdp", rows=choices([1] * 20 + [0] * 180))
+    bio(make, "npo", 0.27, 0.03, bench="wmdp", rows=choices([1] * 54 + [0] * 146))
+    (sheet,) = sheets("wmdp_table", make).values()
+    (line,) = sheet.numbers[(sheet.numbers["method"] == "npo") & (sheet.numbers["metric"] == "bio_accuracy")].to_dict("records")
+    assert (line["compared"], line["not_worse"]) == ("paired", True)
+
+
 @pytest.mark.parametrize(
     ("one", "best", "worse"),
     [
@@ -643,6 +675,28 @@ def test_recovery_curves_are_those_of_the_records(make: Maker):
     drawn = [[*map(float, line.get_ydata())] for line in panels[1].lines]  # type: ignore[arg-type]
     assert [0.2, 0.4, 0.9] in drawn
     assert [1e-30, 0.9] in drawn, "the untouched model stands beside it"
+
+
+def test_scores_after_rounding_stand_beside_those_at_full_precision(make: Maker):
+    told = {"general_8_bit": 0.88, "general_4_bit": 0.8, "bio_8_bit": 0.35, "bio_4_bit": 0.6}
+    found: dict[str, Measurement | Absent] = {}
+    for name, value in told.items():
+        found |= interval(name, value, value - 0.1, value + 0.05, better="lower" if "bio" in name else "higher")
+    found |= interval("bio_accuracy", 0.3, 0.2, 0.4)
+    found["general_4_bit"] = Absent(metric="general_4_bit", reason="3 of 90 scores are not finite")
+    found["attack_start"] = Absent(metric="attack_start", reason="not measured here")
+    make("ga", ((0.2, 0.85),), found=found, bench="wmdp")
+    make("npo", ((0.2, 0.85),), found={**found, **interval("general_4_bit", 0.8, 0.7, 0.85)}, bench="wmdp")
+    made = FIGURES.get("attack").draw(select(make.store), options(make))
+    (drawing,) = [item for item in made.values() if not isinstance(item, Sheet)]
+    assert [axes.get_title() for axes in drawing.axes] == ["bio ↓", "general ↑"], "what is forgotten stands first"
+    assert [label.get_text() for label in drawing.axes[0].get_xticklabels()] == ["full", "8 bits", "4 bits"]
+    assert [0.3, 0.35, 0.6] in [[*map(float, line.get_ydata())] for line in drawing.axes[0].lines]  # type: ignore[arg-type]
+    (sheet,) = [item for item in made.values() if isinstance(item, Sheet)]
+    shown = sheet.shown.set_index(["questions", "method"])
+    assert shown.loc[("bio ↓", "ga"), "4 bits"] == "0.600 (0.500 to 0.650)"
+    assert shown.loc[("general ↑", "ga"), "4 bits"] == "absent"
+    assert "ga (published), general questions, 4 bits: absent: 3 of 90 scores are not finite." in sheet.notes
 
 
 def test_a_missing_step_of_an_attack_is_said(make: Maker):

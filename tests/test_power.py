@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from evals._power import smallest_differences, smallest_distance
 from evals._tofu import ks
-from harness.interfaces import Absent, Measurement
+from harness.interfaces import BENCHMARKS, Absent, Measurement, Options
 from tests.test_cli import Harness, harness  # noqa: F401
 
 
@@ -43,24 +41,40 @@ def rows(shift: float, noise: float, seed: int) -> pd.DataFrame:
     )
 
 
-def test_a_paired_difference_needs_only_what_the_runs_do_not_share(nano_task):
+def test_a_paired_difference_needs_only_what_the_runs_do_not_share():
     def needed(noise: float) -> Measurement:
-        tables = [{"answers": rows(0.0, 0.0, 1)}, {"answers": rows(0.1, noise, 2)}]
-        (_, found) = smallest_differences(nano_task, tables, ["forget_rouge"])
+        (found,) = smallest_differences([rows(0.0, 0.0, 1), rows(0.1, noise, 2)], ["forget_rouge"], "original", "authors")
         assert isinstance(found, Measurement)
         return found
 
     alike, unlike = needed(0.001), needed(0.2)
     assert alike.value < 0.005, "two runs that differ by the same everywhere can be told apart however authors differ"
     assert 0.5 * 1.96 * 0.2 / 10**0.5 < unlike.value < 1.5 * 1.96 * 0.2 / 10**0.5, "about 1.96 σ/√authors"
-    assert (unlike.n, unlike.resampled) == (60, "author")
+    assert (unlike.n, unlike.resampled) == (60, "authors")
     assert "10 authors" in str(unlike.note)
 
 
 def test_without_rows_to_compare_it_says_so(nano_task):
-    first, *others = smallest_differences(replace(nano_task), [{"answers": rows(0, 0, 1)}], ["forget_rouge", "model_utility"])
+    first, *others = BENCHMARKS.get("tofu10").power(nano_task, [rows(0, 0, 1)])  # type: ignore[attr-defined]
     assert isinstance(first, Measurement | Absent)
     assert all(isinstance(found, Absent) and "fewer than two methods" in found.reason for found in others)
+
+
+def test_an_accuracy_needs_what_the_paired_standard_error_says():
+    """Two methods that are right on other questions half of the time: 1.96 √(σ² / groups) of the groups' mean differences."""
+    rng = np.random.default_rng(0)
+    told = {"task": "bio", "row": range(400), "cluster": np.repeat([f"e{i}" for i in range(100)], 4), "choice": 0.0}
+    tables = [pd.DataFrame({**told, "correct": rng.integers(0, 2, 400).astype(float)}) for _ in range(2)]
+    task = BENCHMARKS.get("wmdp").task("mini", Options())
+    found = {each.metric: each for each in BENCHMARKS.get("wmdp").power(task, tables)}  # type: ignore[attr-defined]
+    assert list(found) == [*(f"{name}_accuracy" for name in ("bio", "cyber", "neighbours", "general")), "alpaca_kl"]
+    bio = found["bio_accuracy"]
+    assert isinstance(bio, Measurement)
+    apart = (tables[0]["correct"] - tables[1]["correct"]).groupby(tables[0]["cluster"]).mean()
+    assert bio.value == pytest.approx(1.96 * apart.std() / 100**0.5, rel=0.05)
+    assert (bio.n, bio.resampled) == (400, "groups of questions")
+    assert isinstance(found["alpaca_kl"], Absent)
+    assert "completions" in found["alpaca_kl"].reason
 
 
 def test_the_command_says_n_authors_and_how(harness: Harness, tmp_path):  # noqa: F811

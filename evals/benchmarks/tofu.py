@@ -32,7 +32,6 @@ from harness.interfaces import (
     Options,
     Row,
     Stage,
-    Subject,
     Task,
     Template,
     Variant,
@@ -361,25 +360,20 @@ class Tofu:
         """Forget quality, utility and its parts."""
         return [EVALUATORS.get(name) for name in MEASURED]
 
-    def power(self, task: Task, recorded: Sequence[Mapping[str, pd.DataFrame]]) -> Sequence[Measurement | Absent]:
+    def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
         """The smallest differences that can be shown; see `harness.power`."""
-        from evals._power import smallest_differences
+        from evals._power import forget_quality, smallest_differences
 
         metrics = ("model_utility", "retain_rouge", "forget_rouge", "retain_probability", "forget_probability")
-        return smallest_differences(task, recorded, metrics)
+        return [forget_quality(task), *smallest_differences(recorded, metrics, task.variant, "authors")]
 
     def differences(
         self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
     ) -> Sequence[Difference]:
         """What methods differ by in utility, ROUGE and KL; see `harness.differences`."""
-        from evals._paired import differences
+        from evals._paired import of_rows
 
-        task = Task(self.name, self.version, "", (), {}, Template("rows"), {}, (), variant=variant)
-        subjects = {
-            method: [Subject(None, task, (), dict.fromkeys(("likelihood", "answers", "divergence"), rows)) for rows in of_seeds]
-            for method, of_seeds in measured.items()
-        }
-        return differences(subjects, COMPARED, against)
+        return of_rows(measured, COMPARED, variant, against)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""

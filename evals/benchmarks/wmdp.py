@@ -27,8 +27,11 @@ from harness.data import dataset_files, fingerprint, read_rows
 from harness.errors import UsageError, unknown
 from harness.interfaces import (
     EVALUATORS,
+    Absent,
+    Difference,
     Evaluator,
     Example,
+    Measurement,
     ModelSource,
     Needed,
     Options,
@@ -36,6 +39,7 @@ from harness.interfaces import (
     Stage,
     Task,
     Template,
+    Variant,
     benchmark,
 )
 from harness.models import CheckpointSource, read_sidecar
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MEASURED = ("multiple_choice", "alpaca_kl")
+COMPARED = (*(f"{name}_accuracy" for name in ("bio", "cyber", "chem", "neighbours", "general", "mmlu")), "alpaca_kl")
+"""What methods are compared in, row by row, where it was measured."""
 STAGES = {"wmdp": ("bio", "cyber"), "wmdp-bio": ("bio",), "wmdp-cyber": ("cyber",)}
 WINDOW = 512
 """Tokens of a window of the real corpora."""
@@ -143,6 +149,24 @@ class Wmdp:
     def evaluators(self) -> list[Evaluator]:
         """Accuracy on multiple-choice questions."""
         return [EVALUATORS.get(name) for name in MEASURED]
+
+    def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
+        """The smallest differences that can be shown; see `harness.power`."""
+        from evals._power import smallest_differences
+
+        metrics = [metric for metric in COMPARED if metric.removesuffix("_accuracy") in task.questions]
+        return [
+            *smallest_differences(recorded, metrics, task.variant, "groups of questions"),
+            *smallest_differences(recorded, ["alpaca_kl"], task.variant, "completions"),
+        ]
+
+    def differences(
+        self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
+    ) -> Sequence[Difference]:
+        """What methods differ by in accuracy and KL on instructions; see `harness.differences`."""
+        from evals._paired import of_rows
+
+        return of_rows(measured, COMPARED, variant, against)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """No log of another program can stand in for a model here.
