@@ -163,7 +163,7 @@ def groups(
         settled = [(versions, *_settled(rows, metrics)) for versions, rows in _by_versions(together, [*metrics, *also])]
         parts = [part for part in settled if len(part[1])]
         for versions, rows, notes in parts:
-            same = runs[(runs[["bench", "source", "variant", "retain"]] == (bench, source, variant, retain)).all(axis=1)]
+            same = runs[(runs[["bench", "source", "variant", "retain"]] == [bench, source, variant, retain]).all(axis=1)]
             tags = [str(bench), f"{re.sub('[^A-Za-z0-9@._-]+', '-', str(model))}-{source}"]
             tags += [str(variant)] if variant != "original" else []
             tags += [f"retain-{retain}"] if retain != "all" else []
