@@ -92,6 +92,14 @@ class VariantName(StrEnum):
     open_unlearning = "open-unlearning"
 
 
+class RetainName(StrEnum):
+    """Which texts guard what is unlearned."""
+
+    all = "all"
+    general = "general"
+    neighbours = "neighbours"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no table.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Where records go; the checkout's results/ by default.")]
@@ -109,6 +117,7 @@ PointsOption = Annotated[PointsName, typer.Option("--points", help="Measure ever
 RowsOption = Annotated[PointsName, typer.Option("--rows", help="Keep rows and texts of every point, or of the last one only.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")]
 Variant = Annotated[VariantName, typer.Option("--variant", help="Whose metric definitions.")]
+RetainOption = Annotated[RetainName, typer.Option("--retain", help="On WMDP: texts that guard what is unlearned.")]
 ExecutorOption = Annotated[
     ExecutorName,
     typer.Option("--executor", help="Here, or on the Ray cluster of RAY_ADDRESS (a shared file system is needed)."),
@@ -152,6 +161,7 @@ def run(
     results: Results = None,
     reference: Reference = None,
     variant: Variant = VariantName.original,
+    retain: RetainOption = RetainName.all,
     judge: JudgeOption = "",
     judge_url: JudgeUrl = "",
     judge_repetitions: JudgeRepetitions = 1,
@@ -180,7 +190,7 @@ def run(
             flag = f"--{clash[0].replace('_', '-')}"
             raise UsageError(f"--spec and {flag} contradict each other: a record says all but settings (change them by --set).")
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
-        dtype, generator, variant = told.dtype, told.generator, VariantName(told.variant)
+        dtype, generator, variant, retain = told.dtype, told.generator, VariantName(told.variant), RetainName(told.retain)
         for found in told.basis.values():
             judge, judge_repetitions = judge or found.get("judge", ""), found.get("repetitions", judge_repetitions)
         evals, points = ",".join(told.evaluators), PointsName(told.points)
@@ -189,7 +199,7 @@ def run(
     if not method.strip(" ,") or not bench:
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
     options = _options(
-        seed, limit, device, dtype, generator, variant, evals, points, rows, data_dir, reference, trust_remote_code,
+        seed, limit, device, dtype, generator, variant, retain, evals, points, rows, data_dir, reference, trust_remote_code,
         _judge(judge, judge_url, judge_repetitions),
     )  # fmt: skip
     names = _names(method)
@@ -228,7 +238,7 @@ def run(
 
 
 _RECORDED = (
-    *("method", "bench", "seed", "limit", "dtype", "generator", "variant", "evals", "points", "form"),
+    *("method", "bench", "seed", "limit", "dtype", "generator", "variant", "retain", "evals", "points", "form"),
     "judge_repetitions",
 )
 """Flags whose values a recorded run brings along."""
@@ -255,6 +265,7 @@ def _options(
     dtype: str,
     generator: str,
     variant: VariantName,
+    retain: RetainName,
     evals: str,
     points: PointsName,
     rows: PointsName,
@@ -276,6 +287,7 @@ def _options(
         device=device,
         dtype=dtype,
         variant=variant.value,
+        retain=retain.value,
         evals=tuple(_names(evals, "--evals", "an evaluator")) if evals else (),
         points=points.value,
         rows=rows.value,
@@ -389,6 +401,7 @@ def sweep(
     results: Results = None,
     reference: Reference = None,
     variant: Variant = VariantName.original,
+    retain: RetainOption = RetainName.all,
     judge: JudgeOption = "",
     judge_url: JudgeUrl = "",
     judge_repetitions: JudgeRepetitions = 1,
@@ -407,8 +420,8 @@ def sweep(
     told: dict[str, Any] = {
         "method": method, "bench": bench, "model": model, "seeds": seeds, "form": form, "budget": budget, "search": search,
         "by": by, "limit": limit, "device": device, "dtype": dtype, "generator": generator, "evals": evals, "points": points,
-        "variant": variant, "data_dir": data_dir, "reference": reference, "trust_remote_code": trust_remote_code,
-        "judge": judge, "judge_url": judge_url, "judge_repetitions": judge_repetitions,
+        "variant": variant, "retain": retain, "data_dir": data_dir, "reference": reference,
+        "trust_remote_code": trust_remote_code, "judge": judge, "judge_url": judge_url, "judge_repetitions": judge_repetitions,
     }  # fmt: skip
     of_file = read_file(file) if file else {}
     for key, value in of_file.items():
@@ -428,6 +441,7 @@ def sweep(
             told["dtype"],
             told["generator"],
             _choice(VariantName, told["variant"], "variant"),
+            _choice(RetainName, told["retain"], "retain"),
             told["evals"],
             _choice(PointsName, told["points"], "points"),
             rows,
@@ -475,6 +489,7 @@ def study(
     results: Results = None,
     reference: Reference = None,
     variant: Variant = VariantName.original,
+    retain: RetainOption = RetainName.all,
     judge: JudgeOption = "",
     judge_url: JudgeUrl = "",
     judge_repetitions: JudgeRepetitions = 1,
@@ -492,7 +507,7 @@ def study(
     from harness.sweep import Tasks, check_count
 
     options = _options(
-        0, limit, device, dtype, generator, variant, evals, PointsName.all, rows, data_dir, reference, False,
+        0, limit, device, dtype, generator, variant, retain, evals, PointsName.all, rows, data_dir, reference, False,
         _judge(judge, judge_url, judge_repetitions),
     )  # fmt: skip
     chosen, tasks = study_of(name), Tasks()
@@ -649,6 +664,7 @@ def _run_rows(root: Path) -> list[dict[str, Any]]:
                 "run": spec.run_id,
                 "bench": spec.bench,
                 "model": spec.model,
+                "retain": spec.retain,
                 "method": spec.method,
                 "seed": spec.seed,
                 "status": result.status,

@@ -272,9 +272,15 @@ class Section:
     """What the methods of each form differ by, each with each; see `differences_of`."""
 
     @property
-    def name(self) -> tuple[str, str, str]:
-        """Benchmark, model, metric variant."""
-        return str(self.identity["benchmark"]), str(self.identity["model"]), str(self.identity["variant"])
+    def name(self) -> tuple[str, ...]:
+        """Benchmark, model, metric variant, retain set."""
+        return tuple(str(self.identity[part]) for part in NAME)
+
+    @property
+    def definitions(self) -> str:
+        """Variant and retain set as a reader is told them; the usual retain set goes without saying."""
+        _, _, variant, retain = self.name
+        return f"{variant} definitions" + (f", retain set {retain}" if retain != "all" else "")
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -287,10 +293,13 @@ class Section:
         return next((v.found for row in self.rows if isinstance(v := row.values.get(metric), Value)), None)
 
 
+NAME = ("benchmark", "model", "variant", "retain set")
+"""What of a table's identity stands in its heading."""
 IDENTITY: Mapping[str, Callable[[RunSpec], object]] = {
     "benchmark": lambda spec: spec.bench,
     "model": lambda spec: spec.model,
     "variant": lambda spec: spec.variant,
+    "retain set": lambda spec: spec.retain,
     "benchmark version": lambda spec: spec.bench_version,
     "weights": lambda spec: digest(spec.sources.get("base"))[:8],
     "rows per split": lambda spec: spec.limit or "all",
@@ -377,6 +386,7 @@ def _setting(run: Run) -> dict[str, Any]:
         "bench_version",
         "model",
         "variant",
+        "retain",
         "limit",
         "data",
         "sources",

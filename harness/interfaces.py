@@ -33,6 +33,7 @@ C_contra = TypeVar("C_contra", contravariant=True)
 Variant = Literal["original", "open-unlearning"]
 Form = Literal["published", "tuned"]
 Points = Literal["all", "last"]
+Retain = Literal["all", "general", "neighbours"]
 Better = Literal["higher", "lower", "closer"]
 Row = Mapping[str, Any]
 """One row of a data set, as read from its file."""
@@ -153,6 +154,8 @@ class Options:
     """`float32` or `bfloat16`."""
     variant: Variant = "original"
     """Whose metric definitions: ToFU's own, or open-unlearning's."""
+    retain: Retain = "all"
+    """Which texts guard what is unlearned, where a benchmark has neighbouring and general ones."""
     data_dir: Path | None = None
     """A folder laid out by hub id that is looked at before the hub. Not part of a run's hash."""
     evals: tuple[str, ...] = ()
@@ -197,6 +200,8 @@ class Task:
     """Each data set with its content hash, for the run's hash and record."""
     variant: Variant = "original"
     """Whose metric definitions."""
+    retain: Retain = "all"
+    """Which of the benchmark's texts the stages' retain sets hold."""
     generation_budget: int = 200
     """Tokens an answer may take: with its prompt in the original's definition, by itself in open-unlearning's."""
     family: str = ""
@@ -633,7 +638,7 @@ class Sheet:
 Draw = Callable[["pd.DataFrame", FigureOptions], "Mapping[str, Drawing | Sheet]"]
 """The runs' table (`Store.frame`) → drawings and tables by name; the name is the file's, behind the figure's own.
 
-Numbers of different benchmarks, models, variants or metric versions never share one.
+Numbers of different benchmarks, models, variants, retain sets or metric versions never share one.
 """
 
 

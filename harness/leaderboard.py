@@ -155,8 +155,11 @@ def _published(told: Any, column: Mapping[str, Any]) -> str:
 
 # ---------------------------------------------------------------- tables
 
+PLACE = ("bench", "model", "weights", "variant", "retain", "table")
+"""What names a table."""
 COLUMNS = (
-    *("bench", "model", "weights", "variant", "table", "method", "method_version", "protocol", "selection", "settings"),
+    *PLACE,
+    *("method", "method_version", "protocol", "selection", "settings"),
     *("metric", "version", "value", "unit", "better", "n", "seeds", "seed_low", "seed_high", "low", "high"),
     *("across_low", "across_high", "floor", "rank", "absent"),
     *("seconds", "full_seconds", "peak_bytes", "oracle_step", "oracle_forget_quality", "oracle_model_utility", "runs"),
@@ -169,8 +172,7 @@ def as_csv(tables: Sequence[Section]) -> str:
     sheet = csv.DictWriter(out, COLUMNS, lineterminator="\n", restval="")
     sheet.writeheader()
     for index, section in enumerate(tables, 1):
-        bench, model, variant = section.name
-        table = {"bench": bench, "model": model, "variant": variant, "weights": section.identity["weights"], "table": index}
+        table = _place(section, index)
         lines: list[tuple[dict[str, object], Mapping[str, Value | Absent], str]] = []
         for arm, found in section.arms.items():
             told: dict[str, object] = {"method": arm, "protocol": "reference"}
@@ -181,6 +183,11 @@ def as_csv(tables: Sequence[Section]) -> str:
                 place = {"metric": metric, "rank": rank if metric == "forget_quality_d" else ""}
                 sheet.writerow({**table, **told, **place, **_csv_value(value)})
     return out.getvalue()
+
+
+def _place(section: Section, index: int) -> dict[str, object]:
+    bench, model, variant, retain = section.name
+    return dict(zip(PLACE, (bench, model, section.identity["weights"], variant, retain, index), strict=True))
 
 
 def _csv_row(row: Row) -> dict[str, object]:
@@ -225,8 +232,10 @@ def _csv_value(value: Value | Absent) -> dict[str, object]:
 
 
 PAIRED = (
-    *("bench", "model", "weights", "variant", "table", "protocol", "metric", "better", "first", "second"),
-    *("difference", "low", "high", "p", "p_holm", "compared", "n", "clusters"),
+    *PLACE,
+    *("protocol", "metric", "better", "first", "second"),
+    *("difference", "low", "high", "p", "p_holm"),
+    *("compared", "n", "clusters"),
 )
 
 
@@ -239,12 +248,12 @@ def differences_as_csv(tables: Sequence[Section]) -> str:
     sheet = csv.DictWriter(out, PAIRED, lineterminator="\n")
     sheet.writeheader()
     for index, section in enumerate(tables, 1):
-        bench, model, variant = section.name
-        table = {"bench": bench, "model": model, "variant": variant, "weights": section.identity["weights"], "table": index}
+        table = _place(section, index)
         for form, found in section.differences.items():
             for each in found:
                 told = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "clusters")}
-                numbers = zip(PAIRED[10:15], (each.value, each.low, each.high, each.p, each.p_corrected), strict=True)
+                names = ("difference", "low", "high", "p", "p_holm")
+                numbers = zip(names, (each.value, each.low, each.high, each.p, each.p_corrected), strict=True)
                 told |= {name: f"{number:.6g}" for name, number in numbers}
                 sheet.writerow({**table, "protocol": form, **told, "compared": len(found)})
     return out.getvalue()
@@ -254,8 +263,8 @@ def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]
     """The headline columns of every table, for reading in a terminal or on a repository's page."""
     out = ["# Leaderboard", "", *(f"- {_md(line)}" for line in LEGEND), ""]
     for section in tables:
-        bench, model, variant = section.name
-        out += [f"## {_md(bench)} · {_md(model)} · {_md(variant)} definitions", ""]
+        bench, model, *_ = section.name
+        out += [f"## {_md(bench)} · {_md(model)} · {_md(section.definitions)}", ""]
         metrics = headline(section)
         heads = ["method", "protocol", "settings", "rank", *(heading(section, m) for m in metrics)]
         heads += ["time", "memory", "oracle*", "seeds"]

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from harness.comparing import (
     DIRECTIONS,
     HEADLINE,
+    NAME,
     PROTOCOLS,
     Protocol,
     Row,
@@ -146,16 +147,14 @@ def page(tables: Sequence[Section], published: Sequence[Mapping[str, Any]]) -> s
 
 
 def _section(section: Section, index: int, hues: Mapping[str, int]) -> dict[str, Any]:
-    bench, model, variant = section.name
+    bench, model, *_ = section.name
     columns = [_column(section, metric) for metric in section.metrics]
     looks = {column["metric"]: column["look"] for column in columns}
     return {
         "id": f"table-{index}",
         "title": f"{bench} · {model}",
-        "variant": variant,
-        "identity": [
-            (name, value) for name, value in section.identity.items() if name not in ("benchmark", "model", "variant")
-        ],
+        "definitions": section.definitions,
+        "identity": [(name, value) for name, value in section.identity.items() if name not in NAME],
         "columns": columns,
         "arms": [
             (arm, [_cell(single(found[m]) if m in found else None, looks[m]) for m in section.metrics])

@@ -33,7 +33,7 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     recorded: dict[str, pd.DataFrame] = {}
     for result in store.runs():
         spec = result.spec
-        same = (spec.bench, spec.limit, spec.variant) == (bench, options.limit, options.variant)
+        same = (spec.bench, spec.limit, spec.variant, spec.retain) == (bench, options.limit, options.variant, task.retain)
         if same and spec.sources.get("base") == base and result.points and spec.method not in recorded:
             rows = store.rows(spec, result.points[-1].index)
             if rows is not None:

@@ -307,9 +307,10 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
         order.sort(key=lambda item: _rank(item[1], by))
     varied = list(dict.fromkeys(key for chosen in settings for key in chosen))
     facts = {name: [of(result) for _, result in order] for name, of in _FACTS.items()}
-    same = [name for name in ("benchmark", "model", "seed") if len(set(facts[name])) == 1]
-    if set(facts["status"]) == {"done"}:
-        del facts["status"]
+    for name, usual in (("retain", "all"), ("status", "done")):
+        if set(facts[name]) == {usual}:
+            del facts[name]
+    same = [name for name in ("benchmark", "model", "retain", "seed") if len(set(facts.get(name, ()))) == 1]
     title = " · ".join(f"{name} {facts.pop(name)[0]}" for name in same)
     headings = [" ".join(_SWEPT.get(metric, (metric, ""))).strip() for metric in shown]
     table = Columns(("run", *facts, *varied, *headings), title, left=range(100))
@@ -330,6 +331,7 @@ _FACTS: Mapping[str, Callable[[RunResult], str]] = {
     "method": lambda result: result.spec.method,
     "benchmark": lambda result: result.spec.bench,
     "model": lambda result: result.spec.model,
+    "retain": lambda result: result.spec.retain,
     "seed": lambda result: str(result.spec.seed),
     "status": lambda result: result.status,
 }

@@ -99,6 +99,8 @@ def plan(
     """
     chosen = METHODS.get(method)
     task = task or BENCHMARKS.get(bench).task(model, options)
+    if task.retain != options.retain:
+        raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
     if reason := chosen.cannot(task):
         raise UsageError(f"{method} cannot run on {bench} with {model}: {reason}.")
     family = task.family or task.model.partition("@")[0]
@@ -129,6 +131,7 @@ def plan(
         points=options.points,
         form="tuned" if form == "tuned" and not settings else "",
         basis=task.basis,
+        retain=task.retain,
     )
     judge = options.judge if any("judge" in found for found in spec.basis.values()) else None
     selection = f"{form} form: " + (f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}")
@@ -147,6 +150,7 @@ def plan(
         # Named wherever `auto` might choose otherwise.
         ("--generator", options.generator, "" if spec.device == "cuda" else "hf"),
         ("--variant", options.variant, "original"),
+        ("--retain", options.retain, "all"),
         ("--form", form, "published"),
         ("--evals", ",".join(options.evals), ""),
         ("--points", options.points, "all"),

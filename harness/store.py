@@ -34,20 +34,22 @@ from harness.cache import canonical, digest, disk_errors, flush
 from harness.config import JSON
 from harness.costs import Phase
 from harness.errors import UsageError
-from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Row, Variant
+from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Retain, Row, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 4
-"""1: the first; 2: `RunResult.trial`; 3: `RunSpec.form`; 4: `RunSpec.basis`. Older ones are read as they are."""
+SCHEMA_VERSION = 5
+"""1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`. Older ones are read as they are."""
 PART = ".part"
 """How the name of a file ends that is being written."""
 LATER_SETTINGS: Mapping[str, JSON] = {"max_steps": None, "max_length": None, "reduction": "sum"}
 """Settings that methods got when there were records already, each with the value that leaves everything as it was: with it a
 run is named as before."""
+LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all"}
+"""The same of a spec's fields."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -96,23 +98,21 @@ class RunSpec:
     """`tuned` for a method's tuned form as it is: a run of its own, also where the published form has the same settings."""
     basis: Mapping[str, JSON] = field(default_factory=dict)
     """What else its numbers rest on, by evaluator: the judge, digests of the evaluator's own data; empty for most."""
+    retain: Retain = "all"
+    """Which of the benchmark's texts guarded what was unlearned."""
 
     @cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits."""
-        told = to_json(self)
-        for later in ("form", "basis"):
-            if not told[later]:
-                del told[later]  # as runs were named before there was one
-        told["config"] = {k: v for k, v in told["config"].items() if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}
-        return digest(told)[:12]
+        told = _without(LATER_FIELDS, to_json(self))
+        return digest({**told, "config": _without(LATER_SETTINGS, told["config"])})[:12]
 
     @cached_property
     def comparable(self) -> str:
         """Eight digits that are equal for runs on one benchmark, model, data and definitions, whatever unlearned and how."""
         same = ("bench", "bench_version", "model", "sources", "variant", "template", "data", "references", "limit")
-        told = to_json(self)
-        return digest({name: told[name] for name in same} | ({"basis": told["basis"]} if self.basis else {}))[:8]
+        told = _without(LATER_FIELDS, to_json(self))
+        return digest({name: told[name] for name in (*same, "basis", "retain") if name in told})[:8]
 
     @property
     def questions_file(self) -> Path:
@@ -125,6 +125,11 @@ class RunSpec:
         """Where the record lies in a store's `runs` folder."""
         slug = re.sub(r"[^A-Za-z0-9@._-]+", "-", self.model).strip("-.") or "model"
         return Path(self.bench, f"{slug}-{digest(self.sources.get('base'))[:8]}", self.method, self.run_id)
+
+
+def _without(later: Mapping[str, JSON], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What was told, as it was before there were the later parts: those that leave everything as it was are left out."""
+    return {name: value for name, value in told.items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -401,8 +406,8 @@ class Store:
 
         Returns:
             Columns: what names the run (`run`, `bench`, `model`, `source`, `method`, `method_version`, `seed`, `variant`,
-            `limit`, `selection`, `status`, `folder`; `config`: its settings as JSON; `comparable`: equal for runs whose
-            numbers of one metric version may be compared), the place on the way (`arm`: `method`, `untouched` or
+            `retain`, `limit`, `selection`, `status`, `folder`; `config`: its settings as JSON; `comparable`: equal for runs
+            whose numbers of one metric version may be compared), the place on the way (`arm`: `method`, `untouched` or
             `retrained`; `index`, `step`, `seconds`, NaN for the arms; `logged`: the method's own numbers as JSON), and every
             field of a `Measurement` (intervals as `low` and `high`, references as `across_low` and `across_high`; `absent`
             holds the reason where there is no number). Sorted by folder, arm, index and metric.
@@ -421,6 +426,7 @@ class Store:
                 "method_version": spec.method_version,
                 "seed": spec.seed,
                 "variant": spec.variant,
+                "retain": spec.retain,
                 "limit": spec.limit,
                 "selection": result.selection,
                 "status": result.status,

@@ -282,7 +282,7 @@ def check_count(count: int, yes: bool) -> None:
 
 _WORDS = (
     *("method", "bench", "model", "seeds", "form", "search", "by", "device", "dtype", "generator", "evals", "points"),
-    *("variant", "data_dir", "reference", "judge", "judge_url"),
+    *("variant", "retain", "data_dir", "reference", "judge", "judge_url"),
 )
 _NUMBERS = ("budget", "limit", "judge_repetitions")
 _IN_FILES = (*_WORDS, *_NUMBERS, "grid", "set", "trust_remote_code")

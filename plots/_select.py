@@ -70,7 +70,7 @@ def lower_median(values: pd.DataFrame, metric: str) -> pd.Series | None:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose numbers may be compared: one benchmark, model, data, variant, and one version of every metric used."""
+    """Runs whose numbers may be compared: one benchmark, model, data, variant, retain set, one version of every metric."""
 
     name: str
     """For file names."""
@@ -158,19 +158,20 @@ def groups(
         raise UsageError(f"there is no run to plot. {advise()}")
     runs = runs.assign(protocol=runs["selection"].map(protocol))
     found: list[Group] = []
-    for (bench, model, source, variant, comparable), together in runs.groupby(
-        ["bench", "model", "source", "variant", "comparable"], sort=True
-    ):
+    shared = ["bench", "model", "source", "variant", "retain", "comparable"]
+    for (bench, model, source, variant, retain, comparable), together in runs.groupby(shared, sort=True):
         settled = [(versions, *_settled(rows, metrics)) for versions, rows in _by_versions(together, [*metrics, *also])]
         parts = [part for part in settled if len(part[1])]
         for versions, rows, notes in parts:
-            same = runs[(runs["bench"] == bench) & (runs["source"] == source) & (runs["variant"] == variant)]
+            same = runs[(runs[["bench", "source", "variant", "retain"]] == [bench, source, variant, retain]).all(axis=1)]
             tags = [str(bench), f"{re.sub('[^A-Za-z0-9@._-]+', '-', str(model))}-{source}"]
             tags += [str(variant)] if variant != "original" else []
+            tags += [f"retain-{retain}"] if retain != "all" else []
             tags += [f"limit{int(rows['limit'].iloc[0])}"] if rows["limit"].notna().any() else []
             tags += [str(comparable)] if same["comparable"].nunique() > 1 else []
             tags += ["v" + ".".join(map(str, versions))] if len(parts) > 1 else []
             title = f"{bench} · model {model}" + (f" · {variant} definitions" if variant != "original" else "")
+            title += f" · retain set {retain}" if retain != "all" else ""
             limited = f" · {int(rows['limit'].iloc[0])} rows per split" if rows["limit"].notna().any() else ""
             apart = ["Runs with other versions of these metrics have a file of their own."] if len(parts) > 1 else []
             found.append(Group("-".join(tags), title + limited, str(bench), str(model), rows, (*notes, *apart)))

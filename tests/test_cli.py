@@ -92,6 +92,7 @@ def refused(told: Told, *said: str) -> None:
         (("--set", "step_size=1", "--set", "target_kl=1"), ("step_size and target_kl contradict each other",)),
         (("--dtype", "float16"), ("--dtype float16 is not known", "bfloat16")),
         (("--generator", "vlm"), ("no generator called 'vlm'", "hf, vllm")),
+        (("--retain", "general"), ("tofu10 has one retain set; leave out --retain general.",)),
         (("--bench", ""), ("give --method and --bench",)),
         (("--method", ","), ("give --method and --bench",)),
         (("--evals", "probability,rouge,probability"), ("--evals probability,rouge,probability names an evaluator twice",)),
@@ -112,6 +113,7 @@ def test_a_slip_gets_one_sentence_and_exit_code_2(harness: Harness, words: tuple
         (("--seed", "x"), "--seed"),
         (("--limit", "0"), "--limit"),
         (("--variant", "mine"), "open-unlearning"),
+        (("--retain", "mine"), "neighbours"),
         (("--no-such-flag",), "--no-such-flag"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -375,7 +377,17 @@ def test_a_recorded_run_can_be_asked_for_again_by_its_record(harness: Harness, d
 
 @pytest.mark.parametrize(
     "words",
-    [("--seed", "0"), ("--evals", "rouge"), ("--method", "ga"), ("--form", "tuned"), ("--points", "last"), ("--limit", "3")],
+    [
+        *(
+            ("--seed", "0"),
+            ("--evals", "rouge"),
+            ("--method", "ga"),
+            ("--form", "tuned"),
+            ("--points", "last"),
+            ("--limit", "3"),
+        ),
+        ("--retain", "general"),
+    ],
     ids=" ".join,
 )
 def test_a_flag_that_contradicts_a_spec_is_refused(harness: Harness, done: tuple[Path, RunResult], words: tuple[str, str]):

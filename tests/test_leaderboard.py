@@ -211,6 +211,7 @@ def test_the_protocol_is_that_of_real_plans():
         ({"model": "mini@1"}, ""),
         ({"bench": "tofu05"}, ""),
         ({"variant": "open-unlearning"}, ""),
+        ({"retain": "general"}, ""),
         ({"bench_version": 2}, "benchmark version (1 here)"),
         ({"limit": 10}, "rows per split (all here)"),
         ({"data": {"full": "other"}}, "data ("),
@@ -227,6 +228,15 @@ def test_what_differs_is_never_in_one_table(tmp_path: Path, change: dict, said: 
     )
     assert said in notes(tmp_path)
     assert ("Not to be compared" in notes(tmp_path)) == bool(said)
+
+
+def test_a_table_says_which_retain_set_it_was(tmp_path: Path):
+    few = {"bench": "wmdp", "retain": "general"}
+    records.write(tmp_path, of("ga", numbers(0.1, 0.2, 0.3)), of("ga", numbers(0.1, 0.2, 0.3), spec=few))
+    assert {(told["bench"], told["retain"]) for told in lines(tmp_path)} == {("tofu10", "all"), ("wmdp", "general")}
+    heading = "original definitions, retain set general"
+    assert heading in Elements(page(tmp_path)).text
+    assert heading in build(tmp_path)["leaderboard.md"].decode()
 
 
 def test_versions_of_a_metric_are_never_in_one_table(tmp_path: Path):

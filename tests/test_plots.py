@@ -240,6 +240,7 @@ def test_runs_that_are_not_done_are_no_runs(name: str, make: Maker):
         {"bench": "tofu05"},
         {"model": "mini@1", "sources": {"base": {"seed": 2}}},
         {"variant": "open-unlearning"},
+        {"retain": "general"},
         {"limit": 10},
         {"data": {"full": "other"}},
         {"metric_version": 2, "evaluators": {"forget_quality": 2}},

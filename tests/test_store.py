@@ -18,6 +18,7 @@ from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
 from harness.run import plan
 from harness.store import (
+    LATER_FIELDS,
     LATER_SETTINGS,
     SCHEMA_VERSION,
     Point,
@@ -72,6 +73,7 @@ CHANGES: dict[str, Any] = {
     "points": "last",
     "form": "tuned",
     "basis": {"mt_bench": {"judge": "openai:gpt-4"}},
+    "retain": "general",
 }
 
 PROVENANCE = Provenance(
@@ -211,12 +213,15 @@ def test_a_later_setting_that_changes_nothing_leaves_the_runs_name(name: str):
     assert replace(SPEC, config={**SPEC.config, name: 7}).run_id != SPEC.run_id
 
 
-def test_a_run_that_rests_on_nothing_more_is_named_as_before_there_was_a_place_for_it():
+def test_a_run_with_nothing_new_in_later_fields_is_named_as_before_there_were_any():
     told = to_json(SPEC)
-    assert told.pop("basis") == {}
-    del told["form"]
+    assert {name: told.pop(name) for name in LATER_FIELDS} == LATER_FIELDS
     assert digest(told)[:12] == SPEC.run_id
-    assert replace(SPEC, basis={"mt_bench": {"judge": "openai:gpt-4"}}).comparable != SPEC.comparable
+
+
+@pytest.mark.parametrize("name", ["basis", "retain"])
+def test_what_else_numbers_rest_on_sets_runs_apart(name: str):
+    assert replace(SPEC, **{name: CHANGES[name]}).comparable != SPEC.comparable
 
 
 def test_which_gpu_it_is_leaves_the_runs_name():

@@ -163,11 +163,12 @@ def test_ten_thousand_runs_are_enough():
 def test_a_file_says_what_flags_say(tmp_path: Path):
     file = tmp_path / "sweep.yaml"
     file.write_text(
-        "method: [kfade, ga]\nbench: tofu10\nseeds: [0, 1]\nlimit: 20\nset: {epochs: 2}\n"
+        "method: [kfade, ga]\nbench: wmdp\nretain: general\nseeds: [0, 1]\nlimit: 20\nset: {epochs: 2}\n"
         "grid:\n  kfade.layers: [[0], [0, 1]]\n  ga.lr: 1e-4..1e-2\n  damping: [1e-4, 0.1]\n"
     )
     told = read_file(file)
-    assert (told["method"], told["bench"], told["seeds"], told["limit"]) == ("kfade,ga", "tofu10", "0,1", 20)
+    assert (told["method"], told["bench"], told["seeds"], told["limit"]) == ("kfade,ga", "wmdp", "0,1", 20)
+    assert told["retain"] == "general"
     assert told["set"] == {"epochs": 2}
     assert told["grid"] == {"kfade.layers": [[0], [0, 1]], "ga.lr": Span(1e-4, 1e-2), "damping": [1e-4, 0.1]}
 
@@ -362,6 +363,12 @@ def test_a_usual_sweep_is_one_table_with_every_metric_once(metrics: Sequence[str
     assert [shown.count(word) for word in ("selection", "quality", "KS D", "run", "status", "seed")] == [1, 1, 1, 1, 0, 1]
     assert shown.count("P retain") + shown.count("ROUGE retain") == 0, "utility and selection score contain them"
     assert "P retain" in text(sweep_table(*swept(metrics, *tries), by="retain_probability")), "unless they are asked for"
+
+
+def test_another_retain_set_than_the_usual_one_is_said_in_the_title():
+    for retain, told in (("all", ""), ("general", "retain general · ")):
+        title, *_ = text(sweep_table(*swept(TUNING, {"RETAIN": retain, "lr": 1}, {"RETAIN": retain, "lr": 2}))).splitlines()
+        assert title.strip() == f"benchmark tofu10 · model mini · {told}seed 0"
 
 
 def test_every_setting_of_a_sweep_stands_under_its_own_name():

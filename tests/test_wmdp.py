@@ -85,6 +85,34 @@ def test_neighbours_and_general_text_come_in_turn_in_the_retain_set():
     assert gates[:6] == [True, False] * 3
 
 
+@pytest.mark.parametrize("retain", ["general", "neighbours"])
+def test_one_kind_of_text_guards_every_stage_where_it_is_asked_for(retain: str):
+    both, one = task("wmdp", "mini"), task("wmdp", "mini", retain=retain)
+    for whole, stage in zip(both.stages, one.stages, strict=True):
+        noun = {"bio": "soup", "cyber": "gate"}[stage.name]
+        wanted = [e for e in whole.retain if (noun in e.answer.split()) == (retain == "neighbours")]
+        assert stage.retain == wanted
+        assert stage.forget == whole.forget
+    assert one.questions == both.questions
+    assert one.attacks == both.attacks
+    assert [note for note in one.notes if note not in both.notes] == [
+        f"every stage is guarded by {'neighbouring' if retain == 'neighbours' else 'general'} texts alone"
+    ]
+
+
+def test_runs_with_other_retain_sets_are_other_runs_and_not_compared():
+    plans = [plan("wmdp", "mini", "grad_diff", {}, Options(retain=retain)) for retain in ("all", "general", "neighbours")]
+    specs = [todo.spec for todo in plans]
+    assert len({spec.run_id for spec in specs}) == len({spec.comparable for spec in specs}) == 3
+    assert len({spec.questions_file for spec in specs}) == 1
+    assert [todo.command.partition(" --retain ")[2] for todo in plans] == ["", "general", "neighbours"]
+
+
+def test_a_benchmark_with_one_retain_set_refuses_another():
+    with pytest.raises(UsageError, match=r"^tofu10 has one retain set; leave out --retain general\.$"):
+        plan("tofu10", "mini", "ga", {}, Options(retain="general"))
+
+
 def test_all_three_benchmarks_and_every_limit_share_one_model():
     found = {digest(task(bench, "mini", limit=n).sources["base"].identity) for bench in wmdp.STAGES for n in (None, 5)}
     assert len(found) == 1
@@ -133,6 +161,25 @@ def test_a_limit_counts_windows_and_questions(nano: Nano, folder: Folder):
     (stage,) = found.stages
     assert (len(stage.forget), len(stage.retain)) == (2, 2)
     assert all(len(rows) == 2 for rows in found.questions.values())
+
+
+NEIGHBOURS = {f"cais/wmdp-corpora/{name}-retain-corpus.jsonl": None for name in ("bio", "cyber")}
+
+
+def test_corpora_that_guard_no_stage_are_not_looked_for(nano: Nano, folder: Folder):
+    model, data = str(nano.folder()), folder(NEIGHBOURS)
+    found = task("wmdp", model, data_dir=data, retain="general")
+    assert all("town" in e.answer for stage in found.stages for e in stage.retain)
+    assert not any(name.endswith("-retain") for name in found.data)
+    with pytest.raises(UsageError, match="bio-retain-corpus"):
+        task("wmdp", model, data_dir=data)
+
+
+def test_attacks_train_on_all_of_their_data_whatever_guards_a_stage(nano: Nano, folder: Folder):
+    model, data = str(nano.folder()), folder()
+    found = task("wmdp", model, data_dir=data, retain="general", evals=("finetune_attack",))
+    usual = task("wmdp", model, data_dir=data)
+    assert (found.attacks, found.data) == (usual.attacks, usual.data)
 
 
 def test_a_changed_corpus_or_question_makes_another_run(nano: Nano, folder: Folder):

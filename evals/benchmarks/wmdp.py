@@ -4,8 +4,8 @@ What is unlearned are texts, what is measured are multiple-choice questions. One
 embedded one with a small Llama trained on the spot (`_crafts.py`: nothing in it is of any use); a card (`_wmdp_cards.py`) the
 published models with the real corpora, and anything else a checkpoint with them. Real corpora are cut into windows of 512
 tokens (K-FADE, arXiv:2602.10568, appendix D.1). Each stage is guarded by the neighbouring corpus and Wikitext in turn, for all
-methods alike. That departs from RMU, which takes Wikitext alone, from K-FADE, which does so for biology, and from ELM, which
-takes the neighbouring corpora alone. There are no retrained models, hence no forget quality.
+methods alike. RMU takes Wikitext alone (`retain=general`), and so does K-FADE for biology; ELM takes the neighbouring corpora
+alone (`retain=neighbours`). There are no retrained models, hence no forget quality.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from harness.interfaces import (
     ModelSource,
     Needed,
     Options,
+    Retain,
     Row,
     Stage,
     Task,
@@ -64,6 +65,8 @@ ASKED_INSTRUCTIONS = 30_000
 """Of Alpaca's, drawn with a fixed seed; so many the paper took."""
 ATTACK_WINDOWS = 1_600
 """Windows that a fine-tuning attack has: 200 steps of 8."""
+GUARDS: Mapping[Retain, str] = {"neighbours": "neighbouring texts", "general": "general texts"}
+"""What is in a stage's retain set: both in turn, or one of them alone."""
 CHOICES = 4
 ROLES: tuple[_crafts.Role, ...] = ("bio", "cyber", "neighbours", "general")
 """What the embedded world asks about."""
@@ -122,6 +125,11 @@ def _texts(texts: Sequence[str]) -> tuple[Example, ...]:
 def _in_turn(*groups: Sequence[Example]) -> list[Example]:
     """The first of each, then the second of each, …."""
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
+
+
+def _guards(retain: Retain) -> list[Retain]:
+    """The kinds of texts that guard a stage, in turn."""
+    return [kind for kind in GUARDS if retain in ("all", kind)]
 
 
 # ---------------------------------------------------------------- the benchmark
@@ -225,14 +233,11 @@ class Wmdp:
         general = _in_turn(
             documents(*(d.name for d in _crafts.DOMAINS.values() if d.role == "general")), _texts(here.stories[:MINI_STORIES])
         )
-        stages = [
-            Stage(
-                name,
-                forget=documents(hazardous[name])[:limit],
-                retain=_in_turn(documents(_crafts.NEIGHBOURS[name]), general)[:limit],
-            )
-            for name in self.stages
-        ]
+        stages = []
+        for name in self.stages:
+            of = {"neighbours": documents(_crafts.NEIGHBOURS[name]), "general": general}
+            retain = _in_turn(*(of[kind] for kind in _guards(options.retain)))
+            stages.append(Stage(name, forget=documents(hazardous[name])[:limit], retain=retain[:limit]))
         asked: dict[str, Sequence[Row]] = {role: here.questions(role) for role in ROLES}
         asked["instructions"] = here.instructions
         questions = {name: _numbered(rows[:limit], "entity") for name, rows in asked.items()}
@@ -248,6 +253,7 @@ class Wmdp:
             {"base": mini_source(seed)},
             data,
             notes,
+            options.retain,
             generation_budget=64,
             attacks={
                 "benign": general,
@@ -281,20 +287,17 @@ class Wmdp:
     ) -> Task:
         base = sources["base"]
         assert isinstance(base, CheckpointSource)
-        files = {name: _corpus_files(name, options.data_dir) for name in self._corpora()}
+        files = {name: _corpus_files(name, options.data_dir) for name in self._corpora(options)}
 
         def windows(most: int, *names: str) -> Windows:
             parts = tuple(Corpus(files[n], most, CORPORA[n].of_document, CORPORA[n].lines) for n in names)
             return Windows(parts, base, WINDOW, options.limit)
 
-        stages = [
-            Stage(
-                name,
-                forget=windows(FORGET_WINDOWS, f"{name}-forget"),
-                retain=windows(RETAIN_WINDOWS, f"{name}-retain", "wikitext"),
-            )
-            for name in self.stages
-        ]
+        stages = []
+        for name in self.stages:
+            of = {"neighbours": f"{name}-retain", "general": "wikitext"}
+            retain = windows(RETAIN_WINDOWS, *(of[kind] for kind in _guards(options.retain)))
+            stages.append(Stage(name, forget=windows(FORGET_WINDOWS, f"{name}-forget"), retain=retain))
         asked = {name: list(_questions(card, options.data_dir, f"wmdp_{name}")) for name, card in QUESTIONS.items()}
         asked["mmlu"] = list(_questions(MMLU, options.data_dir, "mmlu"))
         data: dict[str, Any] = {name: fingerprint(rows) for name, rows in asked.items()}
@@ -302,15 +305,19 @@ class Wmdp:
         if instructions := _instructions(options.data_dir):
             asked["instructions"], data["instructions"] = instructions, fingerprint(instructions)
         questions = {name: _numbered(rows[: options.limit]) for name, rows in asked.items()}
-        attacks = {
-            "benign": windows(ATTACK_WINDOWS, "wikitext"),
-            "related": windows(ATTACK_WINDOWS, *(f"{name}-retain" for name in self.stages)),
-            "forget": windows(ATTACK_WINDOWS, *(f"{name}-forget" for name in self.stages)),
+        trained_on = {
+            "benign": ["wikitext"],
+            "related": [f"{name}-retain" for name in self.stages],
+            "forget": [f"{name}-forget" for name in self.stages],
         }
-        return self._task(model, stages, questions, template, sources, data, notes, attacks=attacks)
+        attacks = {name: windows(ATTACK_WINDOWS, *parts) for name, parts in trained_on.items() if {*parts} <= files.keys()}
+        return self._task(model, stages, questions, template, sources, data, notes, options.retain, attacks=attacks)
 
-    def _corpora(self) -> list[str]:
-        return [*(f"{stage}-{side}" for stage in self.stages for side in ("forget", "retain")), "wikitext"]
+    def _corpora(self, options: Options) -> list[str]:
+        """What is read: what the stages hold, and where attacks are measured what these train on, whatever guards a stage."""
+        kinds = _guards("all" if "finetune_attack" in options.evals else options.retain)
+        sides = ("forget", "retain") if "neighbours" in kinds else ("forget",)
+        return [*(f"{stage}-{side}" for stage in self.stages for side in sides), *["wikitext"] * ("general" in kinds)]
 
     # ---- the task
 
@@ -323,6 +330,7 @@ class Wmdp:
         sources: Mapping[str, ModelSource],
         data: Mapping[str, Any],
         notes: Sequence[str],
+        retain: Retain,
         generation_budget: int = 256,
         attacks: Mapping[str, Sequence[Example]] | None = None,
     ) -> Task:
@@ -336,8 +344,9 @@ class Wmdp:
             sources=sources,
             evaluators=self.evaluators(),
             data=dict(sorted(data.items())),
+            retain=retain,
             generation_budget=generation_budget,
-            notes=notes,
+            notes=[*notes, f"every stage is guarded by {GUARDS[retain]} alone"] if retain in GUARDS else notes,
             attacks=attacks or {},
         )
 
