@@ -6,7 +6,13 @@ import copy
 import json
 import math
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +25,11 @@ from harness.errors import UsageError
 from harness.generation import HFGenerator
 from harness.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, Setting, Subject, Task
 from harness.measuring import measure, source_tables
+from harness.models import save_checkpoint
+from harness.pretraining import Vocabulary
 from harness.run import execute
 from harness.store import to_json
+from harness.vllm import end
 from tests.conftest import Bench, SettingMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server
 
@@ -316,14 +325,17 @@ def judged(task: Task, make_setting: SettingMaker) -> Callable[..., tuple[dict[s
 
     def of(verdicts: Verdicts, setting: Setting | None = None, **changes: Any) -> tuple[dict[str, Any], Subject]:
         with judge_server(verdicts) as server:
-            asked = asked_by(task, server, **changes)
-            setting = replace(setting or make_setting(), task=asked)
-            subject = Subject(setting, asked, ())
-            found = measure(asked, subject, "a test", HFGenerator(), "weights")
+            found, subject = graded(asked_by(task, server, **changes), setting or make_setting())
         subject.tables["asked"] = server.asked  # type: ignore[assignment]
-        return {item.metric: item for item in found}, subject
+        return found, subject
 
     return of
+
+
+def graded(task: Task, setting: Setting) -> tuple[dict[str, Any], Subject]:
+    subject = Subject(replace(setting, task=task), task, ())
+    found = measure(task, subject, "a test", HFGenerator(), "weights")
+    return {item.metric: item for item in found}, subject
 
 
 def test_the_mean_is_over_questions_and_turns(judged: Any):
@@ -530,3 +542,82 @@ def test_tables_of_a_source_are_kept_by_judge(bench: Bench, task: Task):
             tables = source_tables(asked.sources["base"], asked, asked.options, bench.cache, HFGenerator())
             assert set(tables["judgements"]["judge_model"]) == {f"{model}-0613"}
         assert len(server.asked) == 24
+
+
+# ---------------------------------------------------------------- a real server
+
+FOLLOWS = {"S1": "[[7]]", "S2": "[[7]]", "M1": "hm", "M2": "hm", "[[7]]": "<eos>", "hm": "<eos>"}
+
+
+def save_judge(folder: Path) -> None:
+    """A Llama whose every token decides the next: 7 after the system messages of plain questions, no rating after others."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = Vocabulary("words", tuple(FOLLOWS)).build()
+    tokenizer.chat_template = "{{ messages[1]['content'] }} {{ messages[0]['content'] }}"
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.zero_()
+        for i, (word, following) in enumerate(FOLLOWS.items()):
+            model.model.embed_tokens.weight[tokenizer(word)["input_ids"], i] = 1
+            model.lm_head.weight[tokenizer(following)["input_ids"], i] = 1
+    save_checkpoint(model, tokenizer, folder, {})
+
+
+@contextmanager
+def served(folder: Path, name: str) -> Iterator[JudgeServer]:
+    """vLLM's own server of that checkpoint, on a free port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--model", str(folder), "--served-model-name", name, "--enforce-eager"]
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_NO_USAGE_STATS": "1"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    log = folder / "server.log"
+    with log.open("w") as said:
+        server = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    try:
+        while True:
+            assert server.poll() is None, log.read_text()[-3000:]
+            with suppress(OSError), opener.open(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.5)
+        yield JudgeServer(f"http://127.0.0.1:{port}/v1", [])
+    finally:
+        end(server)
+
+
+@pytest.mark.vllm
+def test_vllms_own_server_judges(task: Task, make_setting: SettingMaker, tmp_path: Path):
+    """For vLLM's CPU build as well as for a GPU."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    save_judge(tmp_path / "judge")
+    with served(tmp_path / "judge", "mini-judge") as server:
+        found, subject = graded(asked_by(task, server, model="mini-judge"), make_setting())
+        with pytest.raises(UsageError, match=r"does not know nobody"):
+            graded(asked_by(task, server, model="nobody"), make_setting())
+    assert {name: (found[name].value, found[name].n) for name in mt_bench.METRICS[:3]} == {
+        "mt_bench": (7, 6),
+        "mt_bench_turn_1": (7, 3),
+        "mt_bench_turn_2": (7, 3),
+    }
+    assert "answered as mini-judge; 6 of 12 verdicts hold no rating and are left out" in found["mt_bench"].note
+    table = subject.tables["judgements"]
+    assert set(table["judge_model"]) == {"mini-judge"}
+    assert table["judge_text"].str.strip().groupby(table["category"]).agg(set).to_dict() == {
+        category: {"hm" if category in mt_bench.WITH_REFERENCE else "[[7]]"} for category in CATEGORIES
+    }

