@@ -643,6 +643,8 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
 
 _LISTED = ("forget_quality", "model_utility", "bio_accuracy", "cyber_accuracy", "general_accuracy", "mmlu_accuracy")
 """What a list of runs says of their last points; a column that would be empty is left out of the table."""
+_USUAL = {"retain": "all"}
+"""What goes without saying: a column that holds nothing else is left out as well."""
 
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
@@ -686,7 +688,7 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if not rows:
         print("none")
         return
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    names = [name for name in rows[0] if any(row[name] not in (None, _USUAL.get(name)) for row in rows)]
     headings = [name.removesuffix("_accuracy").replace("_", " ") for name in names]
     table: Columns | Table
     if any(isinstance(value, int | float) for value in rows[0].values()):

@@ -29,7 +29,7 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2, vo
         num_attention_heads=2,
         max_position_embeddings=32,
         initializer_range=0.5,
-        attn_implementation="eager",
+        attn_implementation="sdpa",  # the eager one takes its softmax in float32 whatever the model's type
     )
     model = LlamaForCausalLM(config).to(dtype).eval()
     if dtype == torch.float64:
