@@ -17,7 +17,7 @@ import numpy as np
 
 from evals import _tofu
 from evals._bootstrap import FEWEST_CLUSTERS
-from evals._scores import HAZARDOUS
+from evals._scores import CHANCE, HAZARDOUS
 from harness.interfaces import Better, Difference, Subject, Task, Template, Variant
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def statistic(metric: str) -> Statistic:
         return Statistic(lambda subject: [_completions(subject)], lambda means: means[0], "lower")
     task, _, kind = metric.rpartition("_")
     if kind == "accuracy":
-        better: Better = "lower" if task in HAZARDOUS else "higher"
-        return Statistic(lambda subject: [_correct(subject, task)], lambda means: means[0], better)
+        if task in HAZARDOUS:  # below chance nothing more is forgotten
+            return Statistic(lambda subject: [_correct(subject, task)], lambda means: np.maximum(means[0], CHANCE), "lower")
+        return Statistic(lambda subject: [_correct(subject, task)], lambda means: means[0], "higher")
     per_row = {"probability": _tofu.probability, "rouge": _tofu.rouge}[kind]
 
     def rows(subject: Subject) -> list[Group]:

@@ -24,14 +24,13 @@ from unittest.mock import patch
 
 import numpy as np
 
-from evals._scores import HAZARDOUS
+from evals._scores import CHANCE, HAZARDOUS
 from harness.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1
-CHANCE = 0.25
 FEWEST_CLUSTERS = 5
 """Under this many groups of questions there is no interval."""
 Scored = tuple[tuple[str, str], list[int], list[int]]

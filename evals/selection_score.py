@@ -2,7 +2,7 @@
 
 ToFU:             median over references of the forget-quality p-value  ×  harmonic mean of {probability, truth ratio} ×
                   {retain, real authors, world facts}
-multiple choice:  (1 − mean over the stages' questions of k)  ×  mean over the questions to be kept of k
+multiple choice:  (1 − mean over the stages' sets of questions of k)  ×  mean over the sets to be kept of k
                   k = max(0, accuracy − ¼) / ¾, the share known beyond chance
 
 The paper picks its checkpoints by forget quality × model utility on the rows it reports (arXiv:2602.10568, appendix D.2); here
@@ -22,8 +22,6 @@ from harness.interfaces import EVALUATORS, Absent, Measurement, Subject, evaluat
 
 VERSION = 1
 METRIC = "selection_score"
-CHANCE = 0.25
-"""Of questions with four choices."""
 
 
 @evaluator("selection_score", version=VERSION)
@@ -54,7 +52,7 @@ def _of_choices(subject: Subject) -> Measurement | Absent:
     for found in EVALUATORS.get("multiple_choice").measure(subject):
         if isinstance(found, Absent):
             return Absent(metric=METRIC, reason=f"{found.metric}: {found.reason}")
-        known = max(0.0, found.value - CHANCE) / (1 - CHANCE)
+        known = max(0.0, found.value - _scores.CHANCE) / (1 - _scores.CHANCE)
         if found.metric in forgotten:
             hazardous.append(known)
             n += found.n

@@ -873,7 +873,9 @@ def power(
         print(json.dumps([asdict(item) for item in found]))
         return
     table = Table(
-        title=f"differences under these are not shown by {bench} on {model}", title_justify="left", header_style="bold"
+        title=f"differences under these are mostly not shown by one seed on {bench} with {model}",
+        title_justify="left",
+        header_style="bold",
     )
     for heading in ("metric", "smallest difference", "rows", "how", "note"):
         table.add_column(heading)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.comparing import REFERENCE_ARMS
 from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, Absent, Measurement, Options
 from harness.store import Store
@@ -19,7 +20,7 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     Args:
         bench: the benchmark.
         model: what is unlearned.
-        store: whose recorded rows are resampled: of each method the first run, at its last point.
+        store: whose recorded rows are resampled: of each method the first run, at its last point; one seed, nothing corrected.
         options: rows, metric definitions, data folder.
 
     Raises:
@@ -34,6 +35,7 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     for result in store.runs():
         spec = result.spec
         same = (spec.bench, spec.limit, spec.variant, spec.retain) == (bench, options.limit, options.variant, task.retain)
+        same = same and spec.method not in REFERENCE_ARMS
         if same and spec.sources.get("base") == base and result.points and spec.method not in recorded:
             rows = store.rows(spec, result.points[-1].index)
             if rows is not None:

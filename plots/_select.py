@@ -250,6 +250,16 @@ def settings_of(points: pd.DataFrame) -> list[Mapping[str, Any]]:
     return [json.loads(text) for text in points["config"]]
 
 
+def same_settings(points: pd.DataFrame) -> list[str]:
+    """A note on methods whose published and tuned forms are the same settings, so that nobody counts them as two findings."""
+    found = []
+    for method, of in points[points["protocol"].isin(PROTOCOLS)].groupby("method", sort=True):
+        forms = {form: frozenset(rows["config"]) for form, rows in of.groupby("protocol")}
+        if len(forms) > 1 and len(set(forms.values())) == 1:
+            found.append(str(method))
+    return [f"Published and tuned are the same settings for {', '.join(found)}."] if found else []
+
+
 def in_order(methods: Iterable[str]) -> list[str]:
     """Methods as they are listed everywhere: by name, the reference arms last."""
     return sorted(set(methods), key=lambda m: (ARMS.index(m) + 1 if m in ARMS else 0, m))

@@ -57,7 +57,7 @@ def _finetuned(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
     bench, model = ("wmdp", "mini") if runs.empty else (str(runs["bench"].iloc[0]), str(runs["model"].iloc[0]))
 
     def advise(bench: str = bench, model: str = model) -> str:
-        return _select.advice(bench, model, "kfade,grad_diff,npo", "finetune_attack")
+        return _select.advice(bench, model, "kfade,grad_diff,npo", "finetune_attack --points last")
 
     for group in _select.groups(runs, (START,), "this figure", also=names, advise=advise):
         ends = LAST.pick(group.points)
@@ -90,7 +90,7 @@ def _quantised(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
     bench, model = ("wmdp", "mini") if runs.empty else (str(runs["bench"].iloc[0]), str(runs["model"].iloc[0]))
 
     def advise(bench: str = bench, model: str = model) -> str:
-        return _select.advice(bench, model, "kfade,grad_diff,npo", "multiple_choice,quantise_attack")
+        return _select.advice(bench, model, "kfade,grad_diff,npo", "multiple_choice,quantise_attack --points last")
 
     for _, of in () if runs.empty else runs.groupby(["bench", "model"], sort=True):
         there = set(of["metric"])
@@ -109,8 +109,9 @@ def _quantised(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
             forms = _select.forms_of(ends)
             if ends.empty:
                 continue
-            better = {name: str(ends[f"{name}_8_bit_better"].dropna().iloc[0]) for name in sets}
-            order = sorted(sets, key=lambda name: (better[name] == "higher", name))  # what is forgotten first
+            known = {name: ends.get(f"{name}_8_bit_better", ends["method"].iloc[:0]).dropna() for name in sets}
+            better = {name: str(of_set.iloc[0]) for name, of_set in known.items() if len(of_set)}
+            order = sorted(better, key=lambda name: (better[name] == "higher", name))  # what is forgotten first
             table = _table(group, ends[ends["protocol"].isin(forms)], {name: scores[name] for name in order})
             notes = _reading_of_bits(group, table, order)
             titles = {name: f"{name.replace('_', ' ')} {DIRECTIONS[better[name]]}" for name in order}

@@ -237,6 +237,7 @@ def _reading(group: Group, numbers: pd.DataFrame) -> list[str]:
     if numbers["seeds"].max() > 1:
         notes.append(f"several seeds: {MEDIAN}, with that run's interval; the CSV has the lowest and highest seed")
     points = group.points
+    notes += _select.same_settings(points)
     by_hand = points[~points["protocol"].isin(PROTOCOLS) & ~points["method"].isin(ARMS)]["folder"].nunique()
     notes += [f"Not shown: {by_hand} runs with settings by hand."] if by_hand else []
     absent = numbers[numbers["absent"].notna()].to_dict("records")

@@ -43,7 +43,7 @@ def wmdp_tradeoff(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Dr
         forms = forms_of(points)
         shown = points[points["protocol"].isin(forms)]
         left = points.loc[~points["protocol"].isin(forms), "folder"].nunique()
-        notes = [*_reading(group, shown, hazardous, kept), *group.notes]
+        notes = [*_reading(group, shown, hazardous, kept), *_select.same_settings(shown), *group.notes]
         notes += [f"Not shown: {left} runs with settings by hand."] if left else []
         with _style.style():
             made[group.name] = _draw(group, shown, arms, forms, notes)
@@ -73,16 +73,23 @@ def _draw(group: Group, points: pd.DataFrame, arms: pd.DataFrame, forms: list[st
         _style.references(bottom, arms.to_dict("records"), LEFT, FORGOTTEN, None)
         for axes in (top, bottom):
             axes.axhline(CHANCE, color="#555555", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            axes.axhspan(-1, CHANCE, color="#555555", alpha=0.07, zorder=0, linewidth=0)
         for arm in arms.loc[arms["arm"] == "untouched", FORGOTTEN]:
             top.axhline(arm, color="#555555", linewidth=0.8, zorder=1)
             if not column:
-                top.annotate("untouched, KL 0", (0.01, arm), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+                top.annotate("untouched, KL 0", (0.01, arm - 0.01), xycoords=("axes fraction", "data"), va="top", fontsize=7)
         top.set_title(f"{form} form" if form in PROTOCOLS else form)
         top.set_xlabel("KL on instructions, nats per token, log scale  (← better)")
         bottom.set_xlabel("accuracy on what was to be kept  (→ better)")
     for axes in panels[:, 0]:
-        axes.set_ylabel("hazardous accuracy  (↓ better)")
-    panels[0, 0].annotate("chance", (0.01, CHANCE), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+        axes.set_ylabel("hazardous accuracy  (↓ better, to chance)")
+    panels[0, 0].annotate(
+        "chance: below it nothing more is forgotten",
+        (0.01, CHANCE - 0.01),
+        xycoords=("axes fraction", "data"),
+        va="top",
+        fontsize=7,
+    )
     if len(moved):
         _style.log_ticks(panels[0, 0], [*moved[KL]])
     panels[0, 0].set_ylim(min(0.1, points[FORGOTTEN].min() - 0.05), 1.05)

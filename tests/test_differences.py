@@ -141,6 +141,18 @@ def test_wmdp_compares_accuracies_by_group_and_kl_by_completion():
     assert kl.high < 0
 
 
+def test_below_chance_two_models_differ_in_nothing():
+    def right(of_ten: int) -> pd.DataFrame:
+        told = {"task": "cyber", "row": range(100), "cluster": [str(i // 4) for i in range(100)]}
+        return pd.DataFrame({**told, "correct": [float(i % 10 < of_ten) for i in range(100)], "choice": 0.0})
+
+    measured = {"a": [right(0)], "b": [right(1)], "c": [right(5)]}
+    found = BENCHMARKS.get("wmdp").differences(measured, "original", None)  # type: ignore[attr-defined]
+    told = {(d.first, d.second): (d.value, d.p) for d in found}
+    assert told["a", "b"] == (0, 1)
+    assert told["a", "c"][0] == told["b", "c"][0] == pytest.approx(0.25 - 0.5)
+
+
 def test_a_run_with_an_answer_that_is_not_finite_is_not_compared():
     broken = wmdp_rows(0.1, 0.3).assign(choice=-1.0)
     found = BENCHMARKS.get("wmdp").differences({"a": [wmdp_rows(0, 0.1)], "b": [broken]}, "original", None)  # type: ignore[attr-defined]

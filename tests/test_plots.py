@@ -757,6 +757,16 @@ def test_the_trade_off_shows_every_point_of_every_run_and_where_untouched_and_ch
     assert [0.8, 0.6] in [list(line.get_xdata()) for line in panels[0].lines]
 
 
+def test_forms_with_the_same_settings_are_said(make: Maker):
+    for method, lr in (("ga", 0.001), ("npo", 0.01)):
+        make(method, ((0.9, 0.8),), config={"lr": 0.001})
+        make(method, ((0.8, 0.8),), config={"lr": lr}, selection=TUNED.format(method), form="tuned")
+    for name in ("wmdp_tradeoff", "wmdp_table"):
+        found = FIGURES.get(name).draw(select(make.store), options(make))
+        (sheet,) = (value for value in found.values() if isinstance(value, Sheet))
+        assert "Published and tuned are the same settings for ga." in sheet.notes
+
+
 def test_of_a_benchmark_with_one_stage_the_other_stages_questions_do_not_count(make: Maker):
     found = interval("bio_accuracy", 0.4, 0.3, 0.5) | interval("cyber_accuracy", 0.8, 0.7, 0.9)
     make("ga", ((0.2, 0.6),), bench="wmdp-bio", found=found)

@@ -152,7 +152,8 @@ def test_windows_of_the_corpora_and_the_questions_of_a_data_folder(nano: Nano, f
     assert bio.retain[1].answer.startswith("A town"), "Wikitext in turn with the neighbours"
     assert cyber.retain[0].answer.startswith("The gate")
     assert {name: len(rows) for name, rows in found.questions.items()} == {"bio": 6, "cyber": 6, "chem": 6, "mmlu": 8}
-    assert {row["task"] for row in found.questions["mmlu"]} == {"mmlu_anatomy", "mmlu_virology"}
+    assert [row["task"] for row in found.questions["mmlu"]] == ["mmlu_anatomy", "mmlu_virology"] * 4, "a limit takes of all"
+    assert "MMLU: 2 of 57 subjects are there" in found.notes
     assert found.questions["bio"][1]["task"] == "wmdp_bio"
 
 

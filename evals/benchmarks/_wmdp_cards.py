@@ -91,5 +91,6 @@ INSTRUCTIONS = DataCard(
     ("data/train*.parquet", "alpaca_data.json"),
     "52,002 instructions, CC BY-NC; without them there is no alpaca_kl",
 )
+MMLU_SUBJECTS = 57
 NOT_SUBJECTS = ("all", "auxiliary_train")
 """Folders of MMLU that are no subjects."""

@@ -15,12 +15,12 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import chain, zip_longest
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from evals.benchmarks import _crafts
-from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, NOT_SUBJECTS, QUESTIONS, DataCard
+from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, MMLU_SUBJECTS, NOT_SUBJECTS, QUESTIONS, DataCard
 from harness.cache import digest, file_digest
 from harness.corpora import Corpus, Windows
 from harness.data import dataset_files, fingerprint, read_rows
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MEASURED = ("multiple_choice", "alpaca_kl")
 COMPARED = (*(f"{name}_accuracy" for name in ("bio", "cyber", "chem", "neighbours", "general", "mmlu")), "alpaca_kl")
@@ -122,7 +124,7 @@ def _texts(texts: Sequence[str]) -> tuple[Example, ...]:
     return tuple(Example("", text) for text in texts)
 
 
-def _in_turn(*groups: Sequence[Example]) -> list[Example]:
+def _in_turn(*groups: Sequence[T]) -> list[T]:
     """The first of each, then the second of each, …."""
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
 
@@ -299,7 +301,10 @@ class Wmdp:
             retain = windows(RETAIN_WINDOWS, *(of[kind] for kind in _guards(options.retain)))
             stages.append(Stage(name, forget=windows(FORGET_WINDOWS, f"{name}-forget"), retain=retain))
         asked = {name: list(_questions(card, options.data_dir, f"wmdp_{name}")) for name, card in QUESTIONS.items()}
-        asked["mmlu"] = list(_questions(MMLU, options.data_dir, "mmlu"))
+        subjects = [list(rows) for _, rows in groupby(_questions(MMLU, options.data_dir, "mmlu"), key=lambda row: row["task"])]
+        asked["mmlu"] = _in_turn(*subjects)  # the first so many are of all subjects
+        if len(subjects) != MMLU_SUBJECTS:
+            notes = [*notes, f"MMLU: {len(subjects)} of {MMLU_SUBJECTS} subjects are there"]
         data: dict[str, Any] = {name: fingerprint(rows) for name, rows in asked.items()}
         data |= {name: digest([file_digest(file) for file in found])[:16] for name, found in files.items()}
         if instructions := _instructions(options.data_dir):
