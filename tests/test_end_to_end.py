@@ -332,7 +332,7 @@ def test_wmdp_unlearns_two_domains_from_a_model_that_knows_them(commands: Comman
         metric.removesuffix("_accuracy"): pytest.approx(value) for metric, value in last.items() if metric.endswith("_accuracy")
     }
     for words, says in (
-        (("run", "--method", "ga,grad_diff", "--bench", "wmdp", "--points", "last"), "bio accuracy ↓"),
+        (("run", "--method", "ga,grad_diff", "--bench", "wmdp", "--points", "last", "--set", "max_steps=40"), "bio accuracy ↓"),
         (("leaderboard",), "leaderboard"),
         (("list", "runs"), "kfade"),
     ):
@@ -341,7 +341,7 @@ def test_wmdp_unlearns_two_domains_from_a_model_that_knows_them(commands: Comman
         assert says in out + err
     page = (commands.results / "leaderboard" / "leaderboard.md").read_text(encoding="utf-8")
     assert "wmdp · mini" in page
-    assert "bio\\_accuracy ↓" in page
+    assert "| Bio ↓ |" in page
     out, err = (process := commands.start("plot", "pareto")).communicate(timeout=600)
     assert process.returncode == 2
     assert "forget_quality" in err
