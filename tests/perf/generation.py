@@ -40,7 +40,7 @@ WORDS = [f"w{i}" for i in range(4000)]
 
 
 def build(tokenizer: PreTrainedTokenizerBase, positions: int) -> LlamaForCausalLM:
-    """Ten million random parameters, heads of 64; large initial weights, so that the answers differ from prompt to prompt."""
+    """Eleven million random parameters, heads of 64; large initial weights, so that the answers differ from prompt to prompt."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
