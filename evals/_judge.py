@@ -37,7 +37,7 @@ from harness.cache import Cache, CacheEntry
 from harness.config import JSON
 from harness.errors import UsageError
 from harness.interfaces import Judge
-from harness.vllm import end, free_share
+from harness.vllm import CPU_CACHE_GIB, end, free_share
 
 log = logging.getLogger("harness.judging")
 """Named for the command line, which shows what it says of costs."""
@@ -340,8 +340,10 @@ def _address(judge: Judge) -> Iterator[str]:
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--model", judge.model, "--served-model-name", judge.name, *_memory()]
+    # On a CPU vLLM would take nearly all memory.
+    env = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB), **os.environ}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        server = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True)
         try:
             started = time.monotonic()
             while not _up(f"http://127.0.0.1:{port}/health"):
