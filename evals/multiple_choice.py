@@ -187,20 +187,23 @@ def by_vllm(setting: Setting, requests: Sequence[Scored]) -> list[tuple[float, b
     from harness.generation import served
     from harness.vllm import Candidates
 
-    steps = [[(*context, *choice[:i]) for i in range(len(choice))] for _, context, choice in requests]
-    candidates: dict[tuple[int, ...], dict[int, int]] = {}
-    for (_, _, choice), beginnings in zip(requests, steps, strict=True):
-        for beginning, token in zip(beginnings, choice, strict=True):
-            places = candidates.setdefault(beginning, {})
-            places.setdefault(token, len(places))
+    beginnings = [[(*context, *choice[:i]) for i in range(len(choice))] for _, context, choice in requests]
+    asked: dict[tuple[int, ...], dict[int, None]] = {}  # a text → the tokens that are to follow it, each once
+    for (_, _, choice), texts in zip(requests, beginnings, strict=True):
+        for text, token in zip(texts, choice, strict=True):
+            asked.setdefault(text, {})[token] = None
     positions = getattr(setting.model.config, "max_position_embeddings", None)
-    room = min(filter(None, (max(map(len, candidates)) + 1, positions)))
+    room = min(filter(None, (max(map(len, asked)) + 1, positions)))
     with served(setting.model, setting.task.options.device, room) as engine:
-        found = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in candidates.items()])
-    nats = dict(zip(candidates, found, strict=True))
+        found = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in asked.items()])
+    nats = {
+        (text, token): n
+        for (text, tokens), of in zip(asked.items(), found, strict=True)
+        for token, n in zip(tokens, of, strict=True)
+    }
     return [
-        (sum(nats[beginning][candidates[beginning][token]] for beginning, token in zip(beginnings, choice, strict=True)), False)
-        for (_, _, choice), beginnings in zip(requests, steps, strict=True)
+        (sum(nats[text, token] for text, token in zip(texts, choice, strict=True)), False)
+        for (_, _, choice), texts in zip(requests, beginnings, strict=True)
     ]
 
 

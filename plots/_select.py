@@ -24,6 +24,8 @@ OTHER = "other settings"
 """Runs whose settings were set by hand or swept."""
 ARMS = ("untouched", "retrained")
 """The two reference arms, which are methods too where someone ran them as such."""
+CHANCE = 0.25
+"""Accuracy on questions with four choices by chance: below it nothing more is forgotten, so that there all are equally good."""
 NAMES_A_RUN = ["folder", "run", "method", "seed", "protocol", "config", "status"]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UsageError
 from harness.interfaces import FigureOptions, Sheet, figure
 from plots import _select, _style
-from plots._select import ARMS, LAST, MEDIAN, Group, lower_median
+from plots._select import ARMS, CHANCE, LAST, MEDIAN, Group, lower_median
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +27,6 @@ KINDS = ("benign", "related", "forget")
 TITLES = {"benign": "benign data", "related": "related data", "forget": "forget data"}
 ACCURACY = "share of questions"
 """The unit of a score that counts right answers."""
-CHANCE = 0.25
-"""Of questions with four choices."""
 RECOVERED, TRANSFERRED = "steps_to_recover", "transfer"
 REFERENCE = "reference arm"
 PRECISIONS = ("full", "8 bits", "4 bits")

@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, Difference, FigureOptions, Sheet, figure
 from harness.store import Store, read_run
 from plots import _select, _style
-from plots._select import ARMS, LAST, MEDIAN, PROTOCOLS, Group, lower_median
+from plots._select import ARMS, CHANCE, LAST, MEDIAN, PROTOCOLS, Group, lower_median
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +35,6 @@ HEADINGS = {
     "alpaca_kl": "instruction KL ↓",
 }
 """A column stands in a table where one of its rows has a number for it."""
-CHANCE = 0.25
-"""Of questions with four choices: below it nothing more is forgotten, so that there all are equally good."""
 PAIRED, UNPAIRED = "paired", "unpaired"
 TIED = "†"
 """Stands behind the best number of a column and those that are not significantly worse."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harness.errors import UsageError
 from harness.interfaces import FigureOptions, Sheet, figure
 from plots import _select, _style
-from plots._select import ARMS, LAST, MEDIAN, PROTOCOLS, Group, forms_of
+from plots._select import ARMS, CHANCE, LAST, MEDIAN, PROTOCOLS, Group, forms_of
 from plots._ways import legend, ways
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 HAZARDOUS = ("bio_accuracy", "cyber_accuracy")
 KEPT = ("neighbours_accuracy", "general_accuracy", "mmlu_accuracy")
 KL = "alpaca_kl"
-CHANCE = 0.25
 FORGOTTEN, LEFT = "hazardous", "kept"
 """Means over the questions of the stages, and over those to be kept, made here for each point."""
 
