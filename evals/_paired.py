@@ -28,7 +28,7 @@ RESAMPLES = 20_000
 
 METHOD = f"percentile bootstrap, {RESAMPLES} resamples"
 MANY = 1000
-"""From this many clusters on they are drawn one by one, in a third (1,500) to a seventh (30,000) of a multinomial draw's time."""
+"""From this many clusters on they are drawn one by one: a third (1,500) to a seventh (30,000) of a multinomial draw's time."""
 COUNTS_AT_ONCE = 20_000_000
 """Of draws that are weighted together, which bounds the memory."""
 
