@@ -100,6 +100,8 @@ class Run:
     """What to type to run it again."""
     machine: str
     """On what it ran."""
+    weights: str
+    """The fingerprint of the weights before unlearning: one recipe gives others on another kind of processor."""
 
     @property
     def counts(self) -> bool:
@@ -167,6 +169,7 @@ def _run(place: str, result: RunResult) -> Run:
         cost=result.costs.get("unlearning"),
         command=made.command if made else "",
         machine=f"{made.gpu or made.processor}, {result.spec.dtype}" if made else "",
+        weights=made.weights if made else "",
     )
 
 
@@ -373,6 +376,11 @@ def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
         section.notes.append("Accuracies that are to fall end at chance (0.25): below it nothing more is forgotten.")
     reasons = {(m.metric, m.reason) for row in rows for m in row.values.values() if isinstance(m, Absent)}
     section.notes += [f"Absent: {metric}: {reason}" for metric, reason in sorted(reasons)]
+    if (models := len({run.weights for run in runs if run.weights})) > 1:
+        section.notes.append(
+            f"These runs began with {models} models that one recipe made (on different kinds of processor, say): what they "
+            "differ by is not the methods' alone."
+        )
     machines = sorted({run.machine for run in runs if run.machine})
     if machines:
         section.notes.append(f"Times and memory are those of: {'; '.join(machines)}.")

@@ -485,6 +485,14 @@ def test_a_run_without_costs_or_provenance_is_shown(tmp_path: Path):
     assert "no command on record" in Elements(page(tmp_path)).text
 
 
+def test_runs_that_began_with_different_weights_are_told_apart(tmp_path: Path):
+    records.write(tmp_path, of("ga", numbers(0.1, 0.2, 0.3)), of("npo", numbers(0.1, 0.2, 0.3)))
+    assert "one recipe made" not in build(tmp_path)["leaderboard.md"].decode()
+    elsewhere = replace(records.PROVENANCE, weights="def")
+    records.write(tmp_path, of("soul", numbers(0.1, 0.2, 0.3), provenance=elsewhere))
+    assert "began with 2 models that one recipe made" in build(tmp_path)["leaderboard.md"].decode()
+
+
 def test_metrics_that_nobody_knows_are_shown(tmp_path: Path):
     records.write(tmp_path, of("ga", [number("wmdp_bio", 0.5, better="lower")], spec={"bench": "wmdp"}, arms={}))
     elements = Elements(page(tmp_path))
