@@ -264,6 +264,7 @@ def _judged(subject: Subject, setting: Setting) -> pd.DataFrame:
     except _judge.Unavailable as error:
         verdicts, failure = [], str(error)
         subject.unfinished.append(failure)
+        _judge.log.warning("mt_bench is absent for this model: %s", failure)  # hours of unlearning may follow
     given = pd.DataFrame(
         {
             "judge_rating": [rating(v.text) for v in verdicts] or [math.nan] * len(rows),

@@ -388,11 +388,12 @@ def test_a_judge_that_never_rates_leaves_no_number(judged: Any):
     assert not subject.unfinished, "that will not pass"
 
 
-def test_a_judge_that_fails_leaves_the_reason_and_no_number(judged: Any):
+def test_a_judge_that_fails_leaves_the_reason_and_no_number(judged: Any, caplog: pytest.LogCaptureFixture):
     found, subject = judged(lambda number, asked: Answer(status=500))
     reason = "the judge openai:gpt-4 gave no verdict in 2 tries: HTTP 500"
     assert [item.reason for item in found.values()] == [reason] * 4
     assert subject.unfinished == [reason]
+    assert f"mt_bench is absent for this model: {reason}" in caplog.text, "said at once"
     again = mt_bench.measure(Subject(None, subject.task, (), {"judgements": subject.tables["judgements"]}))
     assert again == list(found.values()), "the reason is in the table"
 
