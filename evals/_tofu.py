@@ -98,7 +98,7 @@ def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDis
 def _build_divergence(setting: Setting) -> pd.DataFrame:
     import pandas as pd
 
-    from harness.models import placement
+    from harness.loading import placement
 
     def base() -> PreTrainedModel:
         dtype = str(setting.model.dtype).removeprefix("torch.")

@@ -138,7 +138,7 @@ def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np
 
     from harness.data import pad_id
     from harness.likelihood import kl_between
-    from harness.models import placement
+    from harness.loading import placement
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)

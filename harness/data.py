@@ -82,7 +82,7 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     from harness.hub import unreachable
-    from harness.models import gated
+    from harness.loading import gated
 
     why = unreachable()
     if not why:

@@ -21,7 +21,7 @@ from harness.cache import digest, disk_errors
 from harness.data import token_ids
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
-from harness.models import ALL_GPUS
+from harness.loading import ALL_GPUS
 from harness.vllm import Engine, Prompt, engine
 
 if TYPE_CHECKING:

@@ -82,7 +82,7 @@ class _BaseGenerator:
     def generate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
     ) -> list[str]:
-        from harness.models import placement
+        from harness.loading import placement
 
         # vLLM loads the model itself, so that a second one on the GPU would only take its room.
         device = "cpu" if self.name == "vllm" else placement(model)

@@ -16,7 +16,8 @@ from harness.config import JSON, field_names, to_json
 from harness.config import resolve as resolve_settings
 from harness.errors import UsageError
 from harness.interfaces import Evaluator, Held, Method, ModelShape, Options, Task
-from harness.models import ALL_GPUS, CheckpointSource
+from harness.loading import ALL_GPUS
+from harness.models import CheckpointSource
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

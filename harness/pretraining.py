@@ -173,7 +173,7 @@ class TrainedSource:
 
     def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode and its tokenizer, trained first where it is not cached."""
-        from harness.models import load_checkpoint
+        from harness.loading import load_checkpoint
 
         train_all([self], cache)
         return load_checkpoint(str(self.entry(cache).path), device, dtype)

@@ -38,8 +38,8 @@ from harness.interfaces import (
     Subject,
     Task,
 )
+from harness.loading import ALL_GPUS
 from harness.measuring import measure, source_tables
-from harness.models import ALL_GPUS
 from harness.provenance import provenance_of
 from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store, Trial
 

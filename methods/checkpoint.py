@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.config import settings
 from harness.errors import UsageError, unknown
 from harness.interfaces import Held, ModelShape, Progress, Setting, Task, method
-from harness.models import placement
+from harness.loading import placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt
 from harness.config import settings
 from harness.errors import UsageError
 from harness.interfaces import Progress, Setting, method
-from harness.models import placement
+from harness.loading import placement
 
 
 @settings

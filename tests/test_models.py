@@ -12,7 +12,8 @@ import pytest
 from harness.cache import Cache
 from harness.errors import UsageError
 from harness.interfaces import Options
-from harness.models import CheckpointSource, load_checkpoint, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
+from harness.loading import load_checkpoint
+from harness.models import CheckpointSource, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
 from tests.conftest import WORLD, Nano
 
 
@@ -99,7 +100,7 @@ def test_a_repository_behind_a_gate_is_named_with_what_to_do(monkeypatch: pytest
         raise OSError("Access is restricted.") from GatedRepoError.__new__(GatedRepoError)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
-    monkeypatch.setattr("harness.models.unreachable", lambda: None)
+    monkeypatch.setattr("harness.loading.unreachable", lambda: None)
     with pytest.raises(UsageError, match=r"^some-one/gated is behind a licence gate: .*HF_TOKEN"):
         load_checkpoint("some-one/gated", "cpu", "float32")
 

@@ -602,7 +602,8 @@ def final_weights(bench: Bench, nano: Nano, keep: Keep) -> RunResult:
 
 
 def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nano, tmp_path: Path):
-    from harness.models import load_checkpoint, read_sidecar, weights_fingerprint
+    from harness.loading import load_checkpoint
+    from harness.models import read_sidecar, weights_fingerprint
 
     result = final_weights(bench, nano, Keep(model=tmp_path / "kept"))
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
@@ -613,7 +614,7 @@ def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nan
 def test_the_difference_of_the_weights_can_be_kept(bench: Bench, nano: Nano, tmp_path: Path):
     from safetensors.torch import load_file
 
-    from harness.models import load_checkpoint
+    from harness.loading import load_checkpoint
     from harness.updates import added
 
     final_weights(bench, nano, Keep(model=tmp_path / "kept", update=tmp_path / "deep" / "update.safetensors"))

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from harness.cache import Cache
 from harness.errors import UsageError
-from harness.models import CheckpointSource, load_checkpoint, read_sidecar, save_checkpoint, weights_fingerprint
+from harness.loading import load_checkpoint
+from harness.models import CheckpointSource, read_sidecar, save_checkpoint, weights_fingerprint
 from harness.updates import UNDO, added, changed, difference, put_onto, take_back
 from tests.conftest import HarnessCli, Nano
 
