@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import UsageError
 from harness.interfaces import Example, Row
@@ -224,7 +224,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded examples."""
+    """Padded examples; on the right unless it is said where a batch is made."""
 
     input_ids: Tensor
     """[B, T] token ids; padding holds the end token."""
@@ -246,17 +246,21 @@ class Batch:
         return int(self.attention_mask.sum())
 
 
-def collate(encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int) -> Batch:
+def collate(
+    encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int, padding_side: Literal["right", "left"] = "right"
+) -> Batch:
     """Some encoded examples as one batch, padded to the longest of them."""
     import torch
 
     length = max(len(e.input_ids) for e in encoded)
-    ids = [e.input_ids + [pad_id] * (length - len(e.input_ids)) for e in encoded]
-    labels = [
-        [NO_LABEL] * e.prompt_tokens + e.input_ids[e.prompt_tokens :] + [NO_LABEL] * (length - len(e.input_ids))
-        for e in encoded
-    ]
-    mask = [[1] * len(e.input_ids) + [0] * (length - len(e.input_ids)) for e in encoded]
+
+    def padded(values: Sequence[int], padding: int) -> list[int]:
+        missing = [padding] * (length - len(values))
+        return [*values, *missing] if padding_side == "right" else [*missing, *values]
+
+    ids = [padded(e.input_ids, pad_id) for e in encoded]
+    labels = [padded([NO_LABEL] * e.prompt_tokens + e.input_ids[e.prompt_tokens :], NO_LABEL) for e in encoded]
+    mask = [padded([1] * len(e.input_ids), 0) for e in encoded]
     return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(labels), torch.tensor(rows))
 
 

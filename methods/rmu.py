@@ -4,12 +4,19 @@ L = mean (h_θ(x_f) − c u)² + α mean (h_θ(x_r) − h_θ0(x_r))²,   h the r
 
 (Li et al. 2024, "The WMDP Benchmark", arXiv:2403.03218; `rmu/unlearn.py` and `rmu/utils.py` of centerforaisafety/wmdp.) u is
 drawn once for each stage, uniform in [0, 1) in every coordinate and scaled to length 1. The means run over sequences,
-positions and coordinates. Only the MLP down-projections of `layers` are trained, by AdamW without schedule, clipping or decay;
-stages take turns batch by batch, in the order of their texts. Nothing behind `layer` is ever computed, and all that h_θ0 needs
-of the model before unlearning are those few matrices.
-Departures: losses are float32 (bfloat16 there) and bfloat16 weights are trained through float32 masters; texts are padded on
-the right and, where they are shorter than `max_length`, end with the end token; texts that run out are gone through again
-(there the run ends); `coefficient_scale=activation_norm` is ours.
+positions and coordinates, padding among them: as there, a batch is padded on the left with the end token and read under its
+attention mask, so that a position of padding holds what the model makes of an end token that attends to nothing. Only the MLP
+down-projections of `layers` are trained, by AdamW without schedule, clipping or decay; stages take turns batch by batch, in the
+order of their texts. Nothing behind `layer` is ever computed, and all that h_θ0 needs of the model before unlearning are those
+few matrices.
+Departures: losses are float32 (bfloat16 there) and bfloat16 weights are trained through float32 masters; texts that are shorter
+than `max_length` end with the end token; texts that run out are gone through again (there the run ends);
+`coefficient_scale=activation_norm` and `positions` other than `padded` are ours: those pad on the right, where padding is
+neither seen nor counted.
+open-unlearning (`src/trainer/unlearn/rmu.py`) leaves padding out too, but divides the [B] sums of its sequences by their [B, 1]
+numbers of tokens, which makes [B, B] quotients of every sum by every number: in a ragged batch its loss is mean(sums) ·
+mean(1 / tokens), and short sequences count for more than their tokens. `positions=tokens` is the mean over tokens.
+Version 2: version 1 padded on the right without a mask, so that padding was read as text behind the text.
 """
 
 from __future__ import annotations
@@ -19,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -74,7 +81,8 @@ class RMUConfig:
     retain_max_length: PositiveInt = 512
     """Tokens that retain texts are cut to."""
     positions: Literal["padded", "tokens", "answer"] = "padded"
-    """Over what the means run: all positions, padding included, as the original's; tokens; or those of answers alone."""
+    """Over what the means run: all positions, padding on the left included, as the original's; tokens; or those of answers
+    alone."""
     points: PositiveInt = 5
     """At how many steps, evenly spaced, a point is measured."""
 
@@ -114,6 +122,7 @@ SMALL = {
 
 @method(
     "rmu",
+    version=2,
     config=RMUConfig,
     source="arXiv:2403.03218",
     presets={
@@ -228,6 +237,7 @@ class _Topic:
 
         stages = len(setting.stages)
         self._pad, self._device, self._size = pad_id(setting.tokenizer), setting.model.device, config.batch_size
+        self._padding_side: Literal["left", "right"] = "left" if config.positions == "padded" else "right"
         most = -(-config.steps // stages) * config.batch_size  # what is never read need not be tokenised
         length = int(of_stage(config.max_length, number, stages, "max_length"))
         self._forget = encode(stage.forget[:most], setting.tokenizer, length)
@@ -250,7 +260,7 @@ class _Topic:
         from harness.data import collate
 
         rows = [i % len(texts) for i in range(number * self._size, (number + 1) * self._size)]
-        return collate([texts[row] for row in rows], rows, self._pad).to(self._device)
+        return collate([texts[row] for row in rows], rows, self._pad, self._padding_side).to(self._device)
 
     def _typical_norm(self, setting: Setting, layer: nn.Module) -> float:
         # The median: in large models the first token's norm is a thousand times the others'.
@@ -280,7 +290,8 @@ def hidden_states(
     Args:
         model: a decoder.
         layer: one of its layers.
-        batch: right-padded texts.
+        batch: texts; where they are padded on the left, they are read under their attention mask (on the right no text sees
+            its padding).
         weights: stand in for the model's own of these names.
 
     Returns:
@@ -294,13 +305,15 @@ def hidden_states(
         found.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 
+    told: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if not bool(batch.attention_mask[:, 0].all()):
+        told["attention_mask"] = batch.attention_mask
     handle = layer.register_forward_hook(stop)
     try:
         with suppress(_Reached):
             if weights is None:
-                model(input_ids=batch.input_ids, use_cache=False)
+                model(**told)
             else:
-                told = {"input_ids": batch.input_ids, "use_cache": False}
                 functional_call(model, dict(weights), (), told, tie_weights=False)
     finally:
         handle.remove()

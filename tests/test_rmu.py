@@ -33,15 +33,37 @@ def run(setting: Setting, **changes: Any) -> list[Progress]:
     return list(rmu.rmu(setting, config_of(**changes)))
 
 
-def states(model: PreTrainedModel, texts: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
-    """[B, T, D] the stream after layer 1 of a two-layer model, and [B, T] where there are tokens: all by the full model."""
-    batch = collate(texts, range(len(texts)), pad)
+def after_layer_1(model: PreTrainedModel, texts: list[Encoded], pad: int, left: bool = True) -> tuple[Tensor, Tensor]:
+    """[B, T, D] the stream after layer 1 of a two-layer model, and [B, T] where there are tokens: all by the full model.
+
+    Padded by hand as the authors' tokenizer pads (on the left, with a mask), or on the right without one.
+    """
+    length = max(len(text.input_ids) for text in texts)
+    missing = [length - len(text.input_ids) for text in texts]
+    if left:
+        ids = torch.tensor([[pad] * m + text.input_ids for m, text in zip(missing, texts, strict=True)])
+        mask = torch.tensor([[0] * m + [1] * (length - m) for m in missing])
+    else:
+        ids = torch.tensor([text.input_ids + [pad] * m for m, text in zip(missing, texts, strict=True)])
+        mask = torch.tensor([[1] * (length - m) + [0] * m for m in missing])
+    seen: list[Tensor] = []
+    layer = model.get_submodule("transformer.h.1" if model.config.model_type == "gpt2" else "model.layers.1")
+    handle = layer.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    model(input_ids=ids, **({"attention_mask": mask} if left else {}))
+    handle.remove()
+    return seen[0], mask
+
+
+def states(model: PreTrainedModel, texts: list[Encoded], pad: int, left: bool = True) -> tuple[Tensor, Tensor]:
+    """The same without gradients, in float64."""
     with torch.no_grad():
-        seen: list[Tensor] = []
-        handle = model.model.layers[1].register_forward_hook(lambda _m, _i, out: seen.append(out))
-        model(input_ids=batch.input_ids, use_cache=False)
-        handle.remove()
-    return seen[0].double(), batch.attention_mask.double()
+        h, mask = after_layer_1(model, texts, pad, left)
+    return h.double(), mask.double()
+
+
+def ragged(tokenizer: Any, rows: Any) -> list[Encoded]:
+    """Texts of lengths that differ a lot."""
+    return [replace(e, input_ids=e.input_ids[: 6 + 4 * i]) for i, e in enumerate(encode(rows, tokenizer))]
 
 
 @pytest.fixture
@@ -78,7 +100,8 @@ def test_direction_has_length_1_and_no_negative_coordinate():
 def test_terms_of_the_first_step_are_those_of_the_formula(positions: str, nano_setting: Setting):
     tokenizer, (stage,) = nano_setting.tokenizer, nano_setting.stages
     texts = encode(stage.forget[:4], tokenizer)
-    h, mask = states(nano_setting.model, texts, pad_id(tokenizer))
+    assert len({len(text.input_ids) for text in texts}) > 1, "a ragged batch is what this is about"
+    h, mask = states(nano_setting.model, texts, pad_id(tokenizer), left=positions == "padded")
     if positions == "padded":
         mask = torch.ones_like(mask)
     if positions == "answer":
@@ -90,6 +113,59 @@ def test_terms_of_the_first_step_are_those_of_the_formula(positions: str, nano_s
     first = run(nano_setting, positions=positions)[0]
     assert first.logged["forget_term"] == pytest.approx(expected, rel=1e-5)
     assert first.logged["retain_term"] == 0
+
+
+def llama_and_gpt2(nano_setting: Setting, kind: str) -> PreTrainedModel:
+    if kind == "llama":
+        return nano_setting.model
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("gpt2", vocab_size=len(nano_setting.tokenizer), **shape)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_default_is_the_authors_loss_on_a_ragged_batch(kind: str, nano_setting: Setting):
+    """centerforaisafety/wmdp: padding on the left, attention mask, no position ids, `mse_loss` over everything.
+
+    GPT-2's positions are counted from the first column, padding included; RoPE does not mind.
+    """
+    model, tokenizer = llama_and_gpt2(nano_setting, kind), nano_setting.tokenizer
+    texts, pad = ragged(tokenizer, nano_setting.stages[0].forget[:4]), pad_id(tokenizer)
+    there, target = rmu.decoder(model), 3.0 * rmu.direction(16, [0])
+    weights = [weight for _, weight in there.down.values()]
+    h, _ = after_layer_1(model, texts, pad)
+    theirs = torch.nn.functional.mse_loss(h, target.expand_as(h))
+    batch = collate(texts, range(4), pad, "left")
+    ours = rmu.squared_distance(rmu.hidden_states(model, there.layers[1], batch), target, rmu.counted(batch, "padded"))
+    torch.testing.assert_close(ours, theirs)
+    gradients = zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True)
+    for found, expected in gradients:
+        torch.testing.assert_close(found, expected)
+    # What version 1 took: padding on the right is text behind the text.
+    h, _ = after_layer_1(model, texts, pad, left=False)
+    assert abs(torch.nn.functional.mse_loss(h, target.expand_as(h)) / theirs - 1) > 1e-3
+
+
+@pytest.mark.parametrize("positions", ["tokens", "answer"])
+def test_padding_that_is_left_out_changes_nothing(positions: Any, nano_setting: Setting):
+    model, tokenizer = nano_setting.model, nano_setting.tokenizer
+    texts, pad = ragged(tokenizer, nano_setting.stages[0].forget[:4]), pad_id(tokenizer)
+    texts = [replace(text, prompt_tokens=3) for text in texts]
+    layer, target = model.model.layers[1], 3.0 * rmu.direction(16, [0])
+
+    def sums(group: list[Encoded]) -> tuple[float, float]:
+        batch = collate(group, range(len(group)), pad)
+        weights = rmu.counted(batch, positions)
+        count = float(weights.sum())
+        with torch.no_grad():
+            return float(rmu.squared_distance(rmu.hidden_states(model, layer, batch), target, weights)) * count, count
+
+    alone = [sums([text]) for text in texts]
+    together, count = sums(texts)
+    assert count == sum(n for _, n in alone)
+    assert together == pytest.approx(sum(s for s, _ in alone), rel=1e-5)
 
 
 def test_retain_term_is_alpha_times_the_distance_from_the_model_before(make_setting: SettingMaker):
@@ -120,11 +196,7 @@ def test_steps_are_those_of_transformers_former_adamw(make_setting: SettingMaker
     start = make_setting().model
 
     def after(model: PreTrainedModel, texts: list[Encoded]) -> Tensor:
-        seen: list[Tensor] = []
-        handle = model.model.layers[1].register_forward_hook(lambda _m, _i, out: seen.append(out))
-        model(input_ids=collate(texts, range(4), pad_id(tokenizer)).input_ids)
-        handle.remove()
-        return seen[0]
+        return after_layer_1(model, texts, pad_id(tokenizer))[0]
 
     for t in range(1, steps + 1):
         forget, retain = (encode(side[4 * t - 4 : 4 * t], tokenizer) for side in (stage.forget, stage.retain))
