@@ -180,6 +180,7 @@ def run(
         logging.getLogger("harness.memory").setLevel(logging.INFO)
         logging.getLogger("harness.judging").setLevel(logging.INFO)
     from harness.config import parse
+    from harness.judging import judge_of, recorded_judge
     from harness.run import Keep, plan
     from harness.store import Store, changes, to_json
 
@@ -191,8 +192,8 @@ def run(
             raise UsageError(f"--spec and {flag} contradict each other: a record says all but settings (change them by --set).")
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant, retain = told.dtype, told.generator, VariantName(told.variant), RetainName(told.retain)
-        for found in told.basis.values():
-            judge, judge_repetitions = judge or found.get("judge", ""), found.get("repetitions", judge_repetitions)
+        judged_by, judge_repetitions = recorded_judge(told.basis.values())
+        judge = judge or judged_by
         evals, points = ",".join(told.evaluators), PointsName(told.points)
         form = FormName(told.form or "published")
         model = model if _typed(context, "model") else told.model
@@ -200,7 +201,7 @@ def run(
         raise UsageError("give --method and --bench (see harness list methods, harness list benches), or --spec.")
     options = _options(
         seed, limit, device, dtype, generator, variant, retain, evals, points, rows, data_dir, reference, trust_remote_code,
-        _judge(judge, judge_url, judge_repetitions),
+        judge_of(judge, judge_url, judge_repetitions),
     )  # fmt: skip
     names = _names(method)
     if len(names) > 1 and (save_model or save_update):
@@ -299,27 +300,6 @@ def _options(
     )
 
 
-def _judge(told: str, url: str, repetitions: int) -> Judge | None:
-    from urllib.parse import urlsplit
-
-    from harness.interfaces import Judge
-
-    kind, _, model = told.partition(":")
-    if not told:
-        if url:
-            raise UsageError("--judge-url says where a judge is, and --judge which: add --judge openai:MODEL.")
-        return None
-    if kind not in ("openai", "vllm") or not model:
-        raise UsageError(f"--judge {told} is no judge: write openai:MODEL or vllm:MODEL.")
-    if kind == "vllm" and url:
-        raise UsageError(
-            "--judge vllm:MODEL is served here, it has no --judge-url; a server of your own is --judge openai:MODEL."
-        )
-    if url and not (urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname):
-        raise UsageError(f"--judge-url {url} is no address: write http://HOST:PORT/v1 or https://HOST/v1.")
-    return Judge("vllm" if kind == "vllm" else "openai", model, url.rstrip("/") or Judge.url, repetitions)
-
-
 def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_json: bool) -> None:
     """Several methods in turn, and one table of them all at the end."""
     from harness.cache import Cache
@@ -369,7 +349,7 @@ def transfer(
 @app.command()
 def sweep(
     context: typer.Context,
-    file: Annotated[Path | None, typer.Argument(help="The flags below in a YAML file; those given here win.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Flags in a YAML file; those given here win.")] = None,
     method: Annotated[str, typer.Option("--method", "-m", help="One method, or several parted by commas.")] = "",
     bench: Annotated[str, typer.Option("--bench", "-b", help="One benchmark, or several parted by commas.")] = "",
     grid: Annotated[
@@ -414,6 +394,7 @@ def sweep(
 ) -> None:
     """Run a grid of settings; every try is a record, finished ones are skipped, failed ones kept."""
     from harness.config import parse
+    from harness.judging import judge_of
     from harness.report import sweep_table
     from harness.sweep import Sweep, axes, check_count, read_file
 
@@ -421,7 +402,7 @@ def sweep(
         "method": method, "bench": bench, "model": model, "seeds": seeds, "form": form, "budget": budget, "search": search,
         "by": by, "limit": limit, "device": device, "dtype": dtype, "generator": generator, "evals": evals, "points": points,
         "variant": variant, "retain": retain, "data_dir": data_dir, "reference": reference,
-        "trust_remote_code": trust_remote_code, "judge": judge, "judge_url": judge_url, "judge_repetitions": judge_repetitions,
+        "judge": judge, "judge_repetitions": judge_repetitions,
     }  # fmt: skip
     of_file = read_file(file) if file else {}
     for key, value in of_file.items():
@@ -447,8 +428,8 @@ def sweep(
             rows,
             Path(told["data_dir"]) if told["data_dir"] else None,
             Path(told["reference"]) if told["reference"] else None,
-            told["trust_remote_code"],
-            _judge(told["judge"], told["judge_url"], told["judge_repetitions"]),
+            trust_remote_code,
+            judge_of(told["judge"], judge_url, told["judge_repetitions"]),
         ),
         axes={**of_file.get("grid", {}), **axes(grid or [])},
         fixed={**of_file.get("set", {}), **parse(set_ or [])},
@@ -501,6 +482,7 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's ablations or tables; finished runs are skipped."""
+    from harness.judging import judge_of
     from harness.report import stdout, sweep_table
     from harness.store import Store, to_json
     from harness.studies import forecast, possible, study_of, tries_of
@@ -508,7 +490,7 @@ def study(
 
     options = _options(
         0, limit, device, dtype, generator, variant, retain, evals, PointsName.all, rows, data_dir, reference, False,
-        _judge(judge, judge_url, judge_repetitions),
+        judge_of(judge, judge_url, judge_repetitions),
     )  # fmt: skip
     chosen, tasks = study_of(name), Tasks()
     benches = _names(bench, "--bench", "a benchmark") if bench else []

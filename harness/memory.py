@@ -82,7 +82,7 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-any-return]
 
 
 def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | None:
@@ -97,7 +97,10 @@ def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | N
     offline = None if source.folder else unreachable()
     try:
         config = AutoConfig.from_pretrained(
-            source.folder or source.name, revision=source.revision, local_files_only=offline is not None
+            source.folder or source.name,
+            revision=source.revision,
+            trust_remote_code=False,  # else transformers would ask at the terminal
+            local_files_only=offline is not None,
         )
         model = meta_model(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):

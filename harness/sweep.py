@@ -282,10 +282,15 @@ def check_count(count: int, yes: bool) -> None:
 
 _WORDS = (
     *("method", "bench", "model", "seeds", "form", "search", "by", "device", "dtype", "generator", "evals", "points"),
-    *("variant", "retain", "data_dir", "reference", "judge", "judge_url"),
+    *("variant", "retain", "data_dir", "reference", "judge"),
 )
 _NUMBERS = ("budget", "limit", "judge_repetitions")
-_IN_FILES = (*_WORDS, *_NUMBERS, "grid", "set", "trust_remote_code")
+_IN_FILES = (*_WORDS, *_NUMBERS, "grid", "set")
+_TYPED_ONLY = {
+    "trust_remote_code": "it runs code that comes with a checkpoint",
+    "judge_url": "it says where the models' answers and your key are sent",
+}
+"""What a file cannot ask for, and why: it takes the user's own word."""
 
 
 def read_file(path: Path) -> dict[str, JSON]:
@@ -301,7 +306,7 @@ def read_file(path: Path) -> dict[str, JSON]:
         The flags' values: lists joined with commas, `set` as settings, `grid` as axes.
 
     Raises:
-        UsageError: if it cannot be read, is no mapping, names no flag, or has an empty grid.
+        UsageError: if it cannot be read, is no mapping, names no flag or one that must be typed, or has an empty grid.
     """
     import yaml
 
@@ -312,6 +317,9 @@ def read_file(path: Path) -> dict[str, JSON]:
     if not isinstance(told, dict):
         raise UsageError(f"{path.name} is no sweep: write flags' names and values, such as method: kfade.")
     for key in told:
+        if why := _TYPED_ONLY.get(str(key)):
+            flag = f"--{key.replace('_', '-')}"
+            raise UsageError(f"{path.name}: {key} is not taken from a file, for {why}. Take it out and type {flag}.")
         if key not in _IN_FILES:
             raise unknown(f"entry of a sweep's file ({path.name})", str(key), _IN_FILES)
     for key in ("grid", "set"):

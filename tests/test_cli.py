@@ -645,14 +645,29 @@ def test_a_sweep_is_judged_as_its_file_says(
     with judge_server() as server:
         (tmp_path / "sweep.yaml").write_text(
             f"method: fake\nbench: nano\ndevice: cpu\nevals: mt_bench\ndata_dir: {judge_files}\njudge: openai:gpt-4\n"
-            f"judge_url: {server.url}\njudge_repetitions: 2\ngrid:\n  strength: [0.1, 0.2]\n"
+            "judge_repetitions: 2\ngrid:\n  strength: [0.1, 0.2]\n"
         )
-        found = json.loads(harness("sweep", tmp_path / "sweep.yaml", "--results", tmp_path / "r", "--json").out)
+        words = ("sweep", tmp_path / "sweep.yaml", "--judge-url", server.url, "--results", tmp_path / "r", "--json")
+        found = json.loads(harness(*words).out)
     assert [r["points"][0]["measurements"][0]["value"] for r in found] == [7, 7]
     assert (
         found[0]["spec"]["basis"]["mt_bench"] | {"judge": "openai:gpt-4", "repetitions": 2}
         == found[0]["spec"]["basis"]["mt_bench"]
     )
+
+
+def test_a_sweeps_file_alone_sends_nothing_to_the_server_it_names(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None, judge_files: Path
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-nobodys")
+    with judge_server() as server:
+        (tmp_path / "sweep.yaml").write_text(
+            f"method: fake\nbench: nano\ndevice: cpu\nevals: mt_bench\ndata_dir: {judge_files}\njudge: openai:gpt-4\n"
+            f"judge_url: {server.url}\ngrid:\n  strength: [0.1]\n"
+        )
+        told = harness("sweep", tmp_path / "sweep.yaml", "--results", tmp_path / "r")
+        assert not server.asked
+    refused(told, "judge_url is not taken from a file", "--judge-url")
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""Files that others made: nothing in them runs, asks at the terminal, or gets further than where it belongs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from jinja2 import TemplateError
+
+from harness import memory
+from harness.errors import UsageError
+from harness.generation import HFGenerator
+from harness.interfaces import GenerationRequest, Sampling, Task
+from harness.models import CheckpointSource, load_checkpoint, own_dtype
+from tests.conftest import Nano
+from tests.test_models import Touch, change_config
+
+
+@pytest.fixture
+def folder(nano: Nano, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(nano.folder(), tmp_path / "checkpoint"))
+
+
+def own_configuration(folder: Path, code: str, marker: Path) -> None:
+    (folder / "own.py").write_text(f"{code}class Config: ...\nclass Model: ...\n")
+    change_config(folder, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}, model_type="own")
+
+
+def own_model_of_a_known_kind(folder: Path, code: str, marker: Path) -> None:
+    (folder / "own.py").write_text(f"{code}class Model: ...\n")
+    change_config(folder, auto_map={"AutoModelForCausalLM": "own.Model"})
+
+
+def own_tokenizer(folder: Path, code: str, marker: Path) -> None:
+    (folder / "own.py").write_text(f"{code}class Tokenizer: ...\n")
+    file = folder / "tokenizer_config.json"
+    told = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**told, "tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}})
+    )
+
+
+def own_way_of_generating(folder: Path, code: str, marker: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(f"{code}def generate(model, **_): ...\n")
+
+
+def pickled_adapter(folder: Path, code: str, marker: Path) -> None:
+    import torch
+
+    told = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps({**told, "base_model_name_or_path": str(folder)}))
+    torch.save({"weight": Touch(marker)}, folder / "adapter_model.bin")
+
+
+def pickles_beside_the_weights(folder: Path, code: str, marker: Path) -> None:
+    import torch
+
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt"):
+        torch.save({"weight": Touch(marker)}, folder / name)
+
+
+def template_that_reaches_for_python(folder: Path, code: str, marker: Path) -> None:
+    reach = "{{ cycler.__init__.__globals__.os.system('touch " + str(marker) + "') }}"
+    (folder / "chat_template.jinja").write_text(reach + "{% for m in messages %}{{ m.content }}{% endfor %}")
+
+
+TRAPS = [
+    own_configuration,
+    own_model_of_a_known_kind,
+    own_tokenizer,
+    own_way_of_generating,
+    pickled_adapter,
+    pickles_beside_the_weights,
+    template_that_reaches_for_python,
+]
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.__name__)
+def test_nothing_in_a_checkpoint_runs_or_asks(
+    trap: Callable[[Path, str, Path], None],
+    folder: Path,
+    tmp_path: Path,
+    nano_task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Loaded, looked at, generated from: refused in a sentence, or done without what would run."""
+    marker = tmp_path / "it ran"
+    trap(folder, f"open({str(marker)!r}, 'w').close()\n", marker)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
+    source = CheckpointSource(str(folder))
+    with suppress(UsageError, TemplateError):
+        memory.shape_of(source, replace(nano_task, sources={"base": source}), "float32")
+        own_dtype(source)
+        model, tokenizer = load_checkpoint(str(folder), "cpu", "float32")
+        chat = bool(tokenizer.chat_template)
+        HFGenerator().generate(model, tokenizer, [GenerationRequest(("who",), Sampling(max_tokens=2), chat=chat)])
+    assert not marker.exists()
