@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 
 from harness.cache import Cache, CacheEntry
 from harness.config import JSON
+from harness.documents import parse_json, read_json
 from harness.errors import UsageError
 from harness.interfaces import Judge
 from harness.vllm import CPU_CACHE_GIB, end, free_share
@@ -165,7 +166,7 @@ def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verd
 
 
 def _read(entry: CacheEntry | None) -> Verdict | None:
-    return Verdict(**json.loads((entry.path / "verdict.json").read_text(encoding="utf-8"))) if entry else None
+    return Verdict(**read_json(entry.path / "verdict.json")) if entry else None
 
 
 def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int]) -> Iterator[tuple[int, Verdict]]:
@@ -261,7 +262,7 @@ class _Client:
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(asked).encode(), headers)
         try:
             with _open(request, SECONDS_TO_ANSWER) as response:
-                told = json.loads(response.read())
+                told = parse_json(response.read(), "the verdict")
             text, model = told["choices"][0]["message"]["content"], told.get("model")
             return Verdict(str(text or ""), _named(str(model or self._model)))
         except HTTPError as error:
@@ -302,7 +303,7 @@ def _named(model: str) -> str:
 def _code(error: HTTPError) -> str:
     """The server's short name of an error, such as `insufficient_quota`. Its prose is left out: it may quote the key."""
     with suppress(Exception):
-        told = json.loads(error.read())["error"]
+        told = parse_json(error.read(), "the refusal")["error"]
         for name in (told.get("code"), told.get("type")):
             if isinstance(name, str) and re.fullmatch(r"[A-Za-z_]{3,40}", name):
                 return name

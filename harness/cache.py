@@ -26,6 +26,7 @@ import platformdirs
 from filelock import FileLock
 
 from harness.config import JSON
+from harness.documents import read_json
 from harness.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class Cache:
             if ".corrupt-" in record.parent.name:
                 continue  # set aside, not an entry
             with suppress(ValueError, KeyError, TypeError, OSError):
-                told = json.loads(record.read_text(encoding="utf-8"))
+                told = read_json(record, finite=False)
                 yield CacheEntry(record.parent, told["kind"], told["key"], told["seconds"], told["facts"])
 
     def clear(self, kind: str | None = None) -> int:
@@ -209,7 +210,7 @@ class Cache:
         if not path.exists():
             return None
         try:
-            told = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+            told = read_json(path / _RECORD, finite=False)
             if path not in self._verified:
                 for name, expected in told["files"].items():
                     if file_digest(path / name) != expected:

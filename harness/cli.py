@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from harness.documents import read_json
 from harness.errors import RunFailed, UsageError, unknown
 from harness.registry import ROOT
 
@@ -591,9 +592,10 @@ def _read_spec(path: Path) -> RunSpec:
     from harness.store import read_spec
 
     try:
-        return read_spec(json.loads(path.read_text(encoding="utf-8"))["spec"])
+        return read_spec(read_json(path, path.name)["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no run.json of this harness ({type(error).__name__}).") from error
+        why = str(error).rstrip(".") if isinstance(error, UsageError) else type(error).__name__
+        raise UsageError(f"{path} is no run.json of this harness ({why}).") from error
 
 
 @app.command("list")

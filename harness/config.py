@@ -13,6 +13,7 @@ Unknown keys, wrong types, values out of range and contradictions are refused in
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
@@ -20,7 +21,8 @@ import pydantic
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from harness.errors import UsageError, unknown
+from harness.documents import Malformed, parse_json
+from harness.errors import UsageError, cut, unknown
 
 JSON = Any
 """Plain JSON data: what `json` can write. (Precise recursive types would be invariant and fit nothing.)"""
@@ -52,12 +54,14 @@ def parse(assignments: Iterable[str]) -> dict[str, JSON]:
         key, equals, text = item.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UsageError(f"'{item}' is not a setting. Write it as key=value, for example damping=1e-2.")
+            raise UsageError(f"'{cut(item)}' is not a setting. Write it as key=value, for example damping=1e-2.")
         if key in values:
             raise UsageError(f"the setting '{key}' is given twice.")
+        if not item.isascii() and re.search("[\ud800-\udfff]", item):
+            raise UsageError(f"the setting '{key}' holds bytes that are no UTF-8.")
         try:
-            values[key] = json.loads(text, parse_constant=lambda word: word)
-        except json.JSONDecodeError:
+            values[key] = parse_json(text, key)
+        except Malformed:
             values[key] = {"none": None, "true": True, "false": False}.get(text.lower(), text)
     return values
 
@@ -100,7 +104,7 @@ def _sentence(owner: str, detail: Any) -> str:
     message = message[:1].lower() + message[1:]
     if not key:
         return f"{owner}: {message}"
-    return f"{owner}: {key}={json.dumps(detail['input'], default=str)} is not allowed: {message}"
+    return f"{owner}: {key}={cut(json.dumps(detail['input'], default=str))} is not allowed: {message}"
 
 
 def field_names(cls: type) -> list[str]:

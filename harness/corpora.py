@@ -7,7 +7,6 @@ left at a document's end is a window too if it is long enough to tell anything. 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from harness.documents import json_lines, place
 from harness.errors import UsageError
 from harness.interfaces import Example, Window
 
@@ -74,7 +74,7 @@ class Corpus:
         found = (w for text in self.documents() for w in islice(windows(text, tokenizer, size), self.of_document))
         first = next(found, None)
         if first is None:
-            raise UsageError(f"{_name(self.files[0])} holds no text.")
+            raise UsageError(f"{place(self.files[0])} holds no text.")
         yield first
         yield from islice(found, self.windows - 1)
 
@@ -83,7 +83,7 @@ def _texts(file: Path, blank: bool) -> Iterator[str]:
     """The field `text` of every row; without those that are empty, unless they belong to the text."""
     told = False
     for number, row in _rows(file):
-        where = f"{_name(file)}, line {number}"
+        where = f"{place(file)}, line {number}"
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise UsageError(f"{where}: expected an object with a text in its field 'text'.")
@@ -107,21 +107,9 @@ def _rows(file: Path) -> Iterator[tuple[int, object]]:
             batches = parquet.ParquetFile(file).iter_batches(columns=["text"])
             yield from enumerate(({"text": text} for batch in batches for text in batch.column("text").to_pylist()), 1)
         except (ArrowException, KeyError) as error:
-            raise UsageError(f"{_name(file)} is no parquet file with a column 'text' ({type(error).__name__}).") from None
+            raise UsageError(f"{place(file)} is no parquet file with a column 'text' ({type(error).__name__}).") from None
         return
-    with file.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, json.loads(line)
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{_name(file)} is no UTF-8 text (byte {error.start}).") from None
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{_name(file)}, line {number}: not valid JSON ({error.msg} at column {error.colno}).") from None
-
-
-def _name(path: Path) -> str:
-    return "/".join(path.parts[-3:])
+    yield from json_lines(file)
 
 
 def windows(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[str]:

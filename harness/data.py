@@ -8,13 +8,13 @@ to 500, with attention 0 on the padding, which changes no loss.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import UsageError
+from harness.documents import parse_json, place, read_text
+from harness.errors import UsageError, cut
 from harness.interfaces import Example, Row
 
 if TYPE_CHECKING:
@@ -131,21 +131,20 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]
     """
     rows = []
     for number, row in _lines(path):
+        where = f"{place(path)}, line {number}"
         if not isinstance(row, dict):
-            raise UsageError(f"{_name(path)}, line {number}: expected an object, found {type(row).__name__}.")
+            raise UsageError(f"{where}: expected an object, found {type(row).__name__}.")
         for field, kind in fields.items():
             value = row.get(field)
             if field not in row:
-                raise UsageError(f"{_name(path)}, line {number}: the field '{field}' is missing.")
+                raise UsageError(f"{where}: the field '{field}' is missing.")
             if not isinstance(value, kind) or not value:
-                raise UsageError(
-                    f"{_name(path)}, line {number}: the field '{field}' must be a non-empty {kind.__name__}, found {value!r}."
-                )
+                raise UsageError(f"{where}: the field '{field}' must be a non-empty {kind.__name__}, found {cut(repr(value))}.")
             if isinstance(value, list) and not all(isinstance(item, str) and item for item in value):
-                raise UsageError(f"{_name(path)}, line {number}: the field '{field}' must hold non-empty strings.")
+                raise UsageError(f"{where}: the field '{field}' must hold non-empty strings.")
         rows.append(row)
     if not rows:
-        raise UsageError(f"{_name(path)} is empty.")
+        raise UsageError(f"{place(path)} is empty.")
     return rows
 
 
@@ -156,26 +155,11 @@ def _lines(path: Path) -> Iterable[tuple[int, Any]]:
         try:
             return list(enumerate(parquet.read_table(path).to_pylist(), start=1))
         except ArrowException as error:
-            raise UsageError(f"{_name(path)} is no parquet file ({type(error).__name__}).") from None
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{_name(path)} is no UTF-8 text (byte {error.start}).") from None
+            raise UsageError(f"{place(path)} is no parquet file ({type(error).__name__}).") from None
+    text, where = read_text(path), place(path)
     if text.lstrip().startswith("["):
-        return enumerate(_json(text, path, 1), start=1)
-    return ((n, _json(line, path, n)) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-
-
-def _json(text: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = number + error.lineno - 1
-        raise UsageError(f"{_name(path)}, line {line}: not valid JSON ({error.msg} at column {error.colno}).") from None
-
-
-def _name(path: Path) -> str:
-    return "/".join(path.parts[-3:])
+        return enumerate(parse_json(text, where), start=1)
+    return ((n, parse_json(line, where, n)) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
 # ---------------------------------------------------------------- tokens

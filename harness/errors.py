@@ -5,12 +5,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 1500
+"""Characters of a message; a longer one quotes something that nobody wants to read in full."""
+LONGEST_VALUE = 200
+"""Characters of a value in a message."""
+
+
+def cut(text: str, most: int = LONGEST_VALUE) -> str:
+    """A text of at most so many characters: of a longer one the beginning and the end, and how much is left out."""
+    if len(text) <= most:
+        return text
+    first, last = 2 * most // 3, most // 3
+    return f"{text[:first]}… ({len(text) - first - last:,} characters left out) …{text[-last:]}"
+
 
 class UsageError(Exception):
     """What was asked cannot be done as asked; the message says why, in one sentence, and the way out.
 
-    The command line prints the message without a traceback and leaves with exit code 2.
+    The command line prints the message without a traceback and leaves with exit code 2. What a message quotes is cut.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(cut(message, LONGEST_MESSAGE))
 
 
 class Diverged(Exception):

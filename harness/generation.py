@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from harness.cache import digest, disk_errors
 from harness.data import token_ids
+from harness.documents import read_json
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
 from harness.loading import ALL_GPUS
@@ -355,7 +356,7 @@ def generate_all(
 
     key = {"weights": weights, "generator": generator.name, "requests": [_told(request) for request in unique]}
     entry = cache.get("generations", key, make)
-    texts = json.loads((entry.path / "texts.json").read_text(encoding="utf-8"))
+    texts = read_json(entry.path / "texts.json")
     return dict(zip(unique, texts, strict=True))
 
 

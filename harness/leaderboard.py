@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gc
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 from harness.cache import disk_errors
 from harness.comparing import DIRECTIONS, Row, Section, Value, differences_of, read_runs, sections, single
+from harness.documents import read_json
 from harness.interfaces import Absent
 from harness.leaderboard_page import (
     LEGEND,
@@ -122,7 +122,7 @@ def read_published(root: Path, skipped: Callable[[str], None]) -> list[dict[str,
     found = []
     for file in sorted((root / "published").glob("*.json")):
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
+            told = read_json(file)
             tables = [
                 {
                     "title": f"{table['bench']} on {told['model']}",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.cache import Cache, digest, file_digest
 from harness.config import JSON
+from harness.documents import Malformed, read_json
 from harness.errors import UsageError
 from harness.hub import unreachable
 from harness.interfaces import ModelSource
@@ -221,8 +222,8 @@ def read_sidecar(folder: Path | None) -> Mapping[str, JSON]:
     if folder is None or not (folder / SIDECAR).is_file():
         return {}
     try:
-        told = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-    except ValueError:
+        told = read_json(folder / SIDECAR)
+    except Malformed:
         told = None
     if not isinstance(told, dict):
         raise UsageError(f"{SIDECAR} of {folder.name} was not written by this harness; move it away.")

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import from_json  # what json.loads gives, in half the time
 
 from harness.cache import canonical, digest, disk_errors, flush
 from harness.config import JSON
 from harness.costs import Phase
+from harness.documents import json_lines, parse_json, place, read_json
 from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Retain, Row, Variant
 
@@ -392,7 +392,7 @@ class Store:
     def status(self, spec: RunSpec) -> str | None:
         """How a run stands, from its run.json alone; None where there is none that can be read."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads((self.runs_folder / spec.folder / "run.json").read_text(encoding="utf-8"))["status"])
+            return str(read_json(self.runs_folder / spec.folder / "run.json")["status"])
         return None
 
     def runs(self) -> Iterator[RunResult]:
@@ -454,7 +454,7 @@ class Store:
         path = self.runs_folder / folder / "generations.jsonl"
         if not path.is_file():
             return {}
-        lines = (json.loads(line) for line in lines_of(path) if _point_of(line) == point)
+        lines = (parse_json(line, place(path)) for line in lines_of(path) if _point_of(line) == point)
         return {tuple(line["turns"]): line["text"] for line in lines}
 
     def keep_questions(self, spec: RunSpec, rows: Mapping[str, Sequence[tuple[str, Row]]]) -> None:
@@ -481,8 +481,7 @@ class Store:
     def questions(self, spec: RunSpec) -> list[dict[str, Any]]:
         """What the runs on this data were asked, in order: `task`, `row`, `cluster`, `turns`, `question`, `answer`."""
         path = self.root / "questions" / spec.questions_file
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return [json.loads(line) for line in lines if line]
+        return [line for _, line in json_lines(path)] if path.is_file() else []
 
     def by_id(self, run_id: str) -> tuple[Path, RunResult]:
         """The folder and record of the run whose id begins so.
@@ -567,7 +566,7 @@ def read_run(folder: Path) -> RunResult:
     path = folder / "run.json"
     name = "/".join(path.parts[-5:])
     try:
-        told = from_json(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         if told["schema_version"] > SCHEMA_VERSION:
             raise UsageError(f"{name}: {_newer(told)}.")
         return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
@@ -581,7 +580,7 @@ def read_run(folder: Path) -> RunResult:
 def newer_schema(folder: Path) -> str | None:
     """What is needed to read a record that a newer version wrote; None where it is none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        told = read_json(folder / "run.json")
         return _newer(told) if told["schema_version"] > SCHEMA_VERSION else None
     return None
 
@@ -600,7 +599,7 @@ def _read_points(folder: Path) -> list[Any]:
     if path.is_file():
         for line in lines_of(path):
             try:
-                point = from_json(line)
+                point = parse_json(line, place(path))
             except ValueError:
                 break  # a line that a killed process had not finished
             if point.get("index") != len(points):
@@ -619,7 +618,7 @@ def lines_of(path: Path) -> list[str]:
 
 def _point_of(line: str) -> int:
     try:
-        told = json.loads(line)
+        told = parse_json(line, "a line")
         return int(told.get("point", told.get("index", -1)))
     except ValueError:
         return -1

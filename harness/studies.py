@@ -9,7 +9,6 @@ units of the mean eigenvalue, as in their presets; on real ones it is the paper'
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -17,6 +16,7 @@ from typing import Literal
 
 from harness.cache import canonical
 from harness.config import JSON, resolve, to_json
+from harness.documents import read_json
 from harness.errors import unknown
 from harness.interfaces import METHODS, Form, Options
 from harness.run import Plan
@@ -273,7 +273,7 @@ def _recorded_seconds(todo: Plan, store: Store) -> float | None:
     took = []
     for file in (store.runs_folder / todo.spec.folder).parent.glob("*/run.json"):
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
+            told = read_json(file)
             spec, costs = told["spec"], told["costs"]
             same = (spec["points"], spec["limit"], spec["device"]) == (todo.spec.points, todo.spec.limit, todo.spec.device)
             if told["status"] == "done" and same and set(spec["evaluators"]) == set(todo.spec.evaluators):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.cache import Cache
 from harness.config import JSON, parse
+from harness.documents import read_yaml
 from harness.errors import UsageError, unknown
 from harness.interfaces import BENCHMARKS, Form, Measurement, Options, Task
 from harness.run import Plan, attempt, plan
@@ -308,12 +309,7 @@ def read_file(path: Path) -> dict[str, JSON]:
     Raises:
         UsageError: if it cannot be read, is no mapping, names no flag or one that must be typed, or has an empty grid.
     """
-    import yaml
-
-    try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path.name} cannot be read as YAML: {' '.join(str(error).split())}.") from None
+    told = read_yaml(path, path.name)
     if not isinstance(told, dict):
         raise UsageError(f"{path.name} is no sweep: write flags' names and values, such as method: kfade.")
     for key in told:

@@ -5,7 +5,6 @@ Nothing is changed unless records that cannot be read are to be set aside.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from harness.documents import parse_json, read_json
 from harness.errors import UsageError
 from harness.interfaces import EVALUATORS
 from harness.store import PART, SCHEMA_VERSION, RunResult, Store, lines_of, newer_schema, read_run
@@ -80,11 +80,9 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
 
 def _why_unreadable(path: Path) -> str:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        return "no UTF-8 text"
-    except ValueError as error:
-        return f"no JSON, or cut off ({error})"
+        told = read_json(path, path.name)
+    except UsageError as error:
+        return str(error).rstrip(".")
     if not isinstance(told, dict) or "schema_version" not in told:
         return "JSON of something else"
     return f"no record of schema {SCHEMA_VERSION} or earlier: fields are missing, unknown or of a wrong type"
@@ -123,7 +121,7 @@ def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "generations.jsonl"
     lines = [line for line in lines_of(path) if line] if path.is_file() else []
     try:
-        found = {json.loads(line)["point"] for line in lines}
+        found = {parse_json(line, where)["point"] for line in lines}
     except (ValueError, KeyError, TypeError):
         yield Problem(f"{where}/generations.jsonl", "a line is no JSON of a text, or cut off")
         return

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from harness.documents import parse_json
 from harness.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Engine:
             self._process.stdin.flush()
         if not (line := self._process.stdout.readline()):
             raise self._failure("broke off")
-        return json.loads(line)
+        return parse_json(line, "what vLLM sends", finite=False)
 
     def _failure(self, what: str) -> UsageError:
         self._said.seek(0)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.config import JSON, settings
+from harness.documents import read_json
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
 from harness.pretraining import SMALL_MODEL_FACTOR
@@ -497,7 +498,7 @@ def _continuations(
     entry = setting.cache.get("continuations", key, make)
     if not entry.made_now:
         setting.costs.saved(entry.seconds - entry.waited)
-    found = json.loads((entry.path / "tokens.json").read_text(encoding="utf-8"))
+    found = read_json(entry.path / "tokens.json")
     return {(stage, row): concepts[stage].followed(row, tokens) for (stage, row), tokens in zip(rows, found, strict=True)}
 
 

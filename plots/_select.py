@@ -6,12 +6,12 @@ shown, so that every printed number stands in a record, with its own interval.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.documents import parse_json
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _by_versions(rows: pd.DataFrame, metrics: Sequence[str]) -> Iterator[tuple[t
 
 def settings_of(points: pd.DataFrame) -> list[Mapping[str, Any]]:
     """Every setting of each point's run."""
-    return [json.loads(text) for text in points["config"]]
+    return [parse_json(text, "settings") for text in points["config"]]
 
 
 def same_settings(points: pd.DataFrame) -> list[str]:

@@ -40,6 +40,7 @@ LIGHT = (
     "cache",
     "store",
     "errors",
+    "documents",
     "costs",
     "memory",
     "run",
@@ -157,7 +158,13 @@ def test_plugins_know_helpers_and_never_one_another(file: Path):
 def test_plots_read_records_and_nothing_else(file: Path):
     found = imported(file)
     assert not tops(found) & {"torch", "transformers", "methods", "evals"}
-    assert {m.split(".")[1] for m in found if m.startswith("harness.")} <= {"interfaces", "store", "errors", "config"}
+    assert {m.split(".")[1] for m in found if m.startswith("harness.")} <= {
+        "interfaces",
+        "store",
+        "errors",
+        "config",
+        "documents",
+    }
     for module in (m for m in found if m.startswith("plots.")):
         assert module.split(".")[1].startswith("_"), f"{module} is a figure"
 
@@ -213,13 +220,41 @@ def test_no_circle_of_imports_in_the_harness():
 def test_the_core_types_stand_on_registry_and_config_alone():
     assert graph()["harness.interfaces"] <= {"harness", "harness.config", "harness.registry", "harness.errors"}
     assert graph()["harness.registry"] <= {"harness", "harness.errors"}
-    assert graph()["harness.config"] <= {"harness", "harness.errors"}
+    assert graph()["harness.config"] <= {"harness", "harness.errors", "harness.documents"}
+    assert graph()["harness.documents"] <= {"harness", "harness.errors"}
     assert graph()["harness.errors"] <= {"harness"}
 
 
 def test_only_the_entry_point_knows_the_command_line():
     known = {module for module, below in graph().items() if "harness.cli" in below}
     assert known == {"harness.__main__"}
+
+
+def reading_calls(tree: ast.AST) -> Iterator[str]:
+    """Calls that parse JSON or YAML, as `json.loads`, `from_json` or `yaml.safe_load`."""
+    for node in ast.walk(tree):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        owner, _, method = called.rpartition(".")
+        if (owner in ("json", "yaml") and "load" in method) or method in (
+            "from_json",
+            "read_json",
+            "validate_json",
+            "JSONDecoder",
+        ):
+            yield called
+
+
+def test_reading_calls_are_seen():
+    tree = ast.parse("json.loads(x)\nyaml.safe_load(x)\nfrom_json(x)\njson.dumps(x)\npandas.read_json(x)\nfile.load(x)")
+    assert list(reading_calls(tree)) == ["json.loads", "yaml.safe_load", "from_json", "pandas.read_json"]
+
+
+def test_json_and_yaml_are_read_in_one_place():
+    """Elsewhere a text that is nested without end, or holds half a character, would end in a traceback."""
+    alone = {"harness/documents.py", "harness/vllm_child.py"}  # the child imports nothing of the harness
+    found = {name(file): set(reading_calls(ast.parse(file.read_text(encoding="utf-8")))) for file in FILES}
+    assert {file: calls - {"read_json"} for file, calls in found.items() if calls - {"read_json"} and file not in alone} == {}
+    assert not {name(file) for file in FILES if "yaml" in tops(imported(file))} - {"harness/documents.py"}
 
 
 def test_no_file_is_called_utils():

@@ -206,7 +206,7 @@ def test_a_cache_that_cannot_be_written_is_named(harness: Harness, tmp_path: Pat
     ("content", "said"),
     [
         (None, "cannot be read"),
-        ("{", "is not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "is no evaluation log"),
         ('{"eval_log_forget.json": {"avg_gt_loss": {"0": 1.0}}}', "has 1 forget rows, tofu10 has 120 here"),
     ],

@@ -184,7 +184,7 @@ def test_windows_of_several_corpora_come_in_turn_and_are_limited(nano: Nano, tmp
 
 def test_nothing_is_read_before_it_is_asked_for(nano: Nano, tmp_path):
     later = Windows((corpus(tmp_path / "not-there.jsonl"),), nano.source(), SIZE)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UsageError, match="cannot be read"):
         len(later)
 
 

@@ -296,7 +296,7 @@ def test_open_unlearning_truth_ratio_scores_alone_serve_as_a_reference(tmp_path)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("{}", "no evaluation log"),
         ("[1, 2]", "no evaluation log"),
         ('{"eval_log_forget.json": {}}', "avg_gt_loss"),

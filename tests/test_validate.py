@@ -94,8 +94,8 @@ def test_evaluators_that_ask_for_no_texts_need_none(store: Store):
 @pytest.mark.parametrize(
     ("damage", "said", "unreadable"),
     [
-        (edit("run.json", lambda t: t[:100]), "run.json: no JSON, or cut off", True),
-        (edit("run.json", lambda t: ""), "run.json: no JSON, or cut off", True),
+        (edit("run.json", lambda t: t[:100]), "run.json: run.json, line 1: not valid JSON", True),
+        (edit("run.json", lambda t: ""), "run.json: run.json, line 1: not valid JSON", True),
         (edit("run.json", lambda t: '{"what": 1}'), "run.json: JSON of something else", True),
         (edit("run.json", lambda t: t.replace('"status"', '"state"')), "fields are missing, unknown or of a wrong type", True),
         (lambda where: (where / "run.json").unlink(), "there is no run.json", True),

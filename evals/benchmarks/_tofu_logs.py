@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.documents import read_json
 from harness.errors import UsageError
 from harness.interfaces import Task
 
@@ -36,12 +36,7 @@ def read_log(path: Path) -> Mapping[str, pd.DataFrame]:
     Raises:
         UsageError: if it cannot be read, or is none of the three formats.
     """
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"the log {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"the log {path.name} is not JSON: {error}.") from error
+    told = read_json(path, f"the log {path.name}", finite=False)  # a number that is not finite is told with its place
     if isinstance(told, dict) and _TOFU_TASKS["forget"] in told:
         rows = [row for task, name in _TOFU_TASKS.items() if name in told for row in _tofu_rows(told[name], task, path)]
     elif isinstance(told, dict) and any(key.startswith("forget_") for key in told):
