@@ -142,18 +142,17 @@ def _build(setting: Setting) -> pd.DataFrame:
 def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequence[Example]) -> tuple[pd.DataFrame, Path]:
     """The untouched model's scores along an attack, and the file with its weights at the end; made once and kept."""
     import pandas as pd
-    from safetensors.torch import save_file
 
     from harness.cache import digest
+    from harness.saving import save_tensors
 
     task = setting.task
 
     def make(folder: Path) -> None:
         setting.model.load_state_dict(base)
         _attack(setting, examples).to_parquet(folder / "scores.parquet", index=False)
-        save_file(
-            {name: t.detach().cpu().clone() for name, t in setting.model.state_dict().items()}, folder / "end.safetensors"
-        )
+        end = {name: tensor.detach().cpu().clone() for name, tensor in setting.model.state_dict().items()}
+        save_tensors(end, folder / "end.safetensors")
 
     key = {
         "version": VERSION,

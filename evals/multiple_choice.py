@@ -154,8 +154,13 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
         specs: list[Any] = [_cloze(name, rows, setting.task) for name, rows in tasks.items() if name not in named]
         if named:
             specs.append({"group": "named", "task": [{"task": name, **_rows_of(tasks[name])} for name in named]})
-        # The record says itself what ran on which machine: lm-eval would ask the hub and a dozen programs.
-        with patch.object(HFLM, "get_model_info", lambda _: {}), patch.object(lm_eval_evaluator, "add_env_info"):
+        # The record says itself what ran on which machine: lm-eval would ask the hub, git of the folder one stands in (whose
+        # "fatal: not a git repository" a reader takes for ours) and a dozen programs.
+        with (
+            patch.object(HFLM, "get_model_info", lambda _: {}),
+            patch.object(lm_eval_evaluator, "add_env_info"),
+            patch.object(lm_eval_evaluator, "get_git_commit_hash", lambda: None),
+        ):
             result = lm_eval_evaluator.simple_evaluate(
                 lm,
                 tasks=specs,

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -250,9 +251,18 @@ def disk_errors(what: str, way_out: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except Exception as error:
+        number = _os_error(error)
+        if number in _FULL:
             raise UsageError(f"no space is left on the disk of {what}. {way_out}; what was finished is kept.") from error
-        if error.errno in _SHUT:
-            raise UsageError(f"{what} cannot be written: {error.strerror}. {way_out}.") from error
+        if number in _SHUT:
+            raise UsageError(f"{what} cannot be written: {os.strerror(number)}. {way_out}.") from error
         raise
+
+
+def _os_error(error: Exception) -> int | None:
+    """The operating system's number of an error; safetensors and tokenizers (in Rust) tell it in their message alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

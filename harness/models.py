@@ -21,6 +21,7 @@ from harness.errors import UsageError
 from harness.hub import unreachable
 from harness.interfaces import ModelSource
 from harness.loading import CONFIG_FILES, TOKENIZER_FILES, load_checkpoint, load_tokenizer, local_folder, refusal
+from harness.saving import same_mode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -211,6 +212,7 @@ def save_checkpoint(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / SIDECAR).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    same_mode(folder.glob("*.safetensors"), folder / SIDECAR)
 
 
 def read_sidecar(folder: Path | None) -> Mapping[str, JSON]:

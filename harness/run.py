@@ -401,15 +401,14 @@ def _keep(todo: Plan, keep: Keep, model: PreTrainedModel, tokenizer: PreTrainedT
             about = {"model": family, "bench": todo.spec.bench, "run": todo.spec.run_id}
             save_checkpoint(model, tokenizer, keep.model, about)
     if keep.update:
-        from safetensors.torch import save_file
-
+        from harness.saving import save_tensors
         from harness.updates import changed
 
         base, _ = todo.task.sources["base"].load(cache, "cpu", todo.options.dtype)
         moved = changed(model.state_dict(), base.state_dict())
         with disk_errors(f"the file {keep.update}", "Choose another with --save-update"):
             keep.update.parent.mkdir(parents=True, exist_ok=True)
-            save_file(moved, keep.update, metadata={"run": todo.spec.run_id, "method": todo.spec.method})
+            save_tensors(moved, keep.update, {"run": todo.spec.run_id, "method": todo.spec.method})
 
 
 def pick_device(asked: str) -> str:

@@ -20,6 +20,7 @@ from harness.cache import Cache, disk_errors
 from harness.config import JSON
 from harness.errors import UsageError
 from harness.models import CheckpointSource, own_dtype, read_sidecar, save_checkpoint, weights_fingerprint
+from harness.saving import save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -143,9 +144,7 @@ def _write(
     about: Mapping[str, JSON],
     before: Mapping[str, Tensor] | None = None,
 ) -> None:
-    from safetensors.torch import save_file
-
     with disk_errors(f"the folder {out}", "Choose another with --out"):
         save_checkpoint(model, tokenizer, out, about)
         if before is not None:
-            save_file({name: tensor.contiguous() for name, tensor in before.items()}, out / UNDO)
+            save_tensors(before, out / UNDO)

@@ -31,7 +31,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -40,6 +40,7 @@ from transformers.pytorch_utils import Conv1D
 from harness.data import NO_LABEL, Batch, Encoded, batches, by_length
 from harness.errors import Diverged, UsageError
 from harness.likelihood import answer_labels, answer_logits, answer_rows
+from harness.saving import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -741,7 +742,7 @@ def save_curvatures(curvatures: Sequence[LayerCurvature], layers: Sequence[Layer
         tensors: dict[str, Tensor | None] = {"q_out": curvature.q_out, "nu": curvature.nu, "corrected": curvature.corrected}
         if groups.index(groups[i]) == i:
             tensors |= {"q_in": curvature.q_in, "mu": curvature.mu}
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}, folder / f"{i:04d}.safetensors")
+        save_tensors({k: v for k, v in tensors.items() if v is not None}, folder / f"{i:04d}.safetensors")
 
 
 def load_curvatures(layers: Sequence[Layer], folder: Path, device: torch.device | None = None) -> list[LayerCurvature]:

@@ -356,9 +356,10 @@ def _forget_gradient(
     setting: Setting, layers: Sequence[Layer], data: _StageData, step: int, config: KFADEConfig, weights: str
 ) -> list[Tensor]:
     """∇L_F as one matrix per layer, from the cache where it has been computed for these weights before."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     from harness.data import pad_id
+    from harness.saving import save_tensors
     from methods import _curvature as c
 
     forget, before = data.forget(step), data.forget_before(step)
@@ -371,7 +372,7 @@ def _forget_gradient(
 
     def make(folder: Path) -> None:
         found = c.gradient_matrices(setting.model, layers, forget, pad_id(setting.tokenizer), signal)
-        save_file({f"{i:04d}": matrix.cpu() for i, matrix in enumerate(found)}, folder / "gradient.safetensors")
+        save_tensors({f"{i:04d}": matrix for i, matrix in enumerate(found)}, folder / "gradient.safetensors")
 
     key: dict[str, JSON] = {
         "version": CURVATURE_VERSION,

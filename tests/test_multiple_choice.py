@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,16 @@ def measured(setting: Setting) -> tuple[dict[str, Any], Subject]:
 
 
 # ---------------------------------------------------------------- the numbers
+
+
+def test_nothing_is_said_of_git_where_one_stands_in_no_checkout(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    log_likelihoods(setting, {"bio": setting.task.questions["bio"][:2]})
+    told = capfd.readouterr()
+    assert "fatal" not in told.out + told.err
 
 
 def test_log_likelihoods_equal_the_direct_computation_and_so_does_accuracy(setting: Setting):
