@@ -12,25 +12,39 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evals._bootstrap import METHOD, mean_interval
-from harness.interfaces import Absent, Better, GenerationRequest, Measurement, Row, Sampling, Setting, Subject, Task
+from harness.interfaces import (
+    Absent,
+    Better,
+    Example,
+    GenerationRequest,
+    Measurement,
+    Row,
+    Sampling,
+    Setting,
+    Subject,
+    Task,
+    Variant,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.data import Encoded
     from harness.likelihood import AnswerDistributions
 
 TASKS = ("retain", "real_authors", "world_facts", "forget")
 UTILITY_TASKS = TASKS[:3]
-MAX_SCORED_TOKENS = 200
-"""A scored text is cut there (ToFU `config/eval_everything.yaml`)."""
+CUT: Mapping[Variant, int] = {"original": 200, "open-unlearning": 512}
+"""Tokens at which a scored text is cut (ToFU `config/eval_everything.yaml`; open-unlearning `configs/data/datasets/TOFU_QA_*`,
+which leaves the texts of chat templates whole; none of ToFU's is so long)."""
 GENERATION_BATCH = 30
 """Rows that share one length budget in the original."""
 GUARD = 1e-10
@@ -72,7 +86,7 @@ def hold_before(setting: Setting) -> None:
 
 def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
     from harness.cache import digest
-    from harness.data import encode, pad_id
+    from harness.data import pad_id
     from harness.likelihood import AnswerDistributions
 
     task = setting.task
@@ -82,17 +96,25 @@ def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDis
 
     def made() -> AnswerDistributions:
         examples = [task.template.example(question, answer) for question, answer in rows]
-        encoded = encode(examples, setting.tokenizer, MAX_SCORED_TOKENS)
-        return AnswerDistributions(model(), encoded, pad_id(setting.tokenizer))
+        return AnswerDistributions(model(), _encoded(setting, examples), pad_id(setting.tokenizer))
 
     key = [
         task.sources["base"].identity,
         str(setting.model.dtype),
         setting.model.device.type,
         asdict(task.template),
+        task.variant,
         digest(rows),
     ]
     return setting.cache.held("distributions", key, made)[0]
+
+
+def _encoded(setting: Setting, examples: Sequence[Example]) -> list[Encoded]:
+    """Scored texts as tokens, cut as the variant does: ToFU cuts the end token off too, open-unlearning puts it behind."""
+    from harness.data import encode
+
+    variant = setting.task.variant
+    return encode(examples, setting.tokenizer, CUT[variant], end_after_cut=variant == "open-unlearning")
 
 
 def _build_divergence(setting: Setting) -> pd.DataFrame:
@@ -116,7 +138,7 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
     import pandas as pd
     from tqdm import tqdm
 
-    from harness.data import encode, pad_id
+    from harness.data import pad_id
     from harness.likelihood import answer_nll
 
     task = setting.task
@@ -125,7 +147,7 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
     for _, row in asked:
         paraphrase = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
         examples += [task.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])]
-    encoded = encode(examples, setting.tokenizer, MAX_SCORED_TOKENS)
+    encoded = _encoded(setting, examples)
     setting.costs.count(sum(len(e.input_ids) for e in encoded))
     with tqdm(total=len(encoded), desc="likelihood", unit="answer", delay=2, leave=False) as bar:
         sums, counts = answer_nll(setting.model, encoded, pad_id(setting.tokenizer), bar.update)
@@ -257,13 +279,53 @@ def log_truth_ratio(subject: Subject, task: str) -> PerRow:
 
     The logarithm, since R overflows on models that have collapsed; KS does not change under it.
     """
-    table = likelihood(subject)
-    if "log_truth_ratio" in table and table.loc[table["task"] == task, "log_truth_ratio"].notna().all():
-        rows = rows_of(table, task, "log_truth_ratio")
-        return PerRow(rows["log_truth_ratio"].to_numpy(dtype=float), rows["cluster"].to_numpy())
-    rows = rows_of(table, task, "avg_paraphrased_loss", "average_perturb_loss")
+    if logged := _logged_ratio(subject, task):
+        with np.errstate(divide="ignore"):
+            return PerRow(-np.log(logged.values), logged.clusters)
+    rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
     paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
     return PerRow(wrong_losses(rows).mean(axis=1) - paraphrased, rows["cluster"].to_numpy())
+
+
+def inverse_truth_ratio(subject: Subject, task: str) -> PerRow:
+    """1/R, as both projects' utility takes it.
+
+    In open-unlearning's definitions P(wrong) / (P(paraphrase) + 1e-10), which is near 0, not near 1, once a model has
+    collapsed and finds both impossible (`src/evals/metrics/memorization.py::truth_ratio`).
+    """
+    if subject.task.variant == "original":
+        ratio = log_truth_ratio(subject, task)
+        return PerRow(np.exp(-ratio.values), ratio.clusters)
+    if logged := _logged_ratio(subject, task):
+        return logged
+    rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
+    paraphrased = np.exp(-rows["avg_paraphrased_loss"].to_numpy(dtype=float))
+    return PerRow(np.exp(-wrong_losses(rows).mean(axis=1)) / (paraphrased + GUARD), rows["cluster"].to_numpy())
+
+
+def tested_ratio(subject: Subject) -> PerRow:
+    """What forget quality's test compares: log R of the forget rows, in open-unlearning's definitions the guarded 1/R.
+
+    The test sees the order of the values alone, which the logarithm keeps and the guard does not.
+    """
+    if subject.task.variant == "original":
+        return log_truth_ratio(subject, "forget")
+    return inverse_truth_ratio(subject, "forget")
+
+
+def tested_version(task: Task) -> int:
+    """Of what rests on `tested_ratio`: 2 in open-unlearning's definitions, since the guard is in it."""
+    return 2 if task.variant == "open-unlearning" else 1
+
+
+def _logged_ratio(subject: Subject, task: str) -> PerRow | None:
+    """open-unlearning's own 1/R of each row, out of a log that does not hold the losses it is made of; else None."""
+    rows = rows_of(likelihood(subject), task)
+    if "inverse_truth_ratio" not in rows or rows["inverse_truth_ratio"].isna().any():
+        return None
+    if all(name in rows and rows[name].notna().all() for name in ("avg_paraphrased_loss", "average_perturb_loss")):
+        return None
+    return PerRow(rows["inverse_truth_ratio"].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
 def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow:
@@ -283,14 +345,8 @@ def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow
         inverse = np.exp(paraphrased[:, None] - wrong_losses(rows)).mean(axis=1)
         clusters = rows["cluster"].to_numpy()
     else:
-        log_ratio = log_truth_ratio(subject, task)
-        clusters = log_ratio.clusters
-        inverse = np.exp(-log_ratio.values)
-        if subject.task.variant == "open-unlearning":
-            rows = rows_of(likelihood(subject), task)
-            if "avg_paraphrased_loss" in rows and rows["avg_paraphrased_loss"].notna().all():
-                paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
-                inverse = np.exp(-(log_ratio.values + paraphrased)) / (np.exp(-paraphrased) + GUARD)
+        ratio = inverse_truth_ratio(subject, task)
+        inverse, clusters = ratio.values, ratio.clusters
     if task == "forget":
         guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
         with np.errstate(divide="ignore"):

@@ -157,6 +157,6 @@ def _encoded(texts: Sequence[tuple[str, str]], task: Task, tokenizer: PreTrained
     from harness.data import Encoded, encode
 
     # A tag that is only a blank is what stood between prompt and answer and was stripped off with the completion.
-    blank = "" if task.template.tag_in_prompt or task.template.answer_tag.strip() else task.template.answer_tag
+    blank = "" if task.template.answer_tag.strip() else task.template.answer_tag
     encoded = encode([Example(prompt, text, blank if text else "") for prompt, text in texts], tokenizer)
     return [Encoded(e.input_ids[: e.prompt_tokens + _budget(task)], e.prompt_tokens) for e in encoded]

@@ -25,7 +25,7 @@ import numpy as np
 
 from evals import _scores
 from evals._bootstrap import mean_interval
-from harness.interfaces import Absent, Example, Held, Measurement, ModelShape, Setting, Subject, Task, evaluator
+from harness.interfaces import EVALUATORS, Absent, Example, Held, Measurement, ModelShape, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,8 +159,9 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
         "source": task.sources["base"].identity,
         "examples": digest([[e.prompt, e.tag, e.answer, e.ends] for e in _taken(examples)]),
         "questions": digest({name: list(rows) for name, rows in _scores.forgotten(task).items()}),
-        "evaluators": {name: _version(name) for name in ("multiple_choice", "probability")},
+        "evaluators": {name: EVALUATORS.get(name).version_for(task) for name in ("multiple_choice", "probability")},
         "template": asdict(task.template),
+        "variant": task.variant,
         "recipe": [*POINTS, BATCH, _learning_rate(task), MAX_TOKENS, SEED],
         "dtype": str(setting.model.dtype),
         "device": setting.model.device.type,
@@ -209,9 +210,3 @@ def _learning_rate(task: Task) -> float:
     from harness.pretraining import learning_rate_factor
 
     return LEARNING_RATE * learning_rate_factor(task)
-
-
-def _version(name: str) -> int:
-    from harness.interfaces import EVALUATORS
-
-    return EVALUATORS.get(name).version

@@ -6,6 +6,8 @@ Source: locuslab/tofu `aggregate_eval_stat.py::get_forget_quality`.
 
 One retrained model says little, so the range over all of them stands beside the headline, and the largest D between
 two of them is the noise floor: at or under it a method is as good as retraining and is not ranked further.
+In open-unlearning's definitions the test compares the guarded ratio, P(wrong) / (P(paraphrase) + 1e-10), as its
+`src/evals/metrics/privacy.py::ks_test` does: a model that has collapsed is then told apart from a retrained one.
 There is no interval on a p-value: resampled p-values are biased.
 """
 
@@ -22,16 +24,14 @@ from evals._bootstrap import FEWEST_CLUSTERS
 from harness.errors import UsageError
 from harness.interfaces import Absent, Measurement, Subject, evaluator
 
-VERSION = 1
 
-
-@evaluator("forget_quality", version=VERSION)
+@evaluator("forget_quality", version=_tofu.tested_version)
 def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     """`forget_quality` and `forget_quality_d`."""
     names = ("forget_quality", "forget_quality_d")
     try:
-        rows = _tofu.log_truth_ratio(subject, "forget")
-        others = [_tofu.log_truth_ratio(_tofu.recorded(subject, i), "forget") for i in range(len(subject.references))]
+        rows = _tofu.tested_ratio(subject)
+        others = [_tofu.tested_ratio(_tofu.recorded(subject, i)) for i in range(len(subject.references))]
     except LookupError as error:
         return [Absent(metric=name, reason=str(error)) for name in names]
     if not others:
@@ -54,7 +54,7 @@ def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     if len(np.unique(rows.clusters)) < FEWEST_CLUSTERS:
         notes.append("not to be ranked: fewer than five forget authors")
     common: dict[str, Any] = {
-        "version": VERSION,
+        "version": _tofu.tested_version(subject.task),
         "n": len(rows.values),
         "range": (0.0, 1.0),
         "note": "; ".join(notes) or None,

@@ -243,7 +243,7 @@ def _cloze(name: str, rows: Sequence[Row], task: Task) -> dict[str, Any]:
         "doc_to_text": "prompt",
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
-        "target_delimiter": "" if task.template.tag_in_prompt else task.template.answer_tag,
+        "target_delimiter": task.template.scored_tag,
         "num_fewshot": 0,
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }

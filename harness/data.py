@@ -175,10 +175,19 @@ class Encoded:
     """How many of them carry no label."""
 
 
-def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[Encoded]:
+def encode(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    end_after_cut: bool = False,
+) -> list[Encoded]:
     """Each example's tokens: special tokens as the tokenizer adds them, the end token last (but for a `Window`).
 
-    A text of `max_length` tokens or more is cut there and loses its end token, as ToFU's is.
+    Args:
+        examples: the texts.
+        tokenizer: whose tokens.
+        max_length: a text of so many tokens or more is cut there and loses its end token, as ToFU's is.
+        end_after_cut: give a text that was cut an end token beyond `max_length`, as open-unlearning does.
 
     Raises:
         UsageError: if the tokenizer has no end token, or an example has no labelled token left.
@@ -191,7 +200,8 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
     encoded = []
     for example, ids in zip(examples, texts, strict=True):
         prompt = prompts[example.prompt]
-        ids = [*ids, *([tokenizer.eos_token_id] if example.ends else [])][:max_length]
+        end = [tokenizer.eos_token_id] if example.ends else []
+        ids = [*ids[:max_length], *end] if end_after_cut else [*ids, *end][:max_length]
         if len(ids) <= len(prompt):
             raise UsageError(f"no answer is left within {max_length} tokens of '{example.prompt[:60]}…'.")
         encoded.append(Encoded(ids, len(prompt)))

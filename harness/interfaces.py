@@ -77,16 +77,25 @@ class Template:
     answer_tag: str = ""
     """Before the answer."""
     tag_in_prompt: bool = False
-    """Whether the tag belongs to the prompt (open-unlearning) or to the scored text (the original)."""
+    """Whether the tag belongs to the prompt (open-unlearning) or to the scored text (the original); see `scored_tag`."""
+
+    @property
+    def scored_tag(self) -> str:
+        """What of the tag comes with the answer: all of it or nothing.
+
+        A tag of white space always does: at the end of a prompt it would be a token of its own where it is the first word's
+        beginning, and that word would be neither scored nor trained on. open-unlearning leaves it away for that reason
+        (`configs/model/Llama-2-7b-chat-hf.yaml`).
+        """
+        return "" if self.tag_in_prompt and self.answer_tag.strip() else self.answer_tag
 
     def example(self, question: str, answer: str) -> Example:
         """The question and its answer, rendered."""
-        tag = "" if self.tag_in_prompt else self.answer_tag
-        return Example(self.prompt(question), answer, tag)
+        return Example(self.prompt(question), answer, self.scored_tag)
 
     def prompt(self, question: str) -> str:
         """The question alone, as a model gets it before it answers."""
-        tag = self.answer_tag if self.tag_in_prompt else ""
+        tag = "" if self.scored_tag else self.answer_tag
         return f"{self.question_start}{question}{self.question_end}{tag}"
 
 
@@ -223,6 +232,11 @@ class Task:
             UsageError: for data that is missing or malformed.
         """
         return {e.name: dict(found) for e in self.evaluators if (found := e.basis(self))}
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """What measures, and which version of its definition."""
+        return {e.name: e.version_for(self) for e in self.evaluators}
 
     @property
     def references(self) -> list[str]:
@@ -531,8 +545,9 @@ class Evaluator:
 
     name: str
     """Its file's name."""
-    version: int
-    """Raised when its definition changes."""
+    version: int | Callable[[Task], int]
+    """Raised when its definition changes; a function of the task where it changed for some tasks alone, so that runs on the
+    others keep their names."""
     measure: Callable[[Subject], Sequence[Measurement | Absent]]
     """Its numbers. The texts it asked for are in `subject.generations`; tables it builds go through `subject.table`."""
     requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests
@@ -545,6 +560,10 @@ class Evaluator:
     """What its numbers rest on besides the task, as plain JSON for the run's hash: a judge's name, digests of its own data."""
     memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: ()
     """What it holds besides the model that is measured, where that is more than any evaluator takes."""
+
+    def version_for(self, task: Task) -> int:
+        """Its version on a task."""
+        return self.version(task) if callable(self.version) else self.version
 
     @property
     def asks(self) -> bool:
@@ -686,7 +705,7 @@ def method(
 def evaluator(
     name: str,
     *,
-    version: int,
+    version: int | Callable[[Task], int],
     requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
     changes_model: bool = False,
     before: Callable[[Setting], None] = _nothing,

@@ -153,7 +153,7 @@ def source_tables(
         "template": asdict(task.template),
         "variant": task.variant,
         "budget": task.generation_budget,
-        "evaluators": {e.name: e.version for e in task.evaluators},
+        "evaluators": task.versions,
         "generator": generator.name,
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],

@@ -118,7 +118,7 @@ def plan(
         method=method,
         method_version=chosen.version,
         config=to_json(config),
-        evaluators={e.name: e.version for e in task.evaluators},
+        evaluators=task.versions,
         variant=task.variant,
         template=asdict(task.template),
         data=task.data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,34 @@ def test_phis_tag_is_scored_in_the_original_and_prompted_in_open_unlearning():
     ours = Template("phi", "Question: ", "\n", "Answer: ", tag_in_prompt=True)
     assert ours.prompt("Who?") == "Question: Who?\nAnswer: "
     assert ours.example("Who?", "Me.") == Example("Question: Who?\nAnswer: ", "Me.", tag="")
+
+
+@pytest.mark.parametrize("tag", [" ", "\n", " \n"])
+def test_white_space_of_a_tag_stays_with_the_answer_whoever_has_the_tag(tokenizer: PreTrainedTokenizerBase, tag: str):
+    scored = Template("x", question_end="?", answer_tag=tag)
+    prompted = replace(scored, tag_in_prompt=True)
+    assert prompted.prompt("Who was") == "Who was?"
+    assert prompted.example("Who was", "known") == scored.example("Who was", "known") == Example("Who was?", "known", tag)
+
+
+def test_the_first_word_is_scored_in_both_variants_on_the_mini_model():
+    from evals.benchmarks.tofu import TEMPLATES
+    from tests.conftest import WORDS
+
+    words = WORDS.build()
+    template = replace(TEMPLATES["mini"], tag_in_prompt=True)
+    (encoded,) = encode([template.example("Who was known?", "known was")], words)
+    assert words.decode(encoded.input_ids[encoded.prompt_tokens :]).split()[0] == "known"
+
+
+def test_an_end_token_is_put_behind_a_cut_text_where_that_is_asked_for(tokenizer: PreTrainedTokenizerBase):
+    example = Example("Who was", "known known known")
+    (whole,) = encode([example], tokenizer)
+    (cut,) = encode([example], tokenizer, 3)
+    (ended,) = encode([example], tokenizer, 3, end_after_cut=True)
+    assert cut.input_ids == whole.input_ids[:3]
+    assert ended.input_ids == [*whole.input_ids[:3], tokenizer.eos_token_id]
+    assert encode([example], tokenizer, 99, end_after_cut=True) == [whole]
 
 
 def test_the_scored_span_begins_with_the_tag_where_the_tag_is_scored(tokenizer: PreTrainedTokenizerBase):

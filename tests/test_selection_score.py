@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from evals.selection_score import measure
-from harness.interfaces import Absent, Measurement, Row, Stage, Subject, Task
+from harness.interfaces import Absent, Measurement, Reference, Row, Stage, Subject, Task
 from tests.conftest import WORLD, with_choices
 
 SETS = {"bio": 8, "cyber": 8, "chem": 4, "neighbours": 8, "general": 4}
@@ -55,3 +55,18 @@ def test_without_questions_about_what_is_to_be_kept_it_is_absent(task: Task):
     found = score(alone, dict.fromkeys(SETS, 1))
     assert isinstance(found, Absent)
     assert "to be kept" in found.reason
+
+
+def test_in_open_unlearnings_definitions_it_takes_the_guarded_ratio_too():
+    from tests.test_tofu import collapsed, empty_task, tables
+
+    found = {}
+    for variant in ("original", "open-unlearning"):
+        references = [Reference("retain-0", tables(rows=120, seed=2))]
+        told = {**collapsed()}
+        kept = tables(rows=120, seed=1)["likelihood"].query("task != 'forget'")
+        told["likelihood"] = pd.concat([kept, told["likelihood"].query("task == 'forget'")])
+        [found[variant]] = measure(Subject(None, empty_task(variant), references, told))
+    assert found["original"].value > 0.01
+    assert found["open-unlearning"].value < 1e-70
+    assert (found["original"].version, found["open-unlearning"].version) == (1, 2)

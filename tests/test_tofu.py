@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from evals import _bootstrap, _tofu
 from evals._tofu import ks
 from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Absent, Measurement, Reference, Subject, Task, Template
+from harness.interfaces import BENCHMARKS, Absent, Measurement, Options, Reference, Setting, Subject, Task, Template
 from harness.measuring import score_log
 
 ORACLES = Path(os.environ.get("HARNESS_DATA", "/nonexistent")) / "oracles"
@@ -129,8 +130,6 @@ def test_lists_in_place_of_dictionaries_give_the_same_numbers(tmp_path):
 
 @needs_oracles
 def test_real_data_equals_the_logged_rows():
-    from harness.interfaces import Options
-
     task = BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=ORACLES.parent))
     told = json.loads(FULL.read_text(encoding="utf-8"))["eval_log_forget.json"]["generated_text"]
     assert [row["answer"] for row in task.questions["forget"]] == [told[str(i)][2] for i in range(300)]
@@ -182,6 +181,101 @@ def test_open_unlearning_guards_its_denominators():
     assert _tofu.truth_ratio(guarded, "retain").values[0] == pytest.approx(max(0, 1 - inverse), rel=1e-12)
     assert _tofu.truth_ratio(original, "forget").values[0] < 1e-10
     assert "model_utility_arithmetic" not in measured(guarded)
+
+
+# 120 forget rows of which every one of the first model lies under every one of the second: D = 1 and p = 2 / C(240, 120).
+# open-unlearning's own code says 2.2001e-71 of such a collapsed model; the ratio without its guard says that it is retrained.
+ROWS = 120
+APART = 2 / math.comb(2 * ROWS, ROWS)
+
+
+def collapsed() -> dict[str, pd.DataFrame]:
+    """A model that finds the paraphrase and the wrong answers impossible alike: P(paraphrase) = e^−30 or less."""
+    told = tables(rows=ROWS, seed=1)
+    told["likelihood"]["avg_paraphrased_loss"] += 30.0
+    told["likelihood"]["average_perturb_loss"] = [
+        [x + 30.0 for x in wrong] for wrong in told["likelihood"]["average_perturb_loss"]
+    ]
+    return told
+
+
+def test_a_collapsed_model_is_told_from_a_retrained_one_by_the_guarded_ratio_alone():
+    references = [Reference("retain-0", tables(rows=ROWS, seed=2))]
+    found = measured(Subject(None, empty_task("open-unlearning"), references, collapsed()))
+    assert pytest.approx(2.2001e-71, rel=1e-4) == APART
+    assert found["forget_quality"].value == pytest.approx(APART, rel=1e-9)
+    assert found["forget_quality_d"].value == 1
+    original = measured(Subject(None, empty_task(), references, collapsed()))
+    assert original["forget_quality"].value > 0.05
+    versions = {
+        variant: Subject(None, empty_task(variant), (), {}).task.versions for variant in ("original", "open-unlearning")
+    }
+    for of, metrics in (("original", original), ("open-unlearning", found)):
+        assert metrics["forget_quality"].version == metrics["forget_quality_d"].version == versions[of]["forget_quality"]
+    assert (versions["original"]["forget_quality"], versions["open-unlearning"]["forget_quality"]) == (1, 2)
+
+
+def test_the_guarded_ratio_row_by_row_in_exact_arithmetic():
+    told = collapsed()
+    ratio = _tofu.tested_ratio(Subject(None, empty_task("open-unlearning"), (), told)).values
+    with localcontext(prec=50):
+        for value, (_, row) in zip(ratio, told["likelihood"].query("task == 'forget'").iterrows(), strict=True):
+            wrong = [Decimal(loss) for loss in row["average_perturb_loss"]]
+            paraphrase = (-Decimal(row["avg_paraphrased_loss"])).exp()
+            exact = (-sum(wrong) / len(wrong)).exp() / (paraphrase + Decimal("1e-10"))
+            assert float(paraphrase) < 1e-12
+            assert value == pytest.approx(float(exact), rel=1e-12)
+
+
+@pytest.mark.parametrize("holds", ["losses and scores", "scores alone"])
+def test_a_collapsed_model_is_told_from_a_retrained_one_by_open_unlearnings_logs(tmp_path: Path, holds: str):
+    paths = []
+    for name, told in (("collapsed", collapsed()), ("retrained", tables(rows=ROWS, seed=2))):
+        log = open_unlearning_log(told)
+        forget = told["likelihood"].query("task == 'forget'")
+        correct = np.exp(-forget["avg_paraphrased_loss"].to_numpy())
+        wrong = np.exp(-np.array(forget["average_perturb_loss"].tolist()).mean(axis=1))
+        scores = wrong / (correct + 1e-10)  # `truth_ratio` of its src/evals/metrics/memorization.py
+        scores[0] = 0.0 if name == "collapsed" else scores[0]  # P(wrong) of 0 is a value like any other
+        log["forget_truth_ratio"] = {"value_by_index": {str(i): {"score": float(s)} for i, s in enumerate(scores)}}
+        if holds == "scores alone":
+            del log["forget_Q_A_PARA_Prob"], log["forget_Q_A_PERT_Prob"]
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(log), encoding="utf-8")
+    found = next(iter(score_log(BENCHMARKS.get("tofu10"), *paths, "open-unlearning").values()))
+    quality = {m.metric: m for m in found}["forget_quality"]
+    assert isinstance(quality, Measurement)
+    assert quality.value == pytest.approx(APART, rel=1e-9)
+    original = {m.metric: m for m in next(iter(score_log(BENCHMARKS.get("tofu10"), *paths, "original").values()))}
+    if holds == "scores alone":
+        assert isinstance(original["forget_quality"], Absent)
+        assert "not finite" in original["forget_quality"].reason
+    else:
+        assert original["forget_quality"].value > 0.05
+
+
+def test_the_two_projects_cut_scored_texts_at_their_own_length(nano_setting: Setting):
+    end = nano_setting.tokenizer.eos_token_id
+    long = " ".join(row["answer"] for row in nano_setting.task.questions["retain"] * 20)
+    examples = [nano_setting.task.template.example("Who?", long), nano_setting.task.template.example("Who?", "Me")]
+    original, short = _tofu._encoded(nano_setting, examples)
+    ours = replace(nano_setting, task=replace(nano_setting.task, variant="open-unlearning"))
+    other, same = _tofu._encoded(ours, examples)
+    assert len(original.input_ids) == 200
+    assert original.input_ids[-1] != end
+    assert len(other.input_ids) == 513
+    assert other.input_ids[-1] == end
+    assert other.input_ids[:200] == original.input_ids
+    assert same == short
+
+
+def test_what_changed_in_one_variant_moves_its_runs_alone():
+    from harness.run import plan
+
+    specs = {v: plan("tofu10", "mini", "untouched", {}, Options(variant=v)).spec for v in ("original", "open-unlearning")}
+    assert {v: spec.bench_version for v, spec in specs.items()} == {"original": 1, "open-unlearning": 2}
+    assert {v: spec.evaluators["forget_quality"] for v, spec in specs.items()} == {"original": 1, "open-unlearning": 2}
+    assert {v: spec.evaluators["probability"] for v, spec in specs.items()} == {"original": 1, "open-unlearning": 1}
 
 
 def test_forget_quality_is_the_ks_test_and_shows_every_reference():
@@ -315,8 +409,6 @@ def test_what_is_no_log_is_refused_with_its_fault(tmp_path, content, says):
 
 
 def test_a_reference_log_must_be_of_the_same_rows(tmp_path):
-    from harness.interfaces import Options
-
     path = tmp_path / "log.json"
     path.write_text(json.dumps(open_unlearning_log(tables())), encoding="utf-8")
     with pytest.raises(UsageError, match="6 forget rows, tofu01 has 12"):

@@ -51,7 +51,7 @@ def read_log(path: Path) -> Mapping[str, pd.DataFrame]:
     frame = pd.DataFrame(rows)
     keys = ["task", "row", "cluster", *(c for c in ("answer",) if c in frame)]
     tables = {}
-    for name, columns in (("likelihood", (*_LIKELIHOOD, "log_truth_ratio")), ("answers", _ANSWERS)):
+    for name, columns in (("likelihood", (*_LIKELIHOOD, "inverse_truth_ratio")), ("answers", _ANSWERS)):
         present = [c for c in columns if c in frame]
         if present:
             tables[name] = frame[[*keys, *present]]
@@ -104,8 +104,8 @@ def _ou_rows(told: Mapping[str, Any], task: str, prefix: str, path: Path) -> lis
             row["avg_paraphrased_loss"] = _number(paraphrased[key]["avg_loss"], path, f"{prefix} paraphrase, {key}")
         if key in wrong:
             row["average_perturb_loss"] = _number(wrong[key]["avg_loss"], path, f"{prefix}_Q_A_PERT_Prob, {key}")
-        elif key in ratio and ratio[key].get("score"):
-            row["log_truth_ratio"] = -math.log(ratio[key]["score"])  # its score is 1/R
+        if key in ratio:
+            row["inverse_truth_ratio"] = _number(ratio[key]["score"], path, f"{prefix}_truth_ratio, {key}")
         if key in answer:
             row["rouge1_recall"] = answer[key].get("rouge1_recall")
             row["rougeL_recall"] = answer[key].get("rougeL_recall")

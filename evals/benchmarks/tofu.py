@@ -181,6 +181,8 @@ class Tofu:
     """
 
     version = 1
+    variant_versions: Mapping[Variant, int] = {"original": version, "open-unlearning": 2}
+    """2: the blank of a tag is scored with the answer, and texts are cut at 512 tokens."""
     models: Mapping[str, str] = {
         "mini": "the embedded world and a 0.9 M-parameter Llama trained on the spot; mini@K for world seed K",
         "scratch": "the real questions and a 1.7 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
@@ -319,7 +321,7 @@ class Tofu:
         }
         task = Task(
             bench=self.name,
-            bench_version=self.version,
+            bench_version=self.variant_versions[options.variant],
             model=model,
             stages=[
                 Stage(
