@@ -295,7 +295,8 @@ def inverse_truth_ratio(subject: Subject, task: str) -> PerRow:
     """
     if subject.task.variant == "original":
         ratio = log_truth_ratio(subject, task)
-        return PerRow(np.exp(-ratio.values), ratio.clusters)
+        with np.errstate(over="ignore"):
+            return PerRow(np.exp(-ratio.values), ratio.clusters)
     if logged := _logged_ratio(subject, task):
         return logged
     rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
@@ -342,7 +343,8 @@ def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow
     if arithmetic:
         rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
         paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
-        inverse = np.exp(paraphrased[:, None] - wrong_losses(rows)).mean(axis=1)
+        with np.errstate(over="ignore"):  # a model that has collapsed: its score is 0
+            inverse = np.exp(paraphrased[:, None] - wrong_losses(rows)).mean(axis=1)
         clusters = rows["cluster"].to_numpy()
     else:
         ratio = inverse_truth_ratio(subject, task)
