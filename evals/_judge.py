@@ -18,7 +18,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from harness.config import JSON
 from harness.documents import parse_json, read_json
 from harness.errors import UsageError
 from harness.interfaces import Judge
+from harness.scratch import temporary_file
 from harness.vllm import CPU_CACHE_GIB, end, free_share
 
 log = logging.getLogger("harness.judging")
@@ -343,7 +343,7 @@ def _address(judge: Judge) -> Iterator[str]:
     words += ["--model", judge.model, "--served-model-name", judge.name, *_memory()]
     # On a CPU vLLM would take nearly all memory.
     env = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB), **os.environ}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+    with temporary_file() as said:
         server = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True)
         try:
             started = time.monotonic()

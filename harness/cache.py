@@ -3,6 +3,8 @@
 An entry is a folder named by the digest of its key; the key lies beside the value. It is written to a
 temporary folder, flushed and renamed, under a lock of its own, so a killed process leaves nothing half made
 and two processes make it once. Files carry checksums; an entry that fails them is set aside, named, and made anew.
+The cache may be removed at any time, its locks too: what is being made then is made again, and of two that made the same
+the second takes what the first has put there.
 
 Root: `$HARNESS_CACHE`, else the user's cache folder (platformdirs).
 """
@@ -26,6 +28,7 @@ from typing import TypeVar
 import platformdirs
 from filelock import FileLock
 
+from harness import scratch
 from harness.config import JSON
 from harness.documents import read_json
 from harness.errors import UsageError
@@ -98,10 +101,10 @@ class Cache:
         self._verified: set[Path] = set()
         self._held: dict[str, tuple[object, object, float]] = {}
         with disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written"):
-            for folder in ("locks", "making"):
-                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            self._make_folders()
             if not os.access(self.root, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
+        scratch.sweep(self._making, "")
 
     def find(self, kind: str, key: Mapping[str, JSON]) -> CacheEntry | None:
         """The sound entry of that key, or None."""
@@ -120,37 +123,62 @@ class Cache:
         """
         path = self._path(kind, key)
         asked = time.perf_counter()
+        self._make_folders()
         with FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"):
             waited = time.perf_counter() - asked
             if found := self._read(path, kind):
                 return replace(found, waited=waited)
-            making = self.root / "making" / f"{kind}-{path.name}"
-            # Whoever holds the lock is the only maker: what lies here was left by a process that was killed.
-            shutil.rmtree(making, ignore_errors=True)
             with disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere"):
-                try:
-                    making.mkdir(parents=True)
-                    started = time.perf_counter()
-                    facts = dict(make(making) or {})
-                    seconds = time.perf_counter() - started
-                    files = sorted(f for f in making.rglob("*") if f.is_file())
-                    record = {
-                        "kind": kind,
-                        "key": key,
-                        "seconds": seconds,
-                        "facts": facts,
-                        "files": {f.relative_to(making).as_posix(): file_digest(f) for f in files},
-                    }
-                    (making / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-                    for file in [*files, making / _RECORD]:
-                        flush(file)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    making.rename(path)
-                    flush(path.parent)
-                finally:
-                    shutil.rmtree(making, ignore_errors=True)
-            self._verified.add(path)
-            return CacheEntry(path, kind, key, seconds, facts, made_now=True)
+                scratch.sweep(self._making, "")
+                while True:
+                    if made := self._make(kind, key, path, make):
+                        return made
+                    log.warning("the cache was removed while a %s was being made; it is made again", kind)
+
+    def _make(
+        self, kind: str, key: Mapping[str, JSON], path: Path, make: Callable[[Path], Mapping[str, JSON] | None]
+    ) -> CacheEntry | None:
+        """A new entry, or the one that another process has put there meanwhile; None if what was made was removed."""
+        self._make_folders()
+        with scratch.temporary_folder(self._making, f"{kind}-{path.name}-") as making:
+            try:
+                started = time.perf_counter()
+                facts = dict(make(making) or {})
+                seconds = time.perf_counter() - started
+                files = sorted(f for f in making.rglob("*") if f.is_file())
+                record = {
+                    "kind": kind,
+                    "key": key,
+                    "seconds": seconds,
+                    "facts": facts,
+                    "files": {f.relative_to(making).as_posix(): file_digest(f) for f in files},
+                }
+                (making / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+                for file in [*files, making / _RECORD]:
+                    flush(file)
+                if scratch.lost(making):
+                    return None
+                while not self._put(making, path):
+                    if found := self._read(path, kind):  # its locks went with the cache, hence two makers
+                        return replace(found, waited=seconds)
+            except Exception:
+                if scratch.lost(making):
+                    return None
+                raise
+        self._verified.add(path)
+        return CacheEntry(path, kind, key, seconds, facts, made_now=True)
+
+    def _put(self, made: Path, path: Path) -> bool:
+        """Move what was made to its place; False where there is something already."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            made.rename(path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        flush(path.parent)
+        return True
 
     def held(self, kind: str, key: object, make: Callable[[], T]) -> tuple[T, float]:
         """What `make` gives, or what it gave for the same key the last time: the runs of a sweep share it in memory.
@@ -191,18 +219,26 @@ class Cache:
 
         An entry that another process is making keeps its lock and is left alone.
         """
-        freed = 0
+        freed = scratch.sweep(self._making, f"{kind}-" if kind else "")
         for folder in sorted(self.root.glob("*/*")):
-            owner = folder.name.partition("-")[0] if folder.parent.name == "making" else folder.parent.name
-            if not folder.is_dir() or (kind and owner != kind):
+            owner = folder.parent.name
+            if not folder.is_dir() or owner == self._making.name or (kind and owner != kind):
                 continue
-            name = folder.name if folder.parent.name == "making" else f"{owner}-{folder.name}"
-            lock = FileLock(self.root / "locks" / f"{name}.lock", timeout=0)
+            lock = FileLock(self.root / "locks" / f"{owner}-{folder.name}.lock", timeout=0)
             with suppress(TimeoutError), lock:
                 freed += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
                 shutil.rmtree(folder, ignore_errors=True)
         self._verified.clear()
         return freed
+
+    @property
+    def _making(self) -> Path:
+        """Where entries lie while they are made."""
+        return self.root / "making"
+
+    def _make_folders(self) -> None:
+        for folder in (self.root / "locks", self._making):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, kind: str, key: Mapping[str, JSON]) -> Path:
         return self.root / kind / digest(key)[:32]

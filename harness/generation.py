@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from harness.documents import read_json
 from harness.errors import UsageError
 from harness.interfaces import GenerationRequest
 from harness.loading import ALL_GPUS
+from harness.scratch import temporary_folder
 from harness.vllm import Engine, Prompt, engine
 
 if TYPE_CHECKING:
@@ -173,10 +173,10 @@ def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
     Raises:
         UsageError: if vLLM does not come up with the model.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as folder:
         with disk_errors("the temporary folder", "Set TMPDIR to another"), _without_own_settings(model):
-            model.save_pretrained(scratch)
-        with engine(Path(scratch), str(model.dtype).removeprefix("torch."), device, room) as running:
+            model.save_pretrained(folder)
+        with engine(folder, str(model.dtype).removeprefix("torch."), device, room) as running:
             yield running
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from harness.cache import Cache, CacheEntry, digest
 from harness.config import JSON
+from harness.errors import UsageError
 from harness.interfaces import Example, Task
 from harness.workers import follow_parent
 
@@ -175,8 +176,15 @@ class TrainedSource:
         """The model in eval mode and its tokenizer, trained first where it is not cached."""
         from harness.loading import load_checkpoint
 
-        train_all([self], cache)
-        return load_checkpoint(str(self.entry(cache).path), device, dtype)
+        while True:
+            train_all([self], cache)
+            entry = self.entry(cache)
+            try:
+                return load_checkpoint(str(entry.path), device, dtype)
+            except UsageError:
+                if cache.find(entry.kind, entry.key):
+                    raise
+                # The cache was removed in between: it is trained again.
 
     def seconds(self, cache: Cache) -> float | None:
         """What training it took, its parent's share not counted."""

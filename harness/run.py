@@ -11,7 +11,6 @@ import math
 import re
 import shlex
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from harness.interfaces import (
 from harness.loading import ALL_GPUS
 from harness.measuring import measure, source_tables
 from harness.provenance import provenance_of
+from harness.scratch import sweep, temporary_folder
 from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store, Trial
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         RunFailed: if the run broke off by itself (a loss that is not finite, or no memory left).
         KeyboardInterrupt: after marking the run as interrupted.
     """
+    sweep()
     with store.open(todo.spec, force) as record:
         if record.result.status == "done" and not (keep and (keep.model or keep.update)):
             return record.result
@@ -293,8 +294,8 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
             log.warning("the replay came to other weights than point %d was measured on; it is measured anew", index)
             record.keep_points(index)
         if index == len(record.points):
-            with costs.phase("evaluation"), torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch:
-                subject = Subject(setting, task, references, saved_path=_saver(model, tokenizer, Path(scratch)))
+            with costs.phase("evaluation"), torch.random.fork_rng(), temporary_folder() as folder:
+                subject = Subject(setting, task, references, saved_path=_saver(model, tokenizer, folder))
                 measurements = measure(task, subject, todo.selection, generator, weights)
             point = Point(
                 index=index,

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 from harness.documents import parse_json
 from harness.errors import UsageError
+from harness.scratch import temporary_file
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def engine(folder: Path, dtype: str, device: str, max_length: int) -> Iterator[E
     }
     if device.startswith("cuda"):
         settings["gpu_memory_utilization"] = free_share(device)
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+    with temporary_file() as said:
         # -P: the folder of that file is no place to import from.
         process = subprocess.Popen(
             [sys.executable, "-P", str(_CHILD), json.dumps(settings)],

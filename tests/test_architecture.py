@@ -41,6 +41,7 @@ LIGHT = (
     "store",
     "errors",
     "documents",
+    "scratch",
     "costs",
     "memory",
     "run",
@@ -255,6 +256,11 @@ def test_json_and_yaml_are_read_in_one_place():
     found = {name(file): set(reading_calls(ast.parse(file.read_text(encoding="utf-8")))) for file in FILES}
     assert {file: calls - {"read_json"} for file, calls in found.items() if calls - {"read_json"} and file not in alone} == {}
     assert not {name(file) for file in FILES if "yaml" in tops(imported(file))} - {"harness/documents.py"}
+
+
+def test_only_one_module_makes_temporary_files():
+    """Theirs are swept after a kill; whoever makes some by itself leaves them behind."""
+    assert [name(file) for file in FILES if "tempfile" in tops(imported(file))] == ["harness/scratch.py"]
 
 
 def test_no_file_is_called_utils():

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -168,6 +169,84 @@ def test_a_process_killed_while_making_leaves_nothing_half_made(cache: Cache):
     assert made.made_now
     assert sorted(f.name for f in made.path.rglob("*") if f.is_file()) == ["entry.json", "hello.txt"]
     assert list((cache.root / "making").iterdir()) == []
+
+
+def _make_when_told(root: Path, number: int, begun: object, go_on: object, told: object) -> None:
+    def make(folder: Path) -> dict[str, int]:
+        begun.set()  # type: ignore[attr-defined]
+        go_on.wait(60)  # type: ignore[attr-defined]
+        (folder / "a.txt").write_text(f"a {number}")
+        (folder / "b.txt").write_text(f"b {number}")
+        return {"maker": number}
+
+    entry = Cache(root).get("kind", KEY, make)
+    told.put((number, entry.facts["maker"], entry.made_now, (entry.path / "a.txt").read_text()))  # type: ignore[attr-defined]
+
+
+def _makers(root: Path, count: int) -> tuple[list, list, list, object]:
+    """Processes that make one thing: they, their signs that they have begun, what lets them go on, what they tell."""
+    begun, go_on = [SPAWN.Event() for _ in range(count)], [SPAWN.Event() for _ in range(count)]
+    told = SPAWN.Queue()
+    processes = [SPAWN.Process(target=_make_when_told, args=(root, i, begun[i], go_on[i], told)) for i in range(count)]
+    return processes, begun, go_on, told
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("removed", ["locks", "."])
+def test_of_two_that_make_the_same_the_second_takes_what_the_first_has_put_there(
+    tmp_path: Path, order: tuple[int, int], removed: str
+):
+    """They know nothing of one another where the locks were removed, alone or with the whole cache."""
+    root = tmp_path / "cache"
+    processes, begun, go_on, told = _makers(root, 2)
+    processes[0].start()
+    assert begun[0].wait(60)
+    shutil.rmtree(root / removed)
+    processes[1].start()
+    assert begun[1].wait(60)
+    for number in order:
+        go_on[number].set()
+        time.sleep(0.5)
+    found = [told.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(number for number, *_ in found) == [0, 1]
+    assert len({(maker, text) for _, maker, _, text in found}) == 1, "both have the same one"
+    assert [made for *_, made, _ in found].count(True) == 1
+    assert list((root / "making").iterdir()) == []
+
+
+def test_what_is_removed_while_it_is_made_is_made_again(tmp_path: Path):
+    root = tmp_path / "cache"
+    processes, begun, go_on, told = _makers(root, 1)
+    processes[0].start()
+    assert begun[0].wait(60)
+    shutil.rmtree(root)
+    go_on[0].set()
+    assert told.get(timeout=60) == (0, 0, True, "a 0")
+    processes[0].join(60)
+    assert processes[0].exitcode == 0
+    assert Cache(root).get("kind", KEY, never).facts == {"maker": 0}
+
+
+def test_an_error_that_has_nothing_to_do_with_a_removed_cache_is_raised(cache: Cache):
+    with pytest.raises(RuntimeError, match="broken"):
+        cache.get("kind", KEY, lambda folder: (_ for _ in ()).throw(RuntimeError("broken")))
+
+
+def test_the_next_process_sweeps_what_a_killed_one_had_half_made(tmp_path: Path):
+    root = tmp_path / "cache"
+    processes, begun, *signs = _makers(root, 1)  # which live as long as there is a name for them
+    processes[0].start()
+    assert begun[0].wait(60)
+    Cache(root)
+    assert len(list((root / "making").iterdir())) == 1, "it is alive"
+    processes[0].kill()
+    processes[0].join(60)
+    Cache(root)
+    assert list((root / "making").iterdir()) == []
+    del signs
 
 
 # ---------------------------------------------------------------- damage
