@@ -4,8 +4,9 @@
 
 Rounding to the nearest, symmetric, without calibration data: with 8 bits one s for each output channel, with 4 bits one for
 each group of 64 neighbouring inputs of an output channel (the last group may be shorter). All linear layers but the output
-head, as bitsandbytes does; embeddings, norms and biases stay. Weights are put back as floating-point numbers in the model's own
-type: storage is attacked, not arithmetic. That quantising can bring back what was forgotten: arXiv:2410.16454.
+head, as bitsandbytes does, GPT-2's transposed ones among them, and the experts of a mixture, each by itself; embeddings, norms,
+biases and routers stay. Every number says what share of the weights that is. Weights are put back as floating-point numbers in
+the model's own type: storage is attacked, not arithmetic. That quantising can bring back what was forgotten: arXiv:2410.16454.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evals import _scores
+from harness import anatomy
 from harness.interfaces import Absent, Better, Measurement, Setting, Subject, evaluator
 
 if TYPE_CHECKING:
@@ -38,40 +40,53 @@ def measure(subject: Subject) -> Sequence[Measurement | Absent]:
 
 
 def _score(subject: Subject, name: str, bits: int, wanted: Better) -> Measurement | Absent:
+    def table() -> pd.DataFrame:
+        return subject.table("quantised", _build)
+
     def rows(of: Subject) -> tuple[np.ndarray, np.ndarray]:
-        table = of.table("quantised", _build)
-        table = table[table["task"] == name]
-        return table[f"quantised_{bits}"].to_numpy(dtype=float), table["cluster"].to_numpy()
+        found = of.table("quantised", _build)
+        found = found[found["task"] == name]
+        return found[f"quantised_{bits}"].to_numpy(dtype=float), found["cluster"].to_numpy()
 
     metric = f"{name}_{bits}_bit"
     try:
-        return _scores.mean(metric, VERSION, subject, rows, wanted=wanted)
+        return _scores.mean(metric, VERSION, subject, rows, _share(table()), wanted)
     except LookupError as error:
         return Absent(metric=metric, reason=str(error))
 
 
+def _share(table: pd.DataFrame) -> str | None:
+    """What share of the weights is rounded, as a note; None for a table of a time when that was not kept."""
+    if "quantised_share" not in table:
+        return None
+    return f"{100 * table['quantised_share'].iloc[0]:.3g} % of the weights are rounded"
+
+
 def _build(setting: Setting) -> pd.DataFrame:
-    """One row per question: its score at each width, `quantised_8` and `quantised_4`."""
-    before = {name: weight.detach().clone() for name, weight in _quantised(setting.model).items()}
-    if not before:
+    """One row per question: its score at each width, `quantised_8` and `quantised_4`, and the share of weights rounded."""
+    attacked = quantised(setting.model)
+    if not attacked:
         raise LookupError("the model has no linear layers that could be quantised")
+    before = [weight.detach().clone() for weight, _ in attacked]
     asked = _scores.everything(setting.task)
     table: pd.DataFrame | None = None
     for bits, group in GROUPS.items():
-        for name, weight in _quantised(setting.model).items():
-            weight.data.copy_(rounded(before[name], bits, group))
-        found = _scores.scores(setting, asked).rename(columns={"score": f"quantised_{bits}"})
-        table = found if table is None else table.merge(found, on=_scores.KEYS)
+        for (weight, transposed), was in zip(attacked, before, strict=True):
+            matrices = was.transpose(-1, -2) if transposed else was  # [outputs, inputs], or [experts, outputs, inputs]
+            found = rounded(matrices.reshape(-1, matrices.shape[-1]), bits, group).view(matrices.shape)
+            weight.data.copy_(found.transpose(-1, -2) if transposed else found)
+        scores = _scores.scores(setting, asked).rename(columns={"score": f"quantised_{bits}"})
+        table = scores if table is None else table.merge(scores, on=_scores.KEYS)
     assert table is not None  # there are widths
-    return table
+    of_all = sum(parameter.numel() for parameter in setting.model.parameters())
+    return table.assign(quantised_share=sum(weight.numel() for weight, _ in attacked) / of_all)
 
 
-def _quantised(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights that are rounded: those of linear layers other than the output head."""
-    from torch import nn
-
+def quantised(model: PreTrainedModel) -> list[tuple[Tensor, bool]]:
+    """The weights that are rounded, each with whether it is [inputs, outputs]; those of experts have a dimension before."""
     head = model.get_output_embeddings()
-    return {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    linear = [(m.module.weight, m.transposed) for m in anatomy.linear_maps_in(model) if m.module is not head]
+    return [*linear, *anatomy.experts(model).values()]
 
 
 def rounded(weight: Tensor, bits: int, group: int | None = None) -> Tensor:

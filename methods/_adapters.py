@@ -6,49 +6,23 @@ share this file.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness import anatomy
+from harness.anatomy import LinearMap
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-    from transformers.pytorch_utils import Conv1D
 
 Kind = Literal["all", "attention", "mlp"]
-_KINDS = {
-    "attention": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:self_attn|attn|attention|self_attention)\..+$"),
-    "mlp": re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:mlp\..+|fc1|fc2)$"),
-}
-"""What the linear maps of a decoder layer are called; the group is the layer's number."""
 
 
 # ---------------------------------------------------------------- what is adapted
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """One linear map of a decoder layer."""
-
-    name: str
-    """As in `model.named_modules()`."""
-    module: nn.Linear | Conv1D
-    """Itself."""
-    transposed: bool
-    """Whether it keeps its weight as [in, out], as GPT-2's Conv1D does."""
-
-    def matrix(self) -> Tensor:
-        """[out, in] the weight itself: writing into it changes the module."""
-        return self.oriented(self.module.weight.detach())
-
-    def oriented(self, like_weight: Tensor) -> Tensor:
-        """[out, in] something of the weight's shape."""
-        return like_weight.T if self.transposed else like_weight
 
 
 def linear_maps(model: PreTrainedModel, target_modules: Kind = "all", layers: Sequence[int] | None = None) -> list[LinearMap]:
@@ -62,31 +36,16 @@ def linear_maps(model: PreTrainedModel, target_modules: Kind = "all", layers: Se
     Raises:
         UsageError: if there are none of a kind, if they are experts, or if a layer is not there.
     """
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
-
-    named = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)]
-    if any(".experts" in name for name, _ in model.named_modules()):
+    if anatomy.has_experts(model):
         raise UsageError(f"{model.config.model_type} has a mixture of experts; there are no adapters for experts here.")
-    found: list[tuple[int, str, LinearMap]] = []
-    for name, module in named:
-        for kind, pattern in _KINDS.items():
-            if match := pattern.match(name):
-                found.append((int(match[1]), kind, LinearMap(name, module, isinstance(module, Conv1D))))
-    wanted = tuple(_KINDS) if target_modules == "all" else (target_modules,)
-    if missing := [kind for kind in wanted if kind not in {kind for _, kind, _ in found}]:
-        there = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name, _ in named)) or "none"
+    decoder = anatomy.decoder_layers(model)
+    kinds = ("attention", "mlp") if target_modules == "all" else (target_modules,)
+    if missing := [kind for kind in kinds if not any(getattr(layer, kind) for layer in decoder)]:
         raise UsageError(
             f"target_modules={target_modules}: the architecture '{model.config.model_type}' has no linear maps known here "
-            f"as {' or '.join(missing)}; its linear maps are {there}."
+            f"as {' or '.join(missing)}; its linear maps are {anatomy.described(model)}."
         )
-    if layers is not None:
-        have = sorted({layer for layer, _, _ in found})
-        if absent := sorted(set(layers) - set(have)):
-            raise UsageError(
-                f"layers={list(layers)}: the model has layers {have[0]} to {have[-1]}, {absent} are not among them."
-            )
-    return [linear for layer, kind, linear in found if kind in wanted and (layers is None or layer in layers)]
+    return [linear for layer in anatomy.chosen(decoder, layers) for kind in kinds for linear in getattr(layer, kind)]
 
 
 # ---------------------------------------------------------------- adapters on and off

@@ -22,7 +22,6 @@ in masking padding and prompts, in accumulating in float32 whatever the model's 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from harness import anatomy
 from harness.data import NO_LABEL, Batch, Encoded, batches, by_length
 from harness.errors import Diverged, UsageError
 from harness.likelihood import answer_labels, answer_logits, answer_rows
@@ -48,7 +48,6 @@ Estimator = Literal["kfac", "ekfac", "diagonal", "identity"]
 DampingMode = Literal["exact", "per_factor", "heuristic"]
 TOKENS_PER_BATCH = 4096
 """Padded tokens of one pass; the result does not depend on it."""
-_MLP = re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)\.(?:mlp\..+|fc1|fc2)$")
 
 
 # ---------------------------------------------------------------- layers
@@ -104,26 +103,17 @@ def mlp_layers(model: PreTrainedModel, blocks: Sequence[int] | None = None) -> l
     Raises:
         UsageError: if there are none, if they are experts, or if a block is not there.
     """
-    if any(".experts" in name for name, _ in model.named_modules()):
+    if anatomy.has_experts(model):
         raise UsageError(f"{model.config.model_type} has a mixture of experts; its curvature is not built here.")
-    found = [
-        Layer(name, int(match[1]), module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and (match := _MLP.match(name))
+    decoder = anatomy.decoder_layers(model)
+    if not any(layer.mlp for layer in decoder):
+        raise UsageError(
+            f"the architecture '{model.config.model_type}' has no MLP layers that are known here, which the curvature targets; "
+            f"its linear maps are {anatomy.described(model)}."
+        )
+    return [
+        Layer(linear.name, layer.number, linear.module) for layer in anatomy.chosen(decoder, blocks) for linear in layer.mlp
     ]
-    if not found:
-        raise UsageError(
-            f"the architecture '{model.config.model_type}' has no MLP layers the curvature can target "
-            "(linear maps under layers.N.mlp, h.N.mlp, or fc1 and fc2)."
-        )
-    there = sorted({layer.block for layer in found})
-    if blocks is None:
-        return found
-    if missing := sorted(set(blocks) - set(there)):
-        raise UsageError(
-            f"layers={list(blocks)}: the model has layers {there[0]} to {there[-1]}, {missing} are not among them."
-        )
-    return [layer for layer in found if layer.block in set(blocks)]
 
 
 @dataclass(frozen=True)
@@ -172,9 +162,18 @@ def _groups(layers: Sequence[Layer]) -> list[int]:
 
 
 @contextmanager
-def _hooks(layers: Sequence[Layer], on_input: OnInput, on_gradient: OnGradient) -> Iterator[None]:
+def _hooks(layers: Sequence[Layer], on_input: OnInput, on_gradient: OnGradient) -> Iterator[Callable[[int], None]]:
+    """Inside, the callbacks are shown what passes through the layers; what is yielded is told each batch's sequences first."""
     groups = _groups(layers)
     seen: dict[int, tuple[Tensor, Tensor | None]] = {}
+    sequences = 1
+
+    def next_batch(count: int) -> None:
+        nonlocal sequences
+        sequences = count
+
+    def by_sequence(tensor: Tensor) -> Tensor:
+        return tensor.reshape(sequences, -1, tensor.shape[-1])  # OPT's MLP reads and writes [B·T, D]
 
     def forward(index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -182,21 +181,21 @@ def _hooks(layers: Sequence[Layer], on_input: OnInput, on_gradient: OnGradient) 
             if group not in seen or seen[group][0] is not inputs:
                 if groups.index(group) != index:
                     raise RuntimeError(f"{layers[index].name} was expected to read the same input as the layer before it")
-                a = inputs.detach()
+                a = by_sequence(inputs.detach())
                 if layers[index].has_bias:
                     a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
                 seen[group] = (inputs, on_input(group, a))
             # Nothing before the first targeted layer needs a gradient, so the graph begins here.
             output = output if output.requires_grad else output.requires_grad_()
             kept = seen[group][1]
-            output.register_hook(lambda g: on_gradient(index, kept, g.detach()))
+            output.register_hook(lambda g: on_gradient(index, kept, by_sequence(g.detach())))
             return output
 
         return hook
 
     handles = [layer.module.register_forward_hook(forward(i)) for i, layer in enumerate(layers)]
     try:
-        yield
+        yield next_batch
     finally:
         for handle in handles:
             handle.remove()
@@ -241,8 +240,9 @@ def backpropagate(
         total: how many sequences there are, for the bar.
     """
     bar = tqdm(total=total, desc=label, unit="sequence", delay=2, leave=False)
-    with bar, _frozen(model), torch.enable_grad(), _hooks(layers, on_input, on_gradient):
+    with bar, _frozen(model), torch.enable_grad(), _hooks(layers, on_input, on_gradient) as next_batch:
         for batch in data:
+            next_batch(len(batch.rows))
             logits = answer_logits(model, batch)
             signals = list(logit_gradient(logits.detach(), batch))
             for k, signal in enumerate(signals, start=1):

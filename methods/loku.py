@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from harness.anatomy import LinearMap
 from harness.config import settings
 from harness.errors import Diverged, UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, method
-from methods._adapters import Adapters, Kind, LinearMap, linear_maps
+from methods._adapters import Adapters, Kind, linear_maps
 from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, small_model_presets, unlearn
 
 if TYPE_CHECKING:

@@ -21,15 +21,16 @@ Version 2: version 1 padded on the right without a mask, so that padding was rea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from harness import anatomy
+from harness.anatomy import DecoderLayer
 from harness.config import settings
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
@@ -47,9 +48,6 @@ BETAS, EPSILON = (0.9, 0.999), 1e-6
 """AdamW's constants, transformers' defaults at the time."""
 NORM_BATCHES = 16
 """Batches of the forget corpus on which its typical norm is measured."""
-_LAYER = re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.(\d+)$")
-_DOWN = re.compile(r"(?:mlp\.)?(?:down_proj|fc2|c_proj)$")
-"""What the last linear map of an MLP is called within its decoder layer."""
 
 Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 Weights = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
@@ -95,15 +93,15 @@ def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
     """For the few trained matrices: what they were, gradients, two moments, masters. Activations of the layers they are in."""
     from harness.memory import activations
 
-    there = decoder(shape.model)
-    trained = sum(weight.numel() for weight in there.trained(config).values())
+    layers = decoder(shape.model)
+    entries = sum(weight.numel() for weight in trained(layers, config).values())
     passes = activations(shape)
-    of_layers = passes.bytes * (config.layer + 1 - min(config.layers)) // len(there.layers)
+    of_layers = passes.bytes * (config.layer + 1 - min(config.layers)) // len(layers)
     return [
-        Held("weights as they were", trained * shape.weight_bytes),
-        Held("gradients", 4 * trained, while_measured=False),
-        Held("AdamW moments", 8 * trained),
-        Held("float32 masters", 0 if shape.weight_bytes == 4 else 4 * trained),
+        Held("weights as they were", entries * shape.weight_bytes),
+        Held("gradients", 4 * entries, while_measured=False),
+        Held("AdamW moments", 8 * entries),
+        Held("float32 masters", 0 if shape.weight_bytes == 4 else 4 * entries),
         replace(passes, bytes=of_layers),
     ]
 
@@ -148,8 +146,8 @@ def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
 
     from harness import training
 
-    there = decoder(setting.model)
-    weights, layer = there.trained(config), there.layer(config.layer, "layer")
+    layers = decoder(setting.model)
+    weights, layer = trained(layers, config), steered(layers, config)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     topics = [_Topic(setting, stage, number, layer, config) for number, stage in enumerate(setting.stages)]
     adamw: Optimizer
@@ -246,7 +244,9 @@ class _Topic:
         self.coefficient = of_stage(config.coefficient, number, stages, "coefficient")
         if config.coefficient_scale == "activation_norm":
             self.coefficient *= self._typical_norm(setting, layer)
-        self.target = self.coefficient * direction(setting.model.config.hidden_size, [setting.seed, number]).to(self._device)
+        self.target = self.coefficient * direction(
+            setting.model.config.get_text_config().hidden_size, [setting.seed, number]
+        ).to(self._device)
 
     def forget(self, number: int) -> Batch:
         """The batch of that number; from the start again when the texts run out."""
@@ -320,58 +320,42 @@ def hidden_states(
     return found[0].to(batch.input_ids.device)
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """The decoder layers of a model."""
-
-    layers: Mapping[int, nn.Module]
-    """By number, from 0."""
-    down: Mapping[int, tuple[str, Tensor]]
-    """Name and weight of each MLP's down-projection."""
-
-    def layer(self, number: int, setting: str) -> nn.Module:
-        """One of them.
-
-        Raises:
-            UsageError: if it is not there, naming the setting that asked for it.
-        """
-        if number not in self.layers:
-            raise UsageError(f"{setting}={number}: the model has layers {min(self.layers)} to {max(self.layers)}.")
-        return self.layers[number]
-
-    def trained(self, config: RMUConfig) -> dict[str, Tensor]:
-        """Name and weight of what is trained.
-
-        Raises:
-            UsageError: if a layer is not there.
-        """
-        if missing := sorted(set(config.layers) - set(self.layers)):
-            raise UsageError(
-                f"layers={list(config.layers)}: the model has layers {min(self.layers)} to {max(self.layers)}, "
-                f"{missing} are not among them."
-            )
-        return dict(self.down[number] for number in sorted(set(config.layers)))
-
-
-def decoder(model: PreTrainedModel) -> Decoder:
-    """The decoder layers of a model and the down-projections of their MLPs.
+def decoder(model: PreTrainedModel) -> Sequence[DecoderLayer]:
+    """The decoder layers of a model, whose MLPs all have a down-projection.
 
     Raises:
-        UsageError: if it has none that are known here.
+        UsageError: if they have none that is known here.
     """
-    layers, down = {}, {}
-    for name, module in model.named_modules():
-        if match := _LAYER.match(name):
-            layers[number := int(match[1])] = module
-            for inner, _ in module.named_modules():
-                if _DOWN.fullmatch(inner):
-                    down[number] = f"{name}.{inner}.weight", model.get_parameter(f"{name}.{inner}.weight")
-    if not layers or set(down) != set(layers):
+    if anatomy.has_experts(model):
+        raise UsageError(f"{model.config.model_type} has a mixture of experts; rmu trains the down-projections of plain MLPs.")
+    layers = anatomy.decoder_layers(model)
+    if not layers or not all(layer.down for layer in layers):
         raise UsageError(
-            f"the architecture '{model.config.model_type}' has no MLP down-projection in every decoder layer that rmu knows "
-            "(mlp.down_proj, mlp.fc2, mlp.c_proj under layers.N, h.N or blocks.N)."
+            f"the architecture '{model.config.model_type}' has no MLP down-projection that rmu knows in every decoder layer; "
+            f"its linear maps are {anatomy.described(model)}."
         )
-    return Decoder(layers, down)
+    return layers
+
+
+def steered(layers: Sequence[DecoderLayer], config: RMUConfig) -> nn.Module:
+    """The decoder layer behind which the stream is steered.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    if config.layer >= len(layers):
+        raise UsageError(f"layer={config.layer}: the model has layers 0 to {len(layers) - 1}.")
+    return layers[config.layer].module
+
+
+def trained(layers: Sequence[DecoderLayer], config: RMUConfig) -> dict[str, Tensor]:
+    """Name and weight of what is trained.
+
+    Raises:
+        UsageError: if a layer is not there.
+    """
+    maps = [layer.down for layer in anatomy.chosen(layers, config.layers)]
+    return {f"{down.name}.weight": down.module.weight for down in maps if down}
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evals import _scores, finetune_attack, quantise_attack
 from harness.costs import Costs
@@ -209,6 +211,61 @@ def test_linear_layers_but_the_head_are_quantised(nano: Nano, nano_task: Task, c
     after = subject.setting.model.state_dict()
     moved = {name for name in before if not after[name].equal(before[name])}
     assert moved == {name for name in before if "_proj" in name}
+    assert "quantised_share" in subject.tables["quantised"]
+
+
+def other(kind: str, nano: Nano, **shape: Any) -> PreTrainedModel:
+    """A random model of another architecture over the nano world's words."""
+    told = {"vocab_size": len(nano.tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **shape}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **told)).eval()
+
+
+def oriented(weight: Tensor, transposed: bool) -> Tensor:
+    """[experts, outputs, inputs] of a weight, 1 for experts where there are none."""
+    matrices = weight.detach().reshape(-1, *weight.shape[-2:])
+    return matrices.transpose(-1, -2) if transposed else matrices
+
+
+MIXTURE = {
+    "intermediate_size": 12,
+    "num_key_value_heads": 2,
+    "num_local_experts": 2,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 12,
+    "head_dim": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "parts"),
+    [
+        ("gpt2", {}, {"c_attn", "c_proj", "c_fc"}),
+        ("mixtral", MIXTURE, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("qwen3_moe", MIXTURE, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("gpt_oss", MIXTURE, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+    ],
+)
+def test_transposed_layers_and_experts_are_quantised(
+    kind: str, shape: dict[str, Any], parts: set[str], nano: Nano, nano_task: Task, cache: Cache
+):
+    model = other(kind, nano, **shape)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    asked = replace(nano_task, questions={"forget": nano_task.questions["forget"]})
+    subject = Subject(Setting(model, nano.tokenizer, asked, 0, cache, Costs(), ""), asked, ())
+    found = QUANTISE.measure(subject)
+    assert set(numbers(found)) == {"forget_8_bit", "forget_4_bit"}
+    after = dict(model.named_parameters())
+    moved = {name for name in before if not after[name].equal(before[name])}
+    assert moved == {name for name in before if name.removesuffix(".weight").rpartition(".")[2] in parts}
+    share = sum(before[name].numel() for name in moved) / sum(p.numel() for p in before.values())
+    assert {m.note for m in found if isinstance(m, Measurement)} == {f"{100 * share:.3g} % of the weights are rounded"}
+    for name in moved:  # by the output channel, wherever that dimension is
+        transposed = kind == "gpt2" or (kind == "gpt_oss" and before[name].dim() == 3)
+        expected = torch.stack([quantise_attack.rounded(matrix, 4, 64) for matrix in oriented(before[name], transposed)])
+        torch.testing.assert_close(oriented(after[name], transposed), expected)
 
 
 def test_eight_bits_change_less_than_four(nano: Nano, nano_task: Task, cache: Cache):

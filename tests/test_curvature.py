@@ -135,13 +135,13 @@ def hand_factors(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[
     def keep(name: str):
         def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
             output.retain_grad()
-            seen[name] = (args[0].detach()[0], output)
+            seen[name] = (args[0].detach(), output)
 
         return hook
 
     handles = [layer.module.register_forward_hook(keep(layer.name)) for layer in layers]
-    a = [torch.zeros(layer.module.in_features, layer.module.in_features, dtype=torch.float64) for layer in layers]
-    s = [torch.zeros(layer.module.out_features, layer.module.out_features, dtype=torch.float64) for layer in layers]
+    a = [torch.zeros(layer.shape[1], layer.shape[1], dtype=torch.float64) for layer in layers]
+    s = [torch.zeros(layer.shape[0], layer.shape[0], dtype=torch.float64) for layer in layers]
     tokens = labels = 0
     for e in encoded:
         (batch,) = one_batch([e])
@@ -149,7 +149,9 @@ def hand_factors(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[
         nn.functional.cross_entropy(logits, answer_labels(batch), reduction="sum").backward()
         for i, layer in enumerate(layers):
             inputs, output = seen[layer.name]
-            g = output.grad[0]
+            inputs, g = inputs.flatten(0, -2), output.grad.flatten(0, -2)
+            if layer.has_bias:
+                inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
             a[i] += inputs.T @ inputs
             s[i] += g.T @ g
         tokens += len(e.input_ids)
@@ -683,6 +685,52 @@ def mistral() -> nn.Module:
     return MistralForCausalLM(config).double().eval()
 
 
+def opt() -> nn.Module:
+    """Its MLP reads and writes [B·T, D]."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=11, hidden_size=8, ffn_dim=12, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16,
+        word_embed_proj_dim=8, init_std=0.5,
+    )  # fmt: skip
+    return OPTForCausalLM(config).double().eval()
+
+
+def gptj() -> nn.Module:
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTJConfig(
+        vocab_size=11, n_embd=8, n_layer=2, n_head=2, n_positions=16, rotary_dim=2, n_inner=12, initializer_range=0.5
+    )
+    return GPTJForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize("build", [opt, mistral])
+def test_factors_and_spectrum_are_those_of_single_sequences(build):
+    """Padding left out of A, sequences kept apart in the spectrum, whatever shape an MLP reads."""
+    model, encoded = build(), data(4)
+    layers = c.mlp_layers(model)
+    a, s = hand_factors(model, layers, encoded)
+    sums = c.covariance_sums(model, layers, encoded, PAD, empirical)
+    for i, group in enumerate(c._groups(layers)):
+        torch.testing.assert_close(sums.a[group] / sums.tokens, a[i], rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(sums.s[i] / sums.labels, s[i], rtol=1e-8, atol=1e-12)
+    plain = [c.LayerCurvature(None, None, None, None) for _ in layers]
+    squares = c.square_sums(model, layers, encoded, PAD, empirical, plain).squares
+    for i, layer in enumerate(layers):
+        expected = torch.zeros(layer.shape, dtype=torch.float64)
+        for e in encoded:
+            (batch,) = one_batch([e])
+            loss = nn.functional.cross_entropy(c.answer_logits(model, batch), answer_labels(batch), reduction="sum")
+            (weight,) = torch.autograd.grad(loss, [layer.module.weight], retain_graph=True)
+            expected[:, : weight.shape[1]] += weight.square()
+            if layer.has_bias:
+                expected[:, -1] += torch.autograd.grad(loss, [layer.module.bias])[0].square()
+        torch.testing.assert_close(squares[i], expected, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("build", "names", "bias"),
     [
@@ -690,6 +738,8 @@ def mistral() -> nn.Module:
         (gpt_neo, ["c_fc", "c_proj"], True),
         (phi, ["fc1", "fc2"], True),
         (mistral, ["gate_proj", "up_proj", "down_proj"], False),
+        (opt, ["fc1", "fc2"], True),
+        (gptj, ["fc_in", "fc_out"], True),
     ],
 )
 def test_other_architectures_give_the_gradient_of_weight_and_bias(build, names, bias):

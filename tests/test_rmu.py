@@ -134,11 +134,11 @@ def test_default_is_the_authors_loss_on_a_ragged_batch(kind: str, nano_setting: 
     model, tokenizer = llama_and_gpt2(nano_setting, kind), nano_setting.tokenizer
     texts, pad = ragged(tokenizer, nano_setting.stages[0].forget[:4]), pad_id(tokenizer)
     there, target = rmu.decoder(model), 3.0 * rmu.direction(16, [0])
-    weights = [weight for _, weight in there.down.values()]
+    weights = list(rmu.trained(there, config_of()).values())
     h, _ = after_layer_1(model, texts, pad)
     theirs = torch.nn.functional.mse_loss(h, target.expand_as(h))
     batch = collate(texts, range(4), pad, "left")
-    ours = rmu.squared_distance(rmu.hidden_states(model, there.layers[1], batch), target, rmu.counted(batch, "padded"))
+    ours = rmu.squared_distance(rmu.hidden_states(model, there[1].module, batch), target, rmu.counted(batch, "padded"))
     torch.testing.assert_close(ours, theirs)
     gradients = zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True)
     for found, expected in gradients:
@@ -319,29 +319,30 @@ def test_a_run_that_breaks_off_leaves_the_model_as_it_was_found(nano_setting: Se
     assert not any(m._forward_hooks or m.training for m in nano_setting.model.modules())
 
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 8, "n_layer": 2, "n_head": 2},
-    "gpt_neo": {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]},
-    "phi": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12},
-    "mistral": {
-        "hidden_size": 8,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 12,
-    },
+SMALL_SHAPE = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPES: dict[str, tuple[dict[str, Any], str]] = {
+    "gpt2": ({"n_embd": 8, "n_layer": 2, "n_head": 2}, "mlp.c_proj"),
+    "gpt_neo": ({"hidden_size": 8, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}, "mlp.c_proj"),
+    "phi": ({**SMALL_SHAPE, "intermediate_size": 12}, "mlp.fc2"),
+    "mistral": ({**SMALL_SHAPE, "num_key_value_heads": 1, "intermediate_size": 12}, "mlp.down_proj"),
+    "gpt_neox": ({**SMALL_SHAPE, "intermediate_size": 12}, "mlp.dense_4h_to_h"),
+    "falcon": (SMALL_SHAPE, "mlp.dense_4h_to_h"),
+    "gptj": ({"n_embd": 8, "n_layer": 2, "n_head": 2, "rotary_dim": 2}, "mlp.fc_out"),
+    "bloom": ({"hidden_size": 8, "n_layer": 2, "n_head": 2}, "mlp.dense_4h_to_h"),
+    "opt": ({**SMALL_SHAPE, "ffn_dim": 12, "word_embed_proj_dim": 8}, "fc2"),
+    "mpt": ({"d_model": 8, "n_layers": 2, "n_heads": 2, "expansion_ratio": 2}, "ffn.down_proj"),
 }
-NAMES = {"gpt2": "mlp.c_proj", "gpt_neo": "mlp.c_proj", "phi": "mlp.fc2", "mistral": "mlp.down_proj"}
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_other_architectures_have_layers_and_down_projections(kind: str):
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=50, **SHAPES[kind])).eval()
-    there = rmu.decoder(model)
-    assert sorted(there.layers) == sorted(there.down) == [0, 1]
-    assert all(name.endswith(f".{NAMES[kind]}.weight") for name, _ in there.down.values())
+    shape, name = SHAPES[kind]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=50, **shape)).eval()
+    layers = rmu.decoder(model)
+    assert [layer.down.name for layer in layers if layer.down] == [f"{layer.name}.{name}" for layer in layers]
+    assert len(layers) == 2
     batch = collate([Encoded([1, 2, 3], 1), Encoded([4, 5], 1)], [0, 1], 0)
-    found = rmu.hidden_states(model, there.layers[0], batch)
+    found = rmu.hidden_states(model, layers[0].module, batch)
     expected = model(input_ids=batch.input_ids, output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(found, expected)
 
@@ -370,7 +371,11 @@ def test_layers_that_would_never_move_are_refused():
 
 def test_an_architecture_without_such_matrices_is_refused():
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", hidden_size=8, num_hidden_layers=1, vocab_size=50))
-    with pytest.raises(UsageError, match="'mamba' has no MLP down-projection"):
+    with pytest.raises(UsageError, match=r"'mamba' has no MLP down-projection.*backbone\.layers\.N\.mixer\.in_proj"):
+        rmu.decoder(model)
+    shape = {**SMALL_SHAPE, "num_key_value_heads": 2, "intermediate_size": 12, "num_local_experts": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", vocab_size=50, **shape))
+    with pytest.raises(UsageError, match="mixtral has a mixture of experts"):
         rmu.decoder(model)
 
 
