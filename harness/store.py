@@ -8,7 +8,8 @@
     results/questions/<bench>-<digest>.jsonl   what all runs on that data were asked, with the true answers
 
 A record holds no path of the machine it was made on. A run that is killed leaves status "interrupted" and its points;
-run again, it goes on. One process writes a record at a time (a file lock).
+run again, it goes on. One process writes a record at a time (a file lock). Where a finished run is done anew, the new record
+grows out of sight (`.locks/<run id>.new`) and takes the earlier one's place when it is done.
 """
 
 from __future__ import annotations
@@ -391,9 +392,7 @@ class Store:
 
     def status(self, spec: RunSpec) -> str | None:
         """How a run stands, from its run.json alone; None where there is none that can be read."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(read_json(self.runs_folder / spec.folder / "run.json")["status"])
-        return None
+        return _status(self.runs_folder / spec.folder)
 
     def runs(self) -> Iterator[RunResult]:
         """Every record, sorted by its folder; one that cannot be read is skipped (`harness list runs` names it)."""
@@ -501,7 +500,8 @@ class Store:
 
         Args:
             spec: whose.
-            force: start afresh.
+            force: start afresh, or go on with what was begun afresh and broken off. A finished record stays where it is until
+                the new one is done.
 
         Raises:
             UsageError: if the folder cannot be written, or the disk is full.
@@ -516,12 +516,15 @@ class Store:
             except Timeout:
                 log.warning("another process is doing this very run; waiting for it")
                 lock.acquire()
-        earlier = locks / f"{spec.run_id}.earlier"
+        new, earlier = locks / f"{spec.run_id}.new", locks / f"{spec.run_id}.earlier"
+        seen = folder
         try:
-            _settle(folder, earlier)  # what a killed process left
+            begun = (new / "run.json").exists()
+            _settle(folder, new, earlier)  # what a killed process left
+            taken_over = begun and not new.exists()
             with disk_errors(f"the results folder {self.root}", "Choose another with --results"):
-                if force and (folder / "run.json").exists():
-                    folder.rename(earlier)  # until the new run has a record of its own
+                if force and (folder / "run.json").exists() and not taken_over:
+                    folder = new
                 folder.mkdir(parents=True, exist_ok=True)
             empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
             record = Record(folder, read_run(folder) if (folder / "run.json").is_file() else empty)
@@ -530,7 +533,7 @@ class Store:
             record.keep_points(len(record.points))
             yield record
         finally:
-            _settle(folder, earlier)
+            _settle(seen, new, earlier)
             lock.release()
 
 
@@ -547,14 +550,34 @@ def _flat(item: Measurement | Absent) -> dict[str, Any]:
     return {**told, "interval_method": item.interval_method, "resampled": item.resampled, "absent": None}
 
 
-def _settle(folder: Path, earlier: Path) -> None:
-    """Leave one record of a run: the new one if it got so far as to have one, else the earlier one, else none."""
-    if (folder / "run.json").exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    if earlier.is_dir():
+def _settle(folder: Path, new: Path, earlier: Path) -> None:
+    """Leave one record of a run in sight: the new one once it is done, or where the one in sight is not done either.
+
+    Args:
+        folder: where a record is seen.
+        new: where one is made while there is one to be seen.
+        earlier: where the one that was seen lies for a moment, while they change places.
+    """
+    if earlier.is_dir() and not (folder / "run.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # a process was killed at that moment
         earlier.rename(folder)
+    shutil.rmtree(earlier, ignore_errors=True)
+    for record in (folder, new):
+        if not (record / "run.json").exists():
+            shutil.rmtree(record, ignore_errors=True)
+    if new.exists() and (_status(new) == "done" or _status(folder) != "done"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            folder.rename(earlier)
+        new.rename(folder)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _status(folder: Path) -> str | None:
+    """How a run stands, from its run.json alone; None where there is none that can be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(read_json(folder / "run.json")["status"])
+    return None
 
 
 def read_run(folder: Path) -> RunResult:

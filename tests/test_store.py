@@ -456,6 +456,106 @@ def test_starting_afresh_forgets_the_points_of_before(store: Store):
     assert len((where / "generations.jsonl").read_text().splitlines()) == 1
 
 
+def told_of(where: Path) -> tuple[str, list[str]]:
+    found = read_run(where)
+    return found.status, [p.weights for p in found.points]
+
+
+OLD, NEW = ("done", ["w0", "w1"]), ("done", ["new0"])
+
+
+def test_a_finished_record_stays_in_sight_until_the_new_one_is_done(store: Store):
+    where = keep(store, status="done")
+    with store.open(SPEC, force=True) as record:
+        assert told_of(where) == OLD
+        record.write(result())
+        record.add(point(0, "new"), table(5), texts("new"))
+        assert told_of(where) == OLD
+        assert [r.status for r in store.runs()] == ["done"], "there is one record of the run"
+        assert list(problems(store)) == []
+        record.write(result(status="done"))
+    assert told_of(where) == NEW
+    assert [f.name for f in (store.runs_folder / ".locks").iterdir()] == [f"{SPEC.run_id}.lock"]
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_what_was_begun_afresh_and_broken_off_goes_on_out_of_sight(store: Store, status: str):
+    where = keep(store, status="done")
+    with store.open(SPEC, force=True) as record:
+        record.write(result(status=status))
+        record.add(point(0, "new"), table(5), texts("new"))
+    assert told_of(where) == OLD
+    with store.open(SPEC) as record:
+        assert record.result.status == "done", "who does not ask for it anew has the earlier one"
+        assert len(record.points) == 2
+    with store.open(SPEC, force=True) as record:
+        assert [p.weights for p in record.points] == ["new0"]
+        record.write(result(status="done"))
+    assert told_of(where) == NEW
+
+
+def test_what_was_begun_afresh_without_a_record_is_forgotten(store: Store):
+    where = keep(store, status="done")
+    with store.open(SPEC, force=True) as record:
+        record.write(result())
+        record.discard()
+    assert told_of(where) == OLD
+    assert len(list((store.runs_folder / ".locks").iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_record_that_is_not_done_gives_way_to_what_was_begun_afresh(store: Store, content: str | None):
+    where = keep(store, status="interrupted")
+    if content:
+        (where / "run.json").write_text(content)
+    with store.open(SPEC, force=True) as record:
+        record.write(result())
+        record.add(point(0, "new"), table(5), texts("new"))
+    with store.open(SPEC) as record:
+        assert [p.weights for p in record.points] == ["new0"]
+
+
+def keep_new(store: Store, status: str) -> Path:
+    """A finished record, and beside it what a process that was killed at `--force` has left; the record's folder."""
+    where = keep(store, status="done")
+    with store.open(SPEC, force=True) as record:
+        record.write(result())
+        record.add(point(0, "new"), table(5), texts("new"))
+    new = store.runs_folder / ".locks" / f"{SPEC.run_id}.new"
+    told = json.loads((new / "run.json").read_text())
+    (new / "run.json").write_text(json.dumps({**told, "status": status}))
+    return where
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_killed_just_before_they_change_places(store: Store, force: bool):
+    where = keep_new(store, "done")
+    with store.open(SPEC, force=force) as record:
+        assert record.result.status == "done"
+        assert [p.weights for p in record.points] == ["new0"], "it is what was asked for when it was killed"
+    assert told_of(where) == NEW
+
+
+@pytest.mark.parametrize(("status", "expected"), [("done", NEW), ("interrupted", OLD)])
+def test_killed_while_they_change_places(store: Store, status: str, expected: object):
+    where = keep_new(store, status)
+    where.rename(store.runs_folder / ".locks" / f"{SPEC.run_id}.earlier")
+    with store.open(SPEC):
+        pass
+    assert told_of(where) == expected
+
+
+def test_killed_after_they_have_changed_places(store: Store):
+    where = keep_new(store, "done")
+    locks = store.runs_folder / ".locks"
+    where.rename(locks / f"{SPEC.run_id}.earlier")
+    (locks / f"{SPEC.run_id}.new").rename(where)
+    with store.open(SPEC):
+        pass
+    assert told_of(where) == NEW
+    assert len(list(locks.iterdir())) == 1
+
+
 # ---------------------------------------------------------------- rows of the last point only
 
 
