@@ -275,7 +275,7 @@ def flush(path: Path) -> None:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @contextmanager

@@ -182,7 +182,8 @@ def run(
         logging.getLogger("harness.judging").setLevel(logging.INFO)
     from harness.config import parse
     from harness.judging import judge_of, recorded_judge
-    from harness.run import Keep, plan
+    from harness.keeping import Keep
+    from harness.run import plan
     from harness.store import Store, changes, to_json
 
     settings = parse(set_ or [])

@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache as memoise
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cache import Cache, file_digest
+from harness.cache import Cache, disk_errors, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
 from harness.errors import Diverged, RunFailed, UsageError, reason
@@ -37,11 +37,12 @@ from harness.interfaces import (
     Subject,
     Task,
 )
+from harness.keeping import Keep
 from harness.loading import ALL_GPUS
 from harness.measuring import measure, source_tables
 from harness.provenance import provenance_of
 from harness.scratch import sweep, temporary_folder
-from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Store, Trial
+from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Status, Store, Trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -176,34 +177,29 @@ def _compact(value: JSON) -> str:
     return canonical(value)
 
 
-@dataclass(frozen=True)
-class Keep:
-    """What of the unlearned model is to be kept, besides the record."""
-
-    model: Path | None = None
-    """A folder for the checkpoint."""
-    update: Path | None = None
-    """A safetensors file for the difference of the weights."""
-
-
 def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, force: bool = False) -> RunResult:
-    """Do a run, or what is left of it; a run that is done is returned as it is recorded.
+    """Do a run, or what is left of it; a run that is done is returned as it is recorded, and its record stays as it is.
 
     Args:
         todo: from `plan`.
         store: where its record goes.
         cache: where trained models, curvature and texts are kept.
-        keep: what else to write at the end.
+        keep: what else to write at the end; for it a run that is done is unlearned once more, without being measured.
         force: do it anew even if it is done.
 
     Raises:
-        UsageError: for what the user can put right; a run without points then leaves no record.
+        UsageError: for what the user can put right; a run without points then leaves no record, one that is done stays done.
         RunFailed: if the run broke off by itself (a loss that is not finite, or no memory left).
         KeyboardInterrupt: after marking the run as interrupted.
     """
     sweep()
+    keep = keep or Keep()
+    keep.check()
     with store.open(todo.spec, force) as record:
-        if record.result.status == "done" and not (keep and (keep.model or keep.update)):
+        if record.result.status == "done":
+            if keep:
+                with _outcome(todo, record, force):
+                    _unlearn_again(todo, record, cache, keep)
             return record.result
         result = RunResult(
             schema_version=SCHEMA_VERSION,
@@ -216,13 +212,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         if not record.written:
             record.result = result
         with _outcome(todo, record, force):
-            result = _execute(todo, record, result, cache, keep or Keep())
-        asked = {
-            name: [(todo.task.template.prompt(row["question"]), row) for row in rows if "question" in row]
-            for name, rows in todo.task.questions.items()
-        }
-        store.keep_questions(todo.spec, asked)
-        return result
+            return _execute(todo, store, record, result, cache, keep)
 
 
 def attempt(todo: Plan, store: Store, cache: Cache, force: bool = False) -> str:
@@ -250,22 +240,32 @@ def _let_go(cache: Cache) -> None:
         torch.cuda.empty_cache()
 
 
-def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:
-    import torch
-
+def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Setting:
+    """The model before unlearning, with all that a method is told; where models are trained, these others along with it."""
     from harness import memory
-    from harness.generation import choose_generator
-    from harness.models import source_digest, weights_fingerprint
+    from harness.models import source_digest
     from harness.pretraining import TrainedSource, train_all
 
     task, options, costs = todo.task, todo.options, Costs()
     memory.check(task, todo.method, todo.config, options)
-    generator = choose_generator(todo.spec.generator, options.device)
     with costs.phase("models"):
-        needed = [task.sources[name] for name in ("base", *task.references) if name in task.sources]
+        needed = [task.sources[name] for name in ("base", *names) if name in task.sources]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
         model, tokenizer = task.sources["base"].load(cache, options.device, options.dtype)
-    setting = Setting(model, tokenizer, task, options.seed, cache, costs, source_digest(task.sources["base"]))
+    keep.check(sum(tensor.nbytes for tensor in model.parameters()))
+    return Setting(model, tokenizer, task, options.seed, cache, costs, source_digest(task.sources["base"]))
+
+
+def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:
+    import torch
+
+    from harness.generation import choose_generator
+    from harness.models import weights_fingerprint
+
+    task, options = todo.task, todo.options
+    generator = choose_generator(todo.spec.generator, options.device)
+    setting = _load(todo, cache, keep, task.references)
+    model, tokenizer, costs = setting.model, setting.tokenizer, setting.costs
     before = weights_fingerprint(model)
     result = replace(result, provenance=provenance_of(todo.command, todo.spec.device, tokenizer, before))
 
@@ -284,11 +284,8 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
     result = replace(result, arms=arms, costs=costs.phases)
     record.write(result)
 
-    torch.manual_seed(options.seed)
     index = 0
-    for progress in _unlearning(todo, setting):
-        if not progress.measure_here or (options.points == "last" and progress.step != progress.total):
-            continue
+    for progress in _measured_places(todo, setting):
         weights = weights_fingerprint(model)
         if index < len(record.points) and record.points[index].weights != weights:
             log.warning("the replay came to other weights than point %d was measured on; it is measured anew", index)
@@ -311,10 +308,35 @@ def _execute(todo: Plan, record: Record, result: RunResult, cache: Cache, keep: 
     record.keep_points(index)
     if options.rows == "last":
         record.keep_last_rows()
-    _keep(todo, keep, model, tokenizer, cache)
+    asked = {
+        name: [(task.template.prompt(row["question"]), row) for row in rows if "question" in row]
+        for name, rows in task.questions.items()
+    }
+    store.keep_questions(todo.spec, asked)
     result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
     record.write(result)
+    _keep(todo, keep, setting)  # last: a place that cannot be written costs the copy, not the run
     return result
+
+
+def _unlearn_again(todo: Plan, record: Record, cache: Cache, keep: Keep) -> None:
+    """Make the model of a run that is done once more and keep it, if it is the one that was measured.
+
+    Raises:
+        UsageError: if it came to other weights.
+    """
+    from harness.models import weights_fingerprint
+
+    setting = _load(todo, cache, keep)
+    reached = [weights_fingerprint(setting.model) for _ in _measured_places(todo, setting)]
+    recorded = [point.weights for point in record.points]
+    if not reached or reached[-1:] != recorded[-1:]:
+        raise UsageError(
+            f"run {todo.spec.run_id} came to other weights now ({(reached or ['none'])[-1]}) than it was measured on "
+            f"({(recorded or ['none'])[-1]}): another kind of machine, or other versions of libraries. Nothing is kept of it, "
+            "and its record stays; --force measures it anew, or record it elsewhere with --results."
+        )
+    _keep(todo, keep, setting)
 
 
 @contextmanager
@@ -322,31 +344,32 @@ def _outcome(todo: Plan, record: Record, force: bool) -> Iterator[None]:
     """Write down how a run ended when it did not end well."""
     from harness import memory
 
-    def failed(error: str) -> None:
-        if record.written or not force:  # a forced run that never began leaves the record of the earlier one
-            record.write(replace(record.result, status="failed", error=error))
+    def ended(status: Status, error: str) -> None:
+        if record.result.status == "done":
+            return  # what went wrong came after it, such as a place where its model cannot be kept
+        if record.written or (status == "failed" and not force):  # a forced run that never began leaves the earlier record
+            record.write(replace(record.result, status=status, error=error))
 
     try:
         yield
     except KeyboardInterrupt:
-        if record.written:
-            record.write(replace(record.result, status="interrupted", error="interrupted from the keyboard"))
+        ended("interrupted", "interrupted from the keyboard")
         raise
     except UsageError as error:
         if record.points:
-            failed(without_paths(str(error)))
-        else:
+            ended("failed", without_paths(str(error)))
+        elif record.result.status != "done":
             record.discard()
         raise
     except Diverged as error:
-        failed(without_paths(str(error)))
+        ended("failed", without_paths(str(error)))
         raise RunFailed(f"{todo.method.name} broke off: {error}. Points measured so far are kept.") from error
     except Exception as error:
         if memory.ran_out(error):
             advice = memory.advice(todo.method, todo.config, todo.options)
-            failed(f"{advice}\n{_frames(error)}")
+            ended("failed", f"{advice}\n{_frames(error)}")
             raise RunFailed(f"{advice} Points measured so far are kept.") from error
-        failed(_frames(error))
+        ended("failed", _frames(error))
         raise
 
 
@@ -362,6 +385,16 @@ def _frames(error: Exception) -> str:
 def without_paths(text: str) -> str:
     """A message whose absolute paths are cut to their last part: records hold no path of the machine."""
     return re.sub(r"(?<![\w./:~-])(?:/|[A-Za-z]:\\)(?:[^\s/\\'\"]+[/\\])+", "…/", text)
+
+
+def _measured_places(todo: Plan, setting: Setting) -> Iterator[Progress]:
+    """The method's progress where a point is measured."""
+    import torch
+
+    torch.manual_seed(todo.options.seed)
+    for progress in _unlearning(todo, setting):
+        if progress.measure_here and (todo.options.points == "all" or progress.step == progress.total):
+            yield progress
 
 
 def _unlearning(todo: Plan, setting: Setting) -> Iterator[Progress]:
@@ -385,31 +418,22 @@ def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     def save() -> Path:
         from harness.models import save_checkpoint
 
-        save_checkpoint(model, tokenizer, folder, {})
+        with disk_errors("the temporary folder", "Set TMPDIR to another"):
+            save_checkpoint(model, tokenizer, folder, {})
         return folder
 
     return save
 
 
-def _keep(todo: Plan, keep: Keep, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache) -> None:
+def _keep(todo: Plan, keep: Keep, setting: Setting) -> None:
     """Write the unlearned model, or the difference of its weights from before, where that was asked for."""
-    from harness.cache import disk_errors
-    from harness.models import save_checkpoint
-
-    if keep.model:
-        with disk_errors(f"the folder {keep.model}", "Choose another with --save-model"):
-            family = todo.spec.model if todo.spec.model.startswith("mini") else ""
-            about = {"model": family, "bench": todo.spec.bench, "run": todo.spec.run_id}
-            save_checkpoint(model, tokenizer, keep.model, about)
+    before: Mapping[str, Any] = {}
     if keep.update:
-        from harness.saving import save_tensors
-        from harness.updates import changed
-
-        base, _ = todo.task.sources["base"].load(cache, "cpu", todo.options.dtype)
-        moved = changed(model.state_dict(), base.state_dict())
-        with disk_errors(f"the file {keep.update}", "Choose another with --save-update"):
-            keep.update.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(moved, keep.update, {"run": todo.spec.run_id, "method": todo.spec.method})
+        base, _ = todo.task.sources["base"].load(setting.cache, "cpu", todo.options.dtype)
+        before = base.state_dict()
+    family = todo.spec.model if todo.spec.model.startswith("mini") else ""
+    about = {"model": family, "bench": todo.spec.bench, "run": todo.spec.run_id}
+    keep.write(setting.model, setting.tokenizer, about, before, {"run": todo.spec.run_id, "method": todo.spec.method})
 
 
 def pick_device(asked: str) -> str:

@@ -397,7 +397,7 @@ def run_tries(
     for index, todo in enumerate(plans):
         found = _found(todo, store)
         if found and found.status == "done":
-            results[index] = _with_trial(todo, found, store)
+            results[index] = replace(found, trial=found.trial or todo.trial)
             told(index, results[index])
     left = [index for index in range(len(tries)) if index not in results]
     for place, error in executor([tries[index] for index in left], store, cache, False) if left else ():
@@ -413,15 +413,6 @@ def _found(todo: Plan, store: Store) -> RunResult | None:
         return store.find(todo.spec)
     except UsageError:
         return None
-
-
-def _with_trial(todo: Plan, found: RunResult, store: Store) -> RunResult:
-    """A run that was done before it became a try of a search: its record now says so, too."""
-    if todo.trial is None or found.trial is not None:
-        return found
-    with store.open(todo.spec) as record:
-        record.write(replace(record.result, trial=todo.trial))
-        return replace(found, trial=todo.trial)
 
 
 def _ended(todo: Plan, store: Store, error: str) -> RunResult:

@@ -32,8 +32,9 @@ from harness.interfaces import (
     Subject,
     Task,
 )
+from harness.keeping import Keep
 from harness.registry import ROOT
-from harness.run import Keep, execute, pick_device, plan
+from harness.run import execute, pick_device, plan
 from harness.store import Point, Record, RunResult
 from harness.validate import problems
 from tests.conftest import Bench, Nano
@@ -624,17 +625,102 @@ def test_the_difference_of_the_weights_can_be_kept(bench: Bench, nano: Nano, tmp
     assert added(nano.model().lm_head.weight.detach(), moved["lm_head.weight"]).equal(model.lm_head.weight)
 
 
-def test_a_run_that_is_done_is_replayed_to_keep_its_model(bench: Bench, nano: Nano, tmp_path: Path):
-    first = run(bench, steps(2))
-    result = final_weights(bench, nano, Keep(model=tmp_path / "kept"))
-    assert list(result.points) == list(first.points)
-    assert (tmp_path / "kept" / "model.safetensors").is_file()
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(bench: Bench, nano: Nano, tmp_path: Path):
+def test_the_record_of_a_run_that_is_done_stays_byte_for_byte_when_its_model_is_kept(bench: Bench, nano: Nano, tmp_path: Path):
+    from harness.models import load_checkpoint, weights_fingerprint
+
+    evaluators = [Evaluator("norm", 1, Calls(measure_norm)), *tofus(bench)]
+    first = run(bench, steps(2), evaluators)
+    before, count = bytes_of(bench.results), evaluators[0].measure.count  # type: ignore[attr-defined]
+    keep = Keep(model=tmp_path / "kept", update=tmp_path / "update.safetensors")
+    result = execute(bench.plan(steps(2), evaluators), bench.store, bench.cache, keep)
+    assert {"run.json", "points.jsonl", "per_example.parquet", "generations.jsonl"} <= {Path(name).name for name in before}
+    assert bytes_of(bench.results) == before
+    assert result == replace(first, points=list(first.points))
+    assert evaluators[0].measure.count == count, "nothing is measured again"  # type: ignore[attr-defined]
+    model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
+    assert weights_fingerprint(model) == first.points[-1].weights
+    assert (tmp_path / "update.safetensors").is_file()
+
+
+def test_another_model_than_the_one_that_was_measured_is_not_kept(bench: Bench, tmp_path: Path):
+    run(bench, steps(2))
+    before = bytes_of(bench.results)
+    with pytest.raises(UsageError, match=r"came to other weights now .* its record stays; --force measures it anew"):
+        execute(bench.plan(steps(3), [NORM]), bench.store, bench.cache, Keep(model=tmp_path / "kept"))
+    assert not (tmp_path / "kept").exists()
+    assert bytes_of(bench.results) == before
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_model_that_cannot_be_kept_leaves_the_run_done(bench: Bench, tmp_path: Path, forced: bool, done: bool):
+    if done:
+        run(bench, steps(2), [NORM])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.models.save_checkpoint", full)
+        with pytest.raises(
+            UsageError, match=r"no space is left on the disk of the folder .*kept\. Choose another with --save-m"
+        ):
+            execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, Keep(model=tmp_path / "kept"), forced)
+    found = bench.store.find(bench.plan(steps(2), [NORM]).spec)
+    assert found is not None
+    assert (found.status, found.error, len(found.points)) == ("done", "", 2)
+    assert list(problems(bench.store)) == []
+
+
+def nothing_is_unlearned(setting: Setting, config: Any) -> Iterator[Progress]:
+    raise AssertionError("the place was not tried first")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        (lambda at: Keep(model=at / "file" / "kept"), "Not a directory. Choose another with --save-model"),
+        (lambda at: Keep(model=at / "file"), "Not a directory. Choose another with --save-model"),
+        (lambda at: Keep(update=at / "file" / "deep" / "update"), "Not a directory. Choose another with --save-update"),
+        (lambda at: Keep(update=at / "folder"), "Is a directory. Choose another with --save-update"),
+        (lambda at: Keep(model=at / ("x" * 300)), "File name too long. Choose another with --save-model"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_sentence_before_anything_is_unlearned(
+    bench: Bench, tmp_path: Path, keep: Callable[[Path], Keep], said: str
+):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="--save-model"):
-        final_weights(bench, nano, Keep(model=tmp_path / "file" / "kept"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=said):
+        execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, keep(tmp_path))
+    assert not bench.results.exists(), "nor is there a record of it"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
+def test_a_folder_that_must_not_be_written_is_one_sentence_before_anything_is_unlearned(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+):
+    def refuse(dir: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UsageError, match=f"{error.strerror}. Choose another with --save-update"):
+        execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(update=tmp_path / "update"))
+
+
+def test_too_little_room_for_the_model_is_said_before_anything_is_unlearned(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"has 0\.00 GiB left on its disk, and about 0\.00 GiB are to be written"):
+        execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(model=tmp_path / "kept"))
 
 
 # ---------------------------------------------------------------- plans, devices, costs
