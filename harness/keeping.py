@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.cache import disk_errors
 from harness.config import JSON
 from harness.errors import UsageError
+from harness.scratch import temporary_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class Keep:
                 folder = _nearest(path if flag == "--save-model" else path.parent)
                 if flag == "--save-update" and path.exists():
                     _check_file(path)
-                with tempfile.TemporaryFile(dir=folder):
+                with temporary_file(folder):
                     pass
                 free = shutil.disk_usage(folder).free
             if free < needed:

@@ -56,9 +56,13 @@ def lost(folder: Path) -> bool:
 
 
 @contextmanager
-def temporary_file() -> Iterator[IO[str]]:
-    """A file without a name, to be written and read by this process and those it starts; it ends with them."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+def temporary_file(place: Path | None = None) -> Iterator[IO[str]]:
+    """A file without a name, to be written and read by this process and those it starts; it ends with them.
+
+    Args:
+        place: the folder it is in; the system's temporary folder if not given.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", dir=place) as file:
         yield file
 
 

@@ -705,10 +705,10 @@ def test_a_place_that_cannot_be_written_is_one_sentence_before_anything_is_unlea
 def test_a_folder_that_must_not_be_written_is_one_sentence_before_anything_is_unlearned(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ):
-    def refuse(dir: Path) -> None:
+    def refuse(folder: Path) -> None:
         raise error
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("harness.keeping.temporary_file", refuse)
     with pytest.raises(UsageError, match=f"{error.strerror}. Choose another with --save-update"):
         execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(update=tmp_path / "update"))
 
