@@ -1,0 +1,160 @@
+"""One HTTP request with an end: so many seconds in all, so many bytes, and to no other address than the one given.
+
+The standard library bounds each wait for bytes, not all of them together, so that a server that sends a byte a minute is waited
+for for ever, and it reads as much as is sent. Here a connection is cut when its time is up, and no more is read than is wanted.
+Redirects are not followed, so that what is sent (a key among it) goes nowhere else. Nothing is unpacked: an answer that is
+compressed, although nobody asked for that, is taken as the bytes it is.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from threading import Timer
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+from harness.judging import on_this_machine
+
+
+class Reply(NamedTuple):
+    """What a server answered."""
+
+    status: int
+    """Such as 200; the redirecting ones, too."""
+    headers: Mapping[str, str]
+    """By name, in whatever case."""
+    body: bytes
+    """As sent."""
+
+
+class TooLate(Exception):
+    """The time was up before all was there."""
+
+
+class TooLong(Exception):
+    """More bytes were sent than are wanted."""
+
+
+class Unreachable(Exception):
+    """No connection came about."""
+
+
+class BrokenOff(Exception):
+    """The connection ended before all was there, or what came is no HTTP."""
+
+
+def exchange(
+    url: str, seconds: float, most_bytes: int, content: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Reply:
+    """Send a request and read the answer: POST where there is content, else GET.
+
+    The user's proxies are asked for every address but this machine's own.
+
+    Args:
+        url: where to.
+        seconds: for all of it: connecting, sending, waiting, reading.
+        most_bytes: of the answer's body.
+        content: what is sent.
+        headers: what is said beside it.
+
+    Raises:
+        TooLate, TooLong, Unreachable, BrokenOff: as they say; none of them holds a word of what was sent.
+    """
+    request = urllib.request.Request(url, content, dict(headers or {}))
+    with _Limit(seconds) as limit:
+        try:
+            with _opener(limit, proxies=not on_this_machine(url)).open(request, timeout=seconds) as response:
+                reply = Reply(response.status, response.headers, response.read(most_bytes + 1))
+        except URLError as error:
+            late = limit.passed or isinstance(error.reason, TimeoutError)
+            raise (TooLate if late else Unreachable) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            late = limit.passed or isinstance(error, TimeoutError)
+            raise (TooLate if late else BrokenOff) from None
+    if limit.passed:
+        raise TooLate
+    if len(reply.body) > most_bytes:
+        raise TooLong
+    return reply
+
+
+class _Limit:
+    """Cuts a connection when its time is up, however slowly bytes still come in."""
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        """Whether the time is up."""
+        self._connection: socket.socket | None = None
+        self._timer = Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Limit:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()
+        if self._connection:
+            self._connection.close()
+
+    def watch(self, connection: socket.socket) -> None:
+        """From now on it is this one."""
+        self._connection = connection.dup()  # a descriptor of our own: encryption takes the other one away
+        if self.passed:
+            self._cut()
+
+    def _cut(self) -> None:
+        self.passed = True
+        if self._connection:
+            with suppress(OSError):  # it has ended by itself
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Plain(http.client.HTTPConnection):
+    limit: _Limit
+
+    def connect(self) -> None:
+        super().connect()
+        self.limit.watch(self.sock)
+
+
+class _Encrypted(http.client.HTTPSConnection, _Plain):
+    """Its handshake comes after `_Plain.connect`, and is within the limit."""
+
+
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Takes every status for an answer: no redirect is followed, no error raised."""
+
+    def http_response(self, request: Any, response: Any) -> Any:
+        """The response, whatever it says."""
+        return response
+
+    https_response = http_response
+
+
+def _opener(limit: _Limit, proxies: bool) -> urllib.request.OpenerDirector:
+    def connection(kind: type[_Plain]) -> Callable[..., _Plain]:
+        def connect(*args: Any, **options: Any) -> _Plain:
+            made = kind(*args, **options)
+            made.limit = limit
+            return made
+
+        return connect
+
+    class Plain(urllib.request.HTTPHandler):
+        def http_open(self, request: urllib.request.Request) -> Any:
+            return self.do_open(connection(_Plain), request)
+
+    class Encrypted(urllib.request.HTTPSHandler):
+        def https_open(self, request: urllib.request.Request) -> Any:
+            return self.do_open(connection(_Encrypted), request)
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler(None if proxies else {}), Plain(), Encrypted(), _AsItIs()):
+        opener.add_handler(handler)
+    return opener
