@@ -155,6 +155,7 @@ def _opener(limit: _Limit, proxies: bool) -> urllib.request.OpenerDirector:
             return self.do_open(connection(_Encrypted), request)
 
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler(None if proxies else {}), Plain(), Encrypted(), _AsItIs()):
+    proxy, other = urllib.request.ProxyHandler(None if proxies else {}), urllib.request.UnknownHandler()
+    for handler in (proxy, Plain(), Encrypted(), _AsItIs(), other):
         opener.add_handler(handler)
     return opener

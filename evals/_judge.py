@@ -2,10 +2,12 @@
 
 A verdict is kept in the cache by all that decides it, so that none is paid for twice, and a run that was cut off asks only for
 what it lacks. As FastChat does (`llm_judge/common.py` of lm-sys/FastChat): a system message, a user message, temperature 0, at
-most 2,048 tokens. It departs in how it fails: instead of going on with an error's text for a verdict, it gives up on the judge.
+most 2,048 tokens. It departs in how it fails: where FastChat goes on with an error's text for a verdict, a question without a
+verdict (for an odd answer, one without text, or a refusal of this question) is left without one and asked again another time,
+and a server that cannot be reached, is late, or gives no verdict at all is given up.
 
-The key comes from the environment variable OPENAI_API_KEY, goes to the judge's address alone (redirects are not followed), and
-is neither kept nor told anywhere.
+The key comes from the environment variable OPENAI_API_KEY and goes to the judge's address alone: redirects are not followed.
+Where others on the way could read it (http:// to another machine) it is not sent. It is neither kept nor told anywhere.
 """
 
 from __future__ import annotations
@@ -15,30 +17,24 @@ import json
 import logging
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
 from pathlib import Path
 from threading import Event
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 
-from harness.cache import Cache, CacheEntry
+from evals._http import BrokenOff, Reply, TooLate, TooLong, Unreachable, exchange
+from evals._judge_server import Unavailable, address
+from evals._thoughts import without_thoughts
+from harness.cache import Cache
 from harness.config import JSON
 from harness.documents import parse_json, read_json
 from harness.errors import UsageError
 from harness.interfaces import Judge
-from harness.scratch import temporary_file
-from harness.vllm import CPU_CACHE_GIB, end, free_share
+from harness.judging import keeps_secrets
 
 log = logging.getLogger("harness.judging")
 """Named for the command line, which shows what it says of costs."""
@@ -48,15 +44,19 @@ MAX_TOKENS = 2048
 TRIES = 5
 """How often one verdict is asked for."""
 SECONDS_TO_ANSWER = 120.0
-"""How long one try may take."""
+"""How long one try may take, from connecting to the last byte."""
+MOST_BYTES = 2**20
+"""Of an answer; 2,048 tokens take some ten thousand."""
+ODD_IN_A_ROW = 16
+"""So many questions may be left without a verdict before there is any; then there is no use in asking the rest."""
 FIRST_PAUSE = 1.0
 """Seconds before the second try; they double from try to try."""
 LONGEST_PAUSE = 300.0
 """Seconds that a server may make us wait by its Retry-After."""
 AT_ONCE = 8
 """Verdicts asked for at the same time."""
-SECONDS_TO_SERVE = 1800.0
-"""How long vLLM may take to load a model."""
+LONGEST_NAME = 200
+"""Characters of the name that a server gives its model."""
 CHARACTERS_PER_TOKEN = 4
 """For the estimate of what judging costs."""
 
@@ -87,19 +87,23 @@ class Verdict:
     """Its answer, empty if it gave none."""
     model: str
     """Who answered, as the server names it: `gpt-4-0613` where `gpt-4` was asked for. A path is cut to its last part."""
+    absent: str = ""
+    """Why there is none, if so."""
 
 
-class Unavailable(Exception):
-    """No verdict is to be had from the judge; the message says why. It may pass."""
+class _Odd(Exception):
+    """No verdict on this question, whatever the judge says of others; the message says why."""
 
 
 class _Again(Exception):
     """A try that failed and may succeed later."""
 
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
+    def __init__(self, reason: str, pause: float = 0.0, odd: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
         """Seconds that the server wants to be left alone."""
+        self.odd = odd
+        """Whether it answers, and only what it says is of no use."""
 
 
 def identity(judge: Judge) -> dict[str, JSON]:
@@ -135,7 +139,10 @@ def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verd
     Args:
         judge: who is asked.
         prompts: the questions.
-        cache: where verdicts are kept; those got before a failure are.
+        cache: where verdicts are kept; those got before a failure are, and none that is absent.
+
+    Returns:
+        One for each prompt; some may be absent, but not all of them.
 
     Raises:
         Unavailable: if the judge gives no verdict after all tries.
@@ -143,7 +150,7 @@ def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verd
     """
     named = identity(judge)
     keys = [{**named, "messages": p.messages, "repetition": p.repetition, "max_tokens": MAX_TOKENS} for p in prompts]
-    kept = [_read(cache.find("verdicts", key)) for key in keys]
+    kept = [_kept(cache, key) for key in keys]
     missing = [i for i, verdict in enumerate(kept) if verdict is None]
     if missing:
         characters = sum(len(prompts[i].system) + len(prompts[i].user) for i in missing)
@@ -155,25 +162,50 @@ def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verd
             f"{characters // CHARACTERS_PER_TOKEN:,}",
             f"{len(missing) * MAX_TOKENS:,}",
         )
-        with _address(judge) as url:
-            for i, verdict in _asked(_Client(judge, url, Event()), prompts, missing):
-
-                def write(folder: Path, verdict: Verdict = verdict) -> None:
-                    (folder / "verdict.json").write_text(json.dumps(asdict(verdict), ensure_ascii=False), encoding="utf-8")
-
-                kept[i] = _read(cache.get("verdicts", keys[i], write))
+        any_yet = len(missing) < len(prompts)
+        with address(judge) as url:
+            for i, verdict in _asked(_Client(judge, url, Event()), prompts, missing, any_yet):
+                kept[i] = verdict
+                if not verdict.absent:
+                    _keep(cache, keys[i], verdict)
     return [verdict for verdict in kept if verdict is not None]
 
 
-def _read(entry: CacheEntry | None) -> Verdict | None:
-    return Verdict(**read_json(entry.path / "verdict.json")) if entry else None
+def _kept(cache: Cache, key: Mapping[str, JSON]) -> Verdict | None:
+    """The verdict in the cache, if there is one; an empty one, as earlier versions kept them, is none."""
+    if (entry := cache.find("verdicts", key)) is None:
+        return None
+    verdict = Verdict(**read_json(entry.path / "verdict.json"))
+    if without_thoughts(verdict.text):
+        return verdict
+    cache.forget("verdicts", key)
+    return None
 
 
-def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int]) -> Iterator[tuple[int, Verdict]]:
-    """(position, verdict) as they come. After the first failure nothing more is asked; it is raised when all are back."""
+def _keep(cache: Cache, key: Mapping[str, JSON], verdict: Verdict) -> None:
+    def write(folder: Path) -> None:
+        told = {"text": verdict.text, "model": verdict.model}
+        (folder / "verdict.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+
+    cache.get("verdicts", key, write)
+
+
+def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any_yet: bool) -> Iterator[tuple[int, Verdict]]:
+    """(position, verdict) as they come. After the first failure nothing more is asked; it is raised when all are back.
+
+    Args:
+        client: who asks.
+        prompts: the questions.
+        which: of them are asked.
+        any_yet: whether the judge has given a verdict on any of the others.
+
+    Raises:
+        Unavailable, UsageError: as `_Client.ask`; or if no verdict at all has come, for the first one's reason.
+    """
     from tqdm import tqdm
 
     failure: Exception | None = None
+    odd: list[str] = []
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         asked = {pool.submit(client.ask, prompts[i]): i for i in which}
@@ -186,27 +218,16 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int]) -> 
                 failure = failure or error
             else:
                 yield asked[future], verdict
+                any_yet = any_yet or not verdict.absent
+                odd += [verdict.absent] if verdict.absent else []
+                if not any_yet and (len(odd) >= ODD_IN_A_ROW or len(odd) == len(asked)):
+                    client.stop.set()
+                    failure = failure or Unavailable(f"the judge {client.judge.name} gave no verdict: {odd[0]}")
     finally:
         client.stop.set()
         pool.shutdown(cancel_futures=True)
     if failure:
         raise failure
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key goes to no other address than the one given."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _open(request: urllib.request.Request, seconds: float) -> Any:
-    """The response; the user's proxies are asked for every address but this machine's own."""
-    here = urlsplit(request.full_url).hostname in ("localhost", "127.0.0.1", "::1")
-    opener = urllib.request.build_opener(_NoRedirect())
-    if here:
-        opener = urllib.request.build_opener(_NoRedirect(), urllib.request.ProxyHandler({}))
-    return opener.open(request, timeout=seconds)
 
 
 def _key() -> str:
@@ -234,78 +255,110 @@ class _Client:
         """One verdict, after pauses that double, or last as long as the server wants. A failure stops all that ask.
 
         Raises:
-            Unavailable: after all tries, or for what no further try would change.
+            Unavailable: after all tries, if the server was not there, late or busy.
             UsageError: for a refused key or an unknown model.
             CancelledError: if another one failed meanwhile.
         """
-        pause, reason = 0.0, ""
+        pause = 0.0
         for tried in range(TRIES):
             if self.stop.wait(pause):
                 raise CancelledError
             try:
                 return self._post(prompt)
+            except _Odd as odd:
+                return Verdict("", _named(self._model), str(odd))
             except _Again as again:
-                reason = str(again)
+                last = again
                 pause = min(max(FIRST_PAUSE * 2**tried, again.pause), LONGEST_PAUSE)
-            except (Unavailable, UsageError):
+            except UsageError:
                 self.stop.set()
                 raise
+        if last.odd:
+            return Verdict("", _named(self._model), str(last))
         self.stop.set()
-        raise Unavailable(f"the judge {self.judge.name} gave no verdict in {TRIES} tries: {reason}")
+        raise Unavailable(f"the judge {self.judge.name} gave no verdict in {TRIES} tries: {last}")
 
     def _post(self, prompt: Prompt) -> Verdict:
         asked = {"model": self._model, "messages": prompt.messages, "n": 1, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"}
-        key = _key() if self.judge.kind == "openai" else ""
+        key = _key() if self.judge.kind == "openai" and keeps_secrets(self.url) else ""
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(asked).encode(), headers)
         try:
-            with _open(request, SECONDS_TO_ANSWER) as response:
-                told = parse_json(response.read(), "the verdict")
-            text, model = told["choices"][0]["message"]["content"], told.get("model")
-            return Verdict(str(text or ""), _named(str(model or self._model)))
-        except HTTPError as error:
-            raise self._refusal(error, bool(key)) from None
-        except TimeoutError:
+            reply = exchange(f"{self.url}/chat/completions", SECONDS_TO_ANSWER, MOST_BYTES, json.dumps(asked).encode(), headers)
+        except TooLate:
             raise _Again(f"it did not answer within {SECONDS_TO_ANSWER:.0f} s") from None
-        except URLError as error:
-            late = isinstance(error.reason, TimeoutError)
-            why = f"did not answer within {SECONDS_TO_ANSWER:.0f} s" if late else "cannot be reached"
-            raise _Again(f"it {why}") from None
-        except (OSError, HTTPException):
+        except Unreachable:
+            raise _Again("it cannot be reached") from None
+        except BrokenOff:
             raise _Again("the connection broke off") from None
+        except TooLong:
+            raise _Again(f"its server sends more than {MOST_BYTES:,} bytes", odd=True) from None
+        if not 200 <= reply.status < 300:
+            raise self._refusal(reply, bool(key))
+        return self._verdict(reply.body)
+
+    def _verdict(self, body: bytes) -> Verdict:
+        """The verdict in a chat completion."""
+        try:
+            told = parse_json(body, "the completion", finite=False)
+            choice = told["choices"][0]
+            text, model, reason = _text(choice["message"].get("content")), told.get("model"), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _Again("what its server sends is no chat completion") from None
+            raise _Again("what its server sends is no chat completion", odd=True) from None
+        if not without_thoughts(text):
+            why = f" (finish reason {reason})" if isinstance(reason, str) and _NAME.fullmatch(reason) else ""
+            raise _Odd(f"it gave no text{why}")
+        return Verdict(text, _named(model if isinstance(model, str) and model else self._model))
 
     @property
     def _model(self) -> str:
         return self.judge.model if self.judge.kind == "openai" else self.judge.name
 
-    def _refusal(self, error: HTTPError, with_key: bool) -> Exception:
+    def _refusal(self, reply: Reply, with_key: bool) -> Exception:
         """What a status that is no success means: another try, the end, or something to put right."""
-        code = _code(error)
-        status = f"HTTP {error.code}" + (f", {code}" if code else "")
-        if error.code in (401, 403):
+        code = _code(reply.body)
+        status = f"HTTP {reply.status}" + (f", {code}" if code else "")
+        if reply.status in (401, 403):
             why = "refuses the key in OPENAI_API_KEY" if with_key else "wants a key: set OPENAI_API_KEY"
+            if not keeps_secrets(self.url):
+                why = "wants a key, and none is sent over http:// to another machine: use https://, or a tunnel to localhost"
             return UsageError(f"the server of the judge {self.judge.name} {why} ({status}).")
-        if error.code == 404:
+        if reply.status == 404:
             return UsageError(f"the judge's server does not know {self.judge.model}, or --judge-url is not right ({status}).")
-        if error.code in (408, 409, 429) or error.code >= 500:
-            return _Again(status, _pause(error.headers.get("Retry-After")))
-        return Unavailable(f"the server of the judge {self.judge.name} does not take the question ({status})")
+        if reply.status in (408, 409, 425, 429) or reply.status >= 500:
+            return _Again(status, _pause(reply.headers.get("Retry-After")))
+        return _Odd(f"its server does not take the question ({status})")
+
+
+def _text(content: object) -> str:
+    """What a message says, without what is no text: nothing, one text, or parts of which some are text.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(content, list):
+        return "".join(_text(part["text"]) for part in content if part["type"] == "text")
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise TypeError
 
 
 def _named(model: str) -> str:
-    return Path(model).name if Path(model).is_absolute() else model
+    """A model's name as it is recorded: of a path the last part, no character that does something on a terminal."""
+    cut = Path(model).name if Path(model).is_absolute() else model
+    return "".join(c for c in cut if c.isprintable())[:LONGEST_NAME]
 
 
-def _code(error: HTTPError) -> str:
+_NAME = re.compile(r"[A-Za-z_]{3,40}")
+
+
+def _code(body: bytes) -> str:
     """The server's short name of an error, such as `insufficient_quota`. Its prose is left out: it may quote the key."""
-    with suppress(Exception):
-        told = parse_json(error.read(), "the refusal")["error"]
+    with suppress(ValueError, LookupError, TypeError, AttributeError):
+        told = parse_json(body, "the refusal", finite=False)["error"]
         for name in (told.get("code"), told.get("type")):
-            if isinstance(name, str) and re.fullmatch(r"[A-Za-z_]{3,40}", name):
+            if isinstance(name, str) and _NAME.fullmatch(name):
                 return name
     return ""
 
@@ -316,59 +369,6 @@ def _pause(told: str | None) -> float:
         return 0.0
     with suppress(ValueError):
         return max(0.0, float(told))
-    with suppress(ValueError, TypeError):
+    with suppress(Exception):  # the parser of dates fails in many ways
         return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
     return 0.0
-
-
-# ---------------------------------------------------------------- a local model
-
-
-@contextmanager
-def _address(judge: Judge) -> Iterator[str]:
-    """Where the judge is asked, up to `/v1`; for a local model, a server that runs until it has been asked.
-
-    It gets nine tenths of the GPU memory that is free. For a model that needs other settings, start a server of your own and
-    name it by --judge-url.
-
-    Raises:
-        Unavailable: if vLLM does not come up with the model.
-    """
-    if judge.kind == "openai":
-        yield judge.url
-        return
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--model", judge.model, "--served-model-name", judge.name, *_memory()]
-    # On a CPU vLLM would take nearly all memory.
-    env = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB), **os.environ}
-    with temporary_file() as said:
-        server = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-        try:
-            started = time.monotonic()
-            while not _up(f"http://127.0.0.1:{port}/health"):
-                if server.poll() is not None or time.monotonic() - started > SECONDS_TO_SERVE:
-                    raise Unavailable(f"vLLM did not come up with the judge {judge.name}")
-                time.sleep(1)
-            yield f"http://127.0.0.1:{port}/v1"
-        except Unavailable:
-            said.seek(0)
-            log.warning("vLLM's last words:\n%s", "".join(said.readlines()[-15:]))
-            raise
-        finally:
-            end(server)
-
-
-def _memory() -> list[str]:
-    import torch
-
-    return ["--gpu-memory-utilization", f"{free_share():.2f}"] if torch.cuda.is_available() else []
-
-
-def _up(url: str) -> bool:
-    try:
-        with _open(urllib.request.Request(url), 5) as response:
-            return bool(response.status == 200)
-    except (OSError, HTTPException):
-        return False

@@ -2,14 +2,16 @@
 
 Follows lm-sys/FastChat `llm_judge` (`gen_model_answer.py`, `gen_judgment.py` in mode single, `common.py`, `show_result.py`;
 arXiv:2306.05685): temperatures by category, 1,024 tokens an answer, reference answers in the prompts for math, reasoning and
-coding, the first `[[rating]]` of a verdict, ratings pooled over questions and turns, verdicts without one left out. One
+coding, the `[[rating]]` of a verdict, ratings pooled over questions and turns, verdicts without one left out. One
 repetition answers and judges everything once; repetitions differ in what is drawn (categories with a temperature) and in the
 judge's own noise.
 
-It departs from FastChat in three things. A conversation is rendered by the tokenizer's own chat template instead of FastChat's
-copies of them (zephyr's begins there with an empty system message); a tokenizer that has none gets the benchmark's template,
-and an empty line between the answer and the second turn. Answers are drawn from the whole distribution, whatever top-k or top-p
-the checkpoint suggests. Each answer has random numbers of its own, seeded by the repetition.
+It departs from FastChat in five things. A model's thoughts are taken off its answers before the judge sees them, and a
+judge's off its verdicts (`evals/_thoughts.py`). Of several ratings in a verdict the last one counts, where FastChat takes the
+first: a judge that reasons weighs some before it comes to its own. A conversation is rendered by the tokenizer's own template
+instead of FastChat's copies of them (zephyr's begins there with an empty system message); a tokenizer that has none gets the
+benchmark's template, and an empty line between the answer and the second turn. Answers are drawn from the whole distribution,
+whatever top-k or top-p the checkpoint suggests. Each answer has random numbers of its own, seeded by the repetition.
 
 Questions, reference answers and judge prompts are FastChat's files, read from the user's copy: `DIR/mt_bench/question.jsonl`,
 `reference_answer/gpt-4.jsonl`, `judge_prompts.jsonl`. (No data set of the hub holds all three in this form.)
@@ -27,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 from evals import _judge, _tofu
 from evals._bootstrap import METHOD, mean_interval
+from evals._judge_server import Unavailable
+from evals._thoughts import begins_thoughts, without_thoughts
 from harness.config import JSON
 from harness.data import fingerprint, read_rows
 from harness.errors import UsageError
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
+"""2: thoughts are not judged, and the last rating of a verdict counts."""
 TEMPERATURES = {
     "writing": 0.7,
     "roleplay": 0.7,
@@ -233,16 +238,36 @@ def judge_prompt(files: Files, question: Question, turn: int, answers: Sequence[
     return _judge.Prompt(str(prompt.get("system_prompt") or ""), user, repetition)
 
 
+_RATING = r"(\d{1,9}(?:\.\d{0,9})?)"
+"""No more digits than any scale has: FastChat's own pattern takes for ever on a million of them."""
+
+
+def ratings_of(verdict: str) -> list[float]:
+    """Every `[[number]]` of what a verdict says after its thoughts; where there is none, every `[number]`."""
+    said = without_thoughts(verdict)
+    found = re.findall(rf"\[\[{_RATING}\]\]", said) or re.findall(rf"\[{_RATING}\]", said)
+    return [float(number) for number in found]
+
+
 def rating(verdict: str) -> float:
-    """The first `[[number]]` of a verdict, else the first `[number]`, else −1 (FastChat `common.py`)."""
-    found = re.search(r"\[\[(\d+\.?\d*)\]\]", verdict) or re.search(r"\[(\d+\.?\d*)\]", verdict)
-    return float(found[1]) if found else NO_RATING
+    """The last of a verdict's ratings, else −1 (FastChat's `common.py` takes the first)."""
+    return (ratings_of(verdict) or [NO_RATING])[-1]
+
+
+def _thinks_from_the_start(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template puts a model into its thoughts, so that its answers begin inside them."""
+    if not tokenizer.chat_template:
+        return False
+    asked = [{"role": "user", "content": "?"}]
+    return begins_thoughts(str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)))
 
 
 def _judged(subject: Subject, setting: Setting) -> pd.DataFrame:
-    """One row for each repetition, question and turn: `judge_rating` (NaN if none was given), `judge_text`, `judge_model`.
+    """One row for each repetition, question and turn.
 
-    Where the judge gave up, `judge_failure` says why on every row.
+    `judge_rating` (−1 if the verdict holds none, NaN if there are no verdicts), `judge_text`, `judge_model`; `judge_absent`
+    says why there is no verdict on this answer, `judge_failure`, on every row, why the judge was given up; `only_thoughts`: no
+    answer came after the thoughts.
     """
     import pandas as pd
 
@@ -251,25 +276,33 @@ def _judged(subject: Subject, setting: Setting) -> pd.DataFrame:
     files = read(task.options.data_dir, task.options.limit)
     rows: list[dict[str, Any]] = []
     prompts: list[_judge.Prompt] = []
+    begun = _thinks_from_the_start(setting.tokenizer)
     for repetition in range(judge.repetitions):
         for question in files.questions:
             asked = [_request(task, setting.tokenizer, question, turn, repetition) for turn in TURNS]
-            answers = [subject.generations[request] for request in asked]
+            said = [subject.generations[request] for request in asked]
+            answers = [without_thoughts(text, begun) for text in said]
             for turn in TURNS:
                 prompts.append(judge_prompt(files, question, turn, answers, repetition))
+                only_thoughts = bool(said[turn - 1].strip()) and not answers[turn - 1]
                 about = {"task": _FOLDER, "row": len(rows), "cluster": str(question.number), "category": question.category}
-                rows.append(about | {"turn": turn, "repetition": repetition, "chat": asked[0].chat})
+                told = {"turn": turn, "repetition": repetition, "chat": asked[0].chat, "only_thoughts": only_thoughts}
+                rows.append(about | told)
     try:
         verdicts, failure = _judge.verdicts(judge, prompts, setting.cache), ""
-    except _judge.Unavailable as error:
+    except Unavailable as error:
         verdicts, failure = [], str(error)
         subject.unfinished.append(failure)
         _judge.log.warning("mt_bench is absent for this model: %s", failure)  # hours of unlearning may follow
+    if absent := [verdict.absent for verdict in verdicts if verdict.absent]:
+        subject.unfinished.append(f"{len(absent)} of {len(verdicts)} verdicts are missing: {absent[0]}")
+        _judge.log.warning("mt_bench: %s", subject.unfinished[-1])
     given = pd.DataFrame(
         {
             "judge_rating": [rating(v.text) for v in verdicts] or [math.nan] * len(rows),
             "judge_text": [v.text for v in verdicts] or [""] * len(rows),
             "judge_model": [v.model for v in verdicts] or [""] * len(rows),
+            "judge_absent": [v.absent for v in verdicts] or [""] * len(rows),
             "judge_failure": failure,
         }
     )
@@ -380,7 +413,13 @@ def _note(table: pd.DataFrame, judge: str) -> str:
     if (repetitions := table["repetition"].nunique()) > 1:
         told.append(f"{repetitions} repetitions")
     if without:
-        told.append(f"{without} of {len(ratings)} verdicts hold no rating and are left out")
+        missing = table.loc[table["judge_absent"] != "", "judge_absent"]
+        why = f", {len(missing)} of them because there is no verdict ({missing.iloc[0]})" if len(missing) else ""
+        told.append(f"{without} of {len(ratings)} verdicts hold no rating and are left out{why}")
+    if several := sum(len(set(ratings_of(text))) > 1 for text in table["judge_text"]):
+        told.append(f"{several} verdicts hold several different ratings: the last one counts")
+    if unanswered := int(table["only_thoughts"].sum()):
+        told.append(f"{unanswered} answers are thoughts that came to no end: the judge was shown an empty answer")
     if outside:
         told.append(f"{outside} ratings lie outside 1 to 10 and count as given")
     if not table["chat"].all():

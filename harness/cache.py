@@ -180,6 +180,12 @@ class Cache:
         flush(path.parent)
         return True
 
+    def forget(self, kind: str, key: Mapping[str, JSON]) -> None:
+        """Remove the entry of that key, if there is one."""
+        path = self._path(kind, key)
+        with FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def held(self, kind: str, key: object, make: Callable[[], T]) -> tuple[T, float]:
         """What `make` gives, or what it gave for the same key the last time: the runs of a sweep share it in memory.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -80,7 +81,7 @@ def judge_server(answer: Callable[[int, Asked], Answer] = lambda number, asked: 
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield JudgeServer(f"http://127.0.0.1:{server.server_address[1]}/v1", asked)
@@ -88,3 +89,47 @@ def judge_server(answer: Callable[[int, Asked], Answer] = lambda number, asked: 
         closed.set()
         server.shutdown()
         server.server_close()
+
+
+Script = Callable[[socket.socket, threading.Event], object]
+"""What a server does with a connection; the event is set when it is to end."""
+
+
+@contextmanager
+def raw_server(script: Script) -> Iterator[str]:
+    """A server that sends what it likes, HTTP or not; its address, up to `/v1`."""
+    closed = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+    def handle(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            script(connection, closed)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    finally:
+        closed.set()
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+
+
+def sends(*parts: bytes, again: bytes = b"", pause: float = 0.0) -> Script:
+    """Reads the request, sends some bytes, then others again and again; the connection ends where there are none."""
+
+    def script(connection: socket.socket, closed: threading.Event) -> None:
+        connection.recv(2**20)
+        for part in parts:
+            connection.sendall(part)
+        while again and not closed.wait(pause):
+            connection.sendall(again)
+
+    return script

@@ -42,6 +42,7 @@ LIGHT = (
     "errors",
     "documents",
     "scratch",
+    "judging",
     "costs",
     "memory",
     "run",

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from evals import _judge
-from evals._judge import Prompt, Unavailable, Verdict, verdicts
+from evals import _judge, _judge_server
+from evals._http import Reply
+from evals._judge import Prompt, Verdict, verdicts
+from evals._judge_server import Unavailable
 from harness.cache import Cache
 from harness.errors import UsageError
 from harness.interfaces import Judge
 from tests.conftest import Nano
-from tests.judge_server import Answer, Asked, JudgeServer, judge_server
+from tests.judge_server import Answer, Asked, JudgeServer, judge_server, raw_server, sends
 
 KEY = "sk-a-key-that-nobody-has"
 PROMPTS = [Prompt("Be fair.", f"Grade answer {n}.") for n in range(12)]
@@ -210,9 +212,8 @@ def test_what_may_pass_is_tried_again(cache: Cache, answer: Answer):
     [
         (Answer(status=500, body="oops"), "HTTP 500"),
         (Answer(status=429, body='{"error": {"code": "insufficient_quota"}}'), "HTTP 429, insufficient_quota"),
-        (Answer(body="this is no JSON"), "what its server sends is no chat completion"),
     ],
-    ids=["500", "429", "no JSON"],
+    ids=["500", "429"],
 )
 def test_a_judge_that_goes_on_failing_is_given_up_with_the_reason(cache: Cache, answer: Answer, reason: str):
     with judge_server(lambda number, asked: answer) as server:
@@ -232,19 +233,26 @@ def test_a_judge_that_never_answers_is_given_up(cache: Cache, monkeypatch: pytes
     assert time.monotonic() - started < 30
 
 
+def test_a_judge_that_sends_a_byte_now_and_then_is_given_up(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_judge, "SECONDS_TO_ANSWER", 0.3)
+    started = time.monotonic()
+    trickling = sends(b"HTTP/1.1 200 OK\r\n\r\n", again=b" ", pause=0.05)
+    with raw_server(trickling) as url, pytest.raises(Unavailable, match=r"in 3 tries: it did not answer within 0 s"):
+        verdicts(Judge("openai", "gpt-4", url), PROMPTS[:1], cache)
+    assert time.monotonic() - started < 30
+
+
+def test_a_judge_that_never_stops_talking_is_given_up(cache: Cache):
+    talking = sends(b"HTTP/1.1 200 OK\r\n\r\n", again=b" " * 10_000)
+    with raw_server(talking) as url, pytest.raises(Unavailable, match=r": its server sends more than 1,048,576 bytes$"):
+        verdicts(Judge("openai", "gpt-4", url), PROMPTS[:1], cache)
+
+
 def test_an_address_where_nobody_listens_is_given_up(cache: Cache):
     with judge_server() as server:
         pass
     with pytest.raises(Unavailable, match="it cannot be reached"):
         verdicts(judge(server), PROMPTS[:1], cache)
-
-
-def test_a_question_that_is_not_taken_is_asked_once(cache: Cache):
-    body = '{"error": {"code": "context_length_exceeded", "message": "read /home/me/secret"}}'
-    with judge_server(lambda number, asked: Answer(status=400, body=body)) as server:
-        with pytest.raises(Unavailable, match=r"does not take the question \(HTTP 400, context_length_exceeded\)$"):
-            verdicts(judge(server), PROMPTS[:1], cache)
-        assert len(server.asked) == 1
 
 
 def test_the_key_does_not_follow_a_redirect(cache: Cache):
@@ -266,10 +274,164 @@ def test_verdicts_got_before_a_failure_are_kept(cache: Cache, monkeypatch: pytes
         assert len(server.asked) == len(PROMPTS) - 5
 
 
-def test_no_text_is_an_empty_verdict(cache: Cache):
-    body = '{"choices": [{"message": {"content": null}}]}'
-    with judge_server(lambda number, asked: Answer(body=body)) as server:
-        assert verdicts(judge(server), PROMPTS[:1], cache) == [Verdict("", "gpt-4")]
+# ---------------------------------------------------------------- odd answers
+
+
+def completion(content: object, **more: object) -> str:
+    return json.dumps(
+        {"model": "j", "choices": [{"index": 0, "finish_reason": "stop", "message": {"content": content}, **more}]}
+    )
+
+
+def odd(answer: Answer, cache: Cache, prompts: Sequence[Prompt] = PROMPTS) -> list[Verdict]:
+    """The verdicts of a judge that says this to the fourth question and is sound on the others."""
+    with judge_server(lambda number, asked: answer if asked.user == PROMPTS[3].user else Answer()) as server:
+        return verdicts(judge(server), prompts, cache)
+
+
+NO_COMPLETION = "what its server sends is no chat completion"
+ODD = {
+    "empty": (Answer(body=""), NO_COMPLETION),
+    "no JSON": (Answer(body="<html>Log in</html>"), NO_COMPLETION),
+    "half of it": (Answer(body=completion("[[7]]")[:-3]), NO_COMPLETION),
+    "a list": (Answer(body="[]"), NO_COMPLETION),
+    "null": (Answer(body="null"), NO_COMPLETION),
+    "a number": (Answer(body="7"), NO_COMPLETION),
+    "a long number": (Answer(body=f'{{"choices": {"9" * 5000}}}'), NO_COMPLETION),
+    "no choices": (Answer(body="{}"), NO_COMPLETION),
+    "choices of nothing": (Answer(body='{"choices": []}'), NO_COMPLETION),
+    "choices by name": (Answer(body='{"choices": {"0": {"message": {"content": "[[7]]"}}}}'), NO_COMPLETION),
+    "a message of null": (Answer(body='{"choices": [{"message": null}]}'), NO_COMPLETION),
+    "a message of text": (Answer(body='{"choices": [{"message": "[[7]]"}]}'), NO_COMPLETION),
+    "a number for content": (Answer(body=completion(7)), NO_COMPLETION),
+    "an object for content": (Answer(body=completion({"text": "[[7]]"})), NO_COMPLETION),
+    "parts that are none": (Answer(body=completion(["[[7]]"])), NO_COMPLETION),
+    "nested too deep": (Answer(body="[" * 200_000), NO_COMPLETION),
+    "an object nested too deep": (Answer(body='{"choices":' * 50_000), NO_COMPLETION),
+    "half a surrogate pair": (Answer(body=completion("[[7]] \ud83d")), NO_COMPLETION),
+    "another encoding": (Answer(body=completion("[[7]]"), headers={"Content-Encoding": "gzip"}), ""),
+    "null for content": (Answer(body=completion(None)), "it gave no text (finish reason stop)"),
+    "thought too long": (Answer(body=completion(None, finish_reason="length")), "it gave no text (finish reason length)"),
+    "an odd reason": (Answer(body=completion("", finish_reason=["a\nb"])), "it gave no text"),
+    "no content": (Answer(body='{"choices": [{"message": {"reasoning_content": "[[7]]"}}]}'), "it gave no text"),
+    "blanks": (Answer(body=completion(" \n")), "it gave no text (finish reason stop)"),
+    "only thoughts": (Answer(body=completion("<think>[[7]] perhaps")), "it gave no text (finish reason stop)"),
+    "no parts": (Answer(body=completion([])), "it gave no text (finish reason stop)"),
+    "parts without text": (
+        Answer(body=completion([{"type": "thinking", "thinking": []}])),
+        "it gave no text (finish reason stop)",
+    ),
+    "400": (
+        Answer(status=400, body='{"error": {"code": "context_length_exceeded", "message": "read /home/me/secret"}}'),
+        "its server does not take the question (HTTP 400, context_length_exceeded)",
+    ),
+    "413": (Answer(status=413, body="[" * 100_000), "its server does not take the question (HTTP 413)"),
+    "418": (Answer(status=418, body='{"error": {"code": "a b"}}'), "its server does not take the question (HTTP 418)"),
+    "302": (Answer(status=302, body="", headers={"Location": "/"}), "its server does not take the question (HTTP 302)"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_odd_answer_is_an_absent_verdict_and_is_asked_again_when_the_judge_is_mended(what: str, cache: Cache):
+    answer, reason = ODD[what]
+    found = odd(answer, cache)
+    assert found[3].absent == reason
+    assert (found[3].text == "") == bool(reason)
+    assert [v.text for i, v in enumerate(found) if i != 3] == [Answer().text] * 11
+    json.dumps([v.text for v in found]).encode()
+    with judge_server() as mended:
+        assert verdicts(judge(mended), PROMPTS, cache)[3].text
+        assert len(mended.asked) == bool(reason), "the odd one alone"
+
+
+def test_what_parts_say_counts(cache: Cache):
+    parts = [{"type": "thinking", "thinking": "[[3]]"}, {"type": "text", "text": "Well: "}, {"type": "text", "text": "[[7]]"}]
+    assert odd(Answer(body=completion(parts)), cache)[3] == Verdict("Well: [[7]]", "j")
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [(None, "gpt-4"), (7, "gpt-4"), (["j"], "gpt-4"), ("", "gpt-4"), ("a\x1b[31m\nb", "a[31mb"), ("x" * 5000, "x" * 200)],
+    ids=str,
+)
+def test_an_odd_name_of_a_model_harms_nobody(model: object, named: str, cache: Cache):
+    body = json.dumps({"model": model, "choices": [{"message": {"content": "[[7]]"}}]})
+    assert odd(Answer(body=body), cache)[3] == Verdict("[[7]]", named)
+
+
+def test_a_judge_that_says_nothing_of_use_is_given_up_with_the_first_reason(cache: Cache):
+    many = [Prompt("", f"Grade {n}.") for n in range(200)]
+    with judge_server(lambda number, asked: Answer(body=completion(None))) as server:
+        with pytest.raises(
+            Unavailable, match=r"^the judge openai:gpt-4 gave no verdict: it gave no text \(finish reason stop\)$"
+        ):
+            verdicts(judge(server), many, cache)
+        assert len(server.asked) <= _judge.ODD_IN_A_ROW + _judge.AT_ONCE
+        with pytest.raises(Unavailable):
+            verdicts(judge(server), many[:1], cache)
+
+
+def test_one_odd_answer_among_kept_verdicts_is_absent(cache: Cache):
+    odd(Answer(), cache, [*PROMPTS[:3], *PROMPTS[4:]])
+    assert [bool(v.absent) for v in odd(Answer(body=completion(None)), cache)] == [i == 3 for i in range(12)]
+
+
+def test_an_empty_verdict_that_an_earlier_version_kept_is_asked_again(cache: Cache):
+    """The same entry as those versions wrote, by its key and its file."""
+    messages = [{"role": "system", "content": "Be fair."}, {"role": "user", "content": "Grade answer 0."}]
+    key = {"judge": "openai:gpt-4", "messages": messages, "repetition": 0, "max_tokens": 2048}
+
+    def write(folder: Path) -> None:
+        (folder / "verdict.json").write_text('{"text": "", "model": "gpt-4"}')
+
+    cache.get("verdicts", key, write)
+    for _ in range(2):
+        with judge_server() as server:
+            assert verdicts(judge(server), PROMPTS[:1], cache)[0].text == Answer().text
+    assert not server.asked, "kept the second time"
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("1e400", float("inf")),
+        ("9" * 5000, float("inf")),
+        ("-5", 0),
+        ("nan", 0),
+        ("", 0),
+        ("soon", 0),
+        ("Mon, 99 Xyz 2024 00:00:00 GMT", 0),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", 0),
+        ("Mon, 01 Jan 2024 00:00:00 +" + "9" * 30, 0),
+        ("Mon, 01 Jan 2001 00:00:00 GMT", 0),
+        ("\x00", 0),
+        ("(" * 5000, 0),
+        ("é", 0),
+        (None, 0),
+    ],
+    ids=lambda v: str(v)[:20],
+)
+def test_whatever_retry_after_says_a_pause_comes_of_it(told: str | None, seconds: float):
+    assert _judge._pause(told) == seconds
+    assert 0 <= min(max(1.0, _judge._pause(told)), _judge.LONGEST_PAUSE) <= 300
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [("https://host/v1", True), ("http://127.0.0.1:1/v1", True), ("http://host:8000/v1", False), (Judge.url, True)],
+)
+def test_the_key_is_not_sent_where_others_could_read_it(url: str, sent: bool, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    headers: list[dict[str, str]] = []
+
+    def exchange(url: str, seconds: float, most: int, content: bytes, told: dict[str, str]) -> Reply:
+        headers.append(told)
+        return Reply(401, {}, b"")
+
+    monkeypatch.setattr(_judge, "exchange", exchange)
+    said = "refuses the key in OPENAI_API_KEY" if sent else "none is sent over http:// to another machine: use https://"
+    with pytest.raises(UsageError, match=said):
+        verdicts(Judge("openai", "gpt-4", url), PROMPTS[:1], cache)
+    assert [told.get("Authorization") for told in headers] == [f"Bearer {KEY}" if sent else None]
 
 
 # ---------------------------------------------------------------- who it is
@@ -336,15 +498,19 @@ def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, mon
         "    def do_POST(self):\n"
         "        asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))\n"
         "        assert 'Authorization' not in self.headers\n"
+        "        assert not {'OPENAI_API_KEY', 'VLLM_API_KEY'} & {*os.environ}\n"
         "        self.send_response(200)\n"
         "        self.end_headers()\n"
-        "        told = {'model': asked['model'], 'choices': [{'message': {'content': '[[4]]'}}]}\n"
+        "        content = None if asked['messages'][-1]['content'].endswith('2.') else '[[4]]'\n"
+        "        told = {'model': asked['model'], 'choices': [{'message': {'content': content}}]}\n"
         "        self.wfile.write(json.dumps(told).encode())\n"
         "HTTPServer(('127.0.0.1', int(sys.argv[sys.argv.index('--port') + 1])), Handler).serve_forever()\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(_judge, "_memory", lambda: [])
-    assert verdicts(Judge("vllm", "some/model"), PROMPTS[:2], cache) == [Verdict("[[4]]", "vllm:some/model")] * 2
+    monkeypatch.setattr(_judge_server, "_memory", lambda: [])
+    monkeypatch.setenv("VLLM_API_KEY", "another")
+    found = verdicts(Judge("vllm", "some/model"), PROMPTS[:3], cache)
+    assert found == [*[Verdict("[[4]]", "vllm:some/model")] * 2, Verdict("", "vllm:some/model", "it gave no text")]
     process, *words = json.loads((tmp_path / "started").read_text())
     assert words[words.index("--model") + 1] == "some/model"
     with pytest.raises(ProcessLookupError):

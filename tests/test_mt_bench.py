@@ -237,20 +237,29 @@ def test_the_real_prompts_hold_all_that_the_judge_needs_and_nothing_unfilled(rea
         ("Rating: [[7.5]]", 7.5),
         ("Rating: [[10]]", 10),
         ("Rating: [[7.]]", 7),
-        ("I give [[3]] and not [[9]].", 3),
+        ("Not [[3]], I give [[9]].", 9),
+        ("[[3]] … [[7]] … [[5]]", 5),
+        ("<think>[[3]] or [[4]]</think> Rating: [[7]]", 7),
+        ("Perhaps [[3]]</think>Rating: [[7]]", 7),
+        ("<think>Perhaps [[3]]", -1),
         ("[5] then [[8]]", 8),
+        ("[[8]] then [5]", 8),
         ("Rating: [6]", 6),
-        ("[2] or [4]", 2),
+        ("[2] or [4]", 4),
         ("Rating: [[07]]", 7),
         ("Rating: [[8/10]]", -1),
         ("Rating: [[ 8 ]]", -1),
         ("Rating: [[-8]]", -1),
         ("Rating: [[rating]]", -1),
         ("Rating: 8", -1),
+        ("[[" + "9" * 5000 + "]]", -1),
+        ("[[1." + "9" * 5000 + "]]", -1),
+        ("[[" + "9" * 1_000_000, -1),
+        ("[[" * 500_000, -1),
         ("", -1),
     ],
 )
-def test_a_rating_is_read_as_fastchat_reads_it(verdict: str, expected: float):
+def test_a_verdicts_last_rating_is_read(verdict: str, expected: float):
     assert mt_bench.rating(verdict) == expected
 
 
@@ -378,6 +387,63 @@ def test_ratings_off_the_scale_count_as_given_and_are_told(judged: Any):
     assert found["mt_bench"].value == 85
     assert found["mt_bench"].range is None
     assert "12 ratings lie outside 1 to 10" in found["mt_bench"].note
+
+
+def test_several_ratings_in_one_verdict_are_told(judged: Any):
+    found, _ = judged(lambda number, asked: Answer("[[3]] or rather [[9]]" if "coding" in asked.user else "[[9]], yes, [[9]]"))
+    assert found["mt_bench"].value == 9
+    assert "2 verdicts hold several different ratings: the last one counts" in found["mt_bench"].note
+
+
+def test_an_answer_that_gets_no_verdict_is_left_out_told_and_not_kept(judged: Any, caplog: pytest.LogCaptureFixture):
+    body = json.dumps({"choices": [{"finish_reason": "length", "message": {"content": None}}]})
+    found, subject = judged(lambda number, asked: Answer(body=body) if "humanities" in asked.user else by_turn(number, asked))
+    assert (found["mt_bench"].value, found["mt_bench"].n) == (6, 10)
+    missing = "2 of 12 verdicts are missing: it gave no text (finish reason length)"
+    assert subject.unfinished == [missing], "so that a reference model's table is not kept"
+    assert f"mt_bench: {missing}" in caplog.text
+    assert (
+        "2 of 12 verdicts hold no rating and are left out, 2 of them because there is no verdict "
+        "(it gave no text (finish reason length))" in found["mt_bench"].note
+    )
+
+
+def thinking(monkeypatch: pytest.MonkeyPatch, say: Callable[[str], str]) -> None:
+    """Models say something else than they say."""
+    generate = HFGenerator.generate
+
+    def changed(self: HFGenerator, model: Any, tokenizer: Any, requests: Any) -> list[str]:
+        return [say(text) for text in generate(self, model, tokenizer, requests)]
+
+    monkeypatch.setattr(HFGenerator, "generate", changed)
+
+
+def test_a_models_thoughts_do_not_go_to_the_judge(judged: Any, monkeypatch: pytest.MonkeyPatch):
+    thinking(monkeypatch, lambda text: f"<think>secretly {text}</think>\n{text}")
+    found, subject = judged(by_turn)
+    shown = [asked.user for asked in subject.tables["asked"]]
+    assert len(shown) == 12
+    assert not [user for user in shown if "secretly" in user or "think>" in user]
+    request = mt_bench.requests(subject.task, subject.setting.tokenizer)[0]
+    said = subject.generations[request].partition("</think>")[2].strip()
+    assert f"Q: What is writing ?\nA: {said}" in shown
+    assert "secretly" in subject.generations[request], "the record holds what was said"
+    assert "thoughts" not in found["mt_bench"].note
+
+
+def test_thoughts_that_come_to_no_end_are_an_empty_answer_and_told(judged: Any, monkeypatch: pytest.MonkeyPatch):
+    thinking(monkeypatch, lambda text: f"<think>secretly {text}")
+    found, subject = judged(by_turn)
+    assert "Q: What is writing ?\nA: " in {asked.user for asked in subject.tables["asked"]}
+    assert "12 answers are thoughts that came to no end: the judge was shown an empty answer" in found["mt_bench"].note
+
+
+@pytest.mark.parametrize(("ending", "begun"), [("<|assistant|>", False), ("<|assistant|><think>\n", True)])
+def test_a_template_that_begins_the_thoughts_is_seen(make_setting: SettingMaker, ending: str, begun: bool):
+    tokenizer = copy.deepcopy(make_setting().tokenizer)
+    assert not mt_bench._thinks_from_the_start(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + ending
+    assert mt_bench._thinks_from_the_start(tokenizer) is begun
 
 
 def test_a_judge_that_never_rates_leaves_no_number(judged: Any):
