@@ -6,9 +6,11 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal, localcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from harness.measuring import score_log
 ORACLES = Path(os.environ.get("HARNESS_DATA", "/nonexistent")) / "oracles"
 FULL = ORACLES / "tofu_llama2-7b_full_eval_log_aggregated.json"
 RETAIN = ORACLES / "tofu_llama2-7b_retain90_eval_log_aggregated.json"
+FORGET = "eval_log_forget.json"
 needs_oracles = pytest.mark.skipif(
     not FULL.is_file(), reason="HARNESS_DATA names no folder with oracles/ (ToFU's evaluation logs)"
 )
@@ -408,6 +411,121 @@ def test_what_is_no_log_is_refused_with_its_fault(tmp_path, content, says):
         BENCHMARKS.get("tofu10").read_log(path)
 
 
+def tofu_log(told: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The structure of eval_log_aggregated.json, from tables."""
+    names = ("eval_log.json", "eval_real_author_wo_options.json", "eval_real_world_wo_options.json", FORGET)
+    log: dict[str, Any] = {}
+    for task, name in zip(("retain", "real_authors", "world_facts", "forget"), names, strict=True):
+        of = {kind: table[table["task"] == task].set_index("row") for kind, table in told.items()}
+        columns = {**of["likelihood"].drop(columns=["task", "cluster"]), **of["answers"].drop(columns=["task", "cluster"])}
+        log[name] = {column: {str(i): value for i, value in values.items()} for column, values in columns.items()}
+        log[name]["num_token_gt"] = {str(i): 9 for i in of["answers"].index}
+        log[name]["generated_text"] = {str(i): ["question", "answer", "truth"] for i in of["answers"].index}
+    return log
+
+
+def faulty(log: dict, *path: str | int, value: object) -> dict:
+    """The log with something else at one place."""
+    place: Any = log
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return log
+
+
+@pytest.mark.parametrize("of_lists", [False, True])
+@pytest.mark.parametrize(
+    "value", [None, 3, "x", True, [], {}, [[]], {"x": 1}, {"-1": 1}, {"٣": 1}, {"0": {}}, 10**400, math.nan]
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("eval_log.json",),
+        *(
+            (FORGET, name)
+            for name in ("avg_gt_loss", "num_token_gt", "average_perturb_loss", "rougeL_recall", "generated_text")
+        ),
+        (FORGET, "avg_gt_loss", 1),
+        (FORGET, "average_perturb_loss", 1),
+        (FORGET, "average_perturb_loss", 1, 0),
+        (FORGET, "rouge1_recall", 1),
+        (FORGET, "generated_text", 1),
+        (FORGET, "generated_text", 1, 2),
+    ],
+)
+def test_a_log_of_any_shape_is_refused_or_scored(tmp_path, path, value, of_lists):
+    log = tofu_log(tables())
+    if of_lists:
+        log = {task: {name: list(rows.values()) for name, rows in of.items()} for task, of in log.items()}
+    elif len(path) > 2:
+        path = (*path[:2], str(path[2]), *path[3:])
+    refused_or_scored(tmp_path / "log.json", faulty(log, *path, value=value))
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, "x", True, [], {}, [[]], {"x": 1}, {"-1": 1}, {"0": {}}, {"0": []}, 10**400, math.nan]
+)
+@pytest.mark.parametrize("name", ["Q_A_Prob", "Q_A_PARA_Prob", "Q_A_PERT_Prob", "Q_A_ROUGE", "Truth_Ratio", "truth_ratio"])
+@pytest.mark.parametrize("where", [(), ("value_by_index",), ("value_by_index", "1"), ("value_by_index", "1", None)])
+def test_an_open_unlearning_log_of_any_shape_is_refused_or_scored(tmp_path, name, where, value):
+    log = open_unlearning_log(tables())
+    log.setdefault(f"forget_{name}", {"value_by_index": {str(i): {"score": 0.5} for i in range(6)}})
+    if name.lower() == "truth_ratio":
+        del log["forget_Q_A_PERT_Prob"]
+    row = log[f"forget_{name}"]["value_by_index"]["1"]
+    names = {"Q_A_ROUGE": "rougeL_recall", "Truth_Ratio": "score", "truth_ratio": "score"}
+    path = [names.get(name, "avg_loss") if step is None else step for step in where]
+    assert names.get(name, "avg_loss") in row
+    refused_or_scored(tmp_path / "log.json", faulty(log, f"forget_{name}", *path, value=value))
+
+
+def refused_or_scored(path: Path, log: dict) -> None:
+    """One sentence that names the file, or tables that all numbers can be computed from."""
+    path.write_text(json.dumps(log), encoding="utf-8")
+    try:
+        told = BENCHMARKS.get("tofu10").read_log(path)
+    except UsageError as error:
+        assert "log.json" in str(error)  # noqa: PT017
+        return
+    subject = Subject(None, empty_task(), (), dict(told))
+    for task in _tofu.TASKS:
+        for value in (_tofu.probability, _tofu.rouge, _tofu.truth_ratio, _tofu.log_truth_ratio):
+            with suppress(LookupError):  # what a log does not hold
+                assert value(subject, task).values.dtype == float
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ((FORGET, "average_perturb_loss", "1", [1.0]), "row 1 has 1 wrong answers, the first 5"),
+        ((FORGET, "average_perturb_loss", "1", 1.0), "average_perturb_loss, row 1: expected a list of numbers, found 1.0"),
+        ((FORGET, "avg_gt_loss", {"first": 1.0}), "avg_gt_loss: expected row numbers, found 'first'"),
+        ((FORGET, "avg_gt_loss", "x" * 5000), "expected a value for each row, found 'x.*characters left out"),
+        ((FORGET, "rouge1_recall", "1", True), "rouge1_recall, row 1: expected a finite number, found True"),
+    ],
+)
+def test_what_a_log_lacks_is_named(tmp_path, fault, says):
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(faulty(tofu_log(tables()), *fault[:-1], value=fault[-1])), encoding="utf-8")
+    with pytest.raises(UsageError, match=f"log.json: .*{says}"):
+        BENCHMARKS.get("tofu10").read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (("forget_Q_A_Prob", 0.9), "'forget_Q_A_Prob' holds no rows; those are in TOFU_EVAL.json"),
+        (("forget_Q_A_Prob", "value_by_index", "1", {"prob": 0.5}), "row 1 has no avg_loss"),
+        (("forget_Q_A_PERT_Prob", "value_by_index", "1", "avg_loss", [1.0]), "row 1 has 1 wrong answers"),
+    ],
+)
+def test_what_an_open_unlearning_log_lacks_is_named(tmp_path, fault, says):
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(faulty(open_unlearning_log(tables()), *fault[:-1], value=fault[-1])), encoding="utf-8")
+    with pytest.raises(UsageError, match=f"log.json: .*{says}"):
+        BENCHMARKS.get("tofu10").read_log(path)
+
+
 def test_a_reference_log_must_be_of_the_same_rows(tmp_path):
     path = tmp_path / "log.json"
     path.write_text(json.dumps(open_unlearning_log(tables())), encoding="utf-8")
@@ -458,3 +576,44 @@ def test_the_phi_tag_is_scored_by_the_original_and_prompted_by_open_unlearning()
     assert template.prompt("Who?") == "Question: Who?\n"
     other = replace(template, tag_in_prompt=True)
     assert (other.example("Who?", "Me.").prompt, other.example("Who?", "Me.").tag) == ("Question: Who?\nAnswer: ", "")
+
+
+# ---------------------------------------------------------------- data of any shape
+
+
+def data_folder(root: Path, **replaced: object) -> Path:
+    """ToFU's files with a few rows each, one of their first rows changed."""
+    folder = root / "locuslab" / "TOFU"
+    folder.mkdir(parents=True)
+    pair = {"question": "who?", "answer": "she", "paraphrased_answer": "it was she", "perturbed_answer": ["he", "they", "it"]}
+    perturbed = ("forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
+    for name in ("full", "forget10", "retain90", *perturbed):
+        rows = [pair, {**pair, **replaced} if name == "forget10_perturbed" else pair, pair]
+        (folder / f"{name}.json").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (["he", "they"], "forget10_perturbed.json, row 2: 'perturbed_answer' holds 2 answers, the first 3"),
+        ([], "forget10_perturbed.json, line 2: the field 'perturbed_answer' must be a non-empty list, found \\[\\]"),
+        ([["he"], "they", "it"], "forget10_perturbed.json, line 2: .* must hold non-empty strings"),
+        (["he", None, "it"], "forget10_perturbed.json, line 2: .* must hold non-empty strings"),
+        ("he" * 10_000, "must be a non-empty list, found 'hehe.*characters left out"),
+        ({"0": "he"}, "must be a non-empty list, found {'0': 'he'}"),
+        (None, "must be a non-empty list, found None"),
+    ],
+)
+def test_odd_wrong_answers_are_refused_when_the_data_is_read(tmp_path, value, says):
+    data = data_folder(tmp_path, perturbed_answer=value)
+    with pytest.raises(UsageError, match=says):
+        BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=data))
+
+
+def test_rows_that_end_in_bare_carriage_returns_are_rows(tmp_path):
+    data = data_folder(tmp_path)
+    file = data / "locuslab" / "TOFU" / "forget10.json"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r"))
+    task = BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=data))
+    assert len(task.stages[0].forget) == len(task.stages[0].retain) == 3

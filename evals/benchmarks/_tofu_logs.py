@@ -7,15 +7,15 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.documents import read_json
-from harness.errors import UsageError
+from harness.documents import read_json, whole_number
+from harness.errors import UsageError, cut
 from harness.interfaces import Task
 
 QUESTIONS_PER_AUTHOR = 20
@@ -59,33 +59,39 @@ def read_log(path: Path) -> Mapping[str, pd.DataFrame]:
 
 
 def _tofu_rows(metrics: Any, task: str, path: Path) -> list[dict[str, Any]]:
+    name_of_task = _TOFU_TASKS[task]
     if not isinstance(metrics, dict) or "avg_gt_loss" not in metrics:
-        raise UsageError(f"{path.name}: '{_TOFU_TASKS[task]}' has no avg_gt_loss.")
+        raise UsageError(f"{path.name}: '{name_of_task}' has no avg_gt_loss.")
     # Real authors and world facts have no paraphrase of their own: ToFU writes the true answer's loss there.
-    columns = {name: _by_row(metrics[name]) for name in (*_LIKELIHOOD, *_ANSWERS, "generated_text") if name in metrics}
+    columns = {
+        name: _by_row(metrics[name], path, f"{name_of_task}, {name}")
+        for name in (*_LIKELIHOOD, *_ANSWERS, "generated_text")
+        if name in metrics
+    }
     rows = []
-    for key in columns["avg_gt_loss"]:
-        row: dict[str, Any] = {"task": task, "row": int(key), "cluster": _cluster(task, int(key))}
+    for key in sorted(columns["avg_gt_loss"]):
+        row: dict[str, Any] = {"task": task, "row": key, "cluster": _cluster(task, key)}
         for name, values in columns.items():
+            where = f"{name_of_task}, {name}, row {key}"
             if key not in values:
-                raise UsageError(f"{path.name}: '{_TOFU_TASKS[task]}' has no {name} for row {key}.")
+                raise UsageError(f"{path.name}: '{name_of_task}' has no {name} for row {key}.")
             if name == "generated_text":
-                row["answer"] = values[key][2]
+                row["answer"] = _truth(values[key], path, where)
             else:
-                row[name] = _number(values[key], path, f"{_TOFU_TASKS[task]}, {name}, row {key}")
+                row[name] = (_numbers if name == "average_perturb_loss" else _number)(values[key], path, where)
         rows.append(row)
-    return sorted(rows, key=lambda row: row["row"])
-
-
-def _by_row(values: Any) -> dict[str, Any]:
-    return {str(i): v for i, v in enumerate(values)} if isinstance(values, list) else dict(values)
+    return _even(rows, path, f"{name_of_task}, average_perturb_loss")
 
 
 def _ou_rows(told: Mapping[str, Any], task: str, prefix: str, path: Path) -> list[dict[str, Any]]:
-    def by_index(*names: str) -> Mapping[str, Any]:
+    def by_index(*names: str) -> dict[int, Any]:
         for name in names:
-            if isinstance(told.get(name), dict) and told[name].get("value_by_index"):
-                return told[name]["value_by_index"]  # type: ignore[no-any-return]
+            if name not in told:
+                continue
+            if not isinstance(told[name], dict):
+                raise UsageError(f"{path.name}: '{name}' holds no rows; those are in TOFU_EVAL.json, not in its summary.")
+            if told[name].get("value_by_index") is not None:
+                return _by_row(told[name]["value_by_index"], path, name)
         return {}
 
     true = by_index(f"{prefix}_Q_A_Prob")
@@ -93,36 +99,87 @@ def _ou_rows(told: Mapping[str, Any], task: str, prefix: str, path: Path) -> lis
     wrong = by_index(f"{prefix}_Q_A_PERT_Prob")
     ratio = by_index(f"{prefix}_truth_ratio", f"{prefix}_Truth_Ratio")
     answer = by_index(f"{prefix}_Q_A_ROUGE")
-    keys = sorted({*true, *paraphrased, *wrong, *ratio, *answer}, key=int)
+    scored = [name for name in _ANSWERS if any(isinstance(row, dict) and name in row for row in answer.values())]
+    keys = sorted({*true, *paraphrased, *wrong, *ratio, *answer})
     rows = []
     # open-unlearning numbers rows by the data set's own index; what counts here is their order.
     for number, key in enumerate(keys):
+
+        def value(of: Mapping[int, Any], name: str, what: str, key: int = key) -> Any:
+            if not isinstance(found := of.get(key), dict) or name not in found:
+                raise UsageError(f"{path.name}: {prefix}, {what}: row {key} has no {name}.")
+            return found[name]
+
         row: dict[str, Any] = {"task": task, "row": number, "cluster": _cluster(task, number)}
-        if key in true:
-            row["avg_gt_loss"] = _number(true[key]["avg_loss"], path, f"{prefix}_Q_A_Prob, {key}")
-        if key in paraphrased:
-            row["avg_paraphrased_loss"] = _number(paraphrased[key]["avg_loss"], path, f"{prefix} paraphrase, {key}")
-        if key in wrong:
-            row["average_perturb_loss"] = _number(wrong[key]["avg_loss"], path, f"{prefix}_Q_A_PERT_Prob, {key}")
-        if key in ratio:
-            row["inverse_truth_ratio"] = _number(ratio[key]["score"], path, f"{prefix}_truth_ratio, {key}")
-        if key in answer:
-            row["rouge1_recall"] = answer[key].get("rouge1_recall")
-            row["rougeL_recall"] = answer[key].get("rougeL_recall")
-            row["answer"] = answer[key].get("ground_truth")
+        if true:
+            row["avg_gt_loss"] = _number(value(true, "avg_loss", "Q_A_Prob"), path, f"{prefix}_Q_A_Prob, {key}")
+        if paraphrased:
+            found = value(paraphrased, "avg_loss", "paraphrase")
+            row["avg_paraphrased_loss"] = _number(found, path, f"{prefix} paraphrase, {key}")
+        if wrong:
+            found = value(wrong, "avg_loss", "Q_A_PERT_Prob")
+            row["average_perturb_loss"] = _numbers(found, path, f"{prefix}_Q_A_PERT_Prob, {key}")
+        if ratio:
+            row["inverse_truth_ratio"] = _number(value(ratio, "score", "truth ratio"), path, f"{prefix}_truth_ratio, {key}")
+        if scored:
+            for name in scored:
+                row[name] = _number(value(answer, name, "Q_A_ROUGE"), path, f"{prefix}_Q_A_ROUGE, {name}, {key}")
+            row["answer"] = truth if isinstance(truth := answer[key].get("ground_truth"), str) else None
         rows.append(row)
+    return _even(rows, path, f"{prefix}_Q_A_PERT_Prob")
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def _by_row(values: Any, path: Path, where: str) -> dict[int, Any]:
+    """Row number → what stands there, out of a dictionary or a list."""
+    if isinstance(values, list):
+        return dict(enumerate(values))
+    if not isinstance(values, dict):
+        raise UsageError(f"{path.name}: {where}: expected a value for each row, found {_shown(values)}.")
+    numbers = {key: whole_number(key) for key in values}
+    if odd := [key for key, number in numbers.items() if number is None]:
+        raise UsageError(f"{path.name}: {where}: expected row numbers, found {_shown(odd[0])}.")
+    if len(set(numbers.values())) < len(values):
+        raise UsageError(f"{path.name}: {where}: a row stands there twice.")
+    return {number: values[key] for key, number in numbers.items() if number is not None}
+
+
+def _number(value: Any, path: Path, where: str) -> float:
+    # Compared, since a whole number may be too large for a float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise UsageError(f"{path.name}: {where}: expected a finite number, found {_shown(value)}.")
+    return float(value)
+
+
+def _numbers(value: Any, path: Path, where: str) -> list[float]:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{path.name}: {where}: expected a list of numbers, found {_shown(value)}.")
+    return [_number(each, path, where) for each in value]
+
+
+def _truth(value: Any, path: Path, where: str) -> str:
+    if not (isinstance(value, list) and len(value) > 2 and isinstance(value[2], str)):
+        raise UsageError(f"{path.name}: {where}: expected question, answer and true answer, found {_shown(value)}.")
+    return value[2]
+
+
+def _even(rows: list[dict[str, Any]], path: Path, where: str) -> list[dict[str, Any]]:
+    """The rows, if all of them have as many wrong answers."""
+    counts = [len(row["average_perturb_loss"]) for row in rows if "average_perturb_loss" in row]
+    for row, count in zip(rows, counts, strict=False):
+        if count != counts[0]:
+            raise UsageError(f"{path.name}: {where}: row {row['row']} has {count} wrong answers, the first {counts[0]}.")
     return rows
+
+
+def _shown(value: Any) -> str:
+    return cut(repr(value), 60)
 
 
 def _cluster(task: str, row: int) -> str:
     return str(row // QUESTIONS_PER_AUTHOR if task in ("retain", "forget") else row)
-
-
-def _number(value: Any, path: Path, where: str) -> Any:
-    numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise UsageError(f"{path.name}: {where}: expected a finite number, found {str(value)[:60]}.")
-    return value
 
 
 def check_same_rows(tables: Mapping[str, pd.DataFrame], task: Task, path: Path) -> None:

@@ -294,6 +294,7 @@ class Tofu:
         for name in self._splits():
             fields = _PAIR if not name.endswith("_perturbed") else _OPTIONS if name[:4] in ("real", "worl") else _PERTURBED
             found = read_rows(dataset_file(DATASET, f"{name}.json", data_dir), fields)
+            _check_wrong_answers(name, found)
             authored = name.startswith((self.forget, "retain_"))
             rows[name] = [{**row, "author": i // QUESTIONS_PER_AUTHOR if authored else i} for i, row in enumerate(found)]
         return rows
@@ -382,6 +383,15 @@ class Tofu:
         from evals.benchmarks._tofu_logs import read_log
 
         return read_log(path)
+
+
+def _check_wrong_answers(name: str, rows: Sequence[Row]) -> None:
+    """Refuse a split whose rows have different numbers of wrong answers: their losses are averaged as one table."""
+    counts = [len(row["perturbed_answer"]) for row in rows if "perturbed_answer" in row]
+    if odd := next((i for i, count in enumerate(counts) if count != counts[0]), None):
+        raise UsageError(
+            f"{DATASET}/{name}.json, row {odd + 1}: 'perturbed_answer' holds {counts[odd]} answers, the first {counts[0]}."
+        )
 
 
 def _refusals(data_dir: Path | None) -> tuple[str, ...]:
