@@ -8,9 +8,12 @@ log-likelihood of its own words behind the question.
 
     correct_i = 1[ argmax_c log p(choice c | question i) = answer i ]        accuracy = mean_i correct_i
     s² = G/(G − 1) Σ_g (Σ_{i in g} (correct_i − accuracy))² / n²             G groups of n questions
+    s² = Σ_k (n_k − 1) n_k s_k² / (n − K) / n                                K subjects of n_k questions
 
 The standard error s counts questions about one thing as one draw (arXiv:2411.00640); where every question stands for itself it
-is lm-eval's own. The interval is accuracy ± 1.96 s, kept within 0 and 1.
+is lm-eval's own. A set of several of lm-eval's tasks, as MMLU is of its subjects, pools theirs as lm-eval's groups do
+(`weight_by_size`, `lm_eval.api.metrics.pooled_sample_stderr`): by how much subjects differ is no chance. The interval is
+accuracy ± 1.96 s, kept within 0 and 1.
 """
 
 from __future__ import annotations
@@ -30,7 +33,6 @@ from harness.interfaces import Absent, Measurement, Row, Setting, Subject, Task,
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1
 FEWEST_CLUSTERS = 5
 """Under this many groups of questions there is no interval."""
 Scored = tuple[tuple[str, str], list[int], list[int]]
@@ -40,7 +42,16 @@ CHOICES_AT_ONCE, AT_ONCE_IF_LARGE = 128, 8
 LARGE = 100_000_000
 
 
-@evaluator("multiple_choice", version=VERSION)
+def version(task: Task) -> int:
+    """2 where a set has several subjects, whose standard errors are pooled; else 1."""
+    return max((_version_of(rows) for rows in asked(task).values()), default=1)
+
+
+def _version_of(rows: Sequence[Row]) -> int:
+    return 1 if len(_by_task("", rows)) == 1 else 2
+
+
+@evaluator("multiple_choice", version=version)
 def measure(subject: Subject) -> Sequence[Measurement | Absent]:
     """`<set>_accuracy` for each set of questions with choices."""
     sets = asked(subject.task)
@@ -50,7 +61,7 @@ def measure(subject: Subject) -> Sequence[Measurement | Absent]:
         table = subject.table("choices", _build)
     except LookupError as error:
         return [Absent(metric=f"{name}_accuracy", reason=str(error)) for name in sets]
-    return [_accuracy(name, table[table["task"] == name]) for name in sets]
+    return [_accuracy(name, table[table["task"] == name], of) for name, of in sets.items()]
 
 
 def asked(task: Task) -> Mapping[str, Sequence[Row]]:
@@ -58,28 +69,29 @@ def asked(task: Task) -> Mapping[str, Sequence[Row]]:
     return {name: rows for name, rows in task.questions.items() if rows and all("choices" in row for row in rows)}
 
 
-def _accuracy(name: str, rows: pd.DataFrame) -> Measurement | Absent:
+def _accuracy(name: str, rows: pd.DataFrame, questions: Sequence[Row]) -> Measurement | Absent:
     metric = f"{name}_accuracy"
     broken = sum(not np.isfinite(found).all() for found in rows["choice_log_likelihoods"])
     if broken or rows.empty:
         return Absent(metric=metric, reason=f"{broken} of {len(rows)} questions have log-likelihoods that are not finite")
     correct = rows["correct"].to_numpy(dtype=float)
-    accuracy, (error, groups) = float(correct.mean()), standard_error(correct, rows["cluster"].to_numpy())
-    enough = groups >= FEWEST_CLUSTERS
-    told = f"standard error {error:.4f}; " if enough else ""
+    subjects = {row["row"]: subject for subject, of in _by_task(name, questions).items() for row in of}
+    strata = rows["row"].map(subjects).to_numpy()
+    accuracy, (error, groups) = float(correct.mean()), pooled_standard_error(correct, rows["cluster"].to_numpy(), strata)
+    why_not = f"fewer than {FEWEST_CLUSTERS} groups of questions" if groups < FEWEST_CLUSTERS else ""
+    why_not = why_not or ("" if np.isfinite(error) else "one question a subject")
+    told = "" if why_not else f"standard error {error:.4f}; "
     return Measurement(
         metric=metric,
-        version=VERSION,
+        version=_version_of(questions),
         value=accuracy,
         unit="share of questions",
         better="lower" if name in HAZARDOUS else "higher",
         n=len(correct),
         range=(0.0, 1.0),
-        interval_95=(max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)) if enough else None,
-        interval_method="normal, clustered standard error"
-        if enough
-        else f"none: fewer than {FEWEST_CLUSTERS} groups of questions",
-        resampled=("question" if groups == len(correct) else "group of questions") if enough else None,
+        interval_95=None if why_not else (max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)),
+        interval_method=f"none: {why_not}" if why_not else "normal, clustered standard error",
+        resampled=None if why_not else "question" if groups == len(correct) else "group of questions",
         note=f"{told}chance is {CHANCE}" + (", where forgetting ends: below it is no better" if name in HAZARDOUS else ""),
     )
 
@@ -99,6 +111,26 @@ def standard_error(correct: np.ndarray, clusters: np.ndarray) -> tuple[float, in
     sums = np.bincount(group, weights=correct - correct.mean())
     variance = groups / max(1, groups - 1) * float((sums**2).sum()) / len(correct) ** 2
     return variance**0.5, groups
+
+
+def pooled_standard_error(correct: np.ndarray, clusters: np.ndarray, strata: np.ndarray) -> tuple[float, int]:
+    """The standard error of a mean over rows of several subjects, and how many groups of rows there are.
+
+    Args:
+        correct: [n] 0 or 1.
+        clusters: [n] each row's group.
+        strata: [n] each row's subject.
+
+    Returns:
+        (error, groups); NaN where every subject has one row, which says nothing of its spread.
+    """
+    found = [(correct[strata == name], clusters[strata == name]) for name in dict.fromkeys(strata)]
+    errors = [(len(of), *standard_error(of, groups)) for of, groups in found]
+    n, groups = len(correct), sum(groups for _, _, groups in errors)
+    if n == len(errors):
+        return float("nan"), groups
+    squares = sum((size - 1) * size * error**2 for size, error, _ in errors)
+    return (squares / (n - len(errors)) / n) ** 0.5, groups
 
 
 # ---------------------------------------------------------------- lm-eval

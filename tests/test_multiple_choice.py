@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import socket
@@ -11,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from evals.multiple_choice import asked, log_likelihoods, measure, standard_error
+from evals.multiple_choice import (
+    _rows_of,
+    _task_folders,
+    asked,
+    log_likelihoods,
+    measure,
+    pooled_standard_error,
+    standard_error,
+    version,
+)
 from harness.interfaces import Absent, Measurement, Setting, Subject, Task
 from tests.conftest import WORLD, SettingMaker, with_choices
 
@@ -138,6 +149,88 @@ def test_for_single_questions_the_standard_error_is_lm_evals_own():
     error, groups = standard_error(correct, np.arange(57))
     assert groups == 57
     assert error == pytest.approx(mean_stderr(correct.tolist()), rel=1e-12)
+
+
+def subjects_of(sizes: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """So many questions of each of some of MMLU's subjects; row numbers go on from one to the next."""
+    rows = with_choices(WORLD.world_facts[: sum(sizes)])
+    names = ["mmlu_anatomy", "mmlu_virology", "mmlu_astronomy"][: len(sizes)]
+    starts = np.cumsum([0, *sizes])
+    return {
+        name: [{**row, "task": name, "cluster": str(row["row"])} for row in rows[start : start + size]]
+        for name, size, start in zip(names, sizes, starts, strict=False)
+    }
+
+
+def test_mmlus_standard_error_is_the_one_that_lm_eval_gives_its_group(make_setting: SettingMaker, task: Task):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    subjects = subjects_of([20, 9, 5])
+    # One subject is known and another is not, so that pooling within subjects is another number than one over all questions.
+    rows = [row for of in subjects.values() for row in of]
+    setting = make_setting(task=replace(task, questions={"mmlu": rows}))
+    _, subject = measured(setting)
+    likeliest = subject.tables["choices"].set_index("row")["choice"]
+    shift = {
+        "mmlu_anatomy": lambda i: int(i % 5 == 0),
+        "mmlu_virology": lambda i: int(i % 4 != 0),
+        "mmlu_astronomy": lambda i: 1,
+    }
+    for name, of in subjects.items():
+        for i, row in enumerate(of):
+            row["answer"] = int((likeliest[row["row"]] + shift[name](i)) % 4)
+    setting = replace(setting, task=replace(setting.task, questions={"mmlu": rows}))
+    found, _ = measured(setting)
+    group = {
+        "group": "some_of_mmlu",
+        "task": [{"task": name, **_rows_of(of)} for name, of in subjects.items()],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],  # as _mmlu.yaml has it
+    }
+    lm = HFLM(setting.model, tokenizer=copy.deepcopy(setting.tokenizer))
+    manager = TaskManager(include_path=_task_folders(), include_defaults=False)
+    told = simple_evaluate(lm, tasks=[{"group": "outer", "task": [group]}], task_manager=manager)["groups"]
+    theirs = told["outer::some_of_mmlu"]
+    ours = found["mmlu_accuracy"]
+    assert ours.value == pytest.approx(theirs["acc,none"], rel=1e-12)
+    correct = np.array([float(row["answer"] == likeliest[row["row"]]) for row in rows])
+    error, groups = pooled_standard_error(correct, np.arange(34), np.array([row["task"] for row in rows]))
+    assert groups == 34
+    assert error == pytest.approx(theirs["acc_stderr,none"], rel=1e-12)
+    assert error < 0.95 * standard_error(correct, np.arange(34))[0]
+    assert f"standard error {error:.4f}" in ours.note
+    assert ours.interval_95 == pytest.approx((ours.value - 1.96 * error, ours.value + 1.96 * error))
+
+
+def test_only_a_set_of_several_subjects_is_of_the_second_version(make_setting: SettingMaker, task: Task):
+    one, several = (
+        replace(task, questions={**task.questions, "mmlu": [r for of in subjects_of(n).values() for r in of]})
+        for n in ([6], [6, 6])
+    )
+    assert [version(t) for t in (task, one, several)] == [1, 1, 2]
+    found, _ = measured(make_setting(task=several))
+    assert (found["bio_accuracy"].version, found["mmlu_accuracy"].version) == (1, 2)
+
+
+def test_one_question_of_each_subject_says_nothing_of_its_spread():
+    correct = np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    error, groups = pooled_standard_error(correct, np.arange(6), np.arange(6))
+    assert math.isnan(error)
+    assert groups == 6
+    one_subject = pooled_standard_error(correct, np.array([0, 0, 1, 1, 2, 2]), np.zeros(6))
+    assert one_subject == pytest.approx(standard_error(correct, np.array([0, 0, 1, 1, 2, 2])))
+
+
+def test_one_question_of_each_subject_gives_no_interval(task: Task):
+    rows = [{**row, "task": f"subject-{i}", "cluster": str(i)} for i, row in enumerate(with_choices(WORLD.world_facts[:6]))]
+    told = [
+        {"task": "mmlu", "row": i, "cluster": str(i), "correct": float(i % 2), "choice_log_likelihoods": [0.0]}
+        for i in range(6)
+    ]
+    [found] = measure(Subject(None, replace(task, questions={"mmlu": rows}), (), {"choices": pd.DataFrame(told)}))
+    assert isinstance(found, Measurement)
+    assert (found.interval_95, found.interval_method) == (None, "none: one question a subject")
 
 
 def test_questions_that_rise_and_fall_together_count_as_one():
