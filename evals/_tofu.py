@@ -228,7 +228,7 @@ def rouge_recall(truth: str, answer: str) -> tuple[float, float]:
 
 def rows_of(table: pd.DataFrame, task: str, *columns: str) -> pd.DataFrame:
     """A task's rows; raises LookupError where there are none, or a column was not measured."""
-    rows = table[table["task"] == task]
+    rows = table if table.empty else table[table["task"] == task]
     if rows.empty:
         raise LookupError(f"there are no {task} rows")
     for column in columns:

@@ -439,13 +439,22 @@ class Subject:
     unfinished: list[str] = field(default_factory=list)
     """Why tables hold less than they should, for reasons that may pass (a judge that did not answer): such tables are not kept
     for other runs."""
+    _built_by: dict[str, str] = field(default_factory=dict, repr=False)
+    """Table → the module that built it."""
 
     def table(self, name: str, build: Callable[[Setting], pd.DataFrame]) -> pd.DataFrame:
         """The table of that name, built from the model the first time it is asked for.
 
+        Its columns `task`, `row` and `cluster` (what is resampled together) name a row; the others are to be called as in no
+        other table that has the same rows, since the record keeps all tables as one (`harness.measuring.check_tables`).
+
         Raises:
             LookupError: if it is not recorded and there is no model to build it from.
+            UsageError: if another module built one of that name.
         """
+        module = getattr(build, "__module__", "")
+        if (builder := self._built_by.setdefault(name, module)) != module:
+            raise UsageError(f"{builder} and {module} both keep a table '{name}': give one of them another name.")
         if name not in self.tables:
             if self.setting is None:
                 raise LookupError(f"there is no {name} table in the log")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import Cache, digest
 from harness.costs import Costs
+from harness.errors import UsageError
 from harness.interfaces import (
     Absent,
     Benchmark,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     from harness.generation import Generator
 
+WEIGHTS = "weights"
+"""The file beside a source's tables in the cache that holds the fingerprint of its weights."""
+
 
 def measure(
     task: Task, subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
@@ -43,15 +47,68 @@ def measure(
         selection: on what the settings behind it were chosen.
         generator: who writes the texts, where there is a model.
         weights: the fingerprint of the model's weights, which names its texts in the cache.
+
+    Raises:
+        UsageError: for evaluators whose numbers or tables a record could not hold beside each other.
     """
     if subject.setting is not None and generator is not None:
         subject.generations = _answers(task, subject.setting, generator, weights)
-    found: list[Measurement | Absent] = []
+    found: dict[str, Measurement | Absent] = {}
     for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
+        known = set(subject.tables)
         with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
-            for item in evaluator.measure(subject):
-                found.append(replace(item, selection=selection) if isinstance(item, Measurement) else item)
-    return found
+            items = list(evaluator.measure(subject))
+        for item in items:
+            if item.metric in found:
+                raise UsageError(f"{evaluator.name} gives a number '{item.metric}', and so did an evaluator before it.")
+            found[item.metric] = replace(item, selection=selection) if isinstance(item, Measurement) else item
+        if subject.tables.keys() > known:
+            check_tables(subject.tables, f"what {evaluator.name} keeps row by row")
+    return list(found.values())
+
+
+def check_tables(tables: Mapping[str, pd.DataFrame], whose: str = "what is kept row by row") -> None:
+    """Refuse tables that a record cannot hold as one: it puts the rows of equal `task`, `row` and `cluster` side by side.
+
+    Args:
+        tables: as in `Subject.tables`.
+        whose: how the message begins.
+
+    Raises:
+        UsageError: naming table and column.
+    """
+    from pandas.api.types import is_integer_dtype
+
+    keys = ["task", "row", "cluster"]
+    earlier: dict[str, pd.DataFrame] = {}
+    for name, table in tables.items():
+        if table.empty:
+            continue
+        if missing := [key for key in keys if key not in table]:
+            raise UsageError(
+                f"{whose} cannot be recorded: table '{name}' has no column '{missing[0]}'. A row needs task, row and cluster."
+            )
+        if "point" in table:
+            raise UsageError(f"{whose} cannot be recorded: table '{name}' has a column 'point', which is the record's own.")
+        if not is_integer_dtype(table["row"]) or not all(isinstance(v, str) for key in ("task", "cluster") for v in table[key]):
+            raise UsageError(
+                f"{whose} cannot be recorded: in table '{name}' row must be a whole number, task and cluster texts."
+            )
+        if table.duplicated(["task", "row"]).any():
+            raise UsageError(f"{whose} cannot be recorded: table '{name}' has more than one line for the same task and row.")
+        for other, theirs in earlier.items():
+            both = table[keys].merge(theirs[keys], on=["task", "row"])
+            shared = [column for column in table if column in theirs and column not in keys]
+            if len(both) and shared:
+                raise UsageError(
+                    f"{whose} cannot be recorded: tables '{name}' and '{other}' both have a column '{shared[0]}' for the same "
+                    f"rows of {both['task'][0]}. Give one of them another name."
+                )
+            if (both["cluster_x"] != both["cluster_y"]).any():
+                raise UsageError(
+                    f"{whose} cannot be recorded: tables '{name}' and '{other}' put a row into different clusters."
+                )
+        earlier[name] = table
 
 
 def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
@@ -104,11 +161,20 @@ def _put_back(setting: Setting | None) -> Iterator[None]:
         setting.model.eval()
 
 
+class Measured(NamedTuple):
+    """A model as its source gives it."""
+
+    tables: dict[str, pd.DataFrame]
+    """As in `Subject.tables`."""
+    weights: str
+    """The fingerprint of its weights."""
+
+
 class _Unfinished(Exception):
     """Tables that hold less than they should and are not to be kept."""
 
-    def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
-        self.tables = tables
+    def __init__(self, found: Measured) -> None:
+        self.found = found
 
 
 def source_tables(
@@ -118,7 +184,7 @@ def source_tables(
     cache: Cache,
     generator: Generator,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, str] | None = None,
-) -> dict[str, pd.DataFrame]:
+) -> Measured:
     """The row-by-row tables of a model as its source gives it, measured once and cached.
 
     Args:
@@ -128,9 +194,6 @@ def source_tables(
         cache: where tables and texts are kept.
         generator: who writes the answers.
         loaded: model, tokenizer and the fingerprint of its weights, where they are at hand.
-
-    Returns:
-        As in `Subject.tables`.
     """
     import pandas as pd
 
@@ -138,11 +201,13 @@ def source_tables(
 
     def make(folder: Path) -> None:
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
+        weights = weights or weights_fingerprint(model)
         setting = Setting(model, tokenizer, task, options.seed, cache, Costs(), source_digest(source))
         subject = Subject(setting, task, references=())
-        measure(task, subject, "", generator, weights or weights_fingerprint(model))
+        measure(task, subject, "", generator, weights)
         if subject.unfinished:
-            raise _Unfinished(subject.tables)
+            raise _Unfinished(Measured(subject.tables, weights))
+        (folder / WEIGHTS).write_text(weights, encoding="ascii")
         for name, table in subject.tables.items():
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
@@ -155,6 +220,7 @@ def source_tables(
         "budget": task.generation_budget,
         "evaluators": task.versions,
         "generator": generator.name,
+        "keeps": WEIGHTS,
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],
     } | ({"basis": basis} if (basis := task.basis) else {})
@@ -163,8 +229,9 @@ def source_tables(
     try:
         entry = cache.get("evaluations", key, make)
     except _Unfinished as unfinished:
-        return unfinished.tables
-    return {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
+        return unfinished.found
+    tables = {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
+    return Measured(tables, (entry.path / WEIGHTS).read_text(encoding="ascii"))
 
 
 def score_log(

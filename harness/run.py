@@ -274,10 +274,11 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
             evaluator.before(setting)
         tables_of = partial(source_tables, task=task, options=options, cache=cache, generator=generator)
         references = [Reference(name, tables) for name, tables in task.recorded.items()]
-        references += [Reference(name, tables_of(task.sources[name])) for name in task.references if name not in task.recorded]
-        untouched = tables_of(task.sources["base"], loaded=(model, tokenizer, before))
-        for same in (r.name for r in references if r.tables and all(t.equals(untouched.get(n)) for n, t in r.tables.items())):
-            log.warning("%s answers exactly as the model before unlearning: is it the same checkpoint?", same)
+        retrained = {name: tables_of(task.sources[name]) for name in task.references if name not in task.recorded}
+        references += [Reference(name, found.tables) for name, found in retrained.items()]
+        untouched = tables_of(task.sources["base"], loaded=(model, tokenizer, before)).tables
+        for same in (name for name, found in retrained.items() if found.weights == before):
+            log.warning("%s has the very weights of the model before unlearning: is it the same checkpoint?", same)
     arms = {"untouched": measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
     if references:
         arms["retrained"] = measure(task, Subject(None, task, references, dict(references[0].tables)), todo.selection)

@@ -322,7 +322,7 @@ class Record:
         import pandas as pd
 
         merged: pd.DataFrame | None = None
-        for table in tables.values():
+        for table in (table for table in tables.values() if len(table)):
             keys = ["task", "row", "cluster"]
             if merged is not None and set(table) & set(merged) > set(keys):  # two tables fill a column for different tasks
                 merged = merged.set_index(keys).combine_first(table.set_index(keys)).reset_index()

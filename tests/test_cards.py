@@ -288,7 +288,7 @@ def test_a_retrained_model_that_is_the_full_model_is_noticed(
     shutil.copytree(own / card.base, own / card.retain.format(split="retain90"), dirs_exist_ok=True)
     todo = plan("tofu10", "phi-1.5", "untouched", {}, Options(limit=2, data_dir=own))
     execute(replace(todo, task=replace(todo.task, generation_budget=6)), Store(tmp_path / "results"), shared_cache)
-    assert "retain-0 answers exactly as the model before unlearning" in caplog.text
+    assert "retain-0 has the very weights of the model before unlearning" in caplog.text
 
 
 # ---------------------------------------------------------------- the task

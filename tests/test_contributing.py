@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,12 @@ def test_the_printed_methods_evaluator_and_benchmark_work(tmp_path):
     assert (result["status"], len(result["points"])) == ("done", 2)
     assert (other["status"], len(other["points"])) == ("done", 5)
     found = {m["metric"]: m for m in result["points"][-1]["measurements"]}
-    assert found["answer_words"]["n"] == 12
+    assert found["answer_words"]["n"] == 2, "the two questions to forget, whatever else was answered"
+    kept = pd.read_parquet(next((tmp_path / "results").rglob("noise/*/per_example.parquet")))
+    words = kept.loc[(kept["point"] == 1) & (kept["task"] == "forget"), "answer_words"]
+    assert found["answer_words"]["value"] == words.mean()
+    arms = [{m["metric"]: m for m in arm}["answer_words"]["value"] for arm in result["arms"].values()]
+    assert arms == [3.0, 3.0], "It is red: the untouched and the retrained model answer in three words"
     assert 0 <= found["forget_quality"]["value"] <= 1
     listed = subprocess.run(
         [sys.executable, "-m", "harness", "list", "methods", "--json"],

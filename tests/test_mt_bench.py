@@ -606,7 +606,7 @@ def test_tables_of_a_source_are_kept_by_judge(bench: Bench, task: Task):
     with judge_server(by_turn) as server:
         for model in ("gpt-4", "gpt-5", "gpt-4"):
             asked = asked_by(replace(task, sources=bench.base.sources), server, model=model)
-            tables = source_tables(asked.sources["base"], asked, asked.options, bench.cache, HFGenerator())
+            tables = source_tables(asked.sources["base"], asked, asked.options, bench.cache, HFGenerator()).tables
             assert set(tables["judgements"]["judge_model"]) == {f"{model}-0613"}
         assert len(server.asked) == 24
 
