@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from harness.data import token_ids
 from harness.documents import json_lines, place
 from harness.errors import UsageError
 from harness.interfaces import Example, Window
@@ -115,11 +116,18 @@ def _rows(file: Path) -> Iterator[tuple[int, object]]:
 def windows(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[str]:
     """A text cut between words into pieces of at most `size` tokens, special tokens included.
 
-    A word longer than that is cut through. Only so much of the text is tokenised as is asked for.
+    A word longer than that is cut through. Only so much of the text is tokenised as is asked for. A piece of a single token is
+    left out: no token before it predicts it.
 
     Raises:
         UsageError: for a tokenizer that does not say where its tokens lie.
     """
+    for piece in _pieces(text, tokenizer, size):
+        if len(piece.split()) > 1 or len(token_ids(tokenizer, [piece])[0]) > 1:
+            yield piece
+
+
+def _pieces(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[str]:
     if not tokenizer.is_fast:
         raise UsageError(f"the tokenizer {type(tokenizer).__name__} does not say where its tokens lie; a fast one is needed.")
     room = size - tokenizer.num_special_tokens_to_add()

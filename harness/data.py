@@ -204,6 +204,8 @@ def encode(
         ids = [*ids[:max_length], *end] if end_after_cut else [*ids, *end][:max_length]
         if len(ids) <= len(prompt):
             raise UsageError(f"no answer is left within {max_length} tokens of '{example.prompt[:60]}…'.")
+        if len(ids) == 1:
+            raise UsageError(f"'{tokenizer.decode(ids)}' is a text of one token, which no token before it predicts.")
         encoded.append(Encoded(ids, len(prompt)))
     return encoded
 

@@ -110,6 +110,8 @@ def plan(
     task = replace(task, options=options)
     preset = chosen.preset(bench, family, form)
     config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
+    if reason := chosen.refusal_reason(task, config):
+        raise UsageError(f"{method}: {reason}")
     slug = Path(model).name if Path(model).is_dir() else task.model
     spec = RunSpec(
         bench=bench,
@@ -315,9 +317,20 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     }
     store.keep_questions(todo.spec, asked)
     result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
+    result = replace(result, notes=[*result.notes, *_idle(before, record.points)])
     record.write(result)
     _keep(todo, keep, setting)  # last: a place that cannot be written costs the copy, not the run
     return result
+
+
+def _idle(before: str, points: Sequence[Point]) -> Iterator[str]:
+    """What a reader must know of a method that took steps and moved nothing, or by its weight decay alone."""
+    if not points or points[-1].step == 0:
+        return
+    if points[-1].weights == before:
+        yield "after the last step the weights are, bit by bit, those before unlearning: nothing was unlearned"
+    if all(point.logged.get("gradient_norm") == 0 for point in points):
+        yield "the gradient was 0 at every measured step: nothing was learned from the forget set"
 
 
 def _unlearn_again(todo: Plan, record: Record, cache: Cache, keep: Keep) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.data import NO_LABEL, Batch, Encoded, by_length, collate
-from harness.errors import Diverged
+from harness.errors import Diverged, UsageError
 from harness.likelihood import answer_labels, answer_logits
 
 B = TypeVar("B")
@@ -93,8 +93,11 @@ def optimise(
             result. By default on a GPU from `RECOMPUTED_FROM` parameters on.
 
     Raises:
+        UsageError: for a schedule whose every step has learning rate 0.
         Diverged: at a loss or gradient that is not finite.
     """
+    if adamw.steps == 1 and adamw.warmup:
+        raise UsageError("one step that is a warm-up's first has learning rate 0 and trains nothing; leave the warm-up out.")
     names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
     if make_optimiser:

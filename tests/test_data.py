@@ -205,6 +205,15 @@ def test_prompt_and_padding_carry_no_label_and_answer_and_end_token_do(tokenizer
         assert mask == [1] * length + [0] * (len(mask) - length)
 
 
+def test_a_text_without_a_token_that_another_predicts_is_refused(tokenizer: PreTrainedTokenizerBase):
+    from harness.interfaces import Window
+
+    word = tokenizer.decode([7])
+    assert [len(e.input_ids) for e in encode([Example("", word)], tokenizer)] == [2], "the end token is predicted"
+    with pytest.raises(UsageError, match=f"^'{word}' is a text of one token, which no token before it predicts"):
+        encode([Window("", word)], tokenizer)
+
+
 def test_a_text_that_is_too_long_is_cut_and_loses_its_end_token(tokenizer: PreTrainedTokenizerBase):
     (whole,) = encode([LONG], tokenizer)
     (cut,) = encode([LONG], tokenizer, max_length=len(whole.input_ids) - 1)

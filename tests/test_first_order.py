@@ -7,6 +7,7 @@ themselves compute in float32 from the logits on.
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -548,6 +549,34 @@ def test_tofus_schedule(examples: int, epochs: int, steps: int, warmup: int):
     assert max(found.epoch_ends) == steps
     for epoch, step in enumerate(sorted(found.epoch_ends), start=1):
         assert step == pytest.approx(epoch * examples / 32, abs=1)
+
+
+@pytest.mark.parametrize("name", ["ga", "grad_diff", "kl_min", "npo", "simnpo", "dpo", "idk", "soul", "loku"])
+def test_one_step_that_only_warms_up_is_refused_when_planned(name: str, nano_task: Task):
+    """12 examples in a batch of 32 make one step an epoch; the first step of a warm-up has learning rate 0."""
+    method = METHODS.get(name)
+
+    def refused(**settings: Any) -> str | None:
+        return method.refusal_reason(nano_task, resolve(method.config, {"batch_size": 32, **settings}, owner=name))
+
+    assert re.match(
+        r"epochs=1 with batch_size=32 makes one step on the 12 examples of 'forget', .* learning rate 0: nothing would be "
+        r"unlearned\. Set warmup_epochs=0, or take more steps\.",
+        refused(epochs=1) or "",
+    )
+    assert (refused(max_steps=1, warmup_epochs=None) or "").startswith("max_steps=1 with batch_size=32 makes one step")
+    assert refused(epochs=1, warmup_epochs=0) is refused(epochs=2) is refused(epochs=1, batch_size=6) is None
+    assert refused(max_steps=2, warmup_epochs=None) is None
+
+
+def test_texts_need_not_be_counted_where_there_are_steps_enough(nano_task: Task):
+    class Uncut(list[Any]):
+        def __len__(self) -> int:
+            raise AssertionError("windows would be cut while a run is planned")
+
+    task = replace(nano_task, stages=[replace(nano_task.stages[0], forget=Uncut())])
+    assert METHODS.get("ga").refusal_reason(task, Recipe()) is None
+    assert METHODS.get("ga").refusal_reason(task, Recipe(epochs=1, max_steps=500)) is None
 
 
 def test_steps_that_are_counted_do_not_depend_on_the_forget_set():

@@ -21,6 +21,7 @@ from harness.cache import Cache
 from harness.costs import Costs
 from harness.errors import Diverged, RunFailed, UsageError
 from harness.interfaces import (
+    METHODS,
     Absent,
     Evaluator,
     GenerationRequest,
@@ -867,3 +868,42 @@ def test_a_phase_that_breaks_is_still_counted():
 def test_a_task_names_recorded_references_before_retrained_ones(nano_task: Task):
     assert nano_task.references == ["retain-0", "retain-1"]
     assert replace(nano_task, recorded={"a log": {}}).references == ["a log", "retain-0", "retain-1"]
+
+
+# ---------------------------------------------------------------- a method that moves nothing
+
+
+def idle(*norms: float, move: bool = False) -> Callable[[Setting, Any], Iterator[Progress]]:
+    """A method that says it took a step for each gradient."""
+
+    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+        for step, norm in enumerate(norms, start=1):
+            if move:
+                nudge(setting)
+            yield Progress(step, {"gradient_norm": norm}, measure_here=step == len(norms), total=len(norms))
+
+    return unlearn
+
+
+def test_a_method_that_moved_nothing_is_said_to_have(bench: Bench):
+    still = "after the last step the weights are, bit by bit, those before unlearning: nothing was unlearned"
+    without = "the gradient was 0 at every measured step: nothing was learned from the forget set"
+    assert list(run(bench, idle(0.0, 0.5)).notes) == [still]
+    assert list(run(other_store(bench), idle(0.0, 0.0), settings={"strength": 2.0}).notes) == [still, without]
+    assert list(run(other_store(bench), idle(0.0, 0.0, move=True), settings={"strength": 3.0}).notes) == [without]
+    assert list(run(other_store(bench), idle(0.0, 0.1, move=True), settings={"strength": 4.0}).notes) == []
+
+
+def test_the_untouched_model_is_not_said_to_be_idle(bench: Bench):
+    def nothing(setting: Setting, config: Any) -> Iterator[Progress]:
+        yield Progress(0, measure_here=True, total=0)
+
+    assert list(run(bench, nothing).notes) == []
+
+
+def test_settings_that_a_method_refuses_are_refused_when_the_run_is_planned(bench: Bench):
+    bench.plan(steps(1))
+    fake = replace(METHODS.get("fake"), refusal_reason=lambda task, config: f"strength={config.strength:g} is too much.")
+    bench.monkeypatch.setitem(METHODS._registered, "fake", fake)
+    with pytest.raises(UsageError, match=r"^fake: strength=7 is too much\.$"):
+        plan("nano", "mini", "fake", {"strength": 7.0}, Options())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.data import Encoded, collate, encode
-from harness.errors import Diverged
+from harness.errors import Diverged, UsageError
 from tests.conftest import WORLD, Nano, examples
 
 if TYPE_CHECKING:
@@ -207,6 +207,17 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, rates: list[float
     low = {"min_lr_rate": 0.1} if schedule == "cosine_with_min_lr" else {}
     logs = list(optimise(line, [[None]] * 6, linear_loss(line), adamw(6, lr=1.0, warmup=2, schedule=schedule, **low)))
     assert [log.learning_rate for log in logs] == pytest.approx(rates, abs=1e-3)
+
+
+def test_a_schedule_without_any_learning_rate_is_refused():
+    from torch import nn
+
+    from harness.training import optimise
+
+    line = nn.Linear(1, 1)
+    for schedule in ("linear", "constant_with_warmup", "cosine_with_min_lr"):
+        with pytest.raises(UsageError, match="learning rate 0 and trains nothing"):
+            next(optimise(line, [[None]], linear_loss(line), adamw(1, warmup=1, schedule=schedule, min_lr_rate=0.1)))
 
 
 def test_training_lowers_the_loss(nano: Nano, encoded: list[Encoded]):
