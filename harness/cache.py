@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _RECORD = "entry.json"
+_NAME = "[0-9a-f]" * 32
+"""What an entry's name looks like, as a pattern."""
 
 
 def canonical(value: object) -> str:
@@ -104,7 +107,7 @@ class Cache:
             self._make_folders()
             if not os.access(self.root, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
-        scratch.sweep(self._making, "")
+        scratch.sweep(self._making, f"*-{_NAME}")
 
     def find(self, kind: str, key: Mapping[str, JSON]) -> CacheEntry | None:
         """The sound entry of that key, or None."""
@@ -129,7 +132,7 @@ class Cache:
             if found := self._read(path, kind):
                 return replace(found, waited=waited)
             with disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere"):
-                scratch.sweep(self._making, "")
+                scratch.sweep(self._making, f"*-{_NAME}")
                 while True:
                     if made := self._make(kind, key, path, make):
                         return made
@@ -225,10 +228,10 @@ class Cache:
 
         An entry that another process is making keeps its lock and is left alone.
         """
-        freed = scratch.sweep(self._making, f"{kind}-" if kind else "")
-        for folder in sorted(self.root.glob("*/*")):
+        freed = scratch.sweep(self._making, f"{escape(kind) if kind else '*'}-{_NAME}")
+        for folder in sorted(self.root.glob(f"*/{_NAME}*")):  # HARNESS_CACHE may be a folder that holds other things, too
             owner = folder.parent.name
-            if not folder.is_dir() or owner == self._making.name or (kind and owner != kind):
+            if not folder.is_dir() or folder.is_symlink() or owner == self._making.name or (kind and owner != kind):
                 continue
             lock = FileLock(self.root / "locks" / f"{owner}-{folder.name}.lock", timeout=0)
             with suppress(TimeoutError), lock:

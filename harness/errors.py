@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 LONGEST_MESSAGE = 1500
 """Characters of a message; a longer one quotes something that nobody wants to read in full."""
 LONGEST_VALUE = 200
 """Characters of a value in a message."""
+
+
+_SECRET = re.compile(r"(?<=://)[^/\s@]+(?=@)|\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
+"""A name and password in an address; tokens by how they begin."""
+_SECRET_VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST_SECRET = 8
+
+
+def without_secrets(text: str) -> str:
+    """A message in which keys, tokens and passwords are replaced: messages are printed, logged and recorded."""
+    for name in _SECRET_VARIABLES:
+        value = os.environ.get(name, "").strip()
+        if len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, f"${name}")
+    return _SECRET.sub("…", text)
 
 
 def cut(text: str, most: int = LONGEST_VALUE) -> str:
@@ -22,11 +39,12 @@ def cut(text: str, most: int = LONGEST_VALUE) -> str:
 class UsageError(Exception):
     """What was asked cannot be done as asked; the message says why, in one sentence, and the way out.
 
-    The command line prints the message without a traceback and leaves with exit code 2. What a message quotes is cut.
+    The command line prints the message without a traceback and leaves with exit code 2. What a message quotes is cut, and
+    secrets in it are replaced.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(cut(message, LONGEST_MESSAGE))
+        super().__init__(cut(without_secrets(message), LONGEST_MESSAGE))
 
 
 class Diverged(Exception):
@@ -39,7 +57,8 @@ class RunFailed(Exception):
 
 def reason(error: Exception) -> str:
     """What to tell of an error: the message of one of these, with its kind before it of any other."""
-    return str(error) if isinstance(error, UsageError | Diverged | RunFailed) else f"{type(error).__name__}: {error}"
+    told = str(error) if isinstance(error, UsageError | Diverged | RunFailed) else f"{type(error).__name__}: {error}"
+    return without_secrets(told)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cache import Cache, disk_errors, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
-from harness.errors import Diverged, RunFailed, UsageError, reason
+from harness.errors import Diverged, RunFailed, UsageError, reason, without_secrets
 from harness.interfaces import (
     BENCHMARKS,
     EVALUATORS,
@@ -397,8 +397,8 @@ def _frames(error: Exception) -> str:
 
 
 def without_paths(text: str) -> str:
-    """A message whose absolute paths are cut to their last part: records hold no path of the machine."""
-    return re.sub(r"(?<![\w./:~-])(?:/|[A-Za-z]:\\)(?:[^\s/\\'\"]+[/\\])+", "…/", text)
+    """A message whose absolute paths are cut to their last part: records hold no path of the machine, and no secret."""
+    return re.sub(r"(?<![\w./:~-])(?:/|[A-Za-z]:\\)(?:[^\s/\\'\"]+[/\\])+", "…/", without_secrets(text))
 
 
 def _measured_places(todo: Plan, setting: Setting) -> Iterator[Progress]:

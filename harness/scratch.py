@@ -71,7 +71,7 @@ def sweep(place: Path | None = None, prefix: str = PREFIX) -> int:
 
     Args:
         place: where they lie; the system's temporary folder if not given.
-        prefix: how their names begin.
+        prefix: how their names begin, as a pattern.
 
     Returns:
         The bytes that this freed.

@@ -367,8 +367,8 @@ def test_clearing_all_takes_away_what_was_set_aside_and_half_made_too(cache: Cac
     fill(cache)
     damage(cache)
     Cache(cache.root).get("kind", KEY, hello)
-    (cache.root / "making" / "model-0123").mkdir(parents=True)
-    (cache.root / "making" / "model-0123" / "half.bin").write_bytes(b"half")
+    (cache.root / "making" / f"model-{'0123' * 8}").mkdir(parents=True)
+    (cache.root / "making" / f"model-{'0123' * 8}" / "half.bin").write_bytes(b"half")
     assert cache.clear() > 0
     assert everything(cache.root) == []
 

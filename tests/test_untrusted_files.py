@@ -13,10 +13,12 @@ import pytest
 from jinja2 import TemplateError
 
 from harness import memory
-from harness.errors import UsageError
+from harness.cache import Cache
+from harness.errors import UsageError, reason, without_secrets
 from harness.generation import HFGenerator
 from harness.interfaces import GenerationRequest, Sampling, Task
 from harness.models import CheckpointSource, load_checkpoint, own_dtype
+from harness.run import without_paths
 from tests.conftest import Nano
 from tests.test_models import Touch, change_config
 
@@ -101,3 +103,57 @@ def test_nothing_in_a_checkpoint_runs_or_asks(
         chat = bool(tokenizer.chat_template)
         HFGenerator().generate(model, tokenizer, [GenerationRequest(("who",), Sampling(max_tokens=2), chat=chat)])
     assert not marker.exists()
+
+
+# ---------------------------------------------------------------- what is left alone
+
+
+def test_a_cache_in_a_folder_with_other_things_leaves_them_alone(tmp_path: Path):
+    """HARNESS_CACHE=~, say."""
+    name = "0123456789abcdef" * 2
+    others = [
+        tmp_path / "thesis" / "chapter",
+        tmp_path / "making" / "boat",
+        tmp_path / "model" / "notes",
+        tmp_path / "elsewhere",
+    ]
+    for folder in others:
+        folder.mkdir(parents=True)
+        (folder / "text").write_text("years of work")
+    (tmp_path / "model" / name).symlink_to(tmp_path / "elsewhere")
+    cache = Cache(tmp_path)
+    entry = cache.get("curvature", {"of": "it"}, lambda folder: (folder / "value").write_text("7") and None)
+    aside = entry.path.rename(entry.path.with_name(f"{entry.path.name}.corrupt-1"))
+    left = tmp_path / "making" / f"model-{name}-left"
+    left.mkdir()
+    assert cache.clear("../thesis") == cache.clear("*") == 0
+    assert aside.exists()
+    assert cache.clear() > 0
+    assert not aside.exists()
+    assert not left.exists()
+    assert [(folder / "text").read_text() for folder in others] == ["years of work"] * 4
+
+
+# ---------------------------------------------------------------- secrets
+
+SECRETS = {
+    "a key": "Incorrect API key provided: my-own-key-7",
+    "a key by how it begins": "Bearer sk-proj-0123456789abcdef",
+    "a token": "Illegal header value b'Bearer hf_0123456789abcdefghij'",
+    "a password": "cannot reach https://me:hunter2@host:8080/x",
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_a_message_holds_no_secret_wherever_it_is_told(what: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "my-own-key-7")
+    text = SECRETS[what]
+    for told in (str(UsageError(text)), reason(ValueError(text)), without_paths(text), without_secrets(text)):
+        assert not [word for word in ("my-own-key-7", "0123456789", "hunter2", "me:") if word in told], told
+        assert text.split()[0] in told
+
+
+def test_a_message_without_secrets_stays_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "x")
+    for text in ("write https://HOST/v1, x", "me@host.org", "risk-free-and-more-than-that", "the hf_ of it", "a@b://c"):
+        assert without_secrets(text) == text
