@@ -144,6 +144,7 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
     import pandas as pd
 
     from harness.cache import digest
+    from harness.identity import versions
     from harness.saving import save_tensors
 
     task = setting.task
@@ -160,6 +161,7 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
         "examples": digest([[e.prompt, e.tag, e.answer, e.ends] for e in _taken(examples)]),
         "questions": digest({name: list(rows) for name, rows in _scores.forgotten(task).items()}),
         "evaluators": {name: EVALUATORS.get(name).version_for(task) for name in ("multiple_choice", "probability")},
+        "libraries": versions("lm-eval"),
         "template": asdict(task.template),
         "variant": task.variant,
         "recipe": [*POINTS, BATCH, _learning_rate(task), MAX_TOKENS, SEED],

@@ -19,7 +19,7 @@ accuracy ± 1.96 s, kept within 0 and 1.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
+from harness.data import added_tokens
 from harness.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
         at_once = AT_ONCE_IF_LARGE if setting.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
         # A copy, since lm-eval gives a tokenizer without padding one.
         lm = HFLM(setting.model, tokenizer=copy.deepcopy(setting.tokenizer), batch_size=at_once)
+        if last := added_tokens(setting.tokenizer)[1]:
+            lm.tok_encode = partial(_without_last, lm.tok_encode, last)
         if setting.task.options.generator == "vllm":
             lm._loglikelihood_tokens = lambda requests, **_: by_vllm(setting, requests)
         manager = TaskManager(include_path=_task_folders(), include_defaults=False)
@@ -209,6 +212,19 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
         found[name] = [[float(nats) for nats, _ in sample["filtered_resps"]] for sample in samples]
         setting.costs.count(sum(len(lm.tok_encode(context + choice)) for s in samples for context, choice in s["arguments"]))
     return found
+
+
+def _without_last(encode: Callable[..., list[int]], last: int, text: str, **options: Any) -> list[int]:
+    """A text's tokens without the special tokens that the tokenizer puts last: lm-eval would score them as the choice's.
+
+    Args:
+        encode: lm-eval's own way.
+        last: how many there are.
+        text: the text.
+        options: of that way.
+    """
+    whole, plain = encode(text, **options), encode(text, **{**options, "add_special_tokens": False})
+    return whole if whole == plain else whole[: len(whole) - last]
 
 
 def by_vllm(setting: Setting, requests: Sequence[Scored]) -> list[tuple[float, bool]]:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from harness.data import token_ids
+from harness.data import added_tokens, token_ids
 from harness.documents import json_lines, place
 from harness.errors import UsageError
 from harness.interfaces import Example, Window
@@ -130,7 +130,7 @@ def windows(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterato
 def _pieces(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[str]:
     if not tokenizer.is_fast:
         raise UsageError(f"the tokenizer {type(tokenizer).__name__} does not say where its tokens lie; a fast one is needed.")
-    room = size - tokenizer.num_special_tokens_to_add()
+    room = size - added_tokens(tokenizer)[0]
     at, whole = 0, True
     while at < len(text):
         piece = text[at : at + CHARACTERS_AT_ONCE * size]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NO_LABEL = -100
 """The label of positions on which no loss is taken."""
+_PROBES = ("a", "A", "0", ".")
+"""Texts that show what a tokenizer adds to any text; one is enough that has a token."""
 
 
 # ---------------------------------------------------------------- rows
@@ -51,11 +53,12 @@ def dataset_file(dataset: str, name: str, data_dir: Path | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    from harness.hub import unreachable
+    from harness.hub import commit, unreachable
 
     offline = unreachable()
+    pinned = commit(dataset, kind="dataset")
     try:
-        return Path(hf_hub_download(dataset, name, repo_type="dataset", local_files_only=offline is not None))
+        return Path(hf_hub_download(dataset, name, repo_type="dataset", revision=pinned, local_files_only=offline is not None))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
             f"{dataset}/{name} could not be fetched from the hub ({offline or type(error).__name__}). Without a network give "
@@ -76,18 +79,17 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
     """
     if data_dir is not None and (found := matching(data_dir / dataset, patterns)):
         return found
-    if folder := cached_snapshot(dataset, patterns):
-        return matching(folder, patterns)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
-    from harness.hub import unreachable
+    from harness.hub import commit, unreachable
     from harness.loading import gated
 
-    why = unreachable()
+    why, pinned = unreachable(), commit(dataset, kind="dataset")
     if not why:
+        # Asked for also where files are in the local cache: a download that was killed has left some of them there.
         try:
-            folder = Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=list(patterns)))
+            folder = Path(snapshot_download(dataset, repo_type="dataset", revision=pinned, allow_patterns=list(patterns)))
             if found := matching(folder, patterns):
                 return found
             why = "it holds no such file"
@@ -95,6 +97,8 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
             why = gated(f"datasets/{dataset}").rstrip(".")
         except (HfHubHTTPError, OSError) as error:
             why = type(error).__name__
+    elif cached := cached_snapshot(dataset, patterns):
+        return matching(cached, patterns)
     looked = f"is not in the data folder {data_dir}, and " if data_dir else ""
     raise UsageError(
         f"{dataset}/{patterns[0]} {looked}could not be fetched from the hub ({why}). Give --data-dir DIR (or "
@@ -107,8 +111,13 @@ def cached_snapshot(dataset: str, patterns: Sequence[str]) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    from harness.hub import commit
+
+    pinned, wanted = commit(dataset, kind="dataset"), list(patterns)
     try:
-        folder = Path(snapshot_download(dataset, repo_type="dataset", local_files_only=True))
+        folder = Path(
+            snapshot_download(dataset, repo_type="dataset", revision=pinned, allow_patterns=wanted, local_files_only=True)
+        )
     except (LocalEntryNotFoundError, OSError):
         return None
     return folder if matching(folder, patterns) else None
@@ -211,11 +220,26 @@ def encode(
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Each text's tokens with the special tokens the tokenizer adds, but no end token (some tokenizers add one)."""
+    """Each text's tokens behind the special tokens that the tokenizer puts first; those that it puts last are left out.
+
+    Some add an end token, a separator or the end of a turn; none of them is part of the text, so none is read or scored.
+    """
     if not texts:
         return []
     found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in found]
+    _, last = added_tokens(tokenizer)
+    return [ids[: len(ids) - last] for ids in found]
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens a tokenizer puts before a text, and how many behind it."""
+    for text in _PROBES:
+        whole, plain = (list(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (True, False))
+        for before in range(len(whole) - len(plain) + 1 if plain else 0):
+            if whole[before : before + len(plain)] == plain:
+                return before, len(whole) - before - len(plain)
+    # It cuts the text itself differently behind special tokens, or knows none of these letters.
+    return 0, 0
 
 
 @dataclass(frozen=True)

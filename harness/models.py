@@ -10,15 +10,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.cache import Cache, digest, file_digest
+from harness.cache import Cache, digest
 from harness.config import JSON
 from harness.documents import Malformed, read_json
 from harness.errors import UsageError
-from harness.hub import unreachable
+from harness.hub import pinned, unreachable
+from harness.identity import SIDECAR, folder_identity
 from harness.interfaces import ModelSource
 from harness.loading import CONFIG_FILES, TOKENIZER_FILES, load_checkpoint, load_tokenizer, local_folder, refusal
 from harness.saving import same_mode
@@ -26,11 +26,6 @@ from harness.saving import same_mode
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-SIDECAR = "harness.json"
-"""Beside a checkpoint that this harness wrote: what it is, and the template its questions need."""
-
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +74,7 @@ class CheckpointSource:
     name: str
     """A hub id, or a folder's path."""
     revision: str | None = None
-    """A hub revision."""
+    """A branch, tag or commit of the hub; `main` if not given. What is loaded is the commit it stood for at first."""
     tokenizer: str | None = None
     """Where the tokenizer is, if not beside the weights."""
     trust_remote_code: bool = False
@@ -96,10 +91,18 @@ class CheckpointSource:
 
     @property
     def identity(self) -> Mapping[str, JSON]:
-        """A hub id with its revision, or the digests of a folder's files; never a path."""
-        told = _identity(self._here, self.revision, (*_WEIGHTS, "*.json"))
-        where = self._tokenizer_here
-        return {**told, "tokenizer": _identity(where, None, ("*.json", "*.model", "*.txt"))} if where else told
+        """A hub id with its commit, or the digests of a folder's files; never a path."""
+        told = _identity(self._here, self.revision)
+        if where := self._tokenizer_here:
+            told["tokenizer"] = _identity(where, None, weights=False)
+        if self.trust_remote_code:
+            told["code"] = "run"
+        return told
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub that is loaded; None for a folder, or where nobody knows it."""
+        return pinned(self._here, self.revision)
 
     @property
     def _here(self) -> str:
@@ -119,7 +122,7 @@ class CheckpointSource:
                 weights that could run code when loaded.
         """
         try:
-            return load_checkpoint(self._here, device, dtype, self.revision, self._tokenizer_here, self.trust_remote_code)
+            return load_checkpoint(self._here, device, dtype, self.commit, self._tokenizer_here, self.trust_remote_code)
         except UsageError as error:
             if not self.doubt:
                 raise
@@ -133,7 +136,7 @@ class CheckpointSource:
         """
         if self._tokenizer_here:
             return load_tokenizer(self._tokenizer_here, None, self.trust_remote_code)
-        return load_tokenizer(self._here, self.revision, self.trust_remote_code)
+        return load_tokenizer(self._here, self.commit, self.trust_remote_code)
 
     def seconds(self, cache: Cache) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
@@ -152,32 +155,17 @@ def own_dtype(source: CheckpointSource) -> str:
     offline = None if source.folder else unreachable()
     try:
         config = AutoConfig.from_pretrained(
-            here, revision=source.revision, trust_remote_code=source.trust_remote_code, local_files_only=offline is not None
+            here, revision=source.commit, trust_remote_code=source.trust_remote_code, local_files_only=offline is not None
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise refusal(str(source.name), "configuration", error, offline) from error
     return str(config.dtype or "float32").removeprefix("torch.")
 
 
-def _identity(name: str, revision: str | None, patterns: Sequence[str]) -> dict[str, JSON]:
-    if not Path(name).is_dir():
-        return {"kind": "hub", "id": name, "revision": revision or _local_revision(name)}
-    files = sorted(f for pattern in patterns for f in Path(name).glob(pattern) if f.name != SIDECAR)
-    return {"kind": "folder", "files": {f.name: _digest_of(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files}}
-
-
-@cache
-def _digest_of(file: Path, size: int, modified: int) -> str:
-    # A run asks several times, and a 7B model's files take half a minute to read.
-    return file_digest(file)
-
-
-def _local_revision(hub_id: str) -> str | None:
-    """The commit that the hub's local cache holds as `main`, if any."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else None
+def _identity(name: str, revision: str | None, weights: bool = True) -> dict[str, JSON]:
+    if Path(name).is_dir():
+        return folder_identity(Path(name), weights)
+    return {"kind": "hub", "id": name, "revision": pinned(name, revision) or revision}
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -19,14 +19,13 @@ from torch import Tensor
 from harness.cache import Cache, disk_errors
 from harness.config import JSON
 from harness.errors import UsageError
+from harness.identity import UNDO
 from harness.models import CheckpointSource, own_dtype, read_sidecar, save_checkpoint, weights_fingerprint
 from harness.saving import save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-UNDO = "undo.safetensors"
-"""Beside a checkpoint that an update was put onto: the tensors as they were."""
 TOLD = "update"
 """What a checkpoint's sidecar tells of the update that was put onto it."""
 

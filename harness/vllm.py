@@ -42,8 +42,8 @@ class Prompt:
     """0 is greedy."""
     seed: int
     """Of the draw."""
-    end: int
-    """The token that ends an answer."""
+    ends: list[int]
+    """The tokens that end an answer."""
 
 
 @dataclass(frozen=True)

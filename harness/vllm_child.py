@@ -31,8 +31,8 @@ def main() -> None:
             max_tokens=asked["max_tokens"],
             temperature=asked["temperature"],
             seed=asked["seed"],
-            stop_token_ids=[asked["end"]],
-            ignore_eos=True,  # a checkpoint may name ends of its own
+            stop_token_ids=asked["ends"],
+            ignore_eos=True,  # what ends an answer is told, whatever vLLM finds in the checkpoint
             detokenize=False,
         )
 

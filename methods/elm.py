@@ -31,7 +31,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from harness.config import JSON, settings
 from harness.documents import read_json
 from harness.errors import UsageError
-from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
+from harness.interfaces import METHODS, Held, ModelShape, Progress, Setting, Stage, method
 from harness.pretraining import SMALL_MODEL_FACTOR
 from methods._adapters import Adapters, Kind, linear_maps
 from methods._elm_words import AUTHORS, BIO, CYBER, EXPERT, NOVICE, TURNS
@@ -468,6 +468,7 @@ def _continuations(
 ) -> dict[tuple[int, int], Encoded]:
     """(stage, row) → the forget text, a change of subject and a sampled continuation; from the cache where it is there."""
     from harness.cache import digest
+    from harness.identity import answerer_fingerprint
     from harness.models import weights_fingerprint
 
     rows = sorted({(entry.stage, concepts[entry.stage].row(entry)) for entry in entries})
@@ -489,7 +490,8 @@ def _continuations(
         (folder / "tokens.json").write_text(json.dumps(found), encoding="utf-8")
 
     key: dict[str, JSON] = {
-        "weights": weights_fingerprint(setting.model),
+        "version": METHODS.get("elm").version,
+        "answerer": answerer_fingerprint(weights_fingerprint(setting.model), setting.model, setting.tokenizer),
         "asked": digest(asked),
         "guidance": config.guidance,
         "seed": setting.seed,
@@ -516,7 +518,7 @@ def guided(
 
     Args:
         model: in eval mode.
-        tokenizer: whose end token ends a continuation (and is not part of it).
+        tokenizer: whose end token ends a continuation (and is not part of it), as do ends of the model's generation settings.
         texts: [B] what is continued, as tokens.
         experts: [B] the contexts that are avoided.
         novices: [B] the contexts that are preferred.
@@ -526,9 +528,11 @@ def guided(
     """
     import torch
 
-    rows, size, end = [*texts, *novices, *experts], len(texts), int(tokenizer.eos_token_id)
+    from harness.identity import end_tokens
+
+    rows, size, ends = [*texts, *novices, *experts], len(texts), end_tokens(model, tokenizer)
     longest = max(map(len, rows))
-    ids = torch.tensor([[end] * (longest - len(row)) + row for row in rows], device=model.device)
+    ids = torch.tensor([[ends[0]] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     found: list[list[int]] = [[] for _ in texts]
@@ -550,7 +554,7 @@ def guided(
             # Scaled by the last entry, which rounding keeps from being exactly 1.
             drawn = torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None]).clamp_(max=cumulative.shape[1] - 1)
             for i, token in enumerate(drawn[:, 0].tolist()):
-                ended[i] = ended[i] or token == end or len(found[i]) == budgets[i]
+                ended[i] = ended[i] or token in ends or len(found[i]) == budgets[i]
                 if not ended[i]:
                     found[i].append(token)
             if all(ended):

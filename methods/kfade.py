@@ -183,8 +183,12 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
 )
 def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every step is a point of the trade-off curve."""
+    from harness.identity import network_fingerprint
     from harness.models import weights_fingerprint
     from methods import _curvature
+
+    def named() -> str:
+        return network_fingerprint(weights_fingerprint(model), model)
 
     model = setting.model
     layers = _curvature.mlp_layers(model, config.layers)
@@ -195,24 +199,24 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
         if isinstance(given, tuple):
             given = of_stage(given, number, len(setting.stages), "step_size")
         data = _StageData(setting, stage, config)
-        weights = weights_fingerprint(model)
+        network = named()
         with _monitoring(setting, config):
-            before = data.answers_now(setting, weights)
+            before = data.answers_now(setting, network)
         curvatures: list[LayerCurvature] | None = None
         for step in range(1, config.steps + 1):
-            weights = weights if step == 1 else weights_fingerprint(model)
+            network = network if step == 1 else named()
             if curvatures is None or config.refit:
                 curvatures = None  # before the next one is fitted: there may be room for one only
                 with setting.costs.phase("curvature"):
                     setting.costs.count(data.fit_tokens)
-                    curvatures = _fit(setting, layers, data, config, weights)
+                    curvatures = _fit(setting, layers, data, config, network)
             with setting.costs.phase("forget gradient"):
                 setting.costs.count(sum(len(e.input_ids) for e in data.forget(step)))
-                gradients = _forget_gradient(setting, layers, data, step, config, weights)
+                gradients = _forget_gradient(setting, layers, data, step, config, network)
             with setting.costs.phase("step"):
                 solver = _curvature.Solver(layers, curvatures, gradients)
                 gradients.clear()  # the solver holds them rotated
-                logged = _step(setting, layers, solver, data, before, config, given, step, weights)
+                logged = _step(setting, layers, solver, data, before, config, given, step, network)
                 del solver
             _curvature.warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping"])
             taken += 1
@@ -289,18 +293,18 @@ class _StageData:
 
         return answer_nll(model, self._forget, self.pad)[0].tolist()  # type: ignore[no-any-return]
 
-    def answers_now(self, setting: Setting, weights: str) -> AnswerDistributions:
-        """What the model, whose weights have that fingerprint, says on the KL's rows before it is changed."""
+    def answers_now(self, setting: Setting, network: str) -> AnswerDistributions:
+        """What the model, which has that fingerprint, says on the KL's rows before it is changed."""
         from harness.likelihood import AnswerDistributions
 
-        key = (weights, str(self._model.device), self.kl)
+        key = (network, str(self._model.device), self.kl)
         return _held(setting, "answers", key, lambda: AnswerDistributions(self._model, self.kl, self.pad))
 
 
 def _fit(
-    setting: Setting, layers: Sequence[Layer], data: _StageData, config: KFADEConfig, weights: str
+    setting: Setting, layers: Sequence[Layer], data: _StageData, config: KFADEConfig, network: str
 ) -> list[LayerCurvature]:
-    """The retain curvature, from the cache where these weights, data and labels have been fitted before.
+    """The retain curvature, from the cache where this network, data and labels have been fitted before.
 
     The key holds neither damping nor step size: both can be changed after the fit. EK-FAC finds K-FAC's basis there.
     """
@@ -314,7 +318,7 @@ def _fit(
         "layers": [layer.name for layer in layers],
         "samples": config.mc_samples,
         "seed": setting.seed,
-        "weights": weights,
+        "network": network,
         "data": _digest(data.fit),
         "backend": config.backend,
         "device": device.type,
@@ -353,9 +357,9 @@ def _fit(
 
 
 def _forget_gradient(
-    setting: Setting, layers: Sequence[Layer], data: _StageData, step: int, config: KFADEConfig, weights: str
+    setting: Setting, layers: Sequence[Layer], data: _StageData, step: int, config: KFADEConfig, network: str
 ) -> list[Tensor]:
-    """∇L_F as one matrix per layer, from the cache where it has been computed for these weights before."""
+    """∇L_F as one matrix per layer, from the cache where it has been computed for this network before."""
     from safetensors.torch import load_file
 
     from harness.data import pad_id
@@ -377,7 +381,7 @@ def _forget_gradient(
     key: dict[str, JSON] = {
         "version": CURVATURE_VERSION,
         "layers": [layer.name for layer in layers],
-        "weights": weights,
+        "network": network,
         "data": _digest(forget),
         "objective": config.objective,
         "margin_clip": config.margin_clip,
@@ -400,7 +404,7 @@ def _step(
     config: KFADEConfig,
     step_size: float | None,
     step: int,
-    weights: str,
+    network: str,
 ) -> dict[str, float]:
     """Take one step, of the size given for its stage if one is, and say what it did."""
     model = setting.model
@@ -409,7 +413,7 @@ def _step(
     norm = direction.g_norm if config.norm == "undamped" else direction.damped_norm
     start = [layer.matrix() for layer in layers]
     with setting.costs.aside("monitoring"):
-        forget_before = _held(setting, "loss", (weights, data.forget(step)), lambda: _mean_loss(setting, data, step))
+        forget_before = _held(setting, "loss", (network, data.forget(step)), lambda: _mean_loss(setting, data, step))
 
     def move(alpha: float) -> None:
         for layer, matrix, towards in zip(layers, start, direction.matrices, strict=True):

@@ -81,6 +81,17 @@ def test_room_is_left_for_the_tokens_that_the_tokenizer_adds(tokenizer):
     assert max(map(len, ids)) <= SIZE
 
 
+def test_no_room_is_left_for_the_tokens_that_are_left_out(tokenizer):
+    """Those that the tokenizer puts last are neither read nor scored."""
+    from tokenizers import processors
+
+    ends = Vocabulary("bytes", (" ".join(WORDS),), 300).build()
+    ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <unk> <eos>", special_tokens=[("<unk>", ends.unk_token_id), ("<eos>", ends.eos_token_id)]
+    )
+    assert list(windows(prose(1000), ends, SIZE)) == list(windows(prose(1000), tokenizer, SIZE))
+
+
 def test_a_text_without_blanks_is_cut_through(tokenizer):
     found = list(windows("x" * 1000, tokenizer, SIZE))
     assert set(map(len, found[:-1])) == {SIZE}

@@ -12,6 +12,7 @@ import pytest
 from harness.data import (
     NO_LABEL,
     Encoded,
+    added_tokens,
     batches,
     by_length,
     collate,
@@ -249,6 +250,48 @@ def test_an_end_token_that_the_tokenizer_adds_by_itself_is_counted_once(tokenize
     assert eager("Who?")["input_ids"][-1] == eager.eos_token_id
     assert token_ids(eager, [LONG.prompt]) == token_ids(tokenizer, [LONG.prompt])
     assert encode([LONG, SHORT], eager) == encode([LONG, SHORT], tokenizer)
+
+
+def adding(form: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that puts special tokens around a text, `$A`."""
+    from tokenizers.processors import TemplateProcessing
+
+    from tests.conftest import WORDS
+
+    eager = WORDS.build()
+    named = ["<pad>", "<eos>", "<unk>"]
+    eager.backend_tokenizer.post_processor = TemplateProcessing(
+        single=form, special_tokens=[(token, eager.convert_tokens_to_ids(token)) for token in named]
+    )
+    return eager
+
+
+@pytest.mark.parametrize(
+    ("form", "around"),
+    [
+        ("$A", (0, 0)),
+        ("<pad> $A", (1, 0)),
+        ("$A <eos>", (0, 1)),
+        ("$A <pad>", (0, 1)),
+        ("<pad> <unk> $A <unk> <eos> <pad>", (2, 3)),
+    ],
+)
+def test_special_tokens_behind_a_text_are_neither_read_nor_scored(
+    form: str, around: tuple[int, int], tokenizer: PreTrainedTokenizerBase
+):
+    """Whatever they are: a separator, the end of a turn, an end token."""
+    eager = adding(form)
+    assert added_tokens(eager) == around
+    first = [eager.convert_tokens_to_ids(token) for token in form.split("$A")[0].split()]
+    texts = [LONG.prompt, "", "Who?"]
+    assert token_ids(eager, texts) == [[*first, *ids] for ids in token_ids(tokenizer, texts)]
+    for ours, plain in zip(encode([LONG, SHORT], eager), encode([LONG, SHORT], tokenizer), strict=True):
+        assert ours.input_ids == [*first, *plain.input_ids]
+        assert ours.prompt_tokens == plain.prompt_tokens + len(first)
+
+
+def test_an_end_token_that_a_text_writes_out_is_text(tokenizer: PreTrainedTokenizerBase):
+    assert token_ids(tokenizer, ["Who? <eos>"])[0][-1] == tokenizer.eos_token_id
 
 
 def test_no_texts_have_no_tokens(tokenizer: PreTrainedTokenizerBase):

@@ -165,7 +165,7 @@ def tiny(kind: str) -> PreTrainedModel:
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = AutoConfig.for_model(kind, vocab_size=20, initializer_range=0.8, **shapes[kind])
+        config = AutoConfig.for_model(kind, vocab_size=20, initializer_range=0.8, eos_token_id=0, **shapes[kind])
         return AutoModelForCausalLM.from_config(config).eval()
 
 

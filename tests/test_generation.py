@@ -214,6 +214,22 @@ def test_a_chat_goes_through_the_tokenizers_template_with_the_answers_so_far(nan
     assert seen == [tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wanted]
 
 
+@pytest.mark.parametrize("asks", ["strftime_now('%d %B %Y')", "strftime_now('%Y-%m-%d %H:%M')", "date_string"])
+def test_a_template_that_asks_the_clock_gets_a_day_that_does_not_change(nano: Nano, asks: str):
+    import copy
+    from datetime import datetime
+
+    from harness.generation import _chat
+
+    tokenizer = copy.copy(nano.tokenizer)
+    tokenizer.chat_template = "{{ " + asks + " }}"
+    days = {"date_string": "10 Apr 2025", "strftime_now('%d %B %Y')": "10 April 2025"}
+    assert _chat(tokenizer, ["Who?"], []) == days.get(asks, "2025-04-10 00:00")
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}"
+    messages = [{"role": "user", "content": "Who?"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == str(datetime.now().year), "others have the true clock"
+
+
 def test_chats_and_rendered_turns_are_answered_together(nano: Nano):
     import copy
 
@@ -292,12 +308,6 @@ def test_other_requests_are_asked_anew(cache: Cache, other: list[GenerationReque
     generate_all(generator, "A", None, [request("a")], cache, "w")
     generate_all(generator, "A", None, other, cache, "w")
     assert len(generator.asked) == 2
-
-
-def test_answers_kept_before_there_were_chats_and_seeds_are_found(cache: Cache):
-    old = {"turns": ("a",), "sampling": {"max_tokens": 8, "temperature": 0.0}, "by": "subject"}
-    generate_all(Counting(), "A", None, [request("a")], cache, "w")
-    assert cache.find("generations", {"weights": "w", "generator": "counting", "requests": [old]})
 
 
 def test_another_back_end_is_asked_anew(cache: Cache):

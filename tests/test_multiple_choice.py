@@ -83,6 +83,23 @@ def test_nothing_is_said_of_git_where_one_stands_in_no_checkout(
     assert "fatal" not in told.out + told.err
 
 
+def test_special_tokens_behind_a_choice_are_not_scored(make_setting: SettingMaker, task: Task):
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    plain, eager = make_setting(task=task), make_setting(task=task)
+    eager.tokenizer = copy.deepcopy(eager.tokenizer)
+    eager.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <unk> <eos>",
+        special_tokens=[("<unk>", eager.tokenizer.unk_token_id), ("<eos>", eager.tokenizer.eos_token_id)],
+    )
+    values = [[item.value for item in measured(each)[0].values()] for each in (plain, eager)]
+    nats = [each.tables["choices"]["choice_log_likelihoods"].tolist() for each in (measured(s)[1] for s in (plain, eager))]
+    assert values[0] == values[1]
+    assert nats[0] == nats[1]
+
+
 def test_log_likelihoods_equal_the_direct_computation_and_so_does_accuracy(setting: Setting):
     found, subject = measured(setting)
     assert list(found) == ["bio_accuracy", "general_accuracy"]

@@ -117,6 +117,15 @@ def test_vllm_is_sent_the_tokens_that_hugging_face_reads(nano: Nano, stand_in: P
         os.kill(started["pid"], 0)
 
 
+def test_vllm_stops_at_the_ends_that_the_checkpoint_names_and_does_not_show_them(nano: Nano, stand_in: Path):
+    model, end = nano.model(), nano.tokenizer.eos_token_id
+    (ids,) = [nano.tokenizer(QUESTIONS[0])["input_ids"]]
+    model.generation_config.eos_token_id = [end, ids[-1]]
+    found = VLLMGenerator("cpu").generate(model, nano.tokenizer, [request(QUESTIONS[0])])
+    assert [each["stop_token_ids"] for each in told(stand_in)] == [[end, ids[-1]]]
+    assert found == [nano.tokenizer.decode(ids[-2:-1])]
+
+
 def test_a_second_turn_is_asked_of_the_same_process_after_the_first(nano: Nano, stand_in: Path):
     VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request(QUESTIONS[0], QUESTIONS[1])])
     first, second = told(stand_in)

@@ -425,7 +425,7 @@ def _template_name(source: CheckpointSource) -> str:
     try:
         config = AutoConfig.from_pretrained(
             source.folder or source.name,
-            revision=source.revision,
+            revision=source.commit,
             trust_remote_code=source.trust_remote_code,
             local_files_only=offline is not None,
         )
