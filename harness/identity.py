@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cache import digest, file_digest
 from harness.config import JSON
+from harness.documents import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +89,7 @@ def network_fingerprint(weights: str, model: PreTrainedModel) -> str:
         "weights": weights,
         "class": type(model).__name__,
         "code": _own_code(type(model)),
-        "config": _text(_computed(json.loads(config.to_json_string(use_diff=False)))),
+        "config": _text(_computed(parse_json(config.to_json_string(use_diff=False), "the configuration", finite=False))),
         "attention": getattr(config, "_attn_implementation", None),
         "libraries": versions(),
         "device": model.device.type,
@@ -111,7 +112,7 @@ def answerer_fingerprint(weights: str, model: PreTrainedModel, tokenizer: PreTra
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of all that decides how a tokenizer cuts texts, puts them together again and renders conversations."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    whole = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    whole = parse_json(backend.to_str(), "the tokenizer") if backend is not None else sorted(tokenizer.get_vocab().items())
     if isinstance(whole, dict):  # a call that pads or truncates leaves that there; no two calls here differ in it
         whole |= {"padding": None, "truncation": None}
     told = {
