@@ -48,7 +48,7 @@ class UsageError(Exception):
 
 
 class Diverged(Exception):
-    """A loss, gradient or step that is not finite. The run is marked as failed and keeps its points."""
+    """A loss, gradient or step that is not finite, or steps that train nothing. The run is failed and keeps its points."""
 
 
 class RunFailed(Exception):

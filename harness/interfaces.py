@@ -362,9 +362,6 @@ class Method(Generic[C]):
     """What it holds besides the weights, before anything is loaded."""
     smaller: Sequence[Mapping[str, JSON]] = ()
     """Settings that need less memory, to be proposed where a run does not fit."""
-    refusal_reason: Callable[[Task, C], str | None] = lambda task, config: None
-    """Why it cannot run with these settings on a task, or None if it can; asked when a run is planned, before anything is
-    loaded. One sentence and the way out."""
 
     def preset(self, bench: str, family: str, form: Form = "published") -> Mapping[str, JSON]:
         """The settings chosen for a benchmark and a model family (`mini` of `mini@1`), the most specific winning.
@@ -702,15 +699,13 @@ def method(
     cannot: Callable[[Task], str | None] = lambda task: None,
     memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: (),
     smaller: Sequence[Mapping[str, JSON]] = (),
-    refusal_reason: Callable[[Task, C], str | None] = lambda task, config: None,
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:
     """Register the decorated generator as a method under its file's name."""
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
-        described = Method(
-            name, version, config, source, presets or {}, function, tuned or {}, cannot, memory, smaller, refusal_reason
+        METHODS.register(
+            name, Method(name, version, config, source, presets or {}, function, tuned or {}, cannot, memory, smaller)
         )
-        METHODS.register(name, described)
         return function
 
     return register

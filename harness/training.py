@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.data import NO_LABEL, Batch, Encoded, by_length, collate
-from harness.errors import Diverged, UsageError
+from harness.errors import Diverged
 from harness.likelihood import answer_labels, answer_logits
 
 B = TypeVar("B")
@@ -93,11 +93,8 @@ def optimise(
             result. By default on a GPU from `RECOMPUTED_FROM` parameters on.
 
     Raises:
-        UsageError: for a schedule whose every step has learning rate 0.
-        Diverged: at a loss or gradient that is not finite.
+        Diverged: at a loss or gradient that is not finite; after the last step, if the learning rate was 0 at all of them.
     """
-    if adamw.steps == 1 and adamw.warmup:
-        raise UsageError("one step that is a warm-up's first has learning rate 0 and trains nothing; leave the warm-up out.")
     names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
     if make_optimiser:
@@ -116,9 +113,11 @@ def optimise(
     if recompute is None:
         recompute = parameters[0].device.type == "cuda" and sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
     _training(model, True, recompute)
+    highest = 0.0
     try:
         for number, micro_batches in enumerate(steps, start=1):
             rate = float(scheduler.get_last_lr()[0])
+            highest = max(highest, rate)
             total = 0.0
             for micro_batch in micro_batches:
                 value = loss(micro_batch)
@@ -140,6 +139,11 @@ def optimise(
             _training(model, False, recompute)
             yield StepLog(number, total, norm, rate)
             _training(model, True, recompute)
+        if adamw.warmup and not highest:
+            raise Diverged(
+                "nothing was trained, for a warm-up's first step has learning rate 0 and there was no other; take more steps, "
+                "or none of warm-up (warmup_epochs=0)"
+            )
     finally:
         _training(model, False, recompute)
         for parameter in parameters:

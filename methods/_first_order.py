@@ -234,21 +234,6 @@ class Schedule:
         return Schedule(batch, steps, warmup, evenly(steps, recipe.epochs))
 
 
-def trains_nothing(task: Task, recipe: Recipe) -> str | None:
-    """Why a recipe would leave the model as it is on some stage, if it would; see `Method.refusal_reason`."""
-    if recipe.warmup_epochs == 0 or (recipe.max_steps or recipe.epochs) > 1:
-        return None  # it takes two steps at least, or warms up in none; texts are not counted, which may have to be cut first
-    for stage in task.stages:
-        if Schedule.of(recipe, len(stage.forget)).steps == 1:
-            length = f"max_steps={recipe.max_steps}" if recipe.max_steps else f"epochs={recipe.epochs}"
-            return (
-                f"{length} with batch_size={recipe.batch_size} makes one step on the {len(stage.forget)} examples of "
-                f"'{stage.name}', and as a warm-up's first step it has learning rate 0: nothing would be unlearned. Set "
-                "warmup_epochs=0, or take more steps."
-            )
-    return None
-
-
 class Told:
     """Sums up what the terms of a step came to, for the record."""
 

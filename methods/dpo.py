@@ -27,7 +27,6 @@ from methods._first_order import (
     held,
     reference_nll,
     small_model_presets,
-    trains_nothing,
     unlearn,
 )
 
@@ -54,7 +53,6 @@ class DPOConfig(PairedRecipe):
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
     memory=held,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 1e-2, "beta": 0.5},
         ("tofu10", "mini"): {"lr": 7e-3, "beta": 0.1},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, Part, Recipe, held, small_model_presets, trains_nothing, unlearn, wmdp_presets
+from methods._first_order import Data, Losses, Part, Recipe, held, small_model_presets, unlearn, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,6 @@ class GAConfig(Recipe):
     # Nobody published GA alone on WMDP: GradDiff's recipe there, without its retain term.
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}, **wmdp_presets(lr=5e-6)},
     memory=held,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 1e-3},
         ("tofu10", "mini"): {"lr": 7e-4},

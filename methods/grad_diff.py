@@ -13,17 +13,7 @@ from pydantic import NonNegativeFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import (
-    Data,
-    Losses,
-    PairedRecipe,
-    Part,
-    held,
-    small_model_presets,
-    trains_nothing,
-    unlearn,
-    wmdp_presets,
-)
+from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +33,6 @@ class GradDiffConfig(PairedRecipe):
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}, **wmdp_presets(lr=5e-6)},
     memory=held,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 1.4e-3, "retain_weight": 1.0},
         ("tofu10", "mini"): {"lr": 1e-3, "retain_weight": 1.0},

@@ -12,18 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import (
-    Data,
-    Losses,
-    PairedRecipe,
-    Part,
-    Refusals,
-    has_refusals,
-    held,
-    small_model_presets,
-    trains_nothing,
-    unlearn,
-)
+from methods._first_order import Data, Losses, PairedRecipe, Part, Refusals, has_refusals, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +30,6 @@ class IDKConfig(PairedRecipe):
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
     memory=held,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 7e-3, "epochs": 10},
         ("tofu10", "mini"): {"lr": 1e-2},

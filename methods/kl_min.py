@@ -18,7 +18,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from harness.config import settings
 from harness.interfaces import Held, ModelShape, Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, trains_nothing, unlearn
+from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,6 @@ def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     source="arXiv:2401.06121",
     presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     memory=held_with_copy,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 1e-3, "kl_positions": "answer"},
         ("tofu10", "mini"): {"lr": 1.5e-3, "kl_positions": "all_padded"},

@@ -26,7 +26,7 @@ from harness.config import settings
 from harness.errors import Diverged, UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, method
 from methods._adapters import Adapters, Kind, linear_maps
-from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, small_model_presets, trains_nothing, unlearn
+from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, small_model_presets, unlearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,6 @@ def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
     source="arXiv:2408.06621",
     presets={**small_model_presets(lr=1e-4), ("*", "phi-1.5"): {"lr": 2e-4, "fisher_batch": 4}},
     memory=held,
-    refusal_reason=trains_nothing,
     smaller=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
     tuned={
         ("tofu05", "mini"): {"lr": 7e-3, "rank": 8},

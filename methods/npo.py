@@ -26,7 +26,6 @@ from methods._first_order import (
     held,
     reference_nll,
     small_model_presets,
-    trains_nothing,
     unlearn,
     wmdp_presets,
 )
@@ -60,7 +59,6 @@ class NPOConfig(PairedRecipe):
         **wmdp_presets(lr=5e-6, beta=0.0225, reduction="mean", frozen_partner=False),
     },
     memory=held,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 6e-4, "beta": 0.5},
         ("tofu10", "mini"): {"lr": 4.2e-4, "beta": 0.1},

@@ -23,7 +23,6 @@ from methods._first_order import (
     answer_nll_sums,
     held,
     small_model_presets,
-    trains_nothing,
     unlearn,
     wmdp_presets,
 )
@@ -66,7 +65,6 @@ class SimNPOConfig(PairedRecipe):
         **{("tofu10", family): FORGET10 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
     },
     memory=held,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 1e-3, "beta": 2.5},
         ("tofu10", "mini"): {"lr": 1.5e-3, "beta": 2.5},

@@ -19,17 +19,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import (
-    Data,
-    Losses,
-    PairedRecipe,
-    Part,
-    held,
-    small_model_presets,
-    trains_nothing,
-    unlearn,
-    wmdp_presets,
-)
+from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +64,6 @@ class SOULConfig(PairedRecipe):
     # Nobody published SOUL on WMDP: its constants for ToFU on the recipe of the others there.
     presets={**small_model_presets(lr=5e-6), **wmdp_presets(lr=5e-6, weight_decay=0.1)},
     memory=held,
-    refusal_reason=trains_nothing,
     tuned={
         ("tofu05", "mini"): {"lr": 2e-4, "retain_weight": 4.0},
         ("tofu10", "mini"): {"lr": 1.5e-4, "retain_weight": 4.0},

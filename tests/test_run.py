@@ -21,7 +21,6 @@ from harness.cache import Cache
 from harness.costs import Costs
 from harness.errors import Diverged, RunFailed, UsageError
 from harness.interfaces import (
-    METHODS,
     Absent,
     Evaluator,
     GenerationRequest,
@@ -899,11 +898,3 @@ def test_the_untouched_model_is_not_said_to_be_idle(bench: Bench):
         yield Progress(0, measure_here=True, total=0)
 
     assert list(run(bench, nothing).notes) == []
-
-
-def test_settings_that_a_method_refuses_are_refused_when_the_run_is_planned(bench: Bench):
-    bench.plan(steps(1))
-    fake = replace(METHODS.get("fake"), refusal_reason=lambda task, config: f"strength={config.strength:g} is too much.")
-    bench.monkeypatch.setitem(METHODS._registered, "fake", fake)
-    with pytest.raises(UsageError, match=r"^fake: strength=7 is too much\.$"):
-        plan("nano", "mini", "fake", {"strength": 7.0}, Options())
