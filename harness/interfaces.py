@@ -358,6 +358,8 @@ class Method(Generic[C]):
     """The tuned form, likewise: chosen with the same number of tries as every other method's, on another world."""
     cannot: Callable[[Task], str | None] = lambda task: None
     """Why it cannot run on a task, or None if it can."""
+    clash: Callable[[Task, C], str | None] = lambda task, config: None
+    """Why it cannot run on a task with these settings, or None if it can: what is known before any model is made."""
     memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: ()
     """What it holds besides the weights, before anything is loaded."""
     smaller: Sequence[Mapping[str, JSON]] = ()
@@ -697,6 +699,7 @@ def method(
     presets: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
     tuned: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
     cannot: Callable[[Task], str | None] = lambda task: None,
+    clash: Callable[[Task, C], str | None] = lambda task, config: None,
     memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: (),
     smaller: Sequence[Mapping[str, JSON]] = (),
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:
@@ -704,7 +707,7 @@ def method(
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
         METHODS.register(
-            name, Method(name, version, config, source, presets or {}, function, tuned or {}, cannot, memory, smaller)
+            name, Method(name, version, config, source, presets or {}, function, tuned or {}, cannot, clash, memory, smaller)
         )
         return function
 

@@ -110,6 +110,8 @@ def plan(
     task = replace(task, options=options)
     preset = chosen.preset(bench, family, form)
     config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
+    if reason := chosen.clash(task, config):
+        raise UsageError(f"{method}: {reason}.")
     slug = Path(model).name if Path(model).is_dir() else task.model
     spec = RunSpec(
         bench=bench,

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.config import JSON, settings
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task
 from harness.pretraining import SMALL_MODEL_FACTOR, SMALL_MODELS
+from methods._settings import BatchSize, Epochs, Steps, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,18 +41,18 @@ class Recipe:
 
     lr: PositiveFloat = 1e-5
     """Peak learning rate."""
-    epochs: PositiveInt = 5
+    epochs: Epochs = 5
     """Passes over the forget set."""
-    batch_size: PositiveInt = 32
+    batch_size: BatchSize = 32
     """Forget examples in a step (and as many retain examples, where the method takes any)."""
-    warmup_epochs: NonNegativeInt | None = 1
+    warmup_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = 1
     """Epochs of linear warm-up; linear decay to 0 follows. None warms up for a tenth of all steps, as SOUL's authors do."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, on all parameters."""
-    max_steps: PositiveInt | None = None
+    max_steps: Steps | None = None
     """Steps on each stage where the published form counts steps, as on WMDP; `epochs` then says at how many of them, evenly
     spaced, a point is measured."""
-    max_length: PositiveInt | None = None
+    max_length: Tokens | None = None
     """Tokens that texts are cut to; not at all if not given (ToFU's are shorter than its 500)."""
 
 

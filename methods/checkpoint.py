@@ -39,12 +39,19 @@ def none_there(task: Task) -> str | None:
     return None if published(task) else "it loads published weights, and this benchmark names none for this model"
 
 
+def not_among(task: Task, config: CheckpointConfig) -> str | None:
+    """Why a task has no checkpoint of that name, or None if it has."""
+    if config.source is None or config.source in published(task):
+        return None
+    return str(unknown("published checkpoint", config.source, published(task))).rstrip(".")
+
+
 def held(shape: ModelShape, config: CheckpointConfig) -> list[Held]:
     """The published weights, beside the model's until they have taken their place."""
     return [Held("published weights", shape.parameters * shape.weight_bytes, while_measured=False)]
 
 
-@method("checkpoint", config=CheckpointConfig, source="published weights", cannot=none_there, memory=held)
+@method("checkpoint", config=CheckpointConfig, source="published weights", cannot=none_there, clash=not_among, memory=held)
 def unlearn(setting: Setting, config: CheckpointConfig) -> Iterator[Progress]:
     """Put the published weights in place.
 
@@ -52,11 +59,9 @@ def unlearn(setting: Setting, config: CheckpointConfig) -> Iterator[Progress]:
         UsageError: if the benchmark has no such checkpoint, or if it is one of another architecture or vocabulary.
     """
     there = published(setting.task)
-    if reason := none_there(setting.task):
+    if reason := none_there(setting.task) or not_among(setting.task, config):
         raise UsageError(f"checkpoint cannot run on {setting.task.bench} with {setting.task.model}: {reason}.")
     name = config.source or there[0]
-    if name not in there:
-        raise unknown("published checkpoint", name, there)
     source = setting.sources[name]
     model, tokenizer = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
     if found := difference(setting.model, setting.tokenizer, model, tokenizer):

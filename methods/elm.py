@@ -31,11 +31,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from harness.config import JSON, settings
 from harness.documents import read_json
 from harness.errors import UsageError
-from harness.interfaces import METHODS, Held, ModelShape, Progress, Setting, Stage, method
+from harness.interfaces import METHODS, Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.pretraining import SMALL_MODEL_FACTOR
 from methods._adapters import Adapters, Kind, linear_maps
 from methods._elm_words import AUTHORS, BIO, CYBER, EXPERT, NOVICE, TURNS
 from methods._first_order import WMDP, WMDP_FACTOR, evenly
+from methods._settings import BatchSize, LayerNumbers, Points, Rank, absent_layers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +51,9 @@ UNKNOWN_SHARE = 0.25
 """From this share of unknown words on a context says nothing."""
 
 
+NewTokens = Annotated[int, Field(ge=1, le=10_000)]
+
+
 @settings
 class ELMConfig:
     """Settings of ELM; the defaults are its README's for zephyr-7b."""
@@ -58,13 +62,13 @@ class ELMConfig:
     """Learning rate of the adapters, constant."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, on the adapters."""
-    rounds: PositiveInt = 3000
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 3000
     """How often `order` is gone through; each of its entries takes a forget text, a retain text and a continuation."""
-    order: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    order: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, max_length=100)] | None = None
     """The stages of a round by number, from 0, some of them more than once; each once if not given. 0,0,1 on zephyr-7b."""
-    batch_size: PositiveInt = 4
+    batch_size: BatchSize = 4
     """Entries whose gradients are summed for a step."""
-    rank: PositiveInt = 256
+    rank: Rank = 256
     """Rank of the adapters."""
     alpha: PositiveInt = 16
     """Their scale times their rank."""
@@ -72,7 +76,7 @@ class ELMConfig:
     """Share of the adapters' inputs that are dropped."""
     target_modules: Kind = "all"
     """Which linear maps of a decoder layer are adapted."""
-    layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = (4, 5, 6, 7)
+    layers: LayerNumbers | None = (4, 5, 6, 7)
     """Decoder layers that are adapted, from 0; none stands for all."""
     eta: PositiveFloat = 1000.0
     """η, how far the target is driven from the expert to the novice at a text's last token."""
@@ -90,7 +94,7 @@ class ELMConfig:
     """The retain term: the cross-entropy of the likeliest token, as in its code, or the KL divergence, as in its paper."""
     guidance: NonNegativeFloat = 3.0
     """γ, how much a sampled continuation prefers the novice to the expert."""
-    new_tokens: tuple[PositiveInt, PositiveInt] = (100, 300)
+    new_tokens: tuple[NewTokens, NewTokens] = (100, 300)
     """At least and at most so many tokens are sampled."""
     contexts: Literal["sentences", "texts"] = "sentences"
     """Whether sentences say that an expert or a novice writes, or other texts of the stage stand for them."""
@@ -100,7 +104,7 @@ class ELMConfig:
     """Texts of no more characters are left out."""
     max_characters: PositiveInt = 700
     """Texts are cut to so many characters."""
-    points: PositiveInt = 5
+    points: Points = 5
     """At how many steps, evenly spaced, a point is measured."""
 
     def __post_init__(self) -> None:
@@ -137,6 +141,11 @@ SMALL: Mapping[str, JSON] = {
 """Fewer rounds, since these models have few texts, and adapters that are not wider than the weights."""
 
 
+def clash(task: Task, config: ELMConfig) -> str | None:
+    """Stages and layers that are not there."""
+    return absent_stages(config, len(task.stages)) or absent_layers(task, "layers", config.layers)
+
+
 @method(
     "elm",
     config=ELMConfig,
@@ -153,6 +162,7 @@ SMALL: Mapping[str, JSON] = {
         ("wmdp-bio", "zephyr-7b"): {"concepts": [BIO]},
         ("wmdp-cyber", "zephyr-7b"): {"concepts": [CYBER]},
     },
+    clash=clash,
     memory=held,
     smaller=({"rank": 64}, {"layers": [4, 5]}),
     tuned={("wmdp", "mini"): {"lr": 5e-3}},
@@ -340,6 +350,13 @@ class Entry:
     """How many entries that stage has had before."""
 
 
+def absent_stages(config: ELMConfig, stages: int) -> str | None:
+    """Why `order` cannot be followed with so many stages, or None if it can."""
+    if missing := [number for number in config.order or () if number >= stages]:
+        return f"order={list(config.order or ())}: there are the stages 0 to {stages - 1}, {missing} are not among them"
+    return None
+
+
 def schedule(config: ELMConfig, stages: int) -> list[Entry]:
     """All entries in order.
 
@@ -347,8 +364,8 @@ def schedule(config: ELMConfig, stages: int) -> list[Entry]:
         UsageError: if `order` names a stage that is not there.
     """
     order = config.order or tuple(range(stages))
-    if missing := [number for number in order if number >= stages]:
-        raise UsageError(f"order={list(order)}: there are the stages 0 to {stages - 1}, {missing} are not among them.")
+    if reason := absent_stages(config, stages):
+        raise UsageError(f"{reason}.")
     turns = [0] * stages
     entries = []
     for _ in range(config.rounds):

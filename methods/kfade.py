@@ -20,13 +20,14 @@ from functools import cache as memoise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from harness.cache import digest
 from harness.config import JSON, settings
 from harness.errors import Diverged
-from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
+from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from methods._first_order import WMDP, of_stage
+from methods._settings import LayerNumbers, Points, absent_layers, uneven
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ class KFADEConfig:
     """β of the objectives npo and simnpo (0.1 is NPO's; SimNPO takes 2.5 to 4.5)."""
     gamma: float = 0.0
     """γ of the objective simnpo."""
-    steps: PositiveInt = 1
+    steps: Points = 1
     """How many steps on each stage; 1 on ToFU, 4 on WMDP."""
     refit: bool = True
     """Whether the curvature is fitted anew before every step after the first."""
@@ -85,9 +86,9 @@ class KFADEConfig:
     steps."""
     norm: Literal["undamped", "damped"] = "undamped"
     """The metric of the step's length: G, or G + λI."""
-    layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    layers: LayerNumbers | None = None
     """Decoder layers whose MLPs are changed, from 0; all if not given."""
-    mc_samples: PositiveInt = 1
+    mc_samples: Annotated[int, Field(ge=1, le=1000)] = 1
     """Labels drawn from the model per token."""
     curvature_on: Literal["retain", "retain+forget"] = "retain"
     """The data G is fitted on; with the forget set it is the paper's ablation."""
@@ -159,10 +160,16 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
     ]
 
 
+def clash(task: Task, config: KFADEConfig) -> str | None:
+    """Layers that are not there, and as many step sizes as there are no stages."""
+    return absent_layers(task, "layers", config.layers) or uneven(task, step_size=config.step_size)
+
+
 @method(
     "kfade",
     config=KFADEConfig,
     source="arXiv:2602.10568",
+    clash=clash,
     memory=held,
     smaller=({"layers": [3, 4, 5, 6]}, {"estimator": "kfac"}),
     presets={

@@ -12,9 +12,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from harness.config import settings
 from harness.interfaces import Held, ModelShape, Progress, Setting, method
@@ -35,7 +35,7 @@ class KLMinConfig(PairedRecipe):
     """Weight of K."""
     kl_positions: Literal["all_padded", "answer"] = "all_padded"
     """Over what K averages: every position of sequences padded to `pad_length`, as published, or answer tokens."""
-    pad_length: PositiveInt = 500
+    pad_length: Annotated[int, Field(ge=1, le=131_072)] = 500
     """Tokens that retain sequences are padded to with `all_padded`."""
 
 

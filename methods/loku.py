@@ -17,16 +17,17 @@ are merged into the weights, and training goes on from W*, A and B as they were.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from harness.anatomy import LinearMap
 from harness.config import settings
 from harness.errors import Diverged, UsageError
-from harness.interfaces import Held, ModelShape, Progress, Setting, method
+from harness.interfaces import Held, ModelShape, Progress, Setting, Task, method
 from methods._adapters import Adapters, Kind, linear_maps
 from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, small_model_presets, unlearn
+from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,13 +50,13 @@ class LoKUConfig(PairedRecipe):
     """The forget term: the inverted hinge loss, or minus the cross-entropy (its ablation)."""
     fila: bool = True
     """Whether the adapters start from the Fisher-weighted part of the weights; otherwise as LoRA's do, A random and B = 0."""
-    rank: PositiveInt = 16
+    rank: Rank = 16
     """r, the adapters' rank; the paper runs 4, 8, 16 and 32 on ToFU, and 16 is this project's choice among them."""
     target_modules: Kind = "all"
     """Which linear maps of a decoder layer are adapted."""
-    layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    layers: LayerNumbers | None = None
     """Decoder layers that are adapted, from 0; all if not given."""
-    fisher_batch: PositiveInt = 2
+    fisher_batch: BatchSize = 2
     """Examples of each side in a mini-batch of the importances; the repository takes 2 with Llama-2-7B, 4 with phi-1.5."""
 
 
@@ -76,11 +77,20 @@ def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
     ]
 
 
+def clash(task: Task, config: LoKUConfig) -> str | None:
+    """Layers that are not there, and more ranks than a small model is wide."""
+    shape = architecture(task)
+    if config.fila and shape and config.rank > shape.hidden_size:
+        return f"rank={config.rank}: fila starts from singular values, of which there are {shape.hidden_size} at most"
+    return absent_layers(task, "layers", config.layers)
+
+
 @method(
     "loku",
     config=LoKUConfig,
     source="arXiv:2408.06621",
     presets={**small_model_presets(lr=1e-4), ("*", "phi-1.5"): {"lr": 2e-4, "fisher_batch": 4}},
+    clash=clash,
     memory=held,
     smaller=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
     tuned={

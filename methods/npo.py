@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
@@ -29,6 +29,7 @@ from methods._first_order import (
     unlearn,
     wmdp_presets,
 )
+from methods._settings import Epochs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 class NPOConfig(PairedRecipe):
     """Settings of NPO; the defaults are its repository's."""
 
-    epochs: PositiveInt = 10
+    epochs: Epochs = 10
     """Passes over the forget set."""
     frozen_partner: bool = True
     """Give a forget example the same retain partner in every epoch, as its repository does."""

@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt
 
 from harness.config import settings
 from harness.errors import UsageError
-from harness.interfaces import Progress, Setting, method
+from harness.interfaces import Progress, Setting, Task, method
 from harness.loading import placement
 
 
@@ -24,22 +24,29 @@ class RetrainedConfig:
     """0 is the one forget quality compares with, others differ in the order of their data; by default 1 where there is one."""
 
 
-@method("retrained", config=RetrainedConfig, source="reference arm")
+def chosen(task: Task, config: RetrainedConfig) -> str:
+    """The name of the source that is meant."""
+    return f"retain-{config.index if config.index is not None else int('retain-1' in task.sources)}"
+
+
+def absent(task: Task, config: RetrainedConfig) -> str | None:
+    """Why a task has no such retrained model, or None if it has."""
+    if (name := chosen(task, config)) in task.sources:
+        return None
+    there = ", ".join(source for source in task.sources if source.startswith("retain-"))
+    return f"index={name.removeprefix('retain-')}: {task.bench} on {task.model} has {there or 'no retrained models'}"
+
+
+@method("retrained", config=RetrainedConfig, source="reference arm", clash=absent)
 def unlearn(setting: Setting, config: RetrainedConfig) -> Iterator[Progress]:
     """Put the retrained model's weights in place.
 
     Raises:
         UsageError: if the benchmark has no such retrained model.
     """
-    index = config.index if config.index is not None else int("retain-1" in setting.sources)
-    name = f"retain-{index}"
-    if name not in setting.sources:
-        there = [source for source in setting.sources if source.startswith("retain-")]
-        raise UsageError(
-            f"retrained: index={index}: {setting.task.bench} on {setting.task.model} has "
-            f"{', '.join(there) or 'no retrained models'}."
-        )
-    source = setting.sources[name]
+    if reason := absent(setting.task, config):
+        raise UsageError(f"retrained: {reason}.")
+    source = setting.sources[chosen(setting.task, config)]
     model, _ = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
     setting.costs.saved(source.seconds(setting.cache) or 0.0)
     setting.model.load_state_dict(model.state_dict())

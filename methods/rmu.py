@@ -27,15 +27,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from harness import anatomy
 from harness.anatomy import DecoderLayer
 from harness.config import settings
 from harness.errors import UsageError
-from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, method
+from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.pretraining import SMALL_MODEL_FACTOR
 from methods._first_order import WMDP, WMDP_FACTOR, evenly, of_stage
+from methods._settings import BatchSize, LayerNumber, LayerNumbers, Points, Steps, Tokens, absent_layers, uneven
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,9 +50,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-6
 NORM_BATCHES = 16
 """Batches of the forget corpus on which its typical norm is measured."""
 
-Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 Weights = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-Lengths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Lengths = Annotated[tuple[Tokens, ...], Field(min_length=1)]
 
 
 @settings
@@ -60,13 +60,13 @@ class RMUConfig:
 
     lr: PositiveFloat = 5e-5
     """Learning rate, constant."""
-    steps: PositiveInt = 150
+    steps: Steps = 150
     """Steps in all; stages take them in turns."""
-    batch_size: PositiveInt = 4
+    batch_size: BatchSize = 4
     """Forget texts in a step, and as many retain texts."""
-    layer: NonNegativeInt = 7
+    layer: LayerNumber = 7
     """The decoder layer behind which the residual stream is steered, from 0."""
-    layers: Layers = (5, 6, 7)
+    layers: LayerNumbers = (5, 6, 7)
     """Decoder layers whose MLP down-projections are trained, from 0; none lies behind `layer`."""
     coefficient: Weights = (6.5,)
     """c, the length of the state that forget texts are steered to."""
@@ -76,16 +76,16 @@ class RMUConfig:
     """α, the weight of the retain term."""
     max_length: Lengths = (512,)
     """Tokens that forget texts are cut to; 512 for bio and 768 for cyber in the original."""
-    retain_max_length: PositiveInt = 512
+    retain_max_length: Tokens = 512
     """Tokens that retain texts are cut to."""
     positions: Literal["padded", "tokens", "answer"] = "padded"
     """Over what the means run: all positions, padding on the left included, as the original's; tokens; or those of answers
     alone."""
-    points: PositiveInt = 5
+    points: Points = 5
     """At how many steps, evenly spaced, a point is measured."""
 
     def __post_init__(self) -> None:
-        if behind := sorted(set(self.layers) - set(range(self.layer + 1))):
+        if behind := sorted(number for number in self.layers if number > self.layer):
             raise ValueError(f"layers={list(self.layers)}: {behind} lie behind layer={self.layer} and would never move")
 
 
@@ -118,6 +118,15 @@ SMALL = {
 """Two and three layers of width 160 or so; at α = 1200 nothing is forgotten there (tried on mini@1)."""
 
 
+def clash(task: Task, config: RMUConfig) -> str | None:
+    """Layers that are not there, and as many values as there are no stages."""
+    return (
+        absent_layers(task, "layer", (config.layer,))
+        or absent_layers(task, "layers", config.layers)
+        or uneven(task, coefficient=config.coefficient, alpha=config.alpha, max_length=config.max_length)
+    )
+
+
 @method(
     "rmu",
     version=2,
@@ -131,6 +140,7 @@ SMALL = {
         ("wmdp-bio", "zephyr-7b"): {"max_length": [512]},
         ("wmdp-cyber", "zephyr-7b"): {"max_length": [768]},
     },
+    clash=clash,
     memory=held,
     smaller=({"max_length": [256], "retain_max_length": 256},),
     tuned={("wmdp", "mini"): {"lr": 5e-3}},

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
@@ -26,6 +26,7 @@ from methods._first_order import (
     unlearn,
     wmdp_presets,
 )
+from methods._settings import Epochs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ SMALL = small_model_presets(lr=1e-5)
 class SimNPOConfig(PairedRecipe):
     """Settings of SimNPO; the defaults are its repository's for forget10."""
 
-    epochs: PositiveInt = 10
+    epochs: Epochs = 10
     """Passes over the forget set."""
     frozen_partner: bool = True
     """Give a forget example the same retain partner in every epoch, as its repository does."""

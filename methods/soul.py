@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
 from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn, wmdp_presets
+from methods._settings import BatchSize, Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +36,9 @@ class SOULConfig(PairedRecipe):
 
     lr: PositiveFloat = 5e-6
     """Peak learning rate: the most a weight can move in a step, decay aside."""
-    batch_size: PositiveInt = 4
+    batch_size: BatchSize = 4
     """Forget examples in a step, and as many retain examples."""
-    warmup_epochs: NonNegativeInt | None = None
+    warmup_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
     """Epochs of linear warm-up; linear decay to 0 follows. None warms up for a tenth of all steps, as SOUL's authors do."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled; on matrices only, not on norms and biases."""
@@ -51,7 +52,7 @@ class SOULConfig(PairedRecipe):
     """ρ, what the curvature is multiplied with in the step's denominator; smaller clips more coordinates. SOUL's for ToFU."""
     hessian_scale: PositiveFloat = 5120.0
     """What multiplies the curvature besides, with `sophia`: a batch size that SOUL's authors leave at its default."""
-    hessian_interval: PositiveInt = 10
+    hessian_interval: Steps = 10
     """Steps from one estimate of the curvature to the next, with `sophia_g` (k of arXiv:2305.14342)."""
     epsilon: PositiveFloat = 1e-12
     """The denominator's least value, with `sophia_g` (ε of arXiv:2305.14342)."""
