@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from harness.documents import read_json
-from harness.errors import RunFailed, UsageError, unknown
+from harness.documents import read_json, whole_number
+from harness.errors import RunFailed, UsageError, cut, unknown
 from harness.registry import ROOT
 
 if TYPE_CHECKING:
@@ -101,6 +101,18 @@ class RetainName(StrEnum):
     neighbours = "neighbours"
 
 
+def _number(*flags: str, help: str, least: int = 1, most: int = 2**32 - 1) -> Any:
+    """A flag that takes a whole number: plain digits, and no more of them than can be meant."""
+
+    def read(text: object) -> int:
+        number = whole_number(str(text))
+        if number is None or not least <= number <= most:
+            raise UsageError(f"{flags[0]} {cut(str(text))} is no whole number from {least} to {most:,}.")
+        return number
+
+    return typer.Option(*flags, parser=read, metavar="NUMBER", help=help)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no table.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Where records go; the checkout's results/ by default.")]
@@ -108,7 +120,7 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", envvar="HARNESS_DATA", help="A folder laid out by hub id, used before the hub.")
 ]
 Model = Annotated[str, typer.Option("--model", help="A card, mini, mini@SEED, scratch, a hub id or a folder.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows per split.")]
+Limit = Annotated[int | None, _number("--limit", help="At most this many rows per split.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, cuda:all, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
 GeneratorOption = Annotated[str, typer.Option("--generator", help="Who writes answers and scores choices: auto, hf or vllm.")]
@@ -123,7 +135,10 @@ ExecutorOption = Annotated[
     ExecutorName,
     typer.Option("--executor", help="Here, or on the Ray cluster of RAY_ADDRESS (a shared file system is needed)."),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="So many runs at a time, each in a process of its own.")]
+Jobs = Annotated[
+    int | None,
+    _number("--jobs", "-j", help="So many runs at a time, each in a process of its own.", most=1000),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Go ahead with more than 10,000 runs.")]
 Reference = Annotated[Path | None, typer.Option("--reference", help="A retrained model's evaluation log to compare with.")]
 JudgeOption = Annotated[
@@ -131,7 +146,8 @@ JudgeOption = Annotated[
 ]
 JudgeUrl = Annotated[str, typer.Option("--judge-url", help="The address of an OpenAI-compatible judge, up to /v1.")]
 JudgeRepetitions = Annotated[
-    int, typer.Option("--judge-repetitions", min=1, help="How often all is answered and judged; papers take 5.")
+    int,
+    _number("--judge-repetitions", help="How often all is answered and judged; papers take 5."),
 ]
 
 
@@ -150,7 +166,7 @@ def run(
     model: Model = "mini",
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting, key=value; lists as [3,4].")] = None,
     form: FormOption = FormName.published,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Unlearning seed.")] = 0,
+    seed: Annotated[int, _number("--seed", help="Unlearning seed.", least=0)] = 0,
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -366,7 +382,10 @@ def sweep(
     model: Model = "mini",
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting of every try, key=value.")] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Unlearning seeds, parted by commas.")] = "0",
-    budget: Annotated[int | None, typer.Option("--budget", min=1, help="The same number of settings for every method.")] = None,
+    budget: Annotated[
+        int | None,
+        _number("--budget", help="The same number of settings for every method."),
+    ] = None,
     search: Annotated[SearchName, typer.Option("--search", help="How the budget's settings are drawn.")] = SearchName.grid,
     by: Annotated[
         str, typer.Option("--by", help="The metric that settings are chosen by, recorded with every try; orders the table.")
@@ -517,10 +536,11 @@ def study(
 
 
 def _seeds(words: str) -> list[int]:
-    parts = words.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--seeds {words} is no list of seeds. Write 0,1,2.")
-    seeds = [int(part) for part in parts]
+    from harness.interfaces import MOST_SEED
+
+    seeds = [seed for part in words.split(",") if (seed := whole_number(part.strip())) is not None and seed <= MOST_SEED]
+    if len(seeds) < words.count(",") + 1:
+        raise UsageError(f"--seeds {words} is no list of seeds from 0 to {MOST_SEED:,}. Write 0,1,2.")
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds {words} names a seed twice.")
     return seeds

@@ -94,7 +94,10 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
     try:
         return TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
-        raise UsageError("; ".join(_sentence(owner, detail) for detail in error.errors()) + ".") from None
+        details = error.errors()
+        # Of a list whose items are wrong pydantic also says that it is too short.
+        told = [detail for detail in details if detail["type"] != "too_short"] or details
+        raise UsageError("; ".join(_sentence(owner, detail) for detail in told) + ".") from None
 
 
 def _sentence(owner: str, detail: Any) -> str:

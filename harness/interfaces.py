@@ -35,6 +35,8 @@ Form = Literal["published", "tuned"]
 Points = Literal["all", "last"]
 Retain = Literal["all", "general", "neighbours"]
 Better = Literal["higher", "lower", "closer"]
+MOST_SEED = 2**32 - 1
+"""The largest seed: all generators take it, and what is computed from it stays under 2^64."""
 Row = Mapping[str, Any]
 """One row of a data set, as read from its file."""
 

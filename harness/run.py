@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 from harness.cache import Cache, disk_errors, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
+from harness.documents import whole_number
 from harness.errors import Diverged, RunFailed, UsageError, reason, without_secrets
 from harness.interfaces import (
     BENCHMARKS,
     EVALUATORS,
     METHODS,
+    MOST_SEED,
     Form,
     Method,
     Options,
@@ -98,6 +100,8 @@ def plan(
     Raises:
         UsageError: for anything that is not known, not allowed or not there.
     """
+    if not 0 <= options.seed <= MOST_SEED:
+        raise UsageError(f"the seed {options.seed} is not between 0 and {MOST_SEED:,}.")
     chosen = METHODS.get(method)
     task = task or BENCHMARKS.get(bench).task(model, options)
     if task.retain != options.retain:
@@ -473,9 +477,9 @@ def pick_device(asked: str) -> str:
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }
-    if kind not in there or (number and not number.isdecimal()):
+    if kind not in there or (number and whole_number(number) is None):
         raise UsageError(f"no device called '{asked}'. There are: auto, cpu, cuda, cuda:N, cuda:all, mps.")
-    if int(number or 0) >= there[kind]:
+    if (whole_number(number) or 0) >= there[kind]:
         have = f"{there[kind]} {kind} device{'s' * (there[kind] != 1)}"
         raise UsageError(f"this machine has {have}, '{asked}' is not among them. Use --device cpu or auto.")
     return asked

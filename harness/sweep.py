@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from harness.cache import Cache
 from harness.config import JSON, parse
 from harness.documents import read_yaml
-from harness.errors import UsageError, unknown
+from harness.errors import UsageError, cut, unknown
 from harness.interfaces import BENCHMARKS, Form, Measurement, Options, Task
 from harness.run import Plan, attempt, plan
 from harness.store import SCHEMA_VERSION, RunResult, Store, Trial
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harness.executors import Executor
 
 MOST_RUNS = 10_000
+MOST_RUNS_AT_ALL = 1_000_000
 DRAWN_DIGITS = 3
 """Significant digits of a number drawn from a span: as many as one would type."""
 
@@ -273,8 +274,10 @@ def check_count(count: int, yes: bool) -> None:
     """Refuse what looks like a slip.
 
     Raises:
-        UsageError: for more than `MOST_RUNS` runs that nobody has confirmed.
+        UsageError: for more than `MOST_RUNS` runs that nobody has confirmed, or more than can be listed.
     """
+    if count > MOST_RUNS_AT_ALL:
+        raise UsageError(f"that is {count:.2g} runs, more than one command can hold ({MOST_RUNS_AT_ALL:,}).")
     if count > MOST_RUNS and not yes:
         raise UsageError(f"that is {count} runs; if you mean it, add --yes.")
 
@@ -322,8 +325,8 @@ def read_file(path: Path) -> dict[str, JSON]:
         if key in told and (not isinstance(told[key], dict) or not told[key]):
             raise UsageError(f"{path.name}: '{key}' is empty; write settings and their values under it.")
     for key in _NUMBERS:
-        if key in told and not (type(told[key]) is int and told[key] >= 1):
-            raise UsageError(f"{path.name}: {key}={told[key]} is no whole number above 0.")
+        if key in told and not (type(told[key]) is int and 1 <= told[key] < 2**32):
+            raise UsageError(f"{path.name}: {key}={cut(str(told[key]))} is no whole number from 1 to {2**32 - 1:,}.")
     words = {
         key: ",".join(map(str, told[key] if isinstance(told[key], list) else [told[key]])) for key in _WORDS if key in told
     }
@@ -340,6 +343,25 @@ def _axis(path: Path, key: str, values: JSON) -> list[JSON] | Span:
 
 
 # ---------------------------------------------------------------- doing them
+
+
+def check_metric(plans: Sequence[Plan], store: Store) -> None:
+    """Refuse a metric to choose settings by that runs measured alike did not give; with no such record it is told at the end.
+
+    Raises:
+        UsageError: naming what they gave.
+    """
+    asked = {todo.trial.metric for todo in plans if todo.trial} - {""}
+    if not asked:
+        return
+    alike = {(todo.spec.bench, todo.spec.variant, *sorted(todo.spec.evaluators.items())) for todo in plans}
+    given: set[str] = set()
+    for result in store.runs():
+        spec = result.spec
+        if result.points and (spec.bench, spec.variant, *sorted(spec.evaluators.items())) in alike:
+            given |= {item.metric for item in result.points[-1].measurements}
+    for metric in asked - given if given else ():
+        raise unknown("metric of these evaluators", metric, given)
 
 
 def run_all(
@@ -393,6 +415,7 @@ def run_tries(
     """
     tasks: Tasks = {}
     plans = [todo.plan(tasks) for todo in tries]
+    check_metric(plans, store)
     results: dict[int, RunResult] = {}
     for index, todo in enumerate(plans):
         found = _found(todo, store)

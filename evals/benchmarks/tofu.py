@@ -18,10 +18,12 @@ from evals.benchmarks import _world
 from evals.benchmarks._tofu_cards import CARDS
 from harness.cache import digest
 from harness.data import dataset_file, fingerprint, read_rows
+from harness.documents import whole_number
 from harness.errors import UsageError, unknown
 from harness.hub import unreachable
 from harness.interfaces import (
     EVALUATORS,
+    MOST_SEED,
     Absent,
     Difference,
     Evaluator,
@@ -200,9 +202,10 @@ class Tofu:
         """Read the data and name the sources; see `harness.interfaces.Benchmark.task`."""
         family, at, suffix = model.partition("@")
         if family == "mini":
-            if at and not suffix.isdecimal():
+            seed = whole_number(suffix) if at else 0
+            if seed is None or seed > MOST_SEED:
                 raise UsageError(f"'{model}' is no model: after mini@ comes the world's seed, such as mini@1.")
-            return self._mini(int(suffix or 0), options)
+            return self._mini(seed, options)
         if model == "scratch":
             return self._scratch(options)
         if model in CARDS:

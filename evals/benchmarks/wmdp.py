@@ -24,9 +24,11 @@ from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, MML
 from harness.cache import digest, file_digest
 from harness.corpora import Corpus, Windows
 from harness.data import dataset_files, fingerprint, read_rows
+from harness.documents import whole_number
 from harness.errors import UsageError, unknown
 from harness.interfaces import (
     EVALUATORS,
+    MOST_SEED,
     Absent,
     Difference,
     Evaluator,
@@ -194,9 +196,10 @@ class Wmdp:
             raise UsageError(f"{self.name} has one set of definitions; leave out --variant {options.variant}.")
         family, at, suffix = model.partition("@")
         if family == "mini":
-            if at and not suffix.isdecimal():
+            seed = whole_number(suffix) if at else 0
+            if seed is None or seed > MOST_SEED:
                 raise UsageError(f"'{model}' is no model: after mini@ comes the world's seed, such as mini@1.")
-            return self._mini(int(suffix or 0), options)
+            return self._mini(seed, options)
         if model in CARDS:
             card = CARDS[model]
             base = CheckpointSource(

@@ -1,0 +1,90 @@
+"""What is wrong with a command is said before anything is trained, loaded or measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.config import resolve
+from harness.errors import UsageError
+from harness.interfaces import METHODS, MOST_SEED, Options
+from harness.run import plan
+from harness.store import Store
+from harness.sweep import Sweep, check_count, check_metric
+from tests.records import number, run, write
+
+
+@pytest.mark.parametrize(
+    ("method", "bench", "settings", "says"),
+    [
+        ("kfade", "tofu01", {"layers": [99]}, r"layers=\[99\]: the model has layers 0 to 1, \[99\] are not among them"),
+        ("kfade", "tofu01", {"layers": [0, 0]}, r"layers=\[0, 0\] is not allowed: a layer is named twice"),
+        ("kfade", "wmdp", {"step_size": [1e-3, 1e-3, 1e-3], "target_kl": None}, "one for each of the 2 stages"),
+        ("rmu", "tofu01", {"layer": 99}, "layer=99: the model has layers 0 to 1"),
+        ("rmu", "tofu01", {"layer": 2, "layers": [1]}, "layer=2: the model has layers 0 to 1"),
+        ("rmu", "wmdp", {"alpha": [1, 2, 3]}, r"alpha=\[1.0, 2.0, 3.0\]: give one value, or one for each of the 2 stages"),
+        ("elm", "tofu01", {"order": [5]}, r"order=\[5\]: there are the stages 0 to 0, \[5\] are not among them"),
+        ("elm", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
+        ("loku", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
+        ("loku", "tofu01", {"rank": 200}, "rank=200: fila starts from singular values, of which there are 160 at most"),
+        ("retrained", "tofu01", {"index": 99}, "index=99: tofu01 on mini has retain-0, retain-1, retain-2"),
+    ],
+)
+def test_what_a_model_or_a_benchmark_lacks_is_refused_when_the_run_is_planned(method, bench, settings, says):
+    with pytest.raises(UsageError, match=says):
+        plan(bench, "mini", method, settings, Options())
+
+
+HUGE = {"rmu": ("layer", "layers", "steps", "batch_size", "points"), "kfade": ("steps", "mc_samples", "layers")}
+HUGE |= {"elm": ("rounds", "rank", "batch_size", "points", "new_tokens"), "loku": ("rank", "epochs", "fisher_batch")}
+HUGE |= {"ga": ("epochs", "batch_size", "max_steps", "warmup_epochs"), "soul": ("hessian_interval",), "kl_min": ("pad_length",)}
+
+
+@pytest.mark.parametrize(("method", "key"), [(method, key) for method, keys in HUGE.items() for key in keys])
+@pytest.mark.parametrize("number", [10**8, 10**18, 10**400])
+def test_a_setting_that_would_never_end_is_refused(method, key, number):
+    value = [number, number] if key == "new_tokens" else [number] if key == "layers" else number
+    with pytest.raises(UsageError, match=f"{key}=.* is not allowed"):
+        resolve(METHODS.get(method).config, {key: value}, owner=method)
+
+
+def test_of_a_wrong_item_of_a_list_one_thing_is_said():
+    with pytest.raises(UsageError) as caught:
+        resolve(METHODS.get("kfade").config, {"layers": ["x" * 20_000], "target_kl": 0.1}, owner="kfade")
+    assert "at least 1 item" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("seed", [-1, MOST_SEED + 1, 10**400])
+def test_a_seed_that_a_generator_would_not_take_is_refused(seed):
+    with pytest.raises(UsageError, match="is not between 0 and"):
+        plan("tofu01", "mini", "untouched", {}, Options(seed=seed))
+
+
+@pytest.mark.parametrize("model", ["mini@٣", "mini@", "mini@-1", "mini@1_0", "mini@99999999999999999999", "mini@" + "9" * 5000])
+@pytest.mark.parametrize("bench", ["tofu01", "wmdp"])
+def test_a_world_is_named_by_plain_digits(bench, model):
+    with pytest.raises(UsageError, match="after mini@ comes the world's seed"):
+        plan(bench, model, "untouched", {}, Options())
+
+
+def test_more_runs_than_can_be_listed_are_refused_though_confirmed():
+    check_count(1_000_000, yes=True)
+    with pytest.raises(UsageError, match="more than one command can hold"):
+        check_count(10**30, yes=True)
+
+
+def test_a_metric_that_runs_measured_alike_did_not_give_is_refused_before_they_run(tmp_path):
+    store, options = Store(tmp_path), Options(evals=("rouge",))
+
+    def plans(metric: str):
+        sweep = Sweep(["untouched"], ["tofu01"], "mini", [0], options, {}, {}, by=metric)
+        return [todo.plan({}) for todo in sweep.tries()]
+
+    (todo,) = plans("nonsense")
+    check_metric([todo], store)  # nothing is recorded: it is told at the end
+    alike = {name: getattr(todo.spec, name) for name in ("bench", "variant", "evaluators")}
+    write(tmp_path, run([number("forget_rouge", 0.5)], spec=alike))
+    with pytest.raises(UsageError, match=r"no metric of these evaluators called 'nonsense'.* There are: forget_rouge"):
+        check_metric(plans("nonsense"), store)
+    check_metric(plans("forget_rouge"), store)
+    check_metric(plans(""), store)
