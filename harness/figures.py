@@ -108,7 +108,7 @@ def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chose
     made = FIGURES.get(name).draw(runs, options)
     files: dict[str, bytes] = {}
     for part, item in sorted(made.items()):
-        stem = f"{name}-{part}" if part else name
+        stem = re.sub(r"[/\\\0]+", "-", f"{name}-{part}") if part else name  # parts hold names out of records
         for kind in chosen:
             if isinstance(item, Sheet) and kind in WRITTEN:
                 files[f"{stem}.{kind}"] = _written(item, kind).encode()

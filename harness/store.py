@@ -24,10 +24,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from harness.cache import canonical, digest, disk_errors, flush
@@ -53,13 +53,15 @@ LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all"}
 """The same of a spec's fields."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid")
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9@_][A-Za-z0-9@._-]{0,99}$")]
+"""What becomes a folder's name; a record that others made must not lead out of the store."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class RunSpec:
     """All that decides a run's outcome; the digest of its JSON is the run's name."""
 
-    bench: str
+    bench: FolderName
     """The benchmark."""
     bench_version: int
     """Its version."""
@@ -67,7 +69,7 @@ class RunSpec:
     """The model as asked for, a folder's path cut to its name."""
     sources: Mapping[str, JSON]
     """Identity of every source the run can use: the model before unlearning, the retrained ones."""
-    method: str
+    method: FolderName
     """The method."""
     method_version: int
     """Its version."""

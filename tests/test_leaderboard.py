@@ -307,13 +307,10 @@ def test_what_comes_from_records_is_text(tmp_path: Path):
         Absent(metric="b" + SCRIPT, reason=SCRIPT),
     ]
     made = replace(records.PROVENANCE, command=SCRIPT, processor=SCRIPT)
-    (folder,) = records.write(
+    records.write(
         tmp_path,
         of("ga", bad, selection=SCRIPT, notes=[SCRIPT], provenance=made, spec={"model": SCRIPT, "config": {"lr": SCRIPT}}),
     )
-    told = json.loads((folder / "run.json").read_text())
-    told["spec"]["method"] = SCRIPT  # a folder cannot be called so, a record can
-    (folder / "run.json").write_text(json.dumps(told))
     records.write(tmp_path, of("npo", bad, status="failed", error=SCRIPT, spec={"model": SCRIPT}))
     (tmp_path / "published").mkdir()
     paper = dict.fromkeys(("paper", "source", "model", "protocol"), SCRIPT) | {"notes": [SCRIPT]}

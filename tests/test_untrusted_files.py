@@ -15,11 +15,14 @@ from jinja2 import TemplateError
 from harness import memory
 from harness.cache import Cache
 from harness.errors import UsageError, reason, without_secrets
+from harness.figures import draw
 from harness.generation import HFGenerator
-from harness.interfaces import GenerationRequest, Sampling, Task
+from harness.interfaces import FIGURES, Figure, FigureOptions, GenerationRequest, Sampling, Sheet, Task
 from harness.models import CheckpointSource, load_checkpoint, own_dtype
 from harness.run import without_paths
+from harness.store import read_spec, to_json
 from tests.conftest import Nano
+from tests.records import SPEC
 from tests.test_models import Touch, change_config
 
 
@@ -157,3 +160,25 @@ def test_a_message_without_secrets_stays_as_it_is(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_TOKEN", "x")
     for text in ("write https://HOST/v1, x", "me@host.org", "risk-free-and-more-than-that", "the hf_ of it", "a@b://c"):
         assert without_secrets(text) == text
+
+
+# ---------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "..", "", "a/b", "a\\b", "a\0b", "a\nb", "x" * 200, ".hidden"])
+@pytest.mark.parametrize("field", ["bench", "method"])
+def test_a_record_does_not_lead_out_of_the_store(field: str, name: str):
+    told = to_json(SPEC)
+    assert read_spec(told) == SPEC
+    with pytest.raises(ValueError, match=field):
+        read_spec({**told, field: name})
+
+
+def test_a_figures_file_lies_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import pandas as pd
+
+    sheet = Sheet(pd.DataFrame({"a": [1]}), pd.DataFrame({"a": ["1"]}), "A table", ())
+    monkeypatch.setattr(FIGURES, "get", lambda name: Figure(name, lambda runs, options: {"tofu10-../../x": sheet}))
+    (file,) = draw("pareto", pd.DataFrame(), FigureOptions(tmp_path), tmp_path / "out", ["csv"])
+    assert file.parent == tmp_path / "out"
+    assert file.is_file()
