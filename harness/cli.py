@@ -957,7 +957,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         code = app(standalone_mode=False) or 0
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes any file that ends early for the end of the terminal's input
+            raise error.__cause__ from None
         code = INTERRUPTED
     except (UsageError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -83,7 +83,7 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     from harness.hub import commit, unreachable
-    from harness.loading import gated
+    from harness.refusals import gated
 
     why, pinned = unreachable(), commit(dataset, kind="dataset")
     if not why:
@@ -174,6 +174,10 @@ def _lines(path: Path) -> Iterable[tuple[int, Any]]:
 # ---------------------------------------------------------------- tokens
 
 
+MODEL_ROWS = "model_rows"
+"""Attribute of a tokenizer that has tokens beyond its model's last row: how many rows there are."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One example as token ids."""
@@ -226,7 +230,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     """
     if not texts:
         return []
-    found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    found = with_rows(tokenizer, tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"])
     _, last = added_tokens(tokenizer)
     return [ids[: len(ids) - last] for ids in found]
 
@@ -240,6 +244,22 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
                 return before, len(whole) - before - len(plain)
     # It cuts the text itself differently behind special tokens, or knows none of these letters.
     return 0, 0
+
+
+def with_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]]) -> Sequence[list[int]]:
+    """Texts' tokens as they are, if the model has a row for every one of them.
+
+    Raises:
+        UsageError: for an added token beyond the model's last row; such tokens may be there as long as no text holds them.
+    """
+    rows: int | None = getattr(tokenizer, MODEL_ROWS, None)
+    if rows is None:
+        return texts
+    for ids in texts:
+        if (largest := max(ids, default=0)) >= rows:
+            token, text = tokenizer.convert_ids_to_tokens(largest), tokenizer.decode(ids)
+            raise UsageError(f"a text holds {token!r}, token number {largest}, and its model has {rows} rows: '{text[:60]}…'.")
+    return texts
 
 
 @dataclass(frozen=True)

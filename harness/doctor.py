@@ -143,7 +143,7 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
     from huggingface_hub import get_token
 
     from harness.hub import unreachable
-    from harness.loading import gated
+    from harness.refusals import gated
 
     what = f"{needed.kind} {needed.id}"
     about = f" ({needed.about})" if needed.about else ""
@@ -168,7 +168,7 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
 
 
 def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
-    from harness.loading import CONFIG_FILES, TOKENIZER_FILES, local_folder
+    from harness.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder
 
     if needed.kind == "data":
         return data_dir is not None and not _missing(needed, data_dir)
@@ -190,7 +190,7 @@ def _has_weights(folder: Path) -> bool:
 def _in_hub_cache(needed: Needed) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    from harness.loading import TOKENIZER_FILES
+    from harness.configurations import TOKENIZER_FILES
 
     def cached(file: str) -> Path | None:
         found = try_to_load_from_cache(needed.id, file, repo_type="dataset" if needed.kind == "data" else "model")

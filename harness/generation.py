@@ -20,7 +20,7 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from harness.cache import digest, disk_errors
-from harness.data import token_ids
+from harness.data import token_ids, with_rows
 from harness.documents import read_json
 from harness.errors import UsageError
 from harness.identity import end_tokens, versions
@@ -275,9 +275,9 @@ def _prompts(
         answers = [said[_until(request, k + 1)] for k in range(len(request.turns) - 1)]
         texts[request] = _chat(tokenizer, request.turns, answers) if request.chat else _joined(request.turns, answers)
     plain = iter(token_ids(tokenizer, [texts[request] for request in asked if not request.chat]))
-    return [
-        tokenizer(texts[request], add_special_tokens=False)["input_ids"] if request.chat else next(plain) for request in asked
-    ]
+    chats = [tokenizer(texts[request], add_special_tokens=False)["input_ids"] for request in asked if request.chat]
+    rendered = iter(with_rows(tokenizer, chats))
+    return [next(rendered) if request.chat else next(plain) for request in asked]
 
 
 def _joined(turns: Sequence[str], answers: Sequence[str]) -> str:

@@ -10,17 +10,15 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.config import JSON, field_names, to_json
 from harness.config import resolve as resolve_settings
+from harness.configurations import meta_model
 from harness.errors import UsageError
 from harness.interfaces import Evaluator, Held, Method, ModelShape, Options, Task
 from harness.loading import ALL_GPUS
 from harness.models import CheckpointSource
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -76,34 +74,14 @@ def gib(size: float) -> str:
 # ---------------------------------------------------------------- shapes
 
 
-def meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration without its numbers: every tensor lies on the meta device and takes no memory."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-any-return]
-
-
 def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | None:
     """A checkpoint's shape and the task's, or None where its configuration cannot be read or brings code of its own.
 
     What is wrong with such a checkpoint is told when it is loaded.
     """
-    from transformers import AutoConfig
-
-    from harness.hub import unreachable
-
-    offline = None if source.folder else unreachable()
     try:
-        config = AutoConfig.from_pretrained(
-            source.folder or source.name,
-            revision=source.commit,
-            trust_remote_code=False,  # else transformers would ask at the terminal
-            local_files_only=offline is not None,
-        )
-        model = meta_model(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        model = meta_model(source.config())
+    except UsageError:
         return None
     retain = [example for stage in task.stages for example in stage.retain]
     characters = sum(len(e.tag + e.answer) for e in retain) / max(1, len(retain))
@@ -167,9 +145,8 @@ def activations(shape: ModelShape, trained: bool = True, recomputed: bool = Fals
             MLP's in each layer, else 8 and 3.
         recomputed: whether only one layer's are kept, and the inputs of the others.
     """
-    config: Any = shape.model.config
-    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    hidden, layers = _hidden(shape), _size(shape, "num_hidden_layers", 1)
+    inner = _size(shape, "intermediate_size", 4 * hidden)
     width = 14 * hidden + 4 * inner if trained else 8 * hidden + 3 * inner
     kept = width + layers * hidden if recomputed else width * layers
     logits = 3 * TOKENS_AT_ONCE * shape.vocabulary * 4
@@ -177,14 +154,26 @@ def activations(shape: ModelShape, trained: bool = True, recomputed: bool = Fals
 
 
 def measuring_bytes(shape: ModelShape) -> int:
-    """What evaluation takes: the keys and values of the prompts answered together, or the logits of a pass; rough."""
-    config: Any = shape.model.config
-    hidden, layers, heads = int(config.hidden_size), int(config.num_hidden_layers), int(config.num_attention_heads)
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    width = int(getattr(config, "head_dim", None) or hidden // heads)
+    """What evaluation takes: the keys and values of the prompts answered together, or the logits of a pass; rough.
+
+    A model without attention keeps states that are small beside either.
+    """
+    layers, heads = _size(shape, "num_hidden_layers", 1), _size(shape, "num_attention_heads", 0)
+    key_heads = _size(shape, "num_key_value_heads", heads)
+    width = _size(shape, "head_dim", _hidden(shape) // max(1, heads))
     keys_and_values = PROMPTS_AT_ONCE * ANSWERED_TOKENS * layers * 2 * key_heads * width * shape.weight_bytes
     logits = 2 * TOKENS_WHEN_READING * shape.vocabulary * 4
     return max(keys_and_values, logits)
+
+
+def _hidden(shape: ModelShape) -> int:
+    return _size(shape, "hidden_size", int(shape.model.get_input_embeddings().weight.shape[1]))  # type: ignore[index]
+
+
+def _size(shape: ModelShape, field: str, default: int) -> int:
+    """A number of the configuration, the largest where it is one a layer; the default where it says none."""
+    value = getattr(shape.model.config, field, None) or default
+    return max(map(int, value)) if isinstance(value, list | tuple) else int(value)
 
 
 # ---------------------------------------------------------------- does it fit

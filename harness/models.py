@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.cache import Cache, digest
 from harness.config import JSON
+from harness.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder, read_config, weights_of
 from harness.documents import Malformed, read_json
 from harness.errors import UsageError
-from harness.hub import pinned, unreachable
+from harness.hub import pinned
 from harness.identity import SIDECAR, folder_identity
 from harness.interfaces import ModelSource
-from harness.loading import CONFIG_FILES, TOKENIZER_FILES, load_checkpoint, load_tokenizer, local_folder, refusal
+from harness.loading import Examined, examine, load_checkpoint, load_tokenizer
 from harness.saving import same_mode
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,8 @@ class CheckpointSource:
     def identity(self) -> Mapping[str, JSON]:
         """A hub id with its commit, or the digests of a folder's files; never a path."""
         told = _identity(self._here, self.revision)
+        if base := self._base:
+            told["base"] = dict(base.identity)
         if where := self._tokenizer_here:
             told["tokenizer"] = _identity(where, None, weights=False)
         if self.trust_remote_code:
@@ -103,6 +106,12 @@ class CheckpointSource:
     def commit(self) -> str | None:
         """The commit of the hub that is loaded; None for a folder, or where nobody knows it."""
         return pinned(self._here, self.revision)
+
+    @property
+    def _base(self) -> CheckpointSource | None:
+        """What an adapter alone is merged into when it is loaded."""
+        weights = weights_of(self._here, self.commit, self.data_dir)
+        return None if weights.name == self._here else CheckpointSource(weights.name, weights.revision)
 
     @property
     def _here(self) -> str:
@@ -122,11 +131,30 @@ class CheckpointSource:
                 weights that could run code when loaded.
         """
         try:
-            return load_checkpoint(self._here, device, dtype, self.commit, self._tokenizer_here, self.trust_remote_code)
+            return load_checkpoint(
+                self._here, device, dtype, self.commit, self._tokenizer_here, self.trust_remote_code, self.data_dir
+            )
         except UsageError as error:
             if not self.doubt:
                 raise
             raise UsageError(f"{error} Mind that {self.doubt}.") from error
+
+    def examine(self) -> Examined:
+        """Look it over without reading its weights: configuration, tokenizer, names and shapes of the weights.
+
+        Raises:
+            UsageError: as `load` does.
+        """
+        place = self._tokenizer_here
+        return examine(self._here, self.commit, place, self.trust_remote_code, self.data_dir)[0]
+
+    def config(self) -> PretrainedConfig:
+        """Its configuration; of a multimodal checkpoint, that of its text part.
+
+        Raises:
+            UsageError: as `load` does.
+        """
+        return read_config(self._here, self.commit, self.trust_remote_code, self.data_dir)
 
     def tokens(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone.
@@ -141,25 +169,6 @@ class CheckpointSource:
     def seconds(self, cache: Cache) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
         return None
-
-
-def own_dtype(source: CheckpointSource) -> str:
-    """The type a checkpoint's weights are stored in, as its configuration says; float32 if it does not.
-
-    Raises:
-        UsageError: for a checkpoint that is not there.
-    """
-    from transformers import AutoConfig
-
-    here = source.folder or source.name
-    offline = None if source.folder else unreachable()
-    try:
-        config = AutoConfig.from_pretrained(
-            here, revision=source.commit, trust_remote_code=source.trust_remote_code, local_files_only=offline is not None
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise refusal(str(source.name), "configuration", error, offline) from error
-    return str(config.dtype or "float32").removeprefix("torch.")
 
 
 def _identity(name: str, revision: str | None, weights: bool = True) -> dict[str, JSON]:

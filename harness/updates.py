@@ -20,7 +20,7 @@ from harness.cache import Cache, disk_errors
 from harness.config import JSON
 from harness.errors import UsageError
 from harness.identity import UNDO
-from harness.models import CheckpointSource, own_dtype, read_sidecar, save_checkpoint, weights_fingerprint
+from harness.models import CheckpointSource, read_sidecar, save_checkpoint, weights_fingerprint
 from harness.saving import save_tensors
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def put_onto(file: Path, onto: CheckpointSource, out: Path, cache: Cache) -> int
     """
     update, about = _read(file)
     _check_empty(out)
-    model, tokenizer = onto.load(cache, "cpu", own_dtype(onto))
+    model, tokenizer = onto.load(cache, "cpu", onto.examine().dtype)
     state = model.state_dict()
     for name, tensor in update.items():
         if name not in state:
@@ -75,12 +75,30 @@ def put_onto(file: Path, onto: CheckpointSource, out: Path, cache: Cache) -> int
                 f"{file.name} updates {name} as {list(tensor.shape)}, in {onto.name} it is {list(state[name].shape)}: "
                 "an update fits models of one shape."
             )
+    _check_tied(file, update, state, onto.name)
     before = {name: state[name].clone() for name in update}
     told = {**about, "before": weights_fingerprint(model)}
     model.load_state_dict({name: added(before[name], tensor) for name, tensor in update.items()}, strict=False)
     told["after"] = weights_fingerprint(model)
     _write(model, tokenizer, out, {**read_sidecar(onto.folder), TOLD: told}, before)
     return len(update)
+
+
+def _check_tied(file: Path, update: Mapping[str, Tensor], state: Mapping[str, Tensor], onto: str) -> None:
+    """Refuse to move one tensor in two ways: the embeddings of a model that reads and writes with the same ones.
+
+    From such a model onto one with two of them it fits: its update holds both names, and each is moved alike.
+    """
+    shared: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        shared.setdefault(tensor.data_ptr(), []).append(name)
+    for names in shared.values():
+        moved = [name for name in names if name in update]
+        if moved and any(name not in update or not update[name].equal(update[moved[0]]) for name in names):
+            raise UsageError(
+                f"{' and '.join(names)} are one tensor in {onto}, and {file.name} does not move them alike: it comes from a "
+                "model with embeddings that are not tied. Untie those of the target first (tie_word_embeddings)."
+            )
 
 
 def take_back(folder: Path, out: Path, cache: Cache) -> int:
@@ -104,7 +122,7 @@ def take_back(folder: Path, out: Path, cache: Cache) -> int:
     before, _ = _tensors(folder / UNDO)
     _check_empty(out)
     source = CheckpointSource(str(folder))
-    model, tokenizer = source.load(cache, "cpu", own_dtype(source))
+    model, tokenizer = source.load(cache, "cpu", source.examine().dtype)
     if weights_fingerprint(model) != told.get("after"):
         raise UsageError(f"the weights in {folder} have changed since the update was put onto them; it cannot be taken back.")
     model.load_state_dict(before, strict=False)

@@ -144,7 +144,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 def test_weights_of_another_shape_than_the_config_says_are_refused(folder: Path):
     change_config(folder, intermediate_size=32)
-    with pytest.raises(UsageError, match=f"the model of {folder} cannot be loaded"):
+    with pytest.raises(UsageError, match=rf"the weights of {folder} do not fit .*down_proj.weight is \[16, 24\].* \[16, 32\]"):
         load(folder)
 
 
@@ -160,19 +160,6 @@ def test_a_tokenizer_larger_than_its_model_is_refused_with_both_sizes(nano: Nano
     save_checkpoint(model, nano.tokenizer, tmp_path / "c", {})
     with pytest.raises(UsageError, match=rf"has {len(nano.tokenizer)} tokens, its model only 10"):
         load(tmp_path / "c")
-
-
-@pytest.mark.parametrize(("token", "fine"), [("[PAD]", True), ("<word>", False)])
-def test_a_padding_token_beyond_the_vocabulary_is_no_fault_and_a_word_is(token: str, fine: bool, folder: Path):
-    """Llama-2's tokenizers have a <pad> that its models lack; padding holds the end token."""
-    model, tokenizer = load(folder)
-    tokenizer.add_tokens([token])
-    tokenizer.save_pretrained(folder)
-    if fine:
-        assert len(load(folder)[1]) == len(model.get_input_embeddings().weight) + 1
-    else:
-        with pytest.raises(UsageError, match="its model only"):
-            load(folder)
 
 
 def test_code_that_comes_with_a_checkpoint_is_not_run(folder: Path, tmp_path: Path):

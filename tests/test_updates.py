@@ -152,3 +152,55 @@ def test_the_command(harness_cli: HarnessCli, nano: Nano, update: Path, tmp_path
         refused = harness_cli("transfer", *words)
         assert refused.returncode == 2
         assert "--onto CHECKPOINT" in refused.stderr
+
+
+def tied_and_untied(nano: Nano, tmp_path: Path) -> tuple[Path, Path]:
+    """The same weights with one embedding and with two that are equal."""
+    from transformers import AutoModelForCausalLM
+
+    for name, tied in (("tied", True), ("untied", False)):
+        model = nano.model(2)
+        model.lm_head.weight.data.copy_(model.get_input_embeddings().weight.data)
+        model.config.tie_word_embeddings = tied
+        save_checkpoint(model, nano.tokenizer, tmp_path / name, {})
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert (again.lm_head.weight is again.get_input_embeddings().weight) == tied
+    return tmp_path / "tied", tmp_path / "untied"
+
+
+def test_an_update_of_two_embeddings_is_not_put_onto_one(nano: Nano, tmp_path: Path, cache: Cache):
+    tied, _ = tied_and_untied(nano, tmp_path)
+    old, new = nano.model(0).state_dict(), nano.model(1).state_dict()
+    moved = changed(new, old)
+    for names in ({"lm_head.weight", "model.embed_tokens.weight"}, {"lm_head.weight"}, {"model.embed_tokens.weight"}):
+        save_file({name: moved[name] for name in names}, tmp_path / "update.safetensors", metadata=ABOUT)
+        with pytest.raises(UsageError, match=r"are one tensor in .*does not move them alike"):
+            put_onto(tmp_path / "update.safetensors", CheckpointSource(str(tied)), tmp_path / "out", cache)
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_update_of_one_embedding_moves_both_of_another_model_alike_and_is_taken_back(
+    nano: Nano, tmp_path: Path, cache: Cache
+):
+    tied, untied = tied_and_untied(nano, tmp_path)
+    old = loaded(tied).state_dict()
+    step = torch.linspace(-1, 1, old["lm_head.weight"].numel()).view_as(old["lm_head.weight"])
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    save_file({name: step.clone() for name in names}, tmp_path / "update.safetensors", metadata=ABOUT)
+    for onto in (tied, untied):
+        out = tmp_path / f"{onto.name}-out"
+        put_onto(tmp_path / "update.safetensors", CheckpointSource(str(onto)), out, cache)
+        state = loaded(out).state_dict()
+        assert all(torch.equal(state[name], added(old[name], step)) for name in names)
+        take_back(out, tmp_path / f"{onto.name}-back", cache)
+        assert weights_fingerprint(loaded(tmp_path / f"{onto.name}-back")) == weights_fingerprint(loaded(onto))
+
+
+def test_a_type_that_the_configuration_does_not_name_is_kept(nano: Nano, update: Path, tmp_path: Path, cache: Cache):
+    import json
+
+    save_checkpoint(nano.model(2).to(torch.bfloat16), nano.tokenizer, tmp_path / "onto", {})
+    config = json.loads((tmp_path / "onto" / "config.json").read_text())
+    (tmp_path / "onto" / "config.json").write_text(json.dumps({**config, "dtype": None}))
+    put_onto(update, CheckpointSource(str(tmp_path / "onto")), tmp_path / "out", cache)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}

@@ -20,7 +20,6 @@ from harness.cache import digest
 from harness.data import dataset_file, fingerprint, read_rows
 from harness.documents import whole_number
 from harness.errors import UsageError, unknown
-from harness.hub import unreachable
 from harness.interfaces import (
     EVALUATORS,
     MOST_SEED,
@@ -422,18 +421,7 @@ def _numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _template_name(source: CheckpointSource) -> str:
-    from transformers import AutoConfig
-
-    offline = None if source.folder else unreachable()
-    try:
-        config = AutoConfig.from_pretrained(
-            source.folder or source.name,
-            revision=source.commit,
-            trust_remote_code=source.trust_remote_code,
-            local_files_only=offline is not None,
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no checkpoint at '{source.name}': {offline or ' '.join(str(error).split())[:200]}.") from error
+    config = source.config()
     if config.model_type == "llama" and config.vocab_size >= LLAMA3_VOCABULARY:
         return "llama3"
     return "llama2" if config.model_type in ("llama", "mistral") else "phi"
