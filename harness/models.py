@@ -22,7 +22,7 @@ from harness.hub import pinned
 from harness.identity import SIDECAR, folder_identity
 from harness.interfaces import ModelSource
 from harness.loading import Examined, examine, load_checkpoint, load_tokenizer
-from harness.saving import same_mode
+from harness.saving import for_older_readers, same_mode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -208,6 +208,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for_older_readers(folder)
     (folder / SIDECAR).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     same_mode(folder.glob("*.safetensors"), folder / SIDECAR)
 

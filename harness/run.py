@@ -449,9 +449,19 @@ def _keep(todo: Plan, keep: Keep, setting: Setting) -> None:
     if keep.update:
         base, _ = todo.task.sources["base"].load(setting.cache, "cpu", todo.options.dtype)
         before = base.state_dict()
-    family = todo.spec.model if todo.spec.model.startswith("mini") else ""
-    about = {"model": family, "bench": todo.spec.bench, "run": todo.spec.run_id}
-    keep.write(setting.model, setting.tokenizer, about, before, {"run": todo.spec.run_id, "method": todo.spec.method})
+    keep.write(setting.model, setting.tokenizer, _about(todo), before, {"run": todo.spec.run_id, "method": todo.spec.method})
+
+
+def _about(todo: Plan) -> dict[str, JSON]:
+    """What a later run must know of a saved model: which of the benchmark's it once was, and its questions' template."""
+    from harness.models import CheckpointSource, read_sidecar
+
+    task = todo.task
+    model: JSON = task.model
+    if task.model.partition("@")[0] not in BENCHMARKS.get(task.bench).models:
+        base = task.sources["base"]
+        model = read_sidecar(base.folder).get("model", "") if isinstance(base, CheckpointSource) else ""
+    return {"model": model, "template": task.template.name, "bench": task.bench, "run": todo.spec.run_id}
 
 
 def pick_device(asked: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from harness.cache import Cache
 from harness.errors import UsageError
-from harness.interfaces import Options
+from harness.interfaces import BENCHMARKS, Options
 from harness.loading import load_checkpoint
 from harness.models import CheckpointSource, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
 from tests.conftest import WORLD, Nano
@@ -45,6 +45,41 @@ def test_a_saved_checkpoint_is_an_ordinary_one(nano: Nano, tmp_path: Path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "b").eval()
     with torch.no_grad():
         assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rotation", "older"),
+    [
+        ({"rope_type": "default", "rope_theta": 500_000.0}, {"rope_theta": 500_000.0}),
+        (
+            {**LLAMA3, "rope_theta": 500_000.0, "original_max_position_embeddings": 64},
+            {"rope_theta": 500_000.0, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}},
+        ),
+    ],
+)
+def test_transformers_4_reads_what_we_save_as_we_do(
+    nano: Nano, tmp_path: Path, rotation: dict[str, Any], older: dict[str, Any]
+):
+    """It would refuse the tokenizer's class, and turn positions with a base of 10,000 and no scaling (4.51.3 did)."""
+    model, tokenizer = load_checkpoint(str(nano.folder()), "cpu", "bfloat16")
+    model.config.rope_parameters = rotation
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    save_checkpoint(model, tokenizer, tmp_path, {})
+    config, tokens = (json.loads((tmp_path / f"{name}config.json").read_text()) for name in ("", "tokenizer_"))
+    assert {name: config[name] for name in older} == older
+    assert (config["rope_parameters"], config["torch_dtype"]) == (rotation, "bfloat16")
+    assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (tokens["additional_special_tokens"], "extra_special_tokens" in tokens) == (["<turn>"], False)
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == rotation, "and so do we"
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    assert again("a <turn> a")["input_ids"] == tokenizer("a <turn> a")["input_ids"]
 
 
 def test_a_loaded_checkpoint_has_the_weights_it_was_saved_with_and_is_in_eval_mode(nano: Nano, cache: Cache):
@@ -312,6 +347,61 @@ def test_a_saved_mini_model_has_minis_presets(tmp_path: Path):
     assert saved.config == usual.config
     assert saved.task.stages == usual.task.stages
     assert saved.spec.run_id != usual.spec.run_id
+
+
+def beside(folder: Path, **about: str) -> str:
+    """A folder with such a sidecar and nothing else, which is enough for a plan."""
+    folder.mkdir()
+    (folder / "harness.json").write_text(json.dumps(about))
+    return str(folder)
+
+
+@pytest.mark.parametrize(("model", "template"), [("scratch", "scratch"), ("phi-1.5", "phi"), ("llama2-7b", "llama2")])
+def test_a_saved_model_comes_back_under_its_template_and_with_its_presets(tmp_path: Path, model: str, template: str):
+    from harness.run import plan
+    from tests.test_cards import write_rows
+
+    write_rows(tmp_path / "data")
+    out = beside(tmp_path / "out", model=model, template=template, bench="tofu10", run="0")
+    options = Options(limit=2, data_dir=tmp_path / "data")
+    for method in ("npo", "simnpo", "elm", *(["kfade"] if model == "scratch" else [])):
+        saved, usual = (plan("tofu10", name, method, {}, options) for name in (out, model))
+        assert saved.config == usual.config
+        assert saved.spec.template == usual.spec.template
+        assert saved.task.stages == usual.task.stages
+    if model == "scratch":
+        assert list(saved.task.sources) == list(usual.task.sources), "with its retrained model"
+    assert not any("guessed" in note for note in saved.task.notes)
+
+
+def test_a_template_of_another_benchmark_is_guessed_as_ever(tmp_path: Path, nano: Nano):
+    from tests.test_cards import write_rows
+
+    write_rows(tmp_path / "data")
+    out = shutil.copytree(nano.folder(), tmp_path / "out")
+    (out / "harness.json").write_text('{"model": "zephyr-7b", "template": "zephyr", "bench": "wmdp"}')
+    task = BENCHMARKS.get("tofu10").task(str(out), Options(limit=2, data_dir=tmp_path / "data"))
+    assert (task.template.name, task.family) == ("llama2", "")
+    assert any("guessed" in note for note in task.notes)
+
+
+@pytest.mark.parametrize(
+    ("about", "kept"),
+    [
+        ({"model": "mini@1", "template": "mini", "bench": "tofu10"}, {"model": "mini@1", "template": "mini"}),
+        ({"model": "phi-1.5", "template": "phi"}, {"model": "phi-1.5", "template": "phi"}),
+        ({"model": "", "template": "llama3"}, {"model": "", "template": "llama3"}),
+    ],
+)
+def test_a_model_saved_once_more_is_still_what_it_was(tmp_path: Path, about: dict[str, str], kept: dict[str, str]):
+    """Whatever its folder is called, the world's seed included."""
+    from harness.run import _about, plan
+    from tests.test_cards import write_rows
+
+    write_rows(tmp_path / "data")
+    out = beside(tmp_path / "minimal", **about)
+    todo = plan("tofu10", out, "npo", {}, Options(limit=2, data_dir=tmp_path / "data"))
+    assert _about(todo) == {**kept, "bench": "tofu10", "run": todo.spec.run_id}
 
 
 @pytest.mark.parametrize("content", ["{bad", "[]", "\x00"])

@@ -609,7 +609,12 @@ def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nan
     result = final_weights(bench, nano, Keep(model=tmp_path / "kept"))
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
     assert weights_fingerprint(model) == result.points[-1].weights
-    assert read_sidecar(tmp_path / "kept") == {"model": "mini", "bench": "nano", "run": result.spec.run_id}
+    assert read_sidecar(tmp_path / "kept") == {
+        "model": "mini",
+        "template": "mini",
+        "bench": "nano",
+        "run": result.spec.run_id,
+    }
 
 
 def test_the_difference_of_the_weights_can_be_kept(bench: Bench, nano: Nano, tmp_path: Path):

@@ -39,7 +39,7 @@ from harness.interfaces import (
     benchmark,
 )
 from harness.models import CheckpointSource, read_sidecar
-from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary
+from harness.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,7 +273,7 @@ class Tofu:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
         about = read_sidecar(source.folder)
         family = str(about.get("model", ""))
-        if family.partition("@")[0] == "mini":
+        if family.partition("@")[0] in SMALL_MODELS:
             if not str(about.get("bench", self.name)).startswith("tofu"):
                 raise UsageError(
                     f"{source.folder} holds a mini model of {about['bench']}; {self.name} asks about other things."
@@ -281,9 +281,12 @@ class Tofu:
             task = self.task(family, options)
             return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
         rows = self._real_rows(options.data_dir)
-        template = TEMPLATES[_template_name(source)]
-        notes = [f"template '{template.name}', guessed from the architecture"]
-        return self._task(model, options, rows, template, {"base": source}, refusals=_refusals(options.data_dir), notes=notes)
+        named = str(about.get("template", ""))
+        template = TEMPLATES[named if named in TEMPLATES else _template_name(source)]
+        notes = [] if named in TEMPLATES else [f"template '{template.name}', guessed from the architecture"]
+        refusals = _refusals(options.data_dir)
+        task = self._task(model, options, rows, template, {"base": source}, refusals=refusals, notes=notes)
+        return replace(task, family=family if family in CARDS else "")
 
     # ---- rows
 

@@ -280,7 +280,9 @@ class Wmdp:
                 )
             task = self.task(family, options)
             return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
-        return self._real(model, options, {"base": source}, TEMPLATES["plain"], ())
+        template = TEMPLATES.get(str(about.get("template", "")), TEMPLATES["plain"])
+        task = self._real(model, options, {"base": source}, template, ())
+        return replace(task, family=family if family in CARDS else "")
 
     def _real(
         self,
