@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
@@ -148,6 +149,18 @@ def optimise(
         _training(model, False, recompute)
         for parameter in parameters:
             parameter.grad = None
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model that trains speaks as it is measured: without dropout and without gradients."""
+    trained = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(trained)
 
 
 def _training(model: PreTrainedModel, on: bool, recompute: bool) -> None:

@@ -143,18 +143,15 @@ class Adapters:
     @contextmanager
     def without(self) -> Iterator[None]:
         """Inside, the model answers as if it had no adapters, in eval mode and without gradients."""
-        import torch
+        from harness.training import evaluating
 
         adapters: list[Any] = [self._model.get_submodule(linear.name) for linear in self._maps]
-        trained = self._model.training
         for adapter in adapters:
             adapter.enable_adapters(False)
-        self._model.eval()
         try:
-            with torch.no_grad():
+            with evaluating(self._model):
                 yield
         finally:
-            self._model.train(trained)
             for adapter in adapters:
                 adapter.enable_adapters(True)
 

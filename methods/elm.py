@@ -542,6 +542,9 @@ def guided(
         budgets: [B] at most so many tokens each.
         guidance: γ.
         uniform: [tokens, B] in [0, 1): decide what is drawn.
+
+    Raises:
+        UsageError: for a model that cannot go on from what it has read.
     """
     import torch
 
@@ -565,7 +568,12 @@ def guided(
                 use_cache=True,
                 logits_to_keep=1,
             )
-            past = out.past_key_values
+            past = getattr(out, "past_key_values", None)
+            if past is None:
+                raise UsageError(
+                    f"elm continues texts token by token from a cache of keys and values, which {model.config.model_type} does "
+                    "not keep. Set fluency_weight=0."
+                )
             plain, novice, expert = out.logits[:, -1].float().log_softmax(dim=-1).chunk(3)
             cumulative = (plain + guidance * (novice - expert)).softmax(dim=-1).cumsum(dim=-1)
             # Scaled by the last entry, which rounding keeps from being exactly 1.

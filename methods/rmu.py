@@ -184,7 +184,7 @@ def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
 
     def retain(topic: _Topic, number: int) -> Tensor:
         batch = topic.retain(number)
-        with torch.no_grad():
+        with training.evaluating(setting.model):
             target = hidden_states(setting.model, layer, batch, before)
         now = hidden_states(setting.model, layer, batch)
         loss = topic.alpha * squared_distance(now, target.float(), counted(batch, config.positions))

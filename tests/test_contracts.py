@@ -133,6 +133,18 @@ def test_the_same_seed_gives_the_same_weights(name: str, make_setting: SettingMa
 
 
 @pytest.mark.parametrize("name", METHODS.names())
+def test_what_speaks_without_gradients_speaks_without_dropout(name: str, nano_setting: Setting):
+    """A frozen reference is what the model was when it was measured, not that with dropout switched on."""
+    import torch
+
+    seen: list[tuple[bool, bool]] = []
+    watched = nano_setting.model.base_model
+    watched.register_forward_pre_hook(lambda module, _: seen.append((torch.is_grad_enabled(), module.training)))
+    unlearn(name, nano_setting)
+    assert (False, True) not in seen
+
+
+@pytest.mark.parametrize("name", METHODS.names())
 def test_a_method_leaves_model_and_tokenizer_as_it_found_them(name: str, nano_setting: Setting):
     nano_setting.model.get_input_embeddings().weight.requires_grad_(False)
     words = dict(nano_setting.tokenizer.get_vocab())
