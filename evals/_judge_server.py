@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from evals._http import BrokenOff, TooLate, TooLong, Unreachable, exchange
 from harness.interfaces import Judge
+from harness.models import CheckpointSource
 from harness.scratch import temporary_file
 from harness.vllm import CPU_CACHE_GIB, end, free_share
 
@@ -44,6 +45,8 @@ def address(judge: Judge) -> Iterator[str]:
     # -P: the folder one stands in is no place to import from.
     words = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--model", judge.model, "--served-model-name", judge.name, *_memory()]
+    if commit := CheckpointSource(judge.model).commit:  # the one that names its verdicts
+        words += ["--revision", commit, "--tokenizer-revision", commit]
     # On a CPU vLLM would take nearly all memory.
     env = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB), **os.environ}
     for key in ("OPENAI_API_KEY", "VLLM_API_KEY"):  # it needs none, and would want the second one

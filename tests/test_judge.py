@@ -25,6 +25,7 @@ from tests.conftest import Nano
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server, raw_server, sends
 
 KEY = "sk-a-key-that-nobody-has"
+COMMIT = "0123456789" * 4
 PROMPTS = [Prompt("Be fair.", f"Grade answer {n}.") for n in range(12)]
 
 
@@ -509,10 +510,12 @@ def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, mon
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(_judge_server, "_memory", lambda: [])
     monkeypatch.setenv("VLLM_API_KEY", "another")
+    monkeypatch.setattr("harness.models.pinned", lambda name, revision: COMMIT)
     found = verdicts(Judge("vllm", "some/model"), PROMPTS[:3], cache)
     assert found == [*[Verdict("[[4]]", "vllm:some/model")] * 2, Verdict("", "vllm:some/model", "it gave no text")]
     process, *words = json.loads((tmp_path / "started").read_text())
     assert words[words.index("--model") + 1] == "some/model"
+    assert words[words.index("--revision") + 1] == words[words.index("--tokenizer-revision") + 1] == COMMIT
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
