@@ -28,13 +28,13 @@ from threading import Event
 
 from evals._http import BrokenOff, Reply, TooLate, TooLong, Unreachable, exchange
 from evals._judge_server import Unavailable, address
-from evals._thoughts import without_thoughts
 from harness.cache import Cache
 from harness.config import JSON
 from harness.documents import parse_json, read_json
 from harness.errors import UsageError
 from harness.interfaces import Judge
 from harness.judging import keeps_secrets
+from harness.thoughts import without_thoughts
 
 log = logging.getLogger("harness.judging")
 """Named for the command line, which shows what it says of costs."""

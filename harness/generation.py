@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 from unittest.mock import patch
 
+from jinja2 import TemplateError
 from tqdm import tqdm
 
 from harness.cache import digest, disk_errors
@@ -27,6 +28,7 @@ from harness.identity import end_tokens, versions
 from harness.interfaces import GenerationRequest
 from harness.loading import ALL_GPUS
 from harness.scratch import temporary_folder
+from harness.thoughts import MARKED
 from harness.vllm import Engine, Prompt, engine
 
 if TYPE_CHECKING:
@@ -192,9 +194,16 @@ def _told_vllm(prompt: list[int], request: GenerationRequest, ends: list[int]) -
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], ends: Sequence[int]) -> list[str]:
-    """Answers up to the first token that ends one; that need not be a special token, which decoding would leave out."""
+    """Answers up to the first token that ends one; that need not be a special token, which decoding would leave out.
+
+    Special tokens that stand around thoughts stay, so that whoever wants the answer alone can tell them apart.
+    """
     said = [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
-    return tokenizer.batch_decode(said, skip_special_tokens=True)
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not any(text in MARKED for text in special.values()):
+        return tokenizer.batch_decode(said, skip_special_tokens=True)
+    said = [[token for token in answer if special.get(token, "") in ("", *MARKED)] for answer in said]
+    return tokenizer.batch_decode(said, skip_special_tokens=False)
 
 
 def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> int:
@@ -290,8 +299,14 @@ def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Seq
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]
-    with patch("transformers.utils.chat_template_utils.datetime", _ChatDay):  # templates get its clock, and no other from us
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE))
+    try:
+        with patch(
+            "transformers.utils.chat_template_utils.datetime", _ChatDay
+        ):  # templates get its clock, and no other from us
+            told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
+    except TemplateError as error:
+        raise UsageError(f"the tokenizer's chat template takes no conversation of {len(turns)} turns: {error}.") from error
+    return str(told)
 
 
 class _ChatDay(datetime):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from harness.cache import Cache
 from harness.errors import UsageError
-from harness.generation import HFGenerator, choose_generator, generate_all
+from harness.generation import HFGenerator, _texts, choose_generator, generate_all
 from harness.interfaces import GenerationRequest, Sampling
+from harness.thoughts import without_thoughts
 from tests.conftest import WORLD, Nano
 
 if TYPE_CHECKING:
@@ -335,3 +337,25 @@ def test_an_unknown_back_end_is_refused_with_those_there_are():
     assert choose_generator("auto").name == "hf"
     with pytest.raises(UsageError, match=r"no generator called 'vlm'\. There are: auto, hf, vllm"):
         choose_generator("vlm")
+
+
+def test_special_tokens_around_thoughts_stay_and_others_go(nano: Nano):
+    tokenizer = copy.deepcopy(nano.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "<|other|>"]})
+    marks = tokenizer.convert_tokens_to_ids(["[THINK]", "[/THINK]", "<|other|>"])
+    secret, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("what is", "who is"))
+    end = tokenizer.eos_token_id
+    said = [[marks[0], *secret, marks[1], marks[2], *answer, end], [*answer, marks[2], *answer]]
+    first, second = _texts(tokenizer, said, (end,))
+    assert without_thoughts(first) == tokenizer.decode(answer)
+    assert first.startswith("[THINK]")
+    plain = copy.deepcopy(nano.tokenizer)
+    plain.add_special_tokens({"additional_special_tokens": ["[1]", "[2]", "<|other|>"]})
+    assert second == _texts(plain, [said[1]], (end,))[0], "as without such marks"
+
+
+def test_a_template_that_takes_no_conversation_is_one_sentence(nano: Nano):
+    tokenizer = copy.deepcopy(nano.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UsageError, match=r"chat template takes no conversation of 1 turns: roles must alternate"):
+        HFGenerator().generate(nano.model(), tokenizer, [GenerationRequest(("who",), Sampling(max_tokens=1), chat=True)])

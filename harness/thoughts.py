@@ -2,9 +2,8 @@
 
 Reasoning models think aloud before they answer, between marks that their makers chose. Thoughts stand at the beginning, or come
 to an end whose beginning stood in the prompt (DeepSeek's and QwQ's chat templates begin them). Marks in the middle of an
-answer are part of it: it may be about them. Where a tokenizer counts its marks as special tokens (Mistral's [THINK], Cohere's
-<|START_THINKING|>), they are gone from the text before it comes here, and the thoughts cannot be told from the answer;
-gpt-oss, whose marks leave their words behind, can.
+answer are part of it: it may be about them. Marks that a tokenizer counts among its special tokens (Mistral's [THINK], Cohere's
+<|START_THINKING|>) are kept in generated texts, unlike other special tokens; of gpt-oss's the words remain.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ MARKS = (
     Marks("Here is my thought process:", "Here is my response:", only_both=True),  # Granite 3.2
 )
 """Of models in use."""
+MARKED = frozenset(mark for marks in MARKS for mark in marks[:2] if not marks.only_both)
 _BLANKS = re.compile(r"\s*")
 
 
