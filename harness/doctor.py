@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.data import cached_snapshot, matching
 from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Needed, Options
+from harness.interfaces import BENCHMARKS, ModelSource, Needed, Options
 
 TESTED = {
     "torch": ("2.11", "2.13"),
@@ -127,15 +127,25 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
     findings.append(Finding(f"{bench} data", f"{rows} questions"))
     cache = Cache()
     for name, source in task.sources.items():
-        seconds = source.seconds(cache)
-        if source.identity.get("kind") == "trained":
-            found = f"trained, took {seconds:.0f} s" if seconds else "is trained on the spot when first needed"
-        else:
-            found = f"{source.identity.get('kind')}: {source.identity.get('id', getattr(source, 'name', model))}"
-        findings.append(Finding(f"model {name}", found))
+        findings.append(_source(f"model {name}", source, source.seconds(cache)))
     if not task.references and any(e.name == "forget_quality" for e in task.evaluators):
         findings.append(Finding("references", "none: forget quality will be absent; give --reference LOG"))
     return findings
+
+
+def _source(what: str, source: ModelSource, seconds: float | None) -> Finding:
+    """A model: made here when it is needed, or a checkpoint, which is looked over as a run does where it is in a folder."""
+    from harness.models import CheckpointSource
+
+    if not isinstance(source, CheckpointSource):
+        return Finding(what, f"trained, took {seconds:.0f} s" if seconds else "is trained on the spot when first needed")
+    if source.folder is None:
+        return Finding(what, f"hub: {source.name}")
+    try:
+        seen = source.examine()
+    except UsageError as error:
+        return Finding(what, str(error), fine=False)
+    return Finding(what, f"folder: {source.name} ({seen.config.model_type}, {seen.dtype})")
 
 
 def _needed(needed: Needed, data_dir: Path | None) -> Finding:
@@ -168,12 +178,12 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
 
 
 def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
-    from harness.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder
+    from harness.configurations import CONFIG_FILES, TOKENIZER_FILES, has_weights, local_folder
 
     if needed.kind == "data":
         return data_dir is not None and not _missing(needed, data_dir)
     folder = local_folder(needed.id, data_dir, CONFIG_FILES if needed.kind == "model" else TOKENIZER_FILES)
-    return folder is not None and (needed.kind == "tokenizer" or _has_weights(folder))
+    return folder is not None and (needed.kind == "tokenizer" or has_weights(folder))
 
 
 def _missing(needed: Needed, data_dir: Path | None) -> list[str]:
@@ -183,14 +193,10 @@ def _missing(needed: Needed, data_dir: Path | None) -> list[str]:
     return missing
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
-
-
 def _in_hub_cache(needed: Needed) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    from harness.configurations import TOKENIZER_FILES
+    from harness.configurations import TOKENIZER_FILES, has_weights
 
     def cached(file: str) -> Path | None:
         found = try_to_load_from_cache(needed.id, file, repo_type="dataset" if needed.kind == "data" else "model")
@@ -202,4 +208,4 @@ def _in_hub_cache(needed: Needed) -> bool:
     if needed.kind == "tokenizer":
         return any(cached(file) for file in TOKENIZER_FILES)
     config = cached("config.json")
-    return config is not None and _has_weights(config.parent)
+    return config is not None and has_weights(config.parent)

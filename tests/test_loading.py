@@ -424,3 +424,57 @@ def test_a_configuration_that_is_none_is_refused(content: str, folder: Path):
     (folder / "config.json").write_text(content)
     with pytest.raises(UsageError, match=r"config\.json|configuration"):
         load(folder)
+
+
+# ---------------------------------------------------------------- the doctor
+
+
+def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path):
+    from harness.doctor import examine as look
+
+    (folder / "harness.json").write_text('{"model": "mini"}')
+
+    def base() -> Any:
+        return next(finding for finding in look("tofu10", str(folder), None, tmp_path) if finding.what == "model base")
+
+    assert base().fine
+    assert base().found.endswith("(llama, float32)")
+    spoilt: list[tuple[str, bytes, str]] = [
+        ("config.json", b"null", "no configuration of a model"),
+        ("tokenizer.json", b"{", "tokenizer"),
+        ("model.safetensors", (folder / "model.safetensors").read_bytes()[:-10], "cannot be loaded"),
+    ]
+    for name, content, told in spoilt:
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        assert not base().fine
+        assert told in base().found
+        (folder / name).write_bytes(kept)
+    change(folder / "config.json", num_hidden_layers=1)
+    assert "has no place for" in base().found
+
+
+# ---------------------------------------------------------------- models without attention
+
+
+def test_the_memory_of_a_model_without_attention_is_told(nano: Nano, tmp_path: Path):
+    from harness import memory
+    from harness.interfaces import ModelShape
+
+    config = transformers.MambaConfig(vocab_size=len(nano.tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = made(nano, tmp_path / "mamba", config)
+    assert torch.equal(logits(load(tmp_path / "mamba")), logits(model))
+    shape = ModelShape(memory.meta_model(config), 4, 10, 20)
+    assert memory.measuring_bytes(shape) == 2 * memory.TOKENS_WHEN_READING * len(nano.tokenizer) * 4
+    assert memory.activations(shape).bytes > 0
+
+
+def test_a_number_for_each_layer_counts_as_the_largest():
+    from harness import memory
+    from harness.interfaces import ModelShape
+
+    config = llama(32)
+    alike = ModelShape(memory.meta_model(config), 4, 10, 20)
+    expected = memory.activations(alike).bytes
+    vars(alike.model.config)["intermediate_size"] = [12, 24]
+    assert memory.activations(alike).bytes == expected
