@@ -657,6 +657,7 @@ def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.store import Store, read_run
 
     rows = []
+    Store(root).check()
     for file in sorted(Store(root).runs_folder.glob("*/*/*/*/run.json")):
         try:
             result = read_run(file.parent)

@@ -217,6 +217,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         )
         if not record.written:
             record.result = result
+        record.keep_whole_points(todo.options.rows == "last")
         with _outcome(todo, record, force):
             return _execute(todo, store, record, result, cache, keep)
 
