@@ -572,17 +572,16 @@ def _run_tries(
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
     if not quiet:
         logging.getLogger("harness.judging").setLevel(logging.INFO)
-    from rich.console import Console
     from rich.live import Live
 
     from harness.cache import Cache
-    from harness.report import Watch
+    from harness.report import Watch, stderr
     from harness.store import Store
     from harness.sweep import run_tries
 
     several = len({todo.bench for todo in tries}) > 1
     watch = Watch([f"{todo.method} on {todo.bench}" if several else todo.method for todo in tries])
-    console = Console(stderr=True)
+    console = stderr()
     shown = console.is_terminal and not quiet
 
     def told(index: int, result: RunResult) -> None:
@@ -840,6 +839,7 @@ def doctor(
         print(json.dumps([vars(f) for f in findings]))
     else:
         from rich.table import Table
+        from rich.text import Text
 
         from harness.report import stdout
 
@@ -847,7 +847,8 @@ def doctor(
         for heading in ("", "what", "found"):
             table.add_column(heading)
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.fine else "[red]![/]", finding.what, finding.found)
+            mark = Text("ok", style="green") if finding.fine else Text("!", style="red")
+            table.add_row(mark, finding.what, finding.found)
         stdout().print(table)
     if any(not f.fine for f in findings):
         raise typer.Exit(1)
