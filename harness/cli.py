@@ -43,7 +43,7 @@ app.add_typer(cache_app, name="cache")
 
 
 INTERRUPTED = 130
-"""The exit code of a command that was ended from the keyboard."""
+"""What typer gives back of a command that was ended, from the keyboard or by a signal."""
 
 
 class Kind(StrEnum):
@@ -741,10 +741,14 @@ def show(
     if rows:
         console.print(settings_table(rows, "settings"))
     if result.provenance:
+        from harness.arithmetic import in_words
+
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
         console.print(
             f"made with {result.provenance.packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False
         )
+        if kind := in_words(result.provenance.arithmetic):
+            console.print(f"rounding of {kind}", soft_wrap=True, highlight=False)
     console.print(f"record: {folder}", soft_wrap=True, highlight=False)
 
 
@@ -956,7 +960,10 @@ def cache_clear(
 
 def main() -> None:
     """The entry point: one clear sentence and exit code 2 for what the user can put right."""
+    from harness.signals import exit_status, stop_on_signals
+
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    stop_on_signals()
     try:
         code = app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt) as error:
@@ -974,5 +981,6 @@ def main() -> None:
             sys.exit(2)
         raise
     if code == INTERRUPTED:
+        code = exit_status()
         print("interrupted; the same command goes on from here.", file=sys.stderr)
     sys.exit(code)

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 6
-"""1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts`. Older ones are
-read as they are."""
+"""1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
+`Provenance.arithmetic`. Older ones are read as they are."""
 PART = ".part"
 """How the name of a file ends that is being written."""
 LATER_SETTINGS: Mapping[str, JSON] = {"max_steps": None, "max_length": None, "reduction": "sum"}
@@ -203,6 +203,10 @@ class Provenance:
     """Fingerprint of the weights before unlearning."""
     command: str
     """What to type to run it again."""
+    processor_model: str = ""
+    """The CPU's family, model and stepping; empty in records that were made before this was kept."""
+    arithmetic: Mapping[str, str] = field(default_factory=dict)
+    """What else decides how it rounds; see `harness.arithmetic.kind_of_machine`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -468,6 +472,22 @@ class Store:
     def status(self, spec: RunSpec) -> str | None:
         """How a run stands, from its run.json alone; None where there is none that can be read."""
         return _status(self.runs_folder / spec.folder)
+
+    def began_otherwise(self, spec: RunSpec, weights: str) -> Provenance | None:
+        """What a run on the same model was made on that began with other weights; one record of each method is looked at.
+
+        Args:
+            spec: of a run.
+            weights: the fingerprint of the weights that it began with.
+        """
+        for method in sorted((self.runs_folder / spec.folder).parent.parent.glob("*")):
+            for file in sorted(method.glob("*/run.json"))[:1]:
+                with suppress(UsageError):
+                    found = read_run(file.parent)
+                    alike = (found.spec.dtype, found.spec.device) == (spec.dtype, spec.device)
+                    if alike and found.provenance and found.provenance.weights != weights:
+                        return found.provenance
+        return None
 
     def runs(self) -> Iterator[RunResult]:
         """Every record, sorted by its folder; one that cannot be read is skipped (`harness list runs` names it)."""

@@ -43,6 +43,8 @@ LIGHT = (
     "documents",
     "scratch",
     "judging",
+    "signals",
+    "arithmetic",
     "costs",
     "memory",
     "run",
