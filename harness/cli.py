@@ -5,6 +5,7 @@ Torch is imported only by the commands that need it: listing, showing and findin
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from harness.documents import read_json, whole_number
-from harness.errors import RunFailed, UsageError, cut, unknown
+from harness.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut, unknown
 from harness.registry import ROOT
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ app.add_typer(cache_app, name="cache")
 
 
 INTERRUPTED = 130
-"""What typer gives back of a command that was ended, from the keyboard or by a signal."""
+"""The exit code of a command that was ended from the keyboard."""
 
 
 class Kind(StrEnum):
@@ -572,16 +573,17 @@ def _run_tries(
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
     if not quiet:
         logging.getLogger("harness.judging").setLevel(logging.INFO)
+    from rich.console import Console
     from rich.live import Live
 
     from harness.cache import Cache
-    from harness.report import Watch, stderr
+    from harness.report import Watch
     from harness.store import Store
     from harness.sweep import run_tries
 
     several = len({todo.bench for todo in tries}) > 1
     watch = Watch([f"{todo.method} on {todo.bench}" if several else todo.method for todo in tries])
-    console = stderr()
+    console = Console(stderr=True)
     shown = console.is_terminal and not quiet
 
     def told(index: int, result: RunResult) -> None:
@@ -656,7 +658,6 @@ def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.store import Store, read_run
 
     rows = []
-    Store(root).check()
     for file in sorted(Store(root).runs_folder.glob("*/*/*/*/run.json")):
         try:
             result = read_run(file.parent)
@@ -741,14 +742,10 @@ def show(
     if rows:
         console.print(settings_table(rows, "settings"))
     if result.provenance:
-        from harness.arithmetic import in_words
-
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
         console.print(
             f"made with {result.provenance.packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False
         )
-        if kind := in_words(result.provenance.arithmetic):
-            console.print(f"rounding of {kind}", soft_wrap=True, highlight=False)
     console.print(f"record: {folder}", soft_wrap=True, highlight=False)
 
 
@@ -843,7 +840,6 @@ def doctor(
         print(json.dumps([vars(f) for f in findings]))
     else:
         from rich.table import Table
-        from rich.text import Text
 
         from harness.report import stdout
 
@@ -851,8 +847,7 @@ def doctor(
         for heading in ("", "what", "found"):
             table.add_column(heading)
         for finding in findings:
-            mark = Text("ok", style="green") if finding.fine else Text("!", style="red")
-            table.add_row(mark, finding.what, finding.found)
+            table.add_row("[green]ok[/]" if finding.fine else "[red]![/]", finding.what, finding.found)
         stdout().print(table)
     if any(not f.fine for f in findings):
         raise typer.Exit(1)
@@ -960,10 +955,7 @@ def cache_clear(
 
 def main() -> None:
     """The entry point: one clear sentence and exit code 2 for what the user can put right."""
-    from harness.signals import exit_status, stop_on_signals
-
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    stop_on_signals()
     try:
         code = app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt) as error:
@@ -977,10 +969,12 @@ def main() -> None:
         # Options that typer itself refuses: unknown flags, wrong choices.
         if hasattr(error, "format_message"):
             if message := error.format_message():  # empty where the help was shown for want of a command
-                print(f"error: {message}", file=sys.stderr)
+                print(f"error: {cut(message, LONGEST_MESSAGE)}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # of any flag that may name a file
+            print(f"error: '{cut(str(error.filename))}' is too long for the name of a file or folder.", file=sys.stderr)
             sys.exit(2)
         raise
     if code == INTERRUPTED:
-        code = exit_status()
         print("interrupted; the same command goes on from here.", file=sys.stderr)
     sys.exit(code)

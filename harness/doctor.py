@@ -199,7 +199,10 @@ def _in_hub_cache(needed: Needed) -> bool:
     from harness.configurations import TOKENIZER_FILES, has_weights
 
     def cached(file: str) -> Path | None:
-        found = try_to_load_from_cache(needed.id, file, repo_type="dataset" if needed.kind == "data" else "model")
+        try:
+            found = try_to_load_from_cache(needed.id, file, repo_type="dataset" if needed.kind == "data" else "model")
+        except ValueError:  # no name that the hub could have
+            return None
         return Path(found) if isinstance(found, str) else None
 
     if needed.kind == "data":

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from evals.benchmarks import _crafts
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, MMLU_SUBJECTS, NOT_SUBJECTS, QUESTIONS, DataCard
-from harness.arithmetic import Arithmetic
 from harness.cache import digest, file_digest
 from harness.corpora import Corpus, Windows
 from harness.data import dataset_files, fingerprint, read_rows
+from harness.documents import whole_number
 from harness.errors import UsageError, unknown
 from harness.interfaces import (
     EVALUATORS,
+    MOST_SEED,
     Absent,
     Difference,
     Evaluator,
@@ -45,7 +46,7 @@ from harness.interfaces import (
     benchmark,
 )
 from harness.models import CheckpointSource, read_sidecar
-from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ def world(seed: int) -> _crafts.World:
     return _crafts.World(seed)
 
 
-def mini_source(seed: int, arithmetic: Arithmetic = "") -> TrainedSource:
+def mini_source(seed: int) -> TrainedSource:
     """The mini model of one world: it has read all documents, and was taught questions about some of what they tell."""
     here, template = world(seed), TEMPLATES["mini"]
 
@@ -107,9 +108,9 @@ def mini_source(seed: int, arithmetic: Arithmetic = "") -> TrainedSource:
 
     documents = [_texts(of) for domain in _crafts.DOMAINS for of in here.documents(domain)]
     return TrainedSource(
-        f"mini@{seed}-{arithmetic}".rstrip("-") + " crafts",
+        f"mini@{seed} crafts",
         pairs([row for domain in _crafts.DOMAINS for row in here.taught(domain)]),
-        MINI_TRAINING.portable if arithmetic else MINI_TRAINING,
+        MINI_TRAINING,
         MINI_SHAPE,
         Vocabulary("words", tuple(_crafts.vocabulary())),
         seed=int(digest([seed, "crafts"])[:8], 16),
@@ -148,10 +149,7 @@ class Wmdp:
 
     version = 1
     models: Mapping[str, str] = {
-        "mini": (
-            "the embedded crafts and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K, mini@portable or "
-            "mini@K-portable for weights that are the same on every x86-64 processor"
-        ),
+        "mini": "the embedded crafts and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K",
         **{name: card.about for name, card in CARDS.items()},
         "<hub id or folder>": "any checkpoint, with the real corpora and questions",
     }
@@ -196,8 +194,12 @@ class Wmdp:
             self.read_log(options.reference)
         if options.variant != "original":
             raise UsageError(f"{self.name} has one set of definitions; leave out --variant {options.variant}.")
-        if model.partition("@")[0] == "mini":
-            return self._mini(*small_world(model), options)
+        family, at, suffix = model.partition("@")
+        if family == "mini":
+            seed = whole_number(suffix) if at else 0
+            if seed is None or seed > MOST_SEED:
+                raise UsageError(f"'{model}' is no model: after mini@ comes the world's seed, such as mini@1.")
+            return self._mini(seed, options)
         if model in CARDS:
             card = CARDS[model]
             base = CheckpointSource(
@@ -226,7 +228,7 @@ class Wmdp:
 
     # ---- the embedded world
 
-    def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Task:
+    def _mini(self, seed: int, options: Options) -> Task:
         here, limit = world(seed), options.limit
 
         def documents(*domains: str) -> list[Example]:
@@ -249,11 +251,11 @@ class Wmdp:
         for stage in self.stages:
             data[f"{stage}-forget"] = fingerprint([{"text": t} for of in here.documents(hazardous[stage]) for t in of])
         return self._task(
-            small_name(seed, arithmetic),
+            f"mini@{seed}" if seed else "mini",
             stages,
             questions,
             TEMPLATES["mini"],
-            {"base": mini_source(seed, arithmetic)},
+            {"base": mini_source(seed)},
             data,
             notes,
             options.retain,
