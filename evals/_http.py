@@ -11,8 +11,8 @@ from __future__ import annotations
 import http.client
 import socket
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from threading import Timer
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -48,7 +48,12 @@ class BrokenOff(Exception):
 
 
 def exchange(
-    url: str, seconds: float, most_bytes: int, content: bytes | None = None, headers: Mapping[str, str] | None = None
+    url: str,
+    seconds: float,
+    most_bytes: int,
+    content: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    line: Line | None = None,
 ) -> Reply:
     """Send a request and read the answer: POST where there is content, else GET.
 
@@ -60,12 +65,13 @@ def exchange(
         most_bytes: of the answer's body.
         content: what is sent.
         headers: what is said beside it.
+        line: which can cut it before its time; it is then too late.
 
     Raises:
         TooLate, TooLong, Unreachable, BrokenOff: as they say; none of them holds a word of what was sent.
     """
     request = urllib.request.Request(url, content, dict(headers or {}))
-    with _Limit(seconds) as limit:
+    with (line or Line()).limit(seconds) as limit:
         try:
             with _opener(limit, proxies=not on_this_machine(url)).open(request, timeout=seconds) as response:
                 reply = Reply(response.status, response.headers, response.read(most_bytes + 1))
@@ -82,6 +88,32 @@ def exchange(
     return reply
 
 
+class Line:
+    """The requests that somebody has under way."""
+
+    def __init__(self) -> None:
+        self._limits: set[_Limit] = set()
+        self._is_cut = False
+
+    def cut(self) -> None:
+        """End them all, and those to come: nobody waits for an answer any more."""
+        self._is_cut = True
+        for limit in list(self._limits):
+            limit.cut()
+
+    @contextmanager
+    def limit(self, seconds: float) -> Iterator[_Limit]:
+        """One that may take so long."""
+        with _Limit(seconds) as limit:
+            self._limits.add(limit)
+            if self._is_cut:
+                limit.cut()
+            try:
+                yield limit
+            finally:
+                self._limits.discard(limit)
+
+
 class _Limit:
     """Cuts a connection when its time is up, however slowly bytes still come in."""
 
@@ -89,7 +121,7 @@ class _Limit:
         self.passed = False
         """Whether the time is up."""
         self._connection: socket.socket | None = None
-        self._timer = Timer(seconds, self._cut)
+        self._timer = Timer(seconds, self.cut)
         self._timer.daemon = True
 
     def __enter__(self) -> _Limit:
@@ -106,9 +138,10 @@ class _Limit:
         """From now on it is this one."""
         self._connection = connection.dup()  # a descriptor of our own: encryption takes the other one away
         if self.passed:
-            self._cut()
+            self.cut()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """The time is up."""
         self.passed = True
         if self._connection:
             with suppress(OSError):  # it has ended by itself

@@ -18,15 +18,15 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
 
-from evals._http import BrokenOff, Reply, TooLate, TooLong, Unreachable, exchange
+from evals._http import BrokenOff, Line, Reply, TooLate, TooLong, Unreachable, exchange
 from evals._judge_server import Unavailable, address
 from harness.cache import Cache
 from harness.config import JSON
@@ -163,8 +163,8 @@ def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verd
             f"{len(missing) * MAX_TOKENS:,}",
         )
         any_yet = len(missing) < len(prompts)
-        with address(judge) as url:
-            for i, verdict in _asked(_Client(judge, url, Event()), prompts, missing, any_yet):
+        with address(judge) as url, closing(_asked(_Client(judge, url, Event(), Line()), prompts, missing, any_yet)) as found:
+            for i, verdict in found:
                 kept[i] = verdict
                 if not verdict.absent:
                     _keep(cache, keys[i], verdict)
@@ -190,7 +190,7 @@ def _keep(cache: Cache, key: Mapping[str, JSON], verdict: Verdict) -> None:
     cache.get("verdicts", key, write)
 
 
-def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any_yet: bool) -> Iterator[tuple[int, Verdict]]:
+def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any_yet: bool) -> Generator[tuple[int, Verdict]]:
     """(position, verdict) as they come. After the first failure nothing more is asked; it is raised when all are back.
 
     Args:
@@ -223,6 +223,10 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any
                 if not any_yet and (len(odd) >= ODD_IN_A_ROW or len(odd) == len(asked)):
                     client.stop.set()
                     failure = failure or Unavailable(f"the judge {client.judge.name} gave no verdict: {odd[0]}")
+    except BaseException:  # Ctrl-C, or a full disk: nobody waits for what is under way
+        client.stop.set()
+        client.line.cut()
+        raise
     finally:
         client.stop.set()
         pool.shutdown(cancel_futures=True)
@@ -250,6 +254,8 @@ class _Client:
     url: str
     stop: Event
     """Set when nothing more is to be asked."""
+    line: Line
+    """What is being asked."""
 
     def ask(self, prompt: Prompt) -> Verdict:
         """One verdict, after pauses that double, or last as long as the server wants. A failure stops all that ask.
@@ -285,7 +291,8 @@ class _Client:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         try:
-            reply = exchange(f"{self.url}/chat/completions", SECONDS_TO_ANSWER, MOST_BYTES, json.dumps(asked).encode(), headers)
+            content = json.dumps(asked).encode()
+            reply = exchange(f"{self.url}/chat/completions", SECONDS_TO_ANSWER, MOST_BYTES, content, headers, self.line)
         except TooLate:
             raise _Again(f"it did not answer within {SECONDS_TO_ANSWER:.0f} s") from None
         except Unreachable:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from evals import _judge, _judge_server
-from evals._http import Reply
+from evals._http import Line, Reply
 from evals._judge import Prompt, Verdict, verdicts
 from evals._judge_server import Unavailable
 from harness.cache import Cache
@@ -275,6 +275,23 @@ def test_verdicts_got_before_a_failure_are_kept(cache: Cache, monkeypatch: pytes
         assert len(server.asked) == len(PROMPTS) - 5
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UsageError("no space is left")], ids=["Ctrl-C", "a full disk"])
+def test_who_is_interrupted_does_not_wait_for_what_is_under_way(
+    error: BaseException, cache: Cache, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(_judge, "_keep", interrupted)
+    started = time.monotonic()
+    slow = Answer(seconds=60)
+    with judge_server(lambda number, asked: Answer() if number == 0 else slow) as server:
+        with pytest.raises((KeyboardInterrupt, UsageError)):
+            verdicts(judge(server), PROMPTS, cache)
+        assert time.monotonic() - started < 20
+        assert len(server.asked) <= _judge.AT_ONCE + 1, "and asks nothing more"
+
+
 # ---------------------------------------------------------------- odd answers
 
 
@@ -424,7 +441,7 @@ def test_whatever_retry_after_says_a_pause_comes_of_it(told: str | None, seconds
 def test_the_key_is_not_sent_where_others_could_read_it(url: str, sent: bool, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     headers: list[dict[str, str]] = []
 
-    def exchange(url: str, seconds: float, most: int, content: bytes, told: dict[str, str]) -> Reply:
+    def exchange(url: str, seconds: float, most: int, content: bytes, told: dict[str, str], line: Line) -> Reply:
         headers.append(told)
         return Reply(401, {}, b"")
 
