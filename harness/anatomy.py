@@ -135,6 +135,30 @@ def chosen(layers: Sequence[DecoderLayer], numbers: Iterable[int] | None, settin
     return [layers[number] for number in wanted]
 
 
+@dataclass(frozen=True)
+class Window:
+    """How long a text may be."""
+
+    tokens: int
+    """What the configuration says."""
+    ends: bool
+    """Whether there is nothing beyond it: positions come out of a table (GPT-2, OPT). Others go on, where they never were
+    trained."""
+
+
+def window(model: PreTrainedModel) -> Window | None:
+    """A model's context window; None if it has none (recurrent models, ALiBi)."""
+    from torch import nn
+
+    tokens = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(tokens, int) or tokens < 1:
+        return None
+    words = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m not in words]
+    tables += [buffer for buffer in model.buffers() if buffer.dim() == 2]
+    return Window(tokens, any(table.shape[0] in (tokens, tokens + 2) for table in tables))  # OPT's has two rows more
+
+
 def described(model: PreTrainedModel) -> str:
     """The names of its linear maps, layer numbers left out, for messages."""
     import re

@@ -107,7 +107,7 @@ class Cache:
             self._make_folders()
             if not os.access(self.root, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
-        scratch.sweep(self._making, f"*-{_NAME}")
+        self.sweep()
 
     def find(self, kind: str, key: Mapping[str, JSON]) -> CacheEntry | None:
         """The sound entry of that key, or None."""
@@ -132,7 +132,7 @@ class Cache:
             if found := self._read(path, kind):
                 return replace(found, waited=waited)
             with disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere"):
-                scratch.sweep(self._making, f"*-{_NAME}")
+                self.sweep()
                 while True:
                     if made := self._make(kind, key, path, make):
                         return made
@@ -222,6 +222,10 @@ class Cache:
             with suppress(ValueError, KeyError, TypeError, OSError):
                 told = read_json(record, finite=False)
                 yield CacheEntry(record.parent, told["kind"], told["key"], told["seconds"], told["facts"])
+
+    def sweep(self) -> None:
+        """Remove what killed processes had half made."""
+        scratch.sweep(self._making, f"*-{_NAME}")
 
     def clear(self, kind: str | None = None) -> int:
         """Remove all entries, or those of one kind, and what was set aside or left half made; returns the bytes freed.

@@ -44,7 +44,7 @@ app.add_typer(cache_app, name="cache")
 
 
 INTERRUPTED = 130
-"""The exit code of a command that was ended from the keyboard."""
+"""What typer gives back of a command that was ended, from the keyboard or by a signal."""
 
 
 class Kind(StrEnum):
@@ -573,17 +573,16 @@ def _run_tries(
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
     if not quiet:
         logging.getLogger("harness.judging").setLevel(logging.INFO)
-    from rich.console import Console
     from rich.live import Live
 
     from harness.cache import Cache
-    from harness.report import Watch
+    from harness.report import Watch, stderr
     from harness.store import Store
     from harness.sweep import run_tries
 
     several = len({todo.bench for todo in tries}) > 1
     watch = Watch([f"{todo.method} on {todo.bench}" if several else todo.method for todo in tries])
-    console = Console(stderr=True)
+    console = stderr()
     shown = console.is_terminal and not quiet
 
     def told(index: int, result: RunResult) -> None:
@@ -658,6 +657,7 @@ def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.store import Store, read_run
 
     rows = []
+    Store(root).check()
     for file in sorted(Store(root).runs_folder.glob("*/*/*/*/run.json")):
         try:
             result = read_run(file.parent)
@@ -742,10 +742,14 @@ def show(
     if rows:
         console.print(settings_table(rows, "settings"))
     if result.provenance:
+        from harness.arithmetic import in_words
+
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
         console.print(
             f"made with {result.provenance.packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False
         )
+        if kind := in_words(result.provenance.arithmetic):
+            console.print(f"rounding of {kind}", soft_wrap=True, highlight=False)
     console.print(f"record: {folder}", soft_wrap=True, highlight=False)
 
 
@@ -840,6 +844,7 @@ def doctor(
         print(json.dumps([vars(f) for f in findings]))
     else:
         from rich.table import Table
+        from rich.text import Text
 
         from harness.report import stdout
 
@@ -847,7 +852,8 @@ def doctor(
         for heading in ("", "what", "found"):
             table.add_column(heading)
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.fine else "[red]![/]", finding.what, finding.found)
+            mark = Text("ok", style="green") if finding.fine else Text("!", style="red")
+            table.add_row(mark, finding.what, finding.found)
         stdout().print(table)
     if any(not f.fine for f in findings):
         raise typer.Exit(1)
@@ -955,7 +961,10 @@ def cache_clear(
 
 def main() -> None:
     """The entry point: one clear sentence and exit code 2 for what the user can put right."""
+    from harness.signals import exit_status, stop_on_signals
+
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    stop_on_signals()
     try:
         code = app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt) as error:
@@ -976,5 +985,6 @@ def main() -> None:
             sys.exit(2)
         raise
     if code == INTERRUPTED:
+        code = exit_status()
         print("interrupted; the same command goes on from here.", file=sys.stderr)
     sys.exit(code)

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from harness.arithmetic import in_words
 from harness.cache import canonical, digest
 from harness.costs import Phase
 from harness.differences import differences
@@ -102,6 +103,8 @@ class Run:
     """On what it ran."""
     weights: str
     """The fingerprint of the weights before unlearning: one recipe gives others on another kind of processor."""
+    kind: str
+    """That kind, as far as it was recorded."""
 
     @property
     def counts(self) -> bool:
@@ -170,6 +173,7 @@ def _run(place: str, result: RunResult) -> Run:
         command=made.command if made else "",
         machine=f"{made.gpu or made.processor}, {result.spec.dtype}" if made else "",
         weights=made.weights if made else "",
+        kind=in_words(made.arithmetic) if made else "",
     )
 
 
@@ -377,8 +381,10 @@ def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
     reasons = {(m.metric, m.reason) for row in rows for m in row.values.values() if isinstance(m, Absent)}
     section.notes += [f"Absent: {metric}: {reason}" for metric, reason in sorted(reasons)]
     if (models := len({run.weights for run in runs if run.weights})) > 1:
+        kinds = sorted({run.kind for run in runs if run.kind})
+        which = f": {'; '.join(kinds)}" if len(kinds) > 1 else ", say"
         section.notes.append(
-            f"These runs began with {models} models that one recipe made (on different kinds of processor, say): what they "
+            f"These runs began with {models} models that one recipe made (on different kinds of processor{which}): what they "
             "differ by is not the methods' alone."
         )
     machines = sorted({run.machine for run in runs if run.machine})

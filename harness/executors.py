@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,14 +23,17 @@ from harness.cache import Cache
 from harness.errors import UsageError, reason
 from harness.hub import Commits, known_commits, take_commits
 from harness.run import attempt
+from harness.signals import Stopped, kept_signals, stop_on_signals
 from harness.store import Store
 from harness.sweep import Tasks, Try
-from harness.workers import follow_parent
+from harness.workers import follow_parent, prepare_for_workers
 
 log = logging.getLogger(__name__)
 
 START_METHOD = "spawn"
 """How a worker begins: from nothing, so that it shares no thread and no GPU context with its parent."""
+SECONDS_TO_STOP = 20.0
+"""How long a worker that is to end may take to mark its run and clean up."""
 LOST = "its worker was lost twice (killed, or out of memory); the same command goes on from the points it had recorded"
 SMALL_RUN_BYTES = 2 * 2**30
 """What a run on a model trained on the spot takes of the machine's memory, torch included: 1.1 to 1.5 GiB were measured."""
@@ -72,6 +76,7 @@ def on_workers(jobs: int) -> Executor:
     threads = max(1, (os.cpu_count() or 1) // jobs)
 
     def start(store: Store, cache: Cache, force: bool) -> _Worker:
+        prepare_for_workers()
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, store.root, cache.root, force, threads, known_commits()))
         process.start()
@@ -115,6 +120,8 @@ def on_workers(jobs: int) -> Executor:
                 else:
                     _send(worker, None)
             for worker in workers:
+                worker.process.join(SECONDS_TO_STOP)
+                worker.process.kill()
                 worker.process.join()
 
     return run
@@ -136,10 +143,14 @@ def _serve(pipe: Connection, results: Path, cache_root: Path, force: bool, threa
     """A worker's life: take a try, do it, say how it went, until there is none."""
     follow_parent()
     take_commits(commits)
+    stop_on_signals("ended with the sweep it was part of")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported
     store, cache, tasks = Store(results), Cache(cache_root), Tasks()
-    while (todo := pipe.recv()) is not None:
-        pipe.send(_attempt(todo, store, cache, force, tasks))
+    try:
+        while (todo := pipe.recv()) is not None:
+            pipe.send(_attempt(todo, store, cache, force, tasks))
+    except Stopped as stop:
+        sys.exit(128 + stop.number)  # its run is marked; a traceback would say nothing
 
 
 # ---------------------------------------------------------------- Ray
@@ -165,7 +176,8 @@ def on_ray(jobs: int | None = None) -> Executor:
     def run(tries: Sequence[Try], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
         ours = not ray.is_initialized()
         if ours:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            with kept_signals():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             gpus = max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes()), default=0)
             work = ray.remote(_attempt_there)

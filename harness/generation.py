@@ -20,6 +20,7 @@ from unittest.mock import patch
 from jinja2 import TemplateError
 from tqdm import tqdm
 
+from harness import anatomy
 from harness.cache import digest, disk_errors
 from harness.data import token_ids, with_rows
 from harness.documents import read_json
@@ -92,6 +93,12 @@ class HFGenerator:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
+        asked_for = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, requests, strict=True))
+        if (room := anatomy.window(model)) and room.ends and asked_for > room.tokens:
+            raise UsageError(
+                f"an answer and its prompt take up to {asked_for} tokens, and this {model.config.model_type} has positions for "
+                f"{room.tokens}. Take a model with a longer context."
+            )
         longest = max(len(p) for p in prompts)
         ends = end_tokens(model, tokenizer)
         pad = ends[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from pydantic import FiniteFloat
+from pydantic import ConfigDict, FiniteFloat
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from harness.config import JSON
@@ -466,7 +466,7 @@ class Subject:
         return self.tables[name]
 
 
-@pydantic_dataclass(frozen=True, kw_only=True)
+@pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False))
 class Measurement:
     """A number with all that is needed to read it."""
 
@@ -582,6 +582,11 @@ class Evaluator:
     def asks(self) -> bool:
         """Whether it asks for texts at all."""
         return self.requests is not _no_requests
+
+    @property
+    def rests_on_more(self) -> bool:
+        """Whether its numbers rest on more than the task wherever they are taken: on a judge, say, who may be left out."""
+        return self.basis is not _no_basis
 
 
 @dataclass(frozen=True)

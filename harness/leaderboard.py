@@ -17,7 +17,6 @@ from typing import Any
 
 from harness.cache import disk_errors
 from harness.comparing import DIRECTIONS, Row, Section, Value, differences_of, read_runs, sections, single
-from harness.documents import read_json
 from harness.interfaces import Absent
 from harness.leaderboard_page import (
     LEGEND,
@@ -31,6 +30,7 @@ from harness.leaderboard_page import (
     told_oracle,
     told_unfinished,
 )
+from harness.published import read_published
 from harness.store import Store
 
 FOLDER = "leaderboard"
@@ -112,45 +112,6 @@ def _excerpt(line: bytes | None, other: bytes | None) -> str:
     start = next((i for i, (a, b) in enumerate(zip(text, against, strict=False)) if a != b), min(len(text), len(against)))
     start = max(0, start - 30)
     return f"{'…' if start else ''}{text[start : start + 100]!r}"
-
-
-# ---------------------------------------------------------------- published numbers
-
-
-def read_published(root: Path, skipped: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The papers' own tables, as `results/published/*.json` tells them; see the README there."""
-    found = []
-    for file in sorted((root / "published").glob("*.json")):
-        try:
-            told = read_json(file)
-            tables = [
-                {
-                    "title": f"{table['bench']} on {told['model']}",
-                    "columns": told["columns"],
-                    "rows": [
-                        (row["name"], [_published(row["values"].get(c["metric"]), c) for c in told["columns"]])
-                        for row in table["rows"]
-                    ],
-                }
-                for table in told["tables"]
-            ]
-            found.append({**{key: told[key] for key in ("paper", "source", "protocol", "notes")}, "tables": tables})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            skipped(f"published/{file.name} is no table of published numbers ({type(error).__name__}: {error})")
-    return found
-
-
-def _published(told: Any, column: Mapping[str, Any]) -> str:
-    if told is None:
-        return "–"
-    value, more = (told["value"], told) if isinstance(told, dict) else (told, {})
-    decimals = int(column["decimals"])
-    text = f"{value:.2e}" if column["metric"] == "forget_quality" and value < 0.1 else f"{value:.{decimals}f}"
-    if "plus_minus" in more:
-        text += f" ± {more['plus_minus']}"
-    if "interval" in more:
-        text += f" [{more['interval'][0]}, {more['interval'][1]}]"
-    return text + ("?" if more.get("doubtful") else "")
 
 
 # ---------------------------------------------------------------- tables

@@ -7,18 +7,24 @@ mask is the fast path.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness import anatomy
 from harness.data import NO_LABEL, Batch, Encoded, batches
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8192
 """Padded tokens of one forward pass where the result does not depend on it."""
@@ -30,12 +36,39 @@ POSITIONS_AT_ONCE = 256
 _PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3"}
 
 
+def check_length(model: PreTrainedModel, tokens: int) -> None:
+    """Whether a text fits a model's context window; said once where the model only gets worse behind it.
+
+    Args:
+        model: any.
+        tokens: of the longest text.
+
+    Raises:
+        UsageError: if the model has no positions for it.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(most, int) or tokens <= most or (room := anatomy.window(model)) is None:
+        return
+    if room.ends:
+        raise UsageError(
+            f"a text has {tokens} tokens, and this {model.config.model_type} has positions for {room.tokens}. Cut texts where "
+            f"there is a setting for it (max_length={room.tokens}), or take a model with a longer context."
+        )
+    _say_longer(model.config.model_type, room.tokens, tokens)
+
+
+@cache
+def _say_longer(kind: str, window: int, tokens: int) -> None:
+    log.warning("a text has %d tokens, more than the %d that this %s is made for", tokens, window, kind)
+
+
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The last hidden state at the positions that predict a label, row by row.
 
     Returns:
         [N, D] with N the number of labels in the batch, in the model's dtype.
     """
+    check_length(model, batch.input_ids.shape[1])
     # On several GPUs the last layers lie elsewhere than the batch; on one device `to` does nothing.
     output = model.base_model(input_ids=batch.input_ids, use_cache=False)
     return output.last_hidden_state.to(batch.labels.device)[:, :-1][batch.labels[:, 1:] != NO_LABEL]  # type: ignore[no-any-return]
@@ -50,6 +83,7 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     if model.config.model_type in _PLAIN_HEADS:
         logits = model.get_output_embeddings()(hidden_states(model, batch))
         return logits.float().to(batch.labels.device)  # type: ignore[no-any-return]
+    check_length(model, batch.input_ids.shape[1])
     logits = model(input_ids=batch.input_ids, use_cache=False).logits.to(batch.labels.device)
     return logits[:, :-1][batch.labels[:, 1:] != NO_LABEL].float()  # type: ignore[no-any-return]
 

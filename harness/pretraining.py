@@ -10,9 +10,10 @@ import math
 import multiprocessing
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING, Literal
 
 from tqdm import tqdm
 
+from harness.arithmetic import PORTABLE, Arithmetic, begun_with, in_words, is_portable, kind_of_machine
 from harness.cache import Cache, CacheEntry, digest
 from harness.config import JSON
 from harness.errors import UsageError
-from harness.interfaces import Example, Task
-from harness.workers import follow_parent
+from harness.interfaces import MOST_SEED, Example, ModelSource, Task
+from harness.signals import ignore_signals
+from harness.workers import follow_parent, prepare_for_workers
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +42,27 @@ chosen on mini@1 (see results/tuning/README.md)."""
 
 RECIPE_VERSION = 1
 """Raised when this file changes what a recipe yields."""
+
+
+def small_world(model: str) -> tuple[int, Arithmetic]:
+    """The world's seed and the arithmetic that a mini model's name says: `mini`, `mini@1`, `mini@portable`, `mini@1-portable`.
+
+    Raises:
+        UsageError: for another name.
+    """
+    found = re.fullmatch(r"mini(?:@(?:([0-9]{1,10})(-portable)?|(portable)))?", model)
+    if not found or int(found[1] or 0) > MOST_SEED:
+        raise UsageError(
+            f"'{model[:80]}' is no model: after mini@ comes the world's seed, such as mini@1; or portable, for weights that "
+            "are the same on every x86-64 processor; or both, mini@1-portable."
+        )
+    return int(found[1] or 0), "portable" if found[2] or found[3] else ""
+
+
+def small_name(seed: int, arithmetic: Arithmetic) -> str:
+    """The name of a mini model, as it is recorded: `mini` is short for `mini@0`."""
+    parts = [part for part in (str(seed) if seed else "", arithmetic) if part]
+    return f"mini@{'-'.join(parts)}" if parts else "mini"
 
 
 def learning_rate_factor(task: Task) -> float:
@@ -84,6 +108,19 @@ class Recipe:
     """Threads of the process; fixed, since sums depend on it."""
     tokens_at_once: int = 512
     """Padded tokens of one forward pass."""
+    arithmetic: Arithmetic = ""
+    """`portable`: in a process that gives the same weights on every x86-64 processor; see `harness.arithmetic`."""
+
+    @property
+    def portable(self) -> Recipe:
+        """The same recipe with weights that do not depend on the processor, nor on the number of threads."""
+        return replace(self, arithmetic="portable", threads=1)
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """All of it; recipes were named before there was a choice of arithmetic, which is left out where it is the usual."""
+        told = {**asdict(self), "betas": list(self.betas)}
+        return told if self.arithmetic else {name: value for name, value in told.items() if name != "arithmetic"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +191,7 @@ class TrainedSource:
         return {
             "kind": "trained",
             "version": RECIPE_VERSION,
-            "recipe": {**asdict(self.recipe), "betas": list(self.recipe.betas)},
+            "recipe": self.recipe.identity,
             "architecture": asdict(self.architecture),
             "vocabulary": digest(asdict(self.vocabulary)),
             "examples": digest([asdict(e) for e in self.examples]),
@@ -164,13 +201,20 @@ class TrainedSource:
         }
 
     def entry(self, cache: Cache, progress: Callable[[int, int], None] = lambda done, steps: None) -> CacheEntry:
-        """The cached checkpoint, trained in this process if it is not there.
+        """The cached checkpoint, trained in this process if it is not there, or in one of its own if its recipe wants that.
 
         Args:
             cache: where.
             progress: told after every step how many are done, of how many.
         """
+        while self._elsewhere and not cache.find("model", self.identity):
+            train_all([self], cache)
         return cache.get("model", self.identity, lambda folder: self._train(cache, folder, progress))
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether this process computes in another way than the recipe wants."""
+        return self.recipe.arithmetic == "portable" and not is_portable()
 
     def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode and its tokenizer, trained first where it is not cached."""
@@ -198,6 +242,8 @@ class TrainedSource:
         from harness.data import encode
         from harness.models import save_checkpoint, weights_fingerprint
 
+        if self._elsewhere:
+            raise RuntimeError(f"{self.name} is trained in a process of its own; its cache was removed at that moment")
         threads = torch.get_num_threads()
         torch.set_num_threads(self.recipe.threads)
         try:
@@ -221,7 +267,12 @@ class TrainedSource:
             ):
                 progress(log.step, steps)
             save_checkpoint(model, tokenizer, folder, {"recipe": self.name})
-            return {"weights": weights_fingerprint(model), "loss": log.loss if log else None, "name": self.name}
+            return {
+                "weights": weights_fingerprint(model),
+                "loss": log.loss if log else None,
+                "name": self.name,
+                "arithmetic": {**kind_of_machine()},
+            }
         finally:
             torch.set_num_threads(threads)
 
@@ -280,6 +331,23 @@ class TrainedSource:
                 yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", self.recipe.tokens_at_once)
 
 
+def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str]:
+    """Which of the cached models another kind of machine has made, where this one would have made others; one sentence each."""
+    trained = {n: s for n, s in sources.items() if isinstance(s, TrainedSource) and s.recipe.arithmetic != "portable"}
+    if not trained:
+        return []
+    here, notes = kind_of_machine(), []
+    for name, source in trained.items():
+        entry = cache.find("model", source.identity)
+        made = entry.facts.get("arithmetic") if entry else None
+        if isinstance(made, dict) and made != here:
+            notes.append(
+                f"{name} was trained on another kind of processor ({in_words(made)}); trained here ({in_words(here)}) it would "
+                "have other weights."
+            )
+    return notes
+
+
 # ---------------------------------------------------------------- several at a time
 
 
@@ -292,14 +360,21 @@ def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
     """
     wanted = {digest(s.identity): s for source in sources for s in _lineage(source)}
     missing = {key: s for key, s in wanted.items() if not cache.find("model", s.identity)}
+    for elsewhere in (False, True):
+        _train_missing({key: s for key, s in missing.items() if s._elsewhere == elsewhere}, cache, elsewhere)
+
+
+def _train_missing(missing: dict[str, TrainedSource], cache: Cache, elsewhere: bool) -> None:
+    """Train them all, in processes that compute alike everywhere or as this one does."""
     if not missing:
         return
     workers = min(len(missing), os.cpu_count() or 1)
-    if workers == 1:
+    if workers == 1 and not elsewhere:
         for source in missing.values():
             with tqdm(desc=f"training {source.name}", unit="step", delay=2) as bar:
                 source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
         return
+    prepare_for_workers()
     context = multiprocessing.get_context("spawn")
     steps = context.Array("l", [0] * len(missing))
     label = f"training {len(missing)} models ({next(reversed(missing.values())).name} …)"
@@ -309,7 +384,8 @@ def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(steps,))
     try:
         with tqdm(total=total, desc=label, unit="step", delay=2) as bar:
-            running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
+            with begun_with(PORTABLE if elsewhere else {}):
+                running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
             while missing or running:
                 for key, source in list(missing.items()):
                     if source.parent is None or digest(source.parent.identity) not in {*missing, *running.values()}:
@@ -322,7 +398,9 @@ def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
                     future.result()
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+            process.kill()  # they listen to no signal that can be ignored
+            process.join()
+        cache.sweep()
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -346,6 +424,7 @@ def _start_worker(steps: SynchronizedArray[int]) -> None:
     global _steps_of_all
     _steps_of_all = steps
     follow_parent()
+    ignore_signals()  # whoever started it ends it, and sweeps what it had half made
 
 
 def _warm_up() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.arithmetic import kind_of_machine, model_of_processor
 from harness.cache import digest
 from harness.registry import ROOT
 from harness.store import Provenance
@@ -61,6 +62,8 @@ def provenance_of(command: str, device: str, tokenizer: PreTrainedTokenizerBase,
         tokenizer=digest([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map])[:16],
         weights=weights,
         command=command,
+        processor_model=model_of_processor(),
+        arithmetic=kind_of_machine(),
     )
 
 

@@ -459,5 +459,15 @@ def settings_table(rows: Sequence[tuple[str, object, str]], title: str) -> Table
 
 def stdout() -> Console:
     """The console for results; wide enough for a table when the output is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    console = _console()
+    return console if console.is_terminal else _console(width=160)
+
+
+def stderr() -> Console:
+    """The console for what is told on the way."""
+    return _console(stderr=True)
+
+
+def _console(width: int | None = None, stderr: bool = False) -> Console:
+    """Text comes from records, paths and models: `[b]` in it is no markup, and `:key:` no picture."""
+    return Console(width=width, stderr=stderr, markup=False, emoji=False)

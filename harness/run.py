@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.arithmetic import in_words
 from harness.cache import Cache, disk_errors, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
@@ -44,7 +45,7 @@ from harness.loading import ALL_GPUS
 from harness.measuring import measure, source_tables
 from harness.provenance import provenance_of
 from harness.scratch import sweep, temporary_folder
-from harness.store import SCHEMA_VERSION, Point, Record, RunResult, RunSpec, Status, Store, Trial
+from harness.store import SCHEMA_VERSION, Point, Provenance, Record, RunResult, RunSpec, Status, Store, Trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -217,6 +218,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         )
         if not record.written:
             record.result = result
+        record.keep_whole_points(todo.options.rows == "last")
         with _outcome(todo, record, force):
             return _execute(todo, store, record, result, cache, keep)
 
@@ -267,13 +269,19 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
 
     from harness.generation import choose_generator
     from harness.models import weights_fingerprint
+    from harness.pretraining import made_elsewhere
 
     task, options = todo.task, todo.options
     generator = choose_generator(todo.spec.generator, options.device)
     setting = _load(todo, cache, keep, task.references)
     model, tokenizer, costs = setting.model, setting.tokenizer, setting.costs
     before = weights_fingerprint(model)
-    result = replace(result, provenance=provenance_of(todo.command, todo.spec.device, tokenizer, before))
+    made = provenance_of(todo.command, todo.spec.device, tokenizer, before)
+    used = {name: source for name, source in task.sources.items() if name in ("base", *task.references)}
+    others = [*made_elsewhere(used, cache), *_began_otherwise(todo, store, made)]
+    for note in others:
+        log.warning("%s", note)
+    result = replace(result, provenance=made, notes=[*result.notes, *others])
 
     with costs.phase("references"):
         for evaluator in task.evaluators:
@@ -337,6 +345,20 @@ def _idle(before: str, points: Sequence[Point]) -> Iterator[str]:
         yield "the gradient was 0 at every measured step: nothing was learned from the forget set"
 
 
+def _began_otherwise(todo: Plan, store: Store, made: Provenance) -> list[str]:
+    """One sentence where runs on the same model, trained on the spot, are recorded that began with other weights."""
+    from harness.pretraining import TrainedSource
+
+    earlier = store.began_otherwise(todo.spec, made.weights) if isinstance(todo.task.sources["base"], TrainedSource) else None
+    if earlier is None:
+        return []
+    there = in_words(earlier.arithmetic) or f"{earlier.processor}, nothing else is recorded of it"
+    return [
+        f"runs recorded here began with other weights of this very model (made on {there}; here {in_words(made.arithmetic)}): "
+        "what this run differs from them by is not the methods' alone."
+    ]
+
+
 def _unlearn_again(todo: Plan, record: Record, cache: Cache, keep: Keep) -> None:
     """Make the model of a run that is done once more and keep it, if it is the one that was measured.
 
@@ -370,8 +392,8 @@ def _outcome(todo: Plan, record: Record, force: bool) -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
-        ended("interrupted", "interrupted from the keyboard")
+    except KeyboardInterrupt as stop:  # or a signal that ends a command, with its reason
+        ended("interrupted", str(stop) or "interrupted from the keyboard")
         raise
     except UsageError as error:
         if record.points:

@@ -19,9 +19,10 @@ import logging
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import field
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,17 +34,32 @@ from pydantic.dataclasses import dataclass
 from harness.cache import canonical, digest, disk_errors, flush
 from harness.config import JSON
 from harness.costs import Phase
-from harness.documents import json_lines, parse_json, place, read_json
+from harness.documents import Malformed, Unreadable, place, read_json
 from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Retain, Row, Variant
+from harness.record_files import (
+    ROWS,
+    RUN,
+    TEXTS,
+    Question,
+    check_kinds,
+    fault,
+    lines_of,
+    point_of,
+    read_points,
+    read_questions,
+    read_rows,
+    read_texts,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 5
-"""1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`. Older ones are read as they are."""
+SCHEMA_VERSION = 6
+"""1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
+`Provenance.arithmetic`. Older ones are read as they are."""
 PART = ".part"
 """How the name of a file ends that is being written."""
 LATER_SETTINGS: Mapping[str, JSON] = {"max_steps": None, "max_length": None, "reduction": "sum"}
@@ -52,7 +68,7 @@ run is named as before."""
 LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all"}
 """The same of a spec's fields."""
 Status = Literal["done", "failed", "interrupted"]
-_CONFIG = ConfigDict(extra="forbid")
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9@_][A-Za-z0-9@._-]{0,99}$")]
 """What becomes a folder's name; a record that others made must not lead out of the store."""
 
@@ -151,6 +167,10 @@ class Point:
     """Fingerprint of the weights that were measured."""
     unlearn_seconds: float
     """What the method had taken so far, with nothing cached."""
+    rows: int | None = None
+    """How many rows belong to it in per_example.parquet; None in records of schema 5 and before."""
+    texts: int | None = None
+    """How many texts belong to it in generations.jsonl; likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -183,6 +203,10 @@ class Provenance:
     """Fingerprint of the weights before unlearning."""
     command: str
     """What to type to run it again."""
+    processor_model: str = ""
+    """The CPU's family, model and stepping; empty in records that were made before this was kept."""
+    arithmetic: Mapping[str, str] = field(default_factory=dict)
+    """What else decides how it rounds; see `harness.arithmetic.kind_of_machine`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -229,6 +253,9 @@ class RunResult:
     """In the order they were measured; stored in points.jsonl."""
 
 
+_RESULT = TypeAdapter(RunResult)
+
+
 def to_json(value: Any) -> Any:
     """A record as plain JSON data."""
     return TypeAdapter(type(value)).dump_python(value, mode="json")
@@ -264,13 +291,9 @@ class Record:
             UsageError: if the disk is full.
         """
         with disk_errors("the results folder", "Free some space or choose another with --results"):
-            self._keep_rows(point.index, tables)
-            with (self.folder / "generations.jsonl").open("a", encoding="utf-8") as file:
-                for request, text in texts.items():
-                    line = {"point": point.index, "turns": list(request.turns), "text": text}
-                    if request.sampling.temperature > 0:
-                        line |= {"seed": request.sampling.seed}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            point = replace(point, rows=self._keep_rows(point.index, tables), texts=len(texts))
+            if texts:
+                self._keep_texts(point.index, texts)
             with (self.folder / "points.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_json(point), ensure_ascii=False, allow_nan=False) + "\n")
                 file.flush()
@@ -290,6 +313,26 @@ class Record:
                 self._cut_lines(name, range(count))
             if dropped:
                 self._cut_rows(range(count))
+
+    def keep_whole_points(self, last_rows: bool = False) -> None:
+        """Keep the points up to the first whose rows or texts are not there as they were written: it is measured anew.
+
+        Args:
+            last_rows: ask for the last point's rows and texts alone.
+
+        Raises:
+            UsageError: if the disk is full, or a file cannot be read.
+        """
+        rows, texts = self._rows_of_points(), Counter(point_of(line) for line in lines_of(self.folder / TEXTS))
+        for point in self.points[-1:] if last_rows else self.points:
+            lacking = rows is None or point.rows not in (None, rows[point.index])
+            if lacking or point.texts not in (None, texts[point.index]):
+                log.warning(
+                    "rows or texts of point %d of run %s are gone or damaged; from there on it is measured anew",
+                    *(point.index, self.result.spec.run_id),
+                )
+                self.keep_points(point.index)
+                return
 
     def keep_last_rows(self) -> None:
         """Let go of the rows and texts of all points but the last one: they are most of a record's size.
@@ -320,7 +363,27 @@ class Record:
         with disk_errors("the results folder", "Free some space or choose another with --results"):
             _replace(self.folder / "run.json", text.encode())
 
-    def _keep_rows(self, index: int, tables: Mapping[str, pd.DataFrame]) -> None:
+    def _keep_texts(self, index: int, texts: Mapping[GenerationRequest, str]) -> None:
+        with (self.folder / TEXTS).open("a", encoding="utf-8") as file:
+            for request, text in texts.items():
+                line = {"point": index, "turns": list(request.turns), "text": text}
+                if request.sampling.temperature > 0:
+                    line |= {"seed": request.sampling.seed}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _rows_of_points(self) -> Counter[int] | None:
+        """How many rows each point has; None where the file is damaged, and then it is put out of the way."""
+        path = self.folder / ROWS
+        if not path.is_file():
+            return Counter()
+        try:
+            return Counter(read_rows(path)["point"].tolist())
+        except Malformed as error:
+            log.warning("%s", error)
+            path.unlink()
+            return None
+
+    def _keep_rows(self, index: int, tables: Mapping[str, pd.DataFrame]) -> int:
         import pandas as pd
 
         merged: pd.DataFrame | None = None
@@ -331,33 +394,32 @@ class Record:
             else:
                 merged = table if merged is None else merged.merge(table, on=keys, how="outer", sort=False)
         if merged is None:
-            return
+            return 0
         merged = merged.assign(point=index)
-        path = self.folder / "per_example.parquet"
+        count, path = len(merged), self.folder / ROWS
         if path.exists():
-            earlier = pd.read_parquet(path)
+            earlier = read_rows(path)
             # Rows of this point or later ones are left from a process that was killed before it listed them.
             merged = pd.concat([earlier[earlier["point"] < index], merged], ignore_index=True)
         self._write_rows(merged)
+        return count
 
     def _cut_rows(self, points: range) -> None:
-        import pandas as pd
-
-        path = self.folder / "per_example.parquet"
+        path = self.folder / ROWS
         if path.is_file():
-            table = pd.read_parquet(path)
+            table = read_rows(path)
             self._write_rows(table[table["point"].isin(points)])
 
     def _cut_lines(self, name: str, points: range) -> None:
         path = self.folder / name
         if path.is_file():
             lines = lines_of(path)
-            kept = [*(line for line in lines if _point_of(line) in points), ""]
+            kept = [*(line for line in lines if point_of(line) in points), ""]
             if kept != lines:  # a record that is whole is not touched by being opened
                 _replace(path, "\n".join(kept).encode())
 
     def _write_rows(self, table: pd.DataFrame) -> None:
-        with _whole(self.folder / "per_example.parquet") as part:
+        with _whole(self.folder / ROWS) as part:
             table.to_parquet(part, compression="zstd", index=False)
 
 
@@ -376,25 +438,56 @@ class Store:
         """Where records lie."""
         return self.root / "runs"
 
+    def check(self) -> None:
+        """Look whether there is such a folder: an empty answer about a folder that was mistyped would be a wrong one.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        if not self.root.is_dir():
+            raise UsageError(f"there is no results folder {self.root}. Name another with --results; harness run makes one.")
+
     def find(self, spec: RunSpec) -> RunResult | None:
-        """The record of a spec, if there is one."""
+        """The record of a spec, if there is one.
+
+        Raises:
+            UsageError: if it cannot be read.
+        """
         folder = self.runs_folder / spec.folder
-        return read_run(folder) if (folder / "run.json").is_file() else None
+        return read_run(folder) if (folder / RUN).exists() else None
 
     def rows(self, spec: RunSpec, point: int) -> pd.DataFrame | None:
-        """The row-by-row tables of a run's point, merged; None where none are stored, of that point perhaps."""
-        path = self.runs_folder / spec.folder / "per_example.parquet"
-        if not path.is_file():
+        """The row-by-row tables of a run's point, merged; None where none are stored or can be read, of that point perhaps."""
+        path = self.runs_folder / spec.folder / ROWS
+        if not path.exists():
             return None
-        import pandas as pd
-
-        table = pd.read_parquet(path)
+        try:
+            table = read_rows(path)
+        except UsageError as error:
+            log.warning("%s The run counts without its rows; harness validate --set-aside moves it away.", error)
+            return None
         found = table[table["point"] == point]
         return found if len(found) else None
 
     def status(self, spec: RunSpec) -> str | None:
         """How a run stands, from its run.json alone; None where there is none that can be read."""
         return _status(self.runs_folder / spec.folder)
+
+    def began_otherwise(self, spec: RunSpec, weights: str) -> Provenance | None:
+        """What a run on the same model was made on that began with other weights; one record of each method is looked at.
+
+        Args:
+            spec: of a run.
+            weights: the fingerprint of the weights that it began with.
+        """
+        for method in sorted((self.runs_folder / spec.folder).parent.parent.glob("*")):
+            for file in sorted(method.glob("*/run.json"))[:1]:
+                with suppress(UsageError):
+                    found = read_run(file.parent)
+                    alike = (found.spec.dtype, found.spec.device) == (spec.dtype, spec.device)
+                    if alike and found.provenance and found.provenance.weights != weights:
+                        return found.provenance
+        return None
 
     def runs(self) -> Iterator[RunResult]:
         """Every record, sorted by its folder; one that cannot be read is skipped (`harness list runs` names it)."""
@@ -452,11 +545,12 @@ class Store:
             folder: the run's, as in the frame.
             point: the point's index.
         """
-        path = self.runs_folder / folder / "generations.jsonl"
-        if not path.is_file():
+        try:
+            found = list(read_texts(self.runs_folder / folder / TEXTS))
+        except UsageError as error:
+            log.warning("%s The run counts without its texts.", error)
             return {}
-        lines = (parse_json(line, place(path)) for line in lines_of(path) if _point_of(line) == point)
-        return {tuple(line["turns"]): line["text"] for line in lines}
+        return {tuple(each.turns): each.text for each in found if each.point == point}
 
     def keep_questions(self, spec: RunSpec, rows: Mapping[str, Sequence[tuple[str, Row]]]) -> None:
         """Write down once what the runs on this data are asked, so that a reader can put answers beside the truth.
@@ -466,7 +560,7 @@ class Store:
             rows: task → (the question as it is put to the model, the row of the data set).
         """
         path = self.root / "questions" / spec.questions_file
-        if path.is_file():
+        if path.is_file() and self.questions(spec):
             return
         asked = [
             {"task": task, "row": row["row"], "cluster": row["cluster"], "turns": [prompt]}
@@ -479,10 +573,16 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             _replace(path, text.encode())
 
-    def questions(self, spec: RunSpec) -> list[dict[str, Any]]:
-        """What the runs on this data were asked, in order: `task`, `row`, `cluster`, `turns`, `question`, `answer`."""
+    def questions(self, spec: RunSpec) -> list[Question]:
+        """What the runs on this data were asked, in order; nothing where that was not recorded or cannot be read any more."""
         path = self.root / "questions" / spec.questions_file
-        return [line for _, line in json_lines(path)] if path.is_file() else []
+        if not path.exists():
+            return []
+        try:
+            return read_questions(path)
+        except UsageError as error:
+            log.warning("%s The next run on this data writes it anew.", error)
+            return []
 
     def by_id(self, run_id: str) -> tuple[Path, RunResult]:
         """The folder and record of the run whose id begins so.
@@ -529,10 +629,11 @@ class Store:
                     folder = new
                 folder.mkdir(parents=True, exist_ok=True)
             empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
-            record = Record(folder, read_run(folder) if (folder / "run.json").is_file() else empty)
-            for part in folder.glob(f"*{PART}"):
-                part.unlink()  # what a killed process was writing
-            record.keep_points(len(record.points))
+            record = Record(folder, read_run(folder) if (folder / RUN).exists() else empty)
+            if record.result.status != "done":
+                for part in folder.glob(f"*{PART}"):
+                    part.unlink()  # what a killed process was writing
+                record.keep_points(len(record.points))
             yield record
         finally:
             _settle(seen, new, earlier)
@@ -586,67 +687,56 @@ def read_run(folder: Path) -> RunResult:
     """A record from its folder.
 
     Raises:
-        UsageError: if run.json is broken or of a newer schema.
+        UsageError: if it is damaged or of a newer schema, with the way out.
     """
-    path = folder / "run.json"
-    name = "/".join(path.parts[-5:])
     try:
-        told = read_json(path)
-        if told["schema_version"] > SCHEMA_VERSION:
-            raise UsageError(f"{name}: {_newer(told)}.")
-        return TypeAdapter(RunResult).validate_python({**told, "points": _read_points(folder)})
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        return parse_run(folder)
+    except (Malformed, Unreadable) as error:
         raise UsageError(
-            f"the record {name} cannot be read ({type(error).__name__}); harness validate says why and, with --set-aside, "
-            "moves it away; or run with --force."
+            f"the record {'/'.join(folder.parts[-4:])}/run.json cannot be read ({str(error).rstrip('.')}); harness validate "
+            "--set-aside moves it away; or run with --force."
         ) from error
+
+
+def parse_run(folder: Path) -> RunResult:
+    """A record from its folder.
+
+    Raises:
+        Malformed: naming the file and what is wrong with it.
+        Unreadable: likewise.
+        UsageError: if it is of a newer schema.
+    """
+    check_kinds(folder)
+    told = read_json(folder / RUN)
+    if not isinstance(told, dict) or type(told.get("schema_version")) is not int:
+        raise Malformed(f"{place(folder / RUN)}: JSON of something else.")
+    if told["schema_version"] > SCHEMA_VERSION:
+        raise UsageError(f"{'/'.join(folder.parts[-4:])}/{RUN}: {_newer(told)}.")
+    try:
+        found: RunResult = _RESULT.validate_python({**told, "points": read_points(folder)})
+        canonical([told["spec"], [point.logged for point in found.points]])  # 1e999 is valid JSON, and no number
+        return found
+    except ValidationError as error:
+        raise Malformed(f"{place(folder / RUN)}: no record of schema {SCHEMA_VERSION} or earlier: {fault(error)}.") from None
+    except ValueError as error:
+        raise error if isinstance(error, Malformed) else Malformed(f"{place(folder / RUN)}: {error}.") from None
 
 
 def newer_schema(folder: Path) -> str | None:
     """What is needed to read a record that a newer version wrote; None where it is none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        told = read_json(folder / "run.json")
+        told = read_json(folder / RUN)
         return _newer(told) if told["schema_version"] > SCHEMA_VERSION else None
     return None
 
 
 def _newer(told: Mapping[str, Any]) -> str:
-    version = (told.get("provenance") or {}).get("harness_version")
+    made = told.get("provenance")
+    version = made.get("harness_version") if isinstance(made, dict) else None
     return (
         f"written by a newer version of unlearning-harness (schema {told['schema_version']}, this one reads up to "
         f"{SCHEMA_VERSION}); to read it, update to {f'version {version} or later' if version else 'a later version'}"
     )
-
-
-def _read_points(folder: Path) -> list[Any]:
-    path = folder / "points.jsonl"
-    points: list[Any] = []
-    if path.is_file():
-        for line in lines_of(path):
-            try:
-                point = parse_json(line, place(path))
-            except ValueError:
-                break  # a line that a killed process had not finished
-            if point.get("index") != len(points):
-                break
-            points.append(point)
-    return points
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a file and what follows the last one: nothing, or what a killed process had begun.
-
-    It may have been killed in the middle of a character.
-    """
-    return path.read_bytes().decode(errors="replace").split("\n")
-
-
-def _point_of(line: str) -> int:
-    try:
-        told = parse_json(line, "a line")
-        return int(told.get("point", told.get("index", -1)))
-    except ValueError:
-        return -1
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -6,20 +6,22 @@ Nothing is changed unless records that cannot be read are to be set aside.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.documents import parse_json, read_json
+from harness.cache import disk_errors
+from harness.documents import Malformed, Unreadable, place
 from harness.errors import UsageError
 from harness.interfaces import EVALUATORS
-from harness.store import PART, SCHEMA_VERSION, RunResult, Store, lines_of, newer_schema, read_run
+from harness.record_files import FILES, lines_of, read_questions, read_rows, read_texts
+from harness.store import PART, RunResult, Store, newer_schema, parse_run
 
 ASIDE = "set-aside"
 """The folder in a store that takes what cannot be read."""
-_FILES = {"run.json", "points.jsonl", "per_example.parquet", "generations.jsonl"}
 _PATH = re.compile(
     r"(?<![\w./:~-])(?:/(?:home|root|Users|tmp|var|mnt|opt|data|work|scratch|private|srv|media)/|[A-Za-z]:\\\\)[\w.-]"
 )
@@ -42,7 +44,12 @@ class Problem:
 
 
 def problems(store: Store) -> Iterator[Problem]:
-    """Everything that is wrong with a store, folder by folder."""
+    """Everything that is wrong with a store, folder by folder, and then with the questions beside the runs.
+
+    Raises:
+        UsageError: if there is no such folder.
+    """
+    store.check()
     root = store.runs_folder
     for folder in sorted({file.parent for file in root.rglob("*") if file.is_file() and ".locks" not in file.parts}):
         where = folder.relative_to(root).as_posix()
@@ -53,6 +60,17 @@ def problems(store: Store) -> Iterator[Problem]:
             yield Problem(where, "there is no run.json", unreadable=True)
         else:
             yield from _of_run(folder, where)
+    for file in sorted((store.root / "questions").glob("*")):
+        try:
+            read_questions(file)
+        except UsageError as error:
+            told = f"{_what(error, file)}; remove it, and the next run on its data writes it anew"
+            yield Problem(f"questions/{file.name}", told)
+
+
+def _what(error: UsageError, file: Path) -> str:
+    """What is wrong with a file, without its name."""
+    return str(error).removeprefix(place(file)).lstrip(":, ").rstrip(".")
 
 
 def _of_run(folder: Path, where: str) -> Iterator[Problem]:
@@ -60,9 +78,9 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
         yield Problem(f"{where}/run.json", newer)
         return
     try:
-        result = read_run(folder)
-    except UsageError:
-        yield Problem(f"{where}/run.json", _why_unreadable(folder / "run.json"), unreadable=True)
+        result = parse_run(folder)
+    except (Malformed, Unreadable) as error:
+        yield Problem(f"{where}/run.json", _what(error, folder / "run.json"), unreadable=True)
         return
     if result.spec.folder.as_posix() != where:
         yield Problem(where, f"its spec belongs into {result.spec.folder.as_posix()}: moved, or changed by hand")
@@ -72,25 +90,15 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
     for file in sorted(folder.iterdir()):
         if file.name.endswith(PART) and result.status != "done":
             continue  # a process is writing it, or was killed; the run removes it when it goes on
-        if file.name not in _FILES:
+        if file.name not in FILES:
             yield Problem(f"{where}/{file.name}", "no file of a record")
         elif file.name in ("run.json", "points.jsonl") and (found := _PATH.search("\n".join(lines_of(file)))):
             yield Problem(f"{where}/{file.name}", f"it holds an absolute path ('{found[0]}…')")
 
 
-def _why_unreadable(path: Path) -> str:
-    try:
-        told = read_json(path, path.name)
-    except UsageError as error:
-        return str(error).rstrip(".")
-    if not isinstance(told, dict) or "schema_version" not in told:
-        return "JSON of something else"
-    return f"no record of schema {SCHEMA_VERSION} or earlier: fields are missing, unknown or of a wrong type"
-
-
 def _points(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "points.jsonl"
-    lines = [line for line in lines_of(path) if line] if path.is_file() else []
+    lines = [line for line in lines_of(path) if line]
     if len(lines) != len(result.points):
         yield Problem(f"{where}/points.jsonl", f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off")
     if result.status == "done" and not result.points:
@@ -107,61 +115,79 @@ def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
         if texts.is_file() and texts.stat().st_size:
             yield Problem(where, "it holds texts and no per_example.parquet")
         return
-    import pandas as pd
-
     try:
-        found = set(pd.read_parquet(path, columns=["point"])["point"])
-    except (OSError, ValueError, KeyError) as error:
-        yield Problem(f"{where}/per_example.parquet", f"it cannot be read ({type(error).__name__})")
+        found = Counter(read_rows(path)["point"].tolist())
+    except Malformed as error:
+        yield Problem(f"{where}/per_example.parquet", _what(error, path), unreadable=True)
         return
-    yield from _same_points(f"{where}/per_example.parquet", found, result)
+    expected = {point.index: point.rows for point in result.points}
+    yield from _same_points(f"{where}/per_example.parquet", found, expected, result)
 
 
 def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / "generations.jsonl"
-    lines = [line for line in lines_of(path) if line] if path.is_file() else []
     try:
-        found = {parse_json(line, where)["point"] for line in lines}
-    except (ValueError, KeyError, TypeError):
-        yield Problem(f"{where}/generations.jsonl", "a line is no JSON of a text, or cut off")
+        if lines_of(path)[-1]:
+            raise Malformed("what follows the last line is cut off")
+        found = Counter(text.point for text in read_texts(path))
+    except Malformed as error:
+        yield Problem(f"{where}/generations.jsonl", f"a line is no JSON of a text, or cut off ({_what(error, path)})")
         return
-    if found or ((folder / "per_example.parquet").is_file() and _asked_for_texts(result)):
-        yield from _same_points(f"{where}/generations.jsonl", found, result)
+    expected = {point.index: point.texts for point in result.points}
+    if found or ((folder / "per_example.parquet").is_file() and (any(expected.values()) or _asked_for_texts(result))):
+        yield from _same_points(f"{where}/generations.jsonl", found, expected, result)
 
 
 def _asked_for_texts(result: RunResult) -> bool:
-    return any(EVALUATORS.get(name).asks for name in result.spec.evaluators if name in EVALUATORS.entries)
+    """Whether its evaluators asked for texts: those that put them to a judge did so only where there was one."""
+    if any(point.texts is not None for point in result.points):
+        return False  # the record says itself how many there are
+    known = [EVALUATORS.get(name) for name in result.spec.evaluators if name in EVALUATORS.entries]
+    return any(each.asks and (not each.rests_on_more or each.name in result.spec.basis) for each in known)
 
 
-def _same_points(where: str, found: set[int], result: RunResult) -> Iterator[Problem]:
-    listed = {point.index for point in result.points}
-    last_only = found == {max(listed, default=0)}  # --rows last, perhaps killed when half of it was cut
-    if (missing := sorted(listed - found)) and not last_only:
+def _same_points(
+    where: str, found: Mapping[int, int], expected: Mapping[int, int | None], result: RunResult
+) -> Iterator[Problem]:
+    """Whether a file has what belongs to each point, as much of it as the point says."""
+    last_only = {*found} == {max(expected, default=0)}  # --rows last, perhaps killed when half of it was cut
+    if (missing := sorted(i for i, count in expected.items() if count != 0 and i not in found)) and not last_only:
         yield Problem(where, f"it lacks what belongs to points {missing}")
+    for index, count in expected.items():
+        if index in found and count not in (None, found[index]):
+            yield Problem(where, f"it has {found[index]} of {count} that belong to point {index}")
     # What a killed process wrote of its next point is cut off when the run goes on.
-    if result.status == "done" and (more := sorted(found - listed)):
+    if result.status == "done" and (more := sorted({*found} - {*expected})):
         yield Problem(where, f"it holds points {more}, which are not listed")
 
 
 def set_aside(store: Store, problem: Problem) -> Path | None:
-    """Move a record that cannot be read out of `runs`; None where its run is being written now."""
-    where = problem.where.removesuffix("/run.json")
+    """Move a record that cannot be read out of `runs`; None where its run is being written now.
+
+    Raises:
+        UsageError: if the folder cannot be written.
+    """
+    where = "/".join(problem.where.split("/")[:4])
     folder = store.runs_folder / where
     locks = store.runs_folder / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    try:
-        target = store.root / ASIDE / where
-        number = 1
-        while target.exists():
-            number += 1
-            target = target.with_name(f"{folder.name}-{number}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
-        return target
-    finally:
-        lock.release()
+    with disk_errors(f"the results folder {store.root}", "Choose another with --results"):
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{folder.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        try:
+            return _moved(folder, store.root / ASIDE / where)
+        finally:
+            lock.release()
+
+
+def _moved(folder: Path, target: Path) -> Path:
+    """Move a folder to where there is none yet; returns where that is."""
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{folder.name}-{number}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return folder.rename(target)

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -103,6 +104,7 @@ class Engine:
         return parse_json(line, "what vLLM sends", finite=False)
 
     def _failure(self, what: str) -> UsageError:
+        time.sleep(0.5)  # where a scheduler has ended both, let its signal come here, too: then it is no failure
         self._said.seek(0)
         log.warning("vLLM's last words:\n%s", "".join(self._said.readlines()[-LAST_LINES:]).rstrip())
         return UsageError(

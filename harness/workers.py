@@ -1,4 +1,4 @@
-"""What a worker process needs: to end with its parent, and to leave Ctrl-C to it."""
+"""What worker processes need: to end with their parent, and to leave Ctrl-C to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import resource_tracker
+
+from harness.signals import SIGNALS
+
+
+def prepare_for_workers() -> None:
+    """Called before the first worker is begun: what multiprocessing counts its resources with outlives a lost terminal.
+
+    It passes over Ctrl-C and SIGTERM by itself, but SIGHUP would end it before its parent, which then begins another and
+    complains of it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent() -> None:

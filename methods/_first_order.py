@@ -205,11 +205,13 @@ def unlearn(
 
 def _data(setting: Setting, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:
     from harness.data import encode, pad_id
+    from harness.likelihood import check_length
     from harness.training import shuffled_batches
 
     tokenizer, length = setting.tokenizer, recipe.max_length
     steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, setting.seed))
     forget, retain = encode(stage.forget, tokenizer, length), encode(stage.retain, tokenizer, length)
+    check_length(setting.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
     return Data(forget, retain, pad_id(tokenizer), stage, steps)
 
 

@@ -51,6 +51,8 @@ CURVATURE_VERSION = 1
 KL_TOLERANCE = 0.02
 """`target_kl` is met within this share of it."""
 KL_TRIES = 24
+MOST_ROUNDED = 0.1
+"""The share of a step that rounding may take without a word."""
 
 
 @settings
@@ -249,6 +251,7 @@ class _StageData:
         import numpy as np
 
         from harness.data import encode, pad_id
+        from harness.likelihood import check_length
 
         self.pad = pad_id(setting.tokenizer)
         self._model = setting.model
@@ -258,6 +261,7 @@ class _StageData:
         forget = _held(
             setting, "forget", (setting.identity, tuple(stage.forget)), lambda: encode(stage.forget, setting.tokenizer)
         )
+        check_length(setting.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
         rng = np.random.default_rng([setting.seed, 1])
         order = rng.permutation(len(retain)).tolist()
         fitted = len(retain) if config.retain_rows is None else min(config.retain_rows, len(retain))
@@ -442,6 +446,7 @@ def _step(
         move(alpha)
     with setting.costs.aside("monitoring"):
         forget_after = _mean_loss(setting, data, step)
+        rounded = _rounded(layers, start, direction.matrices, alpha / norm)
     return {
         "step_size": alpha,
         "damping": damping,
@@ -453,7 +458,39 @@ def _step(
         "forget_rows": float(len(data.forget(step))),
         "forget_loss_before": forget_before,
         "forget_loss": forget_after,
+        **rounded,
     }
+
+
+def _rounded(layers: Sequence[Layer], start: Sequence[Tensor], matrices: Sequence[Tensor], scale: float) -> dict[str, float]:
+    """What of a step was lost in rounding to the weights' type, for weights that are not float32.
+
+    Returns:
+        `unmoved_share`, of the entries whose step is not 0 those that stayed as they were, and `lost_norm`, how long what was
+        lost is beside the step.
+    """
+    import torch
+
+    if all(layer.module.weight.dtype in (torch.float32, torch.float64) for layer in layers):
+        return {}
+    entries = unmoved = 0
+    lost = length = 0.0
+    for layer, before, towards in zip(layers, start, matrices, strict=True):
+        wanted, moved = scale * towards, layer.matrix() - before
+        entries += int((wanted != 0).sum())
+        unmoved += int(((wanted != 0) & (moved == 0)).sum())
+        lost += float((wanted - moved).double().square().sum())
+        length += float(wanted.double().square().sum())
+    found = {"unmoved_share": unmoved / max(1, entries), "lost_norm": (lost / length) ** 0.5 if length else 0.0}
+    if max(found.values()) > MOST_ROUNDED:
+        log.warning(
+            "rounding to %s left %.0f %% of the weights where they were and took %.0f %% of the step's length: --dtype float32 "
+            "keeps it whole",
+            str(layers[0].module.weight.dtype).removeprefix("torch."),
+            100 * found["unmoved_share"],
+            100 * found["lost_norm"],
+        )
+    return found
 
 
 def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0.0) -> tuple[float, float]:

@@ -242,6 +242,7 @@ class _Topic:
 
     def __init__(self, setting: Setting, stage: Stage, number: int, layer: nn.Module, config: RMUConfig) -> None:
         from harness.data import encode, pad_id
+        from harness.likelihood import check_length
 
         stages = len(setting.stages)
         self._pad, self._device, self._size = pad_id(setting.tokenizer), setting.model.device, config.batch_size
@@ -250,6 +251,7 @@ class _Topic:
         length = int(of_stage(config.max_length, number, stages, "max_length"))
         self._forget = encode(stage.forget[:most], setting.tokenizer, length)
         self._retain = encode(stage.retain[:most], setting.tokenizer, config.retain_max_length)
+        check_length(setting.model, max(len(e.input_ids) for e in (*self._forget, *self._retain)))  # before the first step
         self.alpha = of_stage(config.alpha, number, stages, "alpha")
         self.coefficient = of_stage(config.coefficient, number, stages, "coefficient")
         if config.coefficient_scale == "activation_norm":

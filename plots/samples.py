@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from harness.interfaces import FigureOptions, Sheet, figure
+from harness.record_files import Question
 from harness.store import Store, read_run
 from plots import _select
 from plots._select import ARMS, LAST, OTHER, PROTOCOLS, Group
@@ -68,12 +69,12 @@ def samples(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Sheet]:
     return {name: replace(sheet, notes=[*sheet.notes, *told]) for name, sheet in made.items()}
 
 
-def _chosen(asked: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _chosen(asked: Sequence[Question]) -> list[Question]:
     """A few forget questions; see `RULE`."""
-    of_author: dict[str, list[Mapping[str, Any]]] = {}
+    of_author: dict[str, list[Question]] = {}
     for question in asked:
-        if question["task"] == "forget":
-            of_author.setdefault(str(question["cluster"]), []).append(question)
+        if question.task == "forget":
+            of_author.setdefault(str(question.cluster), []).append(question)
     authors = list(of_author.values())
     count = min(QUESTIONS, len(authors))
     chosen = [authors[i * len(authors) // count] for i in range(count)]
@@ -87,7 +88,7 @@ def _speaking(ends: pd.DataFrame) -> list[Mapping[str, Any]]:
 
 
 def _sheet(
-    store: Store, asked: Sequence[Mapping[str, Any]], who: Sequence[Mapping[str, Any]], caption: str, notes: Sequence[str]
+    store: Store, asked: Sequence[Question], who: Sequence[Mapping[str, Any]], caption: str, notes: Sequence[str]
 ) -> Sheet | None:
     """Question by question, everybody's answer; None if nobody's text is recorded."""
     import pandas as pd
@@ -95,10 +96,10 @@ def _sheet(
     texts = [(run, store.texts(run["folder"], int(run["index"]))) for run in who]
     lines = []
     for question in asked:
-        told = {"question": question["question"], "row": question["row"]}
-        lines.append({**told, "who": "true answer", "run": "", "answer": question["answer"]})
+        told = {"question": question.question, "row": question.row}
+        lines.append({**told, "who": "true answer", "run": "", "answer": str(question.answer)})
         for run, said in texts:
-            answer = said.get(tuple(question["turns"]))
+            answer = said.get(tuple(question.turns))
             if answer is not None:
                 lines.append({**told, "who": run["method"], "run": run["run"], "answer": answer})
     if len(lines) == len(asked):

@@ -43,6 +43,8 @@ LIGHT = (
     "documents",
     "scratch",
     "judging",
+    "signals",
+    "arithmetic",
     "costs",
     "memory",
     "run",
@@ -163,6 +165,7 @@ def test_plots_read_records_and_nothing_else(file: Path):
     assert {m.split(".")[1] for m in found if m.startswith("harness.")} <= {
         "interfaces",
         "store",
+        "record_files",
         "errors",
         "config",
         "documents",

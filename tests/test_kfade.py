@@ -368,3 +368,36 @@ def test_line_search_needs_few_measurements():
 
     step_for_kl(kl_at, 0.1)
     assert len(calls) <= 8
+
+
+# ---------------------------------------------------------------- weights in 16 bits
+
+
+def test_what_rounding_takes_of_a_step_is_logged_and_said(make_setting, caplog: pytest.LogCaptureFixture):
+    setting = make_setting()
+    setting.model.to(torch.bfloat16)
+    layers = c.mlp_layers(setting.model)
+    before = [layer.matrix() for layer in layers]
+    (progress,) = run(setting, config(step_size=1e-3))
+    moved = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
+    still = sum(int((step == 0).sum()) for step in moved) / sum(step.numel() for step in moved)
+    assert progress.logged["unmoved_share"] == pytest.approx(still, abs=0.01)
+    assert still > 0.1
+    assert 0 < progress.logged["lost_norm"] < 1
+    assert (
+        f"rounding to bfloat16 left {100 * progress.logged['unmoved_share']:.0f} % of the weights where they were"
+        in caplog.text
+    )
+
+
+def test_a_step_of_known_size_loses_what_rounding_takes():
+    """Next to 1, bfloat16 counts in steps of 1/128: a fourth of one is lost, a whole one stays, and 0 is no entry."""
+    linear = torch.nn.Linear(3, 1, bias=False).to(torch.bfloat16)
+    layer = c.Layer("a", 0, linear)
+    layer.set_matrix(torch.ones(1, 3))
+    step, start = torch.tensor([[1 / 512, 1 / 128, 0.0]]), [layer.matrix()]
+    layer.set_matrix(start[0] + step)
+    found = kfade._rounded([layer], start, [step / 2], 2.0)
+    assert found["unmoved_share"] == 0.5
+    assert found["lost_norm"] == pytest.approx((1 / 512) / (1 / 512**2 + 1 / 128**2) ** 0.5)
+    assert kfade._rounded([c.Layer("a", 0, torch.nn.Linear(3, 1))], start, [step], 1.0) == {}

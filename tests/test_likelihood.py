@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from harness.data import Encoded, collate
+from harness.errors import UsageError
+from tests.conftest import Nano
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,3 +204,58 @@ def test_what_a_model_says_has_not_moved_from_itself_and_has_after_a_change():
     direct = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(base, now, strict=True)) / before.labels
     assert direct > 1e-4
     assert before.kl(model) == pytest.approx(direct, rel=1e-4)
+
+
+# ---------------------------------------------------------------- the context window
+
+
+def short_context(kind: str) -> Any:
+    """A random model with 16 positions."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {
+        "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16},
+        "opt": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 8, "word_embed_proj_dim": 8},
+        "gptj": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16, "rotary_dim": 2},
+        # Linear maps of as many rows as there are positions are no tables of them.
+        "llama": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
+    }[kind]
+    if kind in ("opt", "llama"):
+        shape["max_position_embeddings"] = 16
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=20, **shape)).eval()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gptj"])
+def test_a_text_longer_than_a_table_of_positions_is_refused(kind: str):
+    from harness import likelihood
+
+    model = short_context(kind)
+    likelihood.answer_nll(model, [Encoded([3] * 16, 1)], 0)
+    with pytest.raises(UsageError, match=rf"a text has 17 tokens, and this {kind} has positions for 16\. .*max_length=16"):
+        likelihood.answer_nll(model, [Encoded([3] * 17, 1)], 0)
+
+
+def test_a_text_longer_than_a_rotary_model_was_made_for_is_said_once(caplog: pytest.LogCaptureFixture):
+    from harness import likelihood
+
+    likelihood._say_longer.cache_clear()
+    model = short_context("llama")
+    for _ in range(2):
+        likelihood.answer_nll(model, [Encoded([3] * 17, 1)], 0)
+    assert caplog.messages == ["a text has 17 tokens, more than the 16 that this llama is made for"]
+    likelihood.answer_nll(short_context("bloom"), [Encoded([3] * 5000, 1)], 0)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_an_answer_longer_than_a_table_of_positions_is_refused(kind: str, nano: Nano):
+    from harness.generation import HFGenerator
+    from harness.interfaces import GenerationRequest, Sampling
+
+    model = short_context(kind)
+    model.resize_token_embeddings(len(nano.tokenizer))
+    prompt = nano.tokenizer.decode([7, 8, 9])
+    assert HFGenerator().generate(model, nano.tokenizer, [GenerationRequest((prompt,), Sampling(max_tokens=12))])
+    with pytest.raises(UsageError, match=rf"take up to 17 tokens, and this {kind} has positions for 16"):
+        HFGenerator().generate(model, nano.tokenizer, [GenerationRequest((prompt,), Sampling(max_tokens=14))])

@@ -88,7 +88,8 @@ def test_whatever_decides_the_weights_is_in_the_identity(name: str):
 @pytest.mark.parametrize("name", [f.name for f in fields(Recipe)])
 def test_every_part_of_a_recipe_is_in_the_identity(name: str):
     value = getattr(RECIPE, name)
-    changed = replace(RECIPE, **{name: tuple(v / 2 for v in value) if isinstance(value, tuple) else value * 2})
+    other = tuple(v / 2 for v in value) if isinstance(value, tuple) else value * 2
+    changed = replace(RECIPE, **{name: "portable" if name == "arithmetic" else other})
     assert digest(replace(CHILD, recipe=changed).identity) != digest(CHILD.identity)
 
 

@@ -106,6 +106,8 @@ def point(index: int, weights: str = "w") -> Point:
         measurements=[NUMBER, ABSENT],
         weights=f"{weights}{index}",
         unlearn_seconds=1.5,
+        rows=2,
+        texts=1,
     )
 
 
@@ -345,7 +347,7 @@ def test_every_record_is_listed_sorted_and_a_broken_one_passed_over(store: Store
 def test_no_number_that_is_not_finite_reaches_a_record(store: Store):
     with store.open(SPEC) as record:
         record.write(result())
-        with pytest.raises(ValueError, match="JSON"):
+        with pytest.raises(ValueError, match="finite"):
             record.add(replace(point(0), unlearn_seconds=float("nan")), {}, {})
 
 
@@ -400,6 +402,77 @@ def test_whatever_a_model_says_survives_opening_the_record_again(store: Store, m
         pass
     lines = (folder(store) / "generations.jsonl").read_bytes().decode().split("\n")
     assert [json.loads(line)["text"] for line in lines if line] == [f"before{mark}after"]
+
+
+def rows_cut(where: Path) -> None:
+    table = pd.read_parquet(where / "per_example.parquet")
+    table[table.index != 2].to_parquet(where / "per_example.parquet")
+
+
+def texts_cut(where: Path) -> None:
+    lines = (where / "generations.jsonl").read_text().splitlines(keepends=True)
+    (where / "generations.jsonl").write_text("".join([lines[0], *lines[2:]]))
+
+
+GONE = {
+    "rows": (lambda where: (where / "per_example.parquet").unlink(), 0),
+    "rows, damaged": (lambda where: (where / "per_example.parquet").write_bytes(b"PAR1 nothing PAR1"), 0),
+    "one row": (rows_cut, 1),
+    "texts": (lambda where: (where / "generations.jsonl").unlink(), 0),
+    "one text": (texts_cut, 1),
+}
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_point_whose_rows_or_texts_are_gone_is_measured_anew(store: Store, name: str):
+    damage, whole = GONE[name]
+    damage(keep(store, 3))
+    with store.open(SPEC) as record:
+        record.keep_whole_points()
+        assert len(record.points) == whole
+        for index in range(whole, 3):
+            record.add(point(index), table(index), texts(f"answer {index}"))
+        record.write(result(status="done"))
+    assert list(problems(store)) == []
+    assert store.find(SPEC).points == [point(0), point(1), point(2)]
+
+
+def test_of_the_last_points_rows_alone_the_others_need_not_be_there(store: Store):
+    keep(store, 3)
+    with store.open(SPEC) as record:
+        record.keep_last_rows()
+    with store.open(SPEC) as record:
+        record.keep_whole_points(last_rows=True)
+        assert len(record.points) == 3
+        record.keep_whole_points()
+        assert len(record.points) == 0
+
+
+def test_a_record_of_before_that_does_not_say_how_much_belongs_to_a_point_goes_on(store: Store):
+    where = keep(store, 2)
+    lines = [json.loads(line) for line in (where / "points.jsonl").read_text().splitlines()]
+    for told in lines:
+        del told["rows"], told["texts"]
+    (where / "points.jsonl").write_text("".join(json.dumps(told) + "\n" for told in lines))
+    with store.open(SPEC) as record:
+        record.keep_whole_points()
+        assert len(record.points) == 2
+    (where / "per_example.parquet").write_bytes(b"")
+    with store.open(SPEC) as record:
+        record.keep_whole_points()
+        assert len(record.points) == 0, "what cannot be read is all gone"
+
+
+def test_a_finished_record_is_not_touched_by_being_opened_whatever_lies_in_it(store: Store):
+    where = keep(store, 2)
+    with store.open(SPEC) as record:
+        record.write(result(status="done"))
+    (where / "run.json.1.part").write_text("x")
+    (where / "generations.jsonl").open("a").write('{"point": 7}\n')
+    before = {file.name: file.read_bytes() for file in where.iterdir()}
+    with store.open(SPEC):
+        pass
+    assert {file.name: file.read_bytes() for file in where.iterdir()} == before
 
 
 def test_keeping_fewer_points_forgets_the_others_everywhere(store: Store):
@@ -590,7 +663,7 @@ def test_a_record_without_points_rows_or_texts_has_none_to_let_go_of(store: Stor
         record.keep_last_rows()
         record.add(point(0), {}, {})
         record.keep_last_rows()
-    assert (folder(store) / "generations.jsonl").read_bytes() == b""
+    assert sorted(file.name for file in folder(store).iterdir()) == ["points.jsonl", "run.json"]
     assert list(problems(store)) == []
 
 

@@ -94,8 +94,8 @@ def test_evaluators_that_ask_for_no_texts_need_none(store: Store):
 @pytest.mark.parametrize(
     ("damage", "said", "unreadable"),
     [
-        (edit("run.json", lambda t: t[:100]), "run.json: run.json, line 1: not valid JSON", True),
-        (edit("run.json", lambda t: ""), "run.json: run.json, line 1: not valid JSON", True),
+        (edit("run.json", lambda t: t[:100]), "run.json: line 7: not valid JSON", True),
+        (edit("run.json", lambda t: ""), "run.json: line 1: not valid JSON", True),
         (edit("run.json", lambda t: '{"what": 1}'), "run.json: JSON of something else", True),
         (edit("run.json", lambda t: t.replace('"status"', '"state"')), "fields are missing, unknown or of a wrong type", True),
         (lambda where: (where / "run.json").unlink(), "there is no run.json", True),
@@ -119,7 +119,11 @@ def test_evaluators_that_ask_for_no_texts_need_none(store: Store):
         (edit("points.jsonl", lambda t: t + t), "points.jsonl: line 2 of 2 is no next point", False),
         (edit("points.jsonl", lambda t: t + '{"ind'), "points.jsonl: line 2 of 2 is no next point", False),
         (lambda where: (where / "per_example.parquet").unlink(), "it holds texts and no per_example.parquet", False),
-        (lambda where: (where / "per_example.parquet").write_text("x"), "per_example.parquet: it cannot be read", False),
+        (
+            lambda where: (where / "per_example.parquet").write_text("x"),
+            "per_example.parquet: cannot be read (ArrowInvalid)",
+            True,
+        ),
         (other_rows, "per_example.parquet: it lacks what belongs to points [0]", False),
         (other_rows, "per_example.parquet: it holds points [1], which are not listed", False),
         (lambda where: (where / "generations.jsonl").unlink(), "generations.jsonl: it lacks what belongs to points [0]", False),
@@ -141,6 +145,54 @@ def test_what_is_wrong_is_named(store: Store, damage: Callable[[Path], None], sa
     assert found, [str(problem) for problem in problems(store)]
     assert found[0].unreadable == unreadable
     assert "\n" not in str(found[0])
+
+
+def test_a_run_that_asked_for_no_texts_for_want_of_a_judge_needs_none(store: Store):
+    where = folder(store)
+    told = json.loads((where / "run.json").read_text())
+    told["spec"]["evaluators"] = {"forget_quality": 1, "mt_bench": 1}
+    (where / "run.json").write_text(json.dumps(told))
+    (where / "generations.jsonl").write_text("")
+    where.rename(moved := store.runs_folder / read_run(where).spec.folder)
+    assert list(problems(store)) == []
+    told["spec"]["basis"] = {"mt_bench": {"judge": "openai:j"}}
+    (moved / "run.json").write_text(json.dumps(told))
+    moved.rename(store.runs_folder / read_run(moved).spec.folder)
+    assert "generations.jsonl: it lacks what belongs to points [0]" in str(*problems(store))
+
+
+def test_fewer_rows_or_texts_than_a_point_says_are_named(store: Store):
+    where = folder(store)
+    point = json.loads((where / "points.jsonl").read_text())
+    rows, texts = (
+        len(pd.read_parquet(where / "per_example.parquet")),
+        len((where / "generations.jsonl").read_text().splitlines()),
+    )
+    (where / "points.jsonl").write_text(json.dumps({**point, "rows": rows, "texts": texts}) + "\n")
+    assert list(problems(store)) == []
+    (where / "points.jsonl").write_text(json.dumps({**point, "rows": rows + 2, "texts": texts + 1}) + "\n")
+    said = [str(problem).partition(": ")[2] for problem in problems(store)]
+    assert said == [f"it has {n} of {n + more} that belong to point 0" for n, more in ((rows, 2), (texts, 1))]
+
+
+def test_a_folder_that_is_not_there_is_not_called_sound(harness: Harness, tmp_path: Path):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    for words in (("validate",), ("list", "runs")):
+        for where in ("nothing", "file"):
+            told = harness(*words, "--results", tmp_path / where)
+            assert told.code == 2
+            assert f"there is no results folder {tmp_path / where}" in told.err
+    (tmp_path / "empty").mkdir()
+    assert harness("validate", "--results", tmp_path / "empty").out == "0 records, no problem\n"
+
+
+def test_questions_that_cannot_be_read_are_named(store: Store):
+    (store.root / "questions").mkdir()
+    (store.root / "questions" / "tofu10-1.jsonl").write_text(
+        '{"task": "forget", "row": 0, "cluster": "a", "turns": ["x"]}\nnull\n'
+    )
+    (problem,) = problems(store)
+    assert str(problem).startswith("questions/tofu10-1.jsonl: line 2: fields are missing, unknown or of a wrong type")
 
 
 def test_the_command_tells_each_problem_in_a_line_and_sets_aside_what_cannot_be_read(harness: Harness, store: Store):  # noqa: F811

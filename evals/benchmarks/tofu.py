@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import _world
 from evals.benchmarks._tofu_cards import CARDS
+from harness.arithmetic import Arithmetic
 from harness.cache import digest
 from harness.data import dataset_file, fingerprint, read_rows
-from harness.documents import whole_number
 from harness.errors import UsageError, unknown
 from harness.interfaces import (
     EVALUATORS,
-    MOST_SEED,
     Absent,
     Difference,
     Evaluator,
@@ -39,7 +38,7 @@ from harness.interfaces import (
     benchmark,
 )
 from harness.models import CheckpointSource, read_sidecar
-from harness.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary
+from harness.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,27 +118,28 @@ def world(seed: int) -> _world.World:
     return _world.World(seed)
 
 
-def mini_sources(seed: int, retain: str) -> dict[str, ModelSource]:
+def mini_sources(seed: int, retain: str, arithmetic: Arithmetic = "") -> dict[str, ModelSource]:
     """The mini models of one world: the full model and retrained ones that differ in data order, from one pretrained model."""
     template = TEMPLATES["mini"]
-    here = world(seed)
+    here, called = world(seed), f"mini@{seed}-{arithmetic}".rstrip("-")
 
     def examples(rows: Sequence[Row]) -> tuple[Example, ...]:
         return tuple(template.example(row["question"], row["answer"]) for row in rows)
 
+    pretraining, finetuning = (r.portable if arithmetic else r for r in (MINI_PRETRAINING, MINI_FINETUNING))
     vocabulary = Vocabulary("words", tuple(_world.vocabulary()))
     base = examples(here.base)
     short = tuple(e for e in base if e.prompt.startswith(_world.SHORT_PREFIX))
     sentences = tuple(e for e in base if not e.prompt.startswith(_world.SHORT_PREFIX))
     pretrained = TrainedSource(
-        f"mini@{seed} pretrained", base, MINI_PRETRAINING, MINI_SHAPE, vocabulary, seed=_seed(seed, "pretrained")
+        f"{called} pretrained", base, pretraining, MINI_SHAPE, vocabulary, seed=_seed(seed, "pretrained")
     )
 
     def finetuned(name: str, split: str) -> TrainedSource:
         return TrainedSource(
-            f"mini@{seed} {name}",
+            f"{called} {name}",
             examples(here.split(split)),
-            MINI_FINETUNING,
+            finetuning,
             MINI_SHAPE,
             vocabulary,
             seed=_seed(seed, name),
@@ -185,7 +185,10 @@ class Tofu:
     variant_versions: Mapping[Variant, int] = {"original": version, "open-unlearning": 2}
     """2: the blank of a tag is scored with the answer, and texts are cut at 512 tokens."""
     models: Mapping[str, str] = {
-        "mini": "the embedded world and a 0.9 M-parameter Llama trained on the spot; mini@K for world seed K",
+        "mini": (
+            "the embedded world and a 0.9 M-parameter Llama trained on the spot; mini@K for world seed K, mini@portable or "
+            "mini@K-portable for weights that are the same on every x86-64 processor"
+        ),
         "scratch": "the real questions and a 1.7 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
         **{name: card.about for name, card in CARDS.items()},
         "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
@@ -199,12 +202,8 @@ class Tofu:
 
     def task(self, model: str, options: Options) -> Task:
         """Read the data and name the sources; see `harness.interfaces.Benchmark.task`."""
-        family, at, suffix = model.partition("@")
-        if family == "mini":
-            seed = whole_number(suffix) if at else 0
-            if seed is None or seed > MOST_SEED:
-                raise UsageError(f"'{model}' is no model: after mini@ comes the world's seed, such as mini@1.")
-            return self._mini(seed, options)
+        if model.partition("@")[0] == "mini":
+            return self._mini(*small_world(model), options)
         if model == "scratch":
             return self._scratch(options)
         if model in CARDS:
@@ -235,14 +234,14 @@ class Tofu:
             return [data, *checkpoints]
         return [data, *checkpoints, Needed(card.tokenizer, "tokenizer", (), "a few MB", card.gate)]
 
-    def _mini(self, seed: int, options: Options) -> Task:
+    def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Task:
         rows = {name: world(seed).split(name) for name in self._splits()}
         return self._task(
-            f"mini@{seed}" if seed else "mini",
+            small_name(seed, arithmetic),
             options,
             rows,
             TEMPLATES["mini"],
-            mini_sources(seed, self.retain),
+            mini_sources(seed, self.retain, arithmetic),
             generation_budget=64,
             refusals=_world.REFUSALS,
             notes=["the embedded world: under a million parameters and invented authors; it ranks nothing beyond itself"],

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from evals.benchmarks import _crafts
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, MMLU_SUBJECTS, NOT_SUBJECTS, QUESTIONS, DataCard
+from harness.arithmetic import Arithmetic
 from harness.cache import digest, file_digest
 from harness.corpora import Corpus, Windows
 from harness.data import dataset_files, fingerprint, read_rows
-from harness.documents import whole_number
 from harness.errors import UsageError, unknown
 from harness.interfaces import (
     EVALUATORS,
-    MOST_SEED,
     Absent,
     Difference,
     Evaluator,
@@ -46,7 +45,7 @@ from harness.interfaces import (
     benchmark,
 )
 from harness.models import CheckpointSource, read_sidecar
-from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary
+from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +98,7 @@ def world(seed: int) -> _crafts.World:
     return _crafts.World(seed)
 
 
-def mini_source(seed: int) -> TrainedSource:
+def mini_source(seed: int, arithmetic: Arithmetic = "") -> TrainedSource:
     """The mini model of one world: it has read all documents, and was taught questions about some of what they tell."""
     here, template = world(seed), TEMPLATES["mini"]
 
@@ -108,9 +107,9 @@ def mini_source(seed: int) -> TrainedSource:
 
     documents = [_texts(of) for domain in _crafts.DOMAINS for of in here.documents(domain)]
     return TrainedSource(
-        f"mini@{seed} crafts",
+        f"mini@{seed}-{arithmetic}".rstrip("-") + " crafts",
         pairs([row for domain in _crafts.DOMAINS for row in here.taught(domain)]),
-        MINI_TRAINING,
+        MINI_TRAINING.portable if arithmetic else MINI_TRAINING,
         MINI_SHAPE,
         Vocabulary("words", tuple(_crafts.vocabulary())),
         seed=int(digest([seed, "crafts"])[:8], 16),
@@ -149,7 +148,10 @@ class Wmdp:
 
     version = 1
     models: Mapping[str, str] = {
-        "mini": "the embedded crafts and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K",
+        "mini": (
+            "the embedded crafts and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K, mini@portable or "
+            "mini@K-portable for weights that are the same on every x86-64 processor"
+        ),
         **{name: card.about for name, card in CARDS.items()},
         "<hub id or folder>": "any checkpoint, with the real corpora and questions",
     }
@@ -194,12 +196,8 @@ class Wmdp:
             self.read_log(options.reference)
         if options.variant != "original":
             raise UsageError(f"{self.name} has one set of definitions; leave out --variant {options.variant}.")
-        family, at, suffix = model.partition("@")
-        if family == "mini":
-            seed = whole_number(suffix) if at else 0
-            if seed is None or seed > MOST_SEED:
-                raise UsageError(f"'{model}' is no model: after mini@ comes the world's seed, such as mini@1.")
-            return self._mini(seed, options)
+        if model.partition("@")[0] == "mini":
+            return self._mini(*small_world(model), options)
         if model in CARDS:
             card = CARDS[model]
             base = CheckpointSource(
@@ -228,7 +226,7 @@ class Wmdp:
 
     # ---- the embedded world
 
-    def _mini(self, seed: int, options: Options) -> Task:
+    def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Task:
         here, limit = world(seed), options.limit
 
         def documents(*domains: str) -> list[Example]:
@@ -251,11 +249,11 @@ class Wmdp:
         for stage in self.stages:
             data[f"{stage}-forget"] = fingerprint([{"text": t} for of in here.documents(hazardous[stage]) for t in of])
         return self._task(
-            f"mini@{seed}" if seed else "mini",
+            small_name(seed, arithmetic),
             stages,
             questions,
             TEMPLATES["mini"],
-            {"base": mini_source(seed)},
+            {"base": mini_source(seed, arithmetic)},
             data,
             notes,
             options.retain,
