@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cache import digest, file_digest
 from harness.config import JSON
-from harness.documents import parse_json
+from harness.documents import parse_json, read_json
+from harness.hub import commit, unreachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,6 +73,39 @@ def _files(folder: Path) -> Iterator[Path]:
 def _digest_of(file: Path, size: int, modified: int) -> str:
     # A run asks several times, and a 7B model's files take half a minute to read.
     return file_digest(file)
+
+
+def foreign_code(name: str, revision: str | None) -> dict[str, JSON]:
+    """The other repositories of the hub whose code a checkpoint has run, each with its commit.
+
+    A configuration names it as `org/repository--module.Class` in its `auto_map`; none of its own files says when it changes.
+
+    Args:
+        name: a folder, or a hub id.
+        revision: of the hub id.
+    """
+    found: set[str] = set()
+    for file in ("config.json", "tokenizer_config.json"):
+        told = read_json(path, finite=False) if (path := _file_of(name, file, revision)) else {}
+        named = told.get("auto_map") if isinstance(told, dict) else None
+        for classes in (named or {}).values() if isinstance(named, dict) else [named]:
+            for each in classes if isinstance(classes, list) else [classes]:
+                if isinstance(each, str) and "--" in each:
+                    found.add(each.partition("--")[0])
+    return {repository: commit(repository) for repository in sorted(found - {name})}
+
+
+def _file_of(name: str, file: str, revision: str | None) -> Path | None:
+    """A small file of a checkpoint, fetched where it is not here yet; None where there is none to be had."""
+    if Path(name).is_dir():
+        return path if (path := Path(name) / file).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=unreachable() is not None))
+    except (HfHubHTTPError, OSError, ValueError):
+        return None  # what is wrong with it is told when it is loaded
 
 
 # ---------------------------------------------------------------- what is in memory

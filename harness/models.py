@@ -19,7 +19,7 @@ from harness.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder, 
 from harness.documents import Malformed, read_json
 from harness.errors import UsageError
 from harness.hub import pinned
-from harness.identity import SIDECAR, folder_identity
+from harness.identity import SIDECAR, folder_identity, foreign_code
 from harness.interfaces import ModelSource
 from harness.loading import Examined, examine, load_checkpoint, load_tokenizer
 from harness.saving import for_older_readers, same_mode
@@ -99,7 +99,7 @@ class CheckpointSource:
         if where := self._tokenizer_here:
             told["tokenizer"] = _identity(where, None, weights=False)
         if self.trust_remote_code:
-            told["code"] = "run"
+            told["code"] = {"run": True, **foreign_code(self._here, self.commit)}
         return told
 
     @property

@@ -108,7 +108,8 @@ def count_fits() -> None:
     real = _curvature.save_curvatures
 
     def noted(curvatures: Any, layers: Any, folder: Path) -> None:
-        with (folder.parent.parent / FITS).open("a", encoding="utf-8") as file:
+        root = next(parent for parent in folder.parents if (parent / "locks").is_dir())
+        with (root / FITS).open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
         real(curvatures, layers, folder)
 

@@ -68,6 +68,23 @@ def test_running_a_checkpoints_own_code_makes_another_model(folder: Path):
     assert CheckpointSource(str(folder), trust_remote_code=True).identity != CheckpointSource(str(folder)).identity
 
 
+@pytest.mark.parametrize(
+    "auto_map", [{"AutoModelForCausalLM": "some-one/code--own.Model"}, {"AutoTokenizer": ["some-one/code--own.Slow", None]}]
+)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_lies_in_another_repository_is_named_by_its_commit(
+    folder: Path, file: str, auto_map: Any, monkeypatch: pytest.MonkeyPatch
+):
+    told = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**told, "auto_map": auto_map}))
+    source, found = CheckpointSource(str(folder), trust_remote_code=True), []
+    for commit in ("a" * 40, "b" * 40):
+        monkeypatch.setattr("harness.hub._commits", {("model", "some-one/code", "main"): commit})
+        assert source.identity["code"] == {"run": True, "some-one/code": commit}
+        found.append(source.identity)
+    assert found[0] != found[1]
+
+
 # ---------------------------------------------------------------- in memory
 
 Change = Callable[["PreTrainedModel", "PreTrainedTokenizerBase"], None]
