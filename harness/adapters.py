@@ -6,7 +6,7 @@ model that answers alike:
     W_merged = W + s B A      (LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1)
 
 The merging is PEFT's own (`merge_and_unload`), which knows DoRA, rank-stabilised scales, embeddings and saved modules too.
-The sum is rounded once to the type that the weights are loaded in.
+It adds in the type that the weights are loaded in: exact to rounding in float32, rounded as any weight in bfloat16.
 """
 
 from __future__ import annotations

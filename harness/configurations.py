@@ -21,7 +21,7 @@ CONFIG_FILES = ("config.json", ADAPTER_CONFIG)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Any of them makes a folder a tokenizer."""
 _SIZES = {
-    "num_hidden_layers": 10_000,
+    "num_hidden_layers": 1_000,
     "hidden_size": 1_000_000,
     "intermediate_size": 10_000_000,
     "num_attention_heads": 100_000,
@@ -30,10 +30,11 @@ _SIZES = {
     "vocab_size": 100_000_000,
     "max_position_embeddings": 10**10,
 }
-"""Field of a configuration → the most it may be: a hundred times what the largest known models have."""
+"""Field of a configuration → the most it may be: far more than the largest known models have."""
 _ALWAYS_THERE = ("num_hidden_layers", "vocab_size")
-_COUNT = re.compile(r"^(?:num|n)_(?:\w+_)?(?:layers?|experts?|heads?|groups?|blocks?)$")
-"""Fields that say how many modules are made; no more than 100,000, or making them never ends."""
+_COUNT = re.compile(r"(?:^|_)(?:layers?|experts?|heads?|groups?|blocks?)$")
+"""How the fields end that say how many modules are made; no more than `_MODULES`, or making them never ends."""
+_MODULES = 100_000
 
 
 def local_folder(name: str, data_dir: Path | None, files: Sequence[str]) -> Path | None:
@@ -118,10 +119,23 @@ def whole_config(name: str, revision: str | None, trust_remote_code: bool) -> Pr
 
 
 def check_document(name: str) -> None:
-    """Refuse a folder whose config.json is no JSON object; transformers reads it for the tokenizer too, and says less of it."""
+    """Refuse a folder whose config.json is no JSON object, or counts modules without end.
+
+    transformers reads it for the tokenizer too, says less of it, and makes lists of as many entries as there are layers.
+    """
     file = Path(name) / "config.json"
-    if file.is_file() and not isinstance(read_json(file, finite=False), dict):
+    if not file.is_file():
+        return
+    if not isinstance(whole := read_json(file, finite=False), dict):
         raise UsageError(f"{file} is no configuration of a model: a JSON object is wanted.")
+    for part in (whole, *(part for part in whole.values() if isinstance(part, dict))):
+        for field, value in part.items():
+            if _COUNT.search(field) and isinstance(value, int | float) and value > _MODULES:
+                raise _impossible(name, field, value, _MODULES)
+
+
+def _impossible(name: str, field: str, value: object, most: int) -> UsageError:
+    return UsageError(f"the configuration of {name} says {field}={value!r:.60}; it is a whole number from 1 to {most:,}.")
 
 
 def text_part(name: str, whole: PretrainedConfig) -> PretrainedConfig:
@@ -145,21 +159,13 @@ def text_part(name: str, whole: PretrainedConfig) -> PretrainedConfig:
 
 def _check_sizes(name: str, config: Any) -> None:
     """Refuse what no model has, before a model of it is put together (a thousand million layers take for ever)."""
-
-    def refused(field: str, value: object, most: int) -> UsageError:
-        said = config.attribute_map.get(field, field)
-        return UsageError(f"the configuration of {name} says {said}={value!r:.60}; it is a whole number from 1 to {most:,}.")
-
     for field, most in _SIZES.items():
         value = getattr(config, field, None)
         if value is None and field not in _ALWAYS_THERE:
             continue
         each = value if isinstance(value, list | tuple) and field != "hidden_size" and value else [value]  # one a layer
         if any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= most for v in each):
-            raise refused(field, value, most)
-    for field, value in vars(config).items():
-        if _COUNT.match(field) and isinstance(value, int) and value > 100_000:
-            raise refused(field, value, 100_000)
+            raise _impossible(name, config.attribute_map.get(field, field), value, most)
 
 
 def meta_model(config: PretrainedConfig, name: str = "this configuration") -> PreTrainedModel:

@@ -178,12 +178,13 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
 
 
 def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
+    from harness.adapters import ADAPTER_CONFIG
     from harness.configurations import CONFIG_FILES, TOKENIZER_FILES, has_weights, local_folder
 
     if needed.kind == "data":
         return data_dir is not None and not _missing(needed, data_dir)
     folder = local_folder(needed.id, data_dir, CONFIG_FILES if needed.kind == "model" else TOKENIZER_FILES)
-    return folder is not None and (needed.kind == "tokenizer" or has_weights(folder))
+    return folder is not None and (needed.kind == "tokenizer" or has_weights(folder) or (folder / ADAPTER_CONFIG).is_file())
 
 
 def _missing(needed: Needed, data_dir: Path | None) -> list[str]:

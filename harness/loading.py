@@ -109,6 +109,9 @@ def examine(
     found = Examined(weights, config, multimodal=type(config) is not type(whole))
     if "auto_map" not in vars(config):  # what comes with code is put together by that code alone
         meta_model(config, weights.name)  # what cannot be made is told better without the files
+    if getattr(config, "quantization_config", None):  # its tensors have the shapes of packed numbers; it is checked when loaded
+        _check_vocabulary(name, words, int(config.vocab_size))
+        return found._replace(dtype=str(config.dtype or "float32").removeprefix("torch.")), words
     stored = copy.deepcopy(config)
     stored.dtype = None  # what it says of the type need not be so
     model, told = _from_pretrained(found._replace(config=stored), trust_remote_code, "auto", device_map={"": "meta"})

@@ -394,7 +394,7 @@ def test_every_odd_field_of_a_configuration_is_refused_or_does_no_harm(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_hidden_layers": 0}, r"num_hidden_layers=0; it is a whole number from 1 to 10,000"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers=0; it is a whole number from 1 to 1,000"),
         ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000; it is a whole number"),
         ({"num_hidden_layers": -1}, r"num_hidden_layers=-1"),
         ({"vocab_size": 0}, r"vocab_size=0"),
@@ -408,6 +408,16 @@ def test_impossible_sizes_are_named(changes: dict[str, Any], told: str, folder: 
     change(folder / "config.json", **changes)
     with pytest.raises(UsageError, match=told):
         load(folder)
+
+
+def test_layers_without_end_are_refused_before_anything_counts_them(nano: Nano, tmp_path: Path):
+    """Some configurations make a list of all layers' kinds when they are read: eight gigabytes of it here."""
+    config = transformers.JambaConfig(vocab_size=len(nano.tokenizer), num_hidden_layers=2, hidden_size=16).to_dict()
+    save_checkpoint(nano.model(), nano.tokenizer, tmp_path / "c", {})
+    for changes in ({"num_hidden_layers": 10**9}, {"text_config": {"num_layers": 10**9}}, {"n_layer": 2e9}):
+        (tmp_path / "c" / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(UsageError, match=r"layers?=[12]000000000.*; it is a whole number from 1 to 100,000"):
+            load(tmp_path / "c")
 
 
 def test_the_field_is_named_as_the_file_names_it(nano: Nano, tmp_path: Path):
