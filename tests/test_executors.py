@@ -224,6 +224,38 @@ def test_two_hundred_killed_workers(tmp_path: Path, quick_start: None):
         seed += 1
 
 
+def force_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: int, seed: int) -> int:
+    """Finished runs that are done anew under fire, again and again: they stay in sight, and end as before; how many kills."""
+    asked, cache, store = tries(*settings), Cache(tmp_path / "cache"), Store(tmp_path / "fire")
+    calm = numbers(run_tries(asked, store, cache, in_turn))
+    stop = threading.Event()
+    killed = kill_some(kills, 0.6, random.Random(seed), stop)
+    for _ in range(10 + kills):
+        broken = [error for _, error in on_workers(2)(asked, store, cache, True) if error]
+        assert set(broken) <= {LOST}
+        found = [store.find(todo.plan({}).spec) for todo in asked]
+        assert [result.status for result in found if result] == ["done"] * len(asked)
+        assert numbers([result for result in found if result]) == calm
+        assert list(problems(store)) == []
+        if len(killed) >= kills:
+            break
+    stop.set()
+    assert not [error for _, error in on_workers(2)(asked, store, cache, True) if error]
+    assert {file.suffix for file in (store.runs_folder / ".locks").iterdir()} == {".lock"}, "nothing is left out of sight"
+    return len(killed)
+
+
+def test_finished_runs_stay_in_sight_when_they_are_forced_and_their_workers_killed(tmp_path: Path, quick_start: None):
+    settings = [{"strength": 0.1 + 0.01 * i, "wait": SECONDS} for i in range(8)]
+    assert force_under_fire(tmp_path, settings, kills=8, seed=0) >= 8
+
+
+@pytest.mark.mini
+def test_two_hundred_killed_workers_of_forced_runs(tmp_path: Path, quick_start: None):
+    settings = [{"strength": 0.1 + 0.01 * i, "wait": SECONDS} for i in range(40)]
+    assert force_under_fire(tmp_path, settings, kills=200, seed=1) >= 200
+
+
 # ---------------------------------------------------------------- Ray
 
 

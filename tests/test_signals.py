@@ -234,8 +234,3 @@ def force_under_fire(program: Program, kills: int, seed: int) -> None:
 
 def test_a_forced_run_that_is_killed_leaves_the_earlier_record_in_sight(program: Program):
     force_under_fire(program, kills=4, seed=0)
-
-
-@pytest.mark.mini
-def test_two_hundred_killed_forced_runs(program: Program):
-    force_under_fire(program, kills=200, seed=1)
