@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 
+from harness import anatomy
 from harness.config import settings
+from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, method
 from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn
 
@@ -64,7 +66,11 @@ def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     },
 )
 def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
-    """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K."""
+    """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K.
+
+    Raises:
+        UsageError: if sequences are to be padded beyond a model's table of positions.
+    """
     import torch
 
     from harness.likelihood import answer_logits, kl_per_token
@@ -72,6 +78,13 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
 
     def forget(part: Part) -> Tensor:
         return -pooled_nll(setting.model, part.batch, part.labels)
+
+    room = anatomy.window(setting.model)
+    if config.kl_positions == "all_padded" and room and room.ends and config.pad_length > room.tokens:
+        raise UsageError(
+            f"pad_length={config.pad_length}: this {setting.model.config.model_type} has positions for {room.tokens} tokens. "
+            f"Set pad_length={room.tokens}, or kl_positions=answer."
+        )
 
     def losses(data: Data) -> Losses:
         before = copy.deepcopy(setting.model).requires_grad_(False)

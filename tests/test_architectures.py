@@ -37,3 +37,10 @@ def test_the_table_holds_every_method_that_changes_weights():
     assert set(METHODS.names()) - set(SETTINGS) == {"untouched", "retrained", "checkpoint"}
     assert ATTACK in EVALUATORS.names()
     assert len(FAMILIES) > 25
+
+
+def test_padding_beyond_a_table_of_positions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SETTINGS, "kl_min", {**SETTINGS["kl_min"], "pad_length": 129})  # type: ignore[arg-type]
+    says = "pad_length=129: this gpt2 has positions for 128 tokens. Set pad_length=128, or kl_positions=answer."
+    assert outcome("gpt2", "kl_min", tmp_path).refused == says
+    assert not outcome("llama", "kl_min", tmp_path).refused
