@@ -87,6 +87,11 @@ def weights_of(name: str, revision: str | None = None, data_dir: Path | None = N
     return Weights(str(base or found.base), None if base else found.revision, adapter=True)
 
 
+def trusted(name: str, weights: Weights, trust_remote_code: bool) -> bool:
+    """Whether code beside the weights may run: the word is for the checkpoint named, not for a base its adapter names."""
+    return trust_remote_code and weights.name == name
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds a whole model's weights; an adapter's are none."""
     files = (file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
@@ -102,7 +107,7 @@ def read_config(
         UsageError: for one that is not there, asks for remote code, or says what cannot be.
     """
     weights = weights_of(name, revision, data_dir)
-    return text_part(weights.name, whole_config(weights.name, weights.revision, trust_remote_code))
+    return text_part(weights.name, whole_config(weights.name, weights.revision, trusted(name, weights, trust_remote_code)))
 
 
 def whole_config(name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.adapters import NO_ADAPTER, merged
-from harness.configurations import TOKENIZER_FILES, Weights, check_document, meta_model, text_part, weights_of, whole_config
+from harness.configurations import (
+    TOKENIZER_FILES,
+    Weights,
+    check_document,
+    meta_model,
+    text_part,
+    trusted,
+    weights_of,
+    whole_config,
+)
 from harness.data import MODEL_ROWS
 from harness.errors import UsageError
 from harness.hub import pinned, unreachable
@@ -61,6 +70,7 @@ def load_checkpoint(
     import torch
 
     found, words = examine(name, revision, tokenizer, trust_remote_code, data_dir)
+    trust_remote_code = trusted(name, found.weights, trust_remote_code)
     model, told = _from_pretrained(
         found, trust_remote_code, getattr(torch, dtype), device_map="balanced" if device == ALL_GPUS else None
     )
@@ -104,6 +114,7 @@ def examine(
         raise UsageError(f"there is no checkpoint folder {name}.")
     weights = weights_of(name, revision, data_dir)
     words = _tokenizer_of(name, revision, tokenizer, weights, trust_remote_code)
+    trust_remote_code = trusted(name, weights, trust_remote_code)
     whole = whole_config(weights.name, weights.revision, trust_remote_code)
     config = text_part(weights.name, whole)
     found = Examined(weights, config, multimodal=type(config) is not type(whole))
@@ -212,7 +223,7 @@ def _tokenizer_of(
     """The tokenizer that is named, or the checkpoint's own; of an adapter alone that has none, its base's."""
     place, at = (tokenizer, None) if tokenizer else (name, revision)
     if not tokenizer and weights.name != name and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
-        place, at = weights.name, weights.revision
+        place, at, trust_remote_code = weights.name, weights.revision, False
     words = load_tokenizer(place, at, trust_remote_code)
     if len(words) <= len(words.all_special_tokens):
         raise UsageError(f"the checkpoint {name} has no tokenizer files (tokenizer.json or tokenizer.model).")

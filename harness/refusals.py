@@ -50,7 +50,10 @@ def refusal(name: str, part: str, error: Exception, offline: str | None = None) 
     if isinstance(error.__cause__, GatedRepoError) or "gated repo" in text.lower():
         return UsageError(gated(name))
     if "trust_remote_code" in text or "custom code" in text:
-        return UsageError(f"{name} comes with code of its own, which is not run. Read it, then pass --trust-remote-code.")
+        return UsageError(
+            f"{name} comes with code of its own, which is not run. Read it, then pass --trust-remote-code (no word for "
+            "the base of an adapter: put the adapter into the base's folder)."
+        )
     if part == "tokenizer" and (needed := _packages_for(name, text)):
         return UsageError(
             f"the tokenizer of {name} cannot be read yet: pip install {needed}, or put a tokenizer.json beside its model file."

@@ -17,7 +17,7 @@ from harness.errors import UsageError, reason, without_secrets
 from harness.figures import draw
 from harness.generation import HFGenerator
 from harness.interfaces import FIGURES, Figure, FigureOptions, GenerationRequest, Sampling, Sheet, Task
-from harness.models import CheckpointSource, load_checkpoint, own_dtype
+from harness.models import CheckpointSource, load_checkpoint
 from harness.run import without_paths
 from harness.store import read_spec, to_json
 from tests.conftest import Nano
@@ -100,10 +100,22 @@ def test_nothing_in_a_checkpoint_runs_or_asks(
     source = CheckpointSource(str(folder))
     with suppress(UsageError):
         memory.shape_of(source, replace(nano_task, sources={"base": source}), "float32")
-        own_dtype(source)
+        source.examine()
         model, tokenizer = load_checkpoint(str(folder), "cpu", "float32")
         chat = bool(tokenizer.chat_template)
         HFGenerator().generate(model, tokenizer, [GenerationRequest(("who",), Sampling(max_tokens=2), chat=chat)])
+    assert not marker.exists()
+
+
+def test_the_word_for_a_checkpoint_is_none_for_the_base_that_its_adapter_names(folder: Path, tmp_path: Path):
+    marker = tmp_path / "it ran"
+    own_configuration(folder, f"open({str(marker)!r}, 'w').close()\n", marker)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    told = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(folder)}
+    (adapter / "adapter_config.json").write_text(json.dumps(told))
+    with pytest.raises(UsageError, match=r"comes with code of its own.*put the adapter into the base's folder"):
+        load_checkpoint(str(adapter), "cpu", "float32", trust_remote_code=True)
     assert not marker.exists()
 
 
