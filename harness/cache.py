@@ -31,7 +31,7 @@ from filelock import FileLock
 
 from harness import scratch
 from harness.config import JSON
-from harness.documents import read_json
+from harness.documents import parse_json, read_json
 from harness.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,8 @@ class Cache:
         self.root = root or (Path(chosen) if chosen else Path(platformdirs.user_cache_dir("unlearning-harness")))
         self._verified: set[Path] = set()
         self._held: dict[str, tuple[object, object, float]] = {}
+        self._make_folders()
         with disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written"):
-            self._make_folders()
             if not os.access(self.root, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
         self.sweep()
@@ -127,16 +127,18 @@ class Cache:
         path = self._path(kind, key)
         asked = time.perf_counter()
         self._make_folders()
-        with FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"):
+        with (
+            disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere"),
+            FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"),
+        ):
             waited = time.perf_counter() - asked
             if found := self._read(path, kind):
                 return replace(found, waited=waited)
-            with disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere"):
-                self.sweep()
-                while True:
-                    if made := self._make(kind, key, path, make):
-                        return made
-                    log.warning("the cache was removed while a %s was being made; it is made again", kind)
+            self.sweep()
+            while True:
+                if made := self._make(kind, key, path, make):
+                    return made
+                log.warning("the cache was removed while a %s was being made; it is made again", kind)
 
     def _make(
         self, kind: str, key: Mapping[str, JSON], path: Path, make: Callable[[Path], Mapping[str, JSON] | None]
@@ -186,7 +188,10 @@ class Cache:
     def forget(self, kind: str, key: Mapping[str, JSON]) -> None:
         """Remove the entry of that key, if there is one."""
         path = self._path(kind, key)
-        with FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"):
+        with (
+            disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written"),
+            FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"),
+        ):
             shutil.rmtree(path, ignore_errors=True)
 
     def held(self, kind: str, key: object, make: Callable[[], T]) -> tuple[T, float]:
@@ -250,8 +255,9 @@ class Cache:
         return self.root / "making"
 
     def _make_folders(self) -> None:
-        for folder in (self.root / "locks", self._making):
-            folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written", whatever=True):
+            for folder in (self.root / "locks", self._making):
+                folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, kind: str, key: Mapping[str, JSON]) -> Path:
         return self.root / kind / digest(key)[:32]
@@ -260,14 +266,19 @@ class Cache:
         if not path.exists():
             return None
         try:
-            told = read_json(path / _RECORD, finite=False)
+            told = parse_json((path / _RECORD).read_bytes(), f"{_RECORD} of {kind}", finite=False)
             if path not in self._verified:
                 for name, expected in told["files"].items():
                     if file_digest(path / name) != expected:
                         raise ValueError(f"{name} differs from its checksum")
                 self._verified.add(path)
             return CacheEntry(path, kind, told["key"], told["seconds"], told["facts"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+                raise UsageError(  # what one may not read may be sound: others share the cache
+                    f"the cache's {path.relative_to(self.root)} ({kind}) cannot be read: {error.strerror}. Make {self.root} "
+                    "readable, or set HARNESS_CACHE to a folder of your own."
+                ) from error
             aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
             log.warning("a cache entry is corrupt (%s); it is set aside as %s and made anew", error, aside)
             with suppress(FileNotFoundError):
@@ -292,19 +303,26 @@ _SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, er
 
 
 @contextmanager
-def disk_errors(what: str, way_out: str) -> Iterator[None]:
+def disk_errors(what: str, way_out: str, whatever: bool = False) -> Iterator[None]:
     """Turn a full or unwritable disk into one sentence.
+
+    Args:
+        what: could not be written.
+        way_out: what to do about it.
+        whatever: every error of the system is about the place, since nothing else is opened inside.
 
     Raises:
         UsageError: naming `what` could not be written and the way out.
     """
     try:
         yield
+    except UsageError:
+        raise
     except Exception as error:
         number = _os_error(error)
         if number in _FULL:
             raise UsageError(f"no space is left on the disk of {what}. {way_out}; what was finished is kept.") from error
-        if number in _SHUT:
+        if number is not None and (number in _SHUT or whatever):
             raise UsageError(f"{what} cannot be written: {os.strerror(number)}. {way_out}.") from error
         raise
 

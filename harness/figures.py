@@ -117,7 +117,7 @@ def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chose
     if not files:
         what = "drawings" if all(not isinstance(item, Sheet) for item in made.values()) else "tables"
         raise UsageError(f"{name} consists of {what}; none is written as {', '.join(chosen)}. There are: {', '.join(FORMATS)}.")
-    with disk_errors(f"the folder {out}", "Choose another with --out"):
+    with disk_errors(f"the folder {out}", "Choose another with --out", whatever=True):
         out.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
             (out / file).write_bytes(content)

@@ -42,7 +42,7 @@ class Keep:
             UsageError: for a place that cannot be written, or has no room.
         """
         for what, flag, path in self._places():
-            with disk_errors(what, f"Choose another with {flag}"):
+            with disk_errors(what, f"Choose another with {flag}", whatever=True):
                 folder = _nearest(path if flag == "--save-model" else path.parent)
                 if flag == "--save-update" and path.exists():
                     _check_file(path)

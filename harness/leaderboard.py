@@ -80,7 +80,7 @@ def write(root: Path, files: Mapping[str, bytes]) -> Path:
         UsageError: if the folder cannot be written, or the disk is full.
     """
     folder = root / FOLDER
-    with disk_errors(f"the results folder {root}", "Choose another with --results"):
+    with disk_errors(f"the results folder {root}", "Choose another with --results", whatever=True):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)

@@ -610,7 +610,7 @@ class Store:
         """
         folder = self.runs_folder / spec.folder
         locks = self.runs_folder / ".locks"
-        with disk_errors(f"the results folder {self.root}", "Choose another with --results"):
+        with disk_errors(f"the results folder {self.root}", "Choose another with --results", whatever=True):
             locks.mkdir(parents=True, exist_ok=True)
             lock = FileLock(locks / f"{spec.run_id}.lock")
             try:

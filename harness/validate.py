@@ -170,7 +170,7 @@ def set_aside(store: Store, problem: Problem) -> Path | None:
     where = "/".join(problem.where.split("/")[:4])
     folder = store.runs_folder / where
     locks = store.runs_folder / ".locks"
-    with disk_errors(f"the results folder {store.root}", "Choose another with --results"):
+    with disk_errors(f"the results folder {store.root}", "Choose another with --results", whatever=True):
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{folder.name}.lock")
         try:

@@ -306,6 +306,41 @@ def test_a_root_that_cannot_be_made_is_one_sentence_with_the_way_out(tmp_path: P
         Cache(tmp_path / "file" / "cache")
 
 
+@pytest.mark.parametrize("refused", ["entry.json", "hello.txt"])
+def test_an_entry_that_one_may_not_read_is_no_corrupt_one(cache: Cache, monkeypatch: pytest.MonkeyPatch, refused: str):
+    made = cache.get("kind", KEY, hello)
+    (before,) = cache.root.glob("kind/*")
+
+    def opened(path: Path, *args: object, **options: object) -> object:
+        if path.name == refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return reading(path, *args, **options)  # type: ignore[arg-type]
+
+    reading = Path.open
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened(path, "rb").read())  # type: ignore[attr-defined]
+    for ask in (Cache(cache.root).find, lambda *key: Cache(cache.root).get(*key, never)):
+        with pytest.raises(UsageError, match=r"\(kind\) cannot be read: Permission denied\. .* set HARNESS_CACHE"):
+            ask("kind", KEY)
+    monkeypatch.undo()
+    assert [*cache.root.glob("kind/*")] == [before], "others share the cache: it stays where it is"
+    assert cache.get("kind", KEY, never).path == made.path
+
+
+def test_a_lock_that_one_may_not_take_is_one_sentence(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    def refused(self: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("harness.cache.FileLock.__enter__", refused)
+    with pytest.raises(UsageError, match="Permission denied"):
+        cache.get("kind", KEY, hello)
+
+
+def test_a_cache_where_no_folder_can_be_made_is_one_sentence():
+    with pytest.raises(UsageError, match=r"the cache /proc/nope cannot be written: .* Set HARNESS_CACHE"):
+        Cache(Path("/proc/nope"))
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(cache: Cache, number: int):
     def full(folder: Path) -> None:
