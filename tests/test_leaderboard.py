@@ -315,7 +315,7 @@ def test_what_comes_from_records_is_text(tmp_path: Path):
     (tmp_path / "published").mkdir()
     paper = dict.fromkeys(("paper", "source", "model", "protocol"), SCRIPT) | {"notes": [SCRIPT]}
     column = {"metric": "m", "title": SCRIPT, "better": "higher", "decimals": 1}
-    rows = [{"method": "m", "name": SCRIPT, "values": {"m": {"value": 1.0, "plus_minus": SCRIPT}}}]
+    rows = [{"method": "m", "name": SCRIPT, "values": {"m": {"value": 1.0, "plus_minus": 0.5}}}]
     paper |= {"columns": [column], "tables": [{"bench": SCRIPT, "rows": rows}]}
     (tmp_path / "published" / "bad.json").write_text(json.dumps(paper))
     clean = tmp_path / "clean"
@@ -370,7 +370,8 @@ def test_a_published_file_that_is_none_is_named(store: Path):
     told: list[str] = []
     build(store, told.append)
     assert told == [
-        "published/x.json is no table of published numbers (TypeError: list indices must be integers or slices, not str)"
+        "published/x.json is no table of published numbers: fields are missing, unknown or of a wrong type (: Input should be a "
+        "dictionary or an instance of Paper)"
     ]
 
 
