@@ -509,7 +509,11 @@ class Store:
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
-        for result in self.runs():
+        for file in sorted(self.runs_folder.glob("*/*/*/*/run.json")):
+            try:
+                result = read_run(file.parent)
+            except UsageError:
+                continue
             spec = result.spec
             run = {
                 "run": spec.run_id,
@@ -524,7 +528,7 @@ class Store:
                 "limit": spec.limit,
                 "selection": result.selection,
                 "status": result.status,
-                "folder": spec.folder.as_posix(),
+                "folder": file.parent.relative_to(self.runs_folder).as_posix(),
                 "config": canonical(spec.config),
                 "comparable": spec.comparable,
             }
