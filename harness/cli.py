@@ -824,7 +824,15 @@ def plot(
         from harness.studies import study_of
 
         runs, by = of_study(runs, study), by or study_of(study).by
-    files = draw(name, runs, FigureOptions(root, by), out or root / "figures", chosen)
+    try:
+        files = draw(name, runs, FigureOptions(root, by), out or root / "figures", chosen)
+    except UsageError as error:
+        what, advice, _ = str(error).partition(" Make ")
+        if not (study and advice):
+            raise
+        raise UsageError(
+            f"{what} Make the study's runs: harness study {study}{f' --bench {bench}' if bench else ''}"
+        ) from error
     print(json.dumps([str(file) for file in files]) if as_json else "\n".join(map(str, files)))
 
 
