@@ -165,7 +165,11 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
     shown = harness(*words, "--bench", "tofu10").out
     assert "1/1 untouched seed 0: done" in shown
     assert harness(*words, "--bench", "tofu10", "--quiet").out == ""
-    shown = harness("show", done[1].spec.run_id, "--results", done[0]).out
+    show = ("show", done[1].spec.run_id, "--results", done[0])
+    assert "try 1 of 1" not in harness(*show).out, "a record that was done before the sweep stays as it is"
+    record = done[0] / "runs" / done[1].spec.folder / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "trial": result["trial"]}))
+    shown = harness(*show).out
     assert "try 1 of 1 (grid), chosen by forget_quality on first 2 rows per split of tofu10 on mini, seed 0" in shown
 
 

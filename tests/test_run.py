@@ -75,10 +75,16 @@ class Calls:
 
 
 def norm_of(subject: Subject) -> float:
+    first = subject.task.questions["forget"][0]
     table = subject.table(
         "norm",
         lambda setting: pd.DataFrame(
-            {"task": ["forget"], "row": [0], "cluster": ["0"], "norm": [setting.model.lm_head.weight.norm().item()]}
+            {
+                "task": ["forget"],
+                "row": [first["row"]],
+                "cluster": [first["cluster"]],
+                "norm": [setting.model.lm_head.weight.norm().item()],
+            }
         ),
     )
     return float(table["norm"].iloc[0])
@@ -143,8 +149,8 @@ def test_arms_are_the_model_before_and_the_first_reference(bench: Bench, nano: N
 def test_a_run_keeps_what_it_was_asked_with_the_true_answers(bench: Bench):
     asked = bench.store.questions(run(bench, steps(1)).spec)
     rows = [(task, row) for task, of in bench.base.questions.items() for row in of]
-    assert [(q["task"], q["row"], q["answer"]) for q in asked] == [(task, row["row"], row["answer"]) for task, row in rows]
-    assert [q["turns"] for q in asked] == [[bench.base.template.prompt(row["question"])] for _, row in rows]
+    assert [(q.task, q.row, q.answer) for q in asked] == [(task, row["row"], row["answer"]) for task, row in rows]
+    assert [q.turns for q in asked] == [[bench.base.template.prompt(row["question"])] for _, row in rows]
 
 
 def test_only_steps_that_ask_for_it_are_measured(bench: Bench):
