@@ -415,6 +415,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Run a grid of settings; every try is a record, finished ones are skipped, failed ones kept."""
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs; tqdm asks when it is imported
     from harness.config import parse
     from harness.judging import judge_of
     from harness.report import sweep_table
@@ -504,6 +505,7 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's ablations or tables; finished runs are skipped."""
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs; tqdm asks when it is imported
     from harness.judging import judge_of
     from harness.report import stdout, sweep_table
     from harness.store import Store, to_json
@@ -570,7 +572,6 @@ def _run_tries(
     tries: Sequence[Try], results: Path | None, executor: ExecutorName, jobs: int | None, quiet: bool
 ) -> list[RunResult]:
     """Do them, and say how far it is: a live table on a terminal, a line for each run elsewhere."""
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
     if not quiet:
         logging.getLogger("harness.judging").setLevel(logging.INFO)
     from rich.live import Live
