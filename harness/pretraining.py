@@ -207,8 +207,10 @@ class TrainedSource:
             cache: where.
             progress: told after every step how many are done, of how many.
         """
-        while self._elsewhere and not cache.find("model", self.identity):
+        while self._elsewhere:
             train_all([self], cache)
+            if found := cache.find("model", self.identity):  # else the cache was removed in between: it is trained again
+                return found
         return cache.get("model", self.identity, lambda folder: self._train(cache, folder, progress))
 
     @property
@@ -242,8 +244,6 @@ class TrainedSource:
         from harness.data import encode
         from harness.models import save_checkpoint, weights_fingerprint
 
-        if self._elsewhere:
-            raise RuntimeError(f"{self.name} is trained in a process of its own; its cache was removed at that moment")
         threads = torch.get_num_threads()
         torch.set_num_threads(self.recipe.threads)
         try:

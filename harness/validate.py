@@ -61,6 +61,8 @@ def problems(store: Store) -> Iterator[Problem]:
         else:
             yield from _of_run(folder, where)
     for file in sorted((store.root / "questions").glob("*")):
+        if file.name.endswith(PART):
+            continue  # a run is writing it, or was killed; what it was to become is there, or the next run writes it
         try:
             read_questions(file)
         except UsageError as error:
