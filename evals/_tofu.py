@@ -88,7 +88,7 @@ def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDis
     from harness.cache import digest
     from harness.data import pad_id
     from harness.likelihood import AnswerDistributions
-    from harness.models import weights_digest
+    from harness.pretraining import weights_digest
 
     task = setting.task
     rows = [(row["question"], row["answer"]) for row in task.questions.get("retain", ())]

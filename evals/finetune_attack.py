@@ -145,7 +145,7 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
 
     from harness.cache import digest
     from harness.identity import versions
-    from harness.models import weights_digest
+    from harness.pretraining import weights_digest
     from harness.saving import save_tensors
 
     task = setting.task

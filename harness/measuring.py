@@ -115,7 +115,7 @@ def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -
     """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
     from harness.generation import generate_all
     from harness.identity import answerer_fingerprint
-    from harness.models import weights_digest
+    from harness.pretraining import weights_digest
 
     requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
     ours = [request for request in requests if request.by == "subject"]
@@ -201,7 +201,8 @@ def source_tables(
 
     from harness.generation import VERSION as GENERATION_VERSION
     from harness.identity import versions
-    from harness.models import source_digest, weights_digest, weights_fingerprint
+    from harness.models import source_digest, weights_fingerprint
+    from harness.pretraining import weights_digest
 
     def make(folder: Path) -> None:
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")

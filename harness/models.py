@@ -68,20 +68,6 @@ def source_digest(source: ModelSource) -> str:
     return digest(source.identity)[:16]
 
 
-def weights_digest(source: ModelSource, cache: Cache) -> str:
-    """A digest that names a source's weights as they are here: part of the keys of what was computed with them.
-
-    A recipe does not decide the weights, the kind of machine does too: a model that is trained on the spot is named by what
-    this cache holds of it, and trained first where it holds nothing.
-    """
-    from harness.pretraining import TrainedSource, train_all
-
-    if not isinstance(source, TrainedSource):
-        return source_digest(source)
-    train_all([source], cache)
-    return digest([source.identity, source.entry(cache).facts["weights"]])[:16]
-
-
 @dataclass(frozen=True)
 class CheckpointSource:
     """A checkpoint on the hub or in a folder."""

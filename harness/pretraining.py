@@ -331,6 +331,20 @@ class TrainedSource:
                 yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", self.recipe.tokens_at_once)
 
 
+def weights_digest(source: ModelSource, cache: Cache) -> str:
+    """A digest that names a source's weights as they are here: part of the keys of what was computed with them.
+
+    A recipe does not decide the weights, the kind of machine does too: a model that is trained on the spot is named by what
+    this cache holds of it, and trained first where it holds nothing.
+    """
+    from harness.models import source_digest
+
+    if not isinstance(source, TrainedSource):
+        return source_digest(source)
+    train_all([source], cache)
+    return digest([source.identity, source.entry(cache).facts["weights"]])[:16]
+
+
 def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str]:
     """Which of the cached models another kind of machine has made, where this one would have made others; one sentence each."""
     trained = {n: s for n, s in sources.items() if isinstance(s, TrainedSource) and s.recipe.arithmetic != "portable"}
