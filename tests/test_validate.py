@@ -195,6 +195,13 @@ def test_questions_that_cannot_be_read_are_named(store: Store):
     assert str(problem).startswith("questions/tofu10-1.jsonl: line 2: fields are missing, unknown or of a wrong type")
 
 
+def test_questions_that_are_being_written_are_no_problem(store: Store):
+    """Also those of a run that was killed at that moment."""
+    (store.root / "questions").mkdir()
+    (store.root / "questions" / "tofu10-1.jsonl.4711.part").write_text('{"task": "for')
+    assert list(problems(store)) == []
+
+
 def test_the_command_tells_each_problem_in_a_line_and_sets_aside_what_cannot_be_read(harness: Harness, store: Store):  # noqa: F811
     told = harness("validate", "--results", store.root)
     assert (told.code, told.out) == (0, "1 records, no problem\n")
