@@ -164,7 +164,11 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
     files = ", ".join(_missing(needed, data_dir)) if needed.kind == "data" else "its files"
     where = f"put {files} into {data_dir or 'DIR'}/{needed.id}/" + ("" if data_dir else " and pass --data-dir DIR")
     if data_dir is None or needed.kind != "data" or needed.hub_too:
-        if _in_hub_cache(needed):
+        try:
+            here = _in_hub_cache(needed)
+        except UsageError as error:
+            return Finding(what, str(error), fine=False)
+        if here:
             return Finding(what, f"in the hub's local cache{about}.{doubt}")
         if needed.gate and not get_token():
             local = f" Or {where}." if needed.kind == "data" else ""
@@ -184,7 +188,9 @@ def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
     if needed.kind == "data":
         return data_dir is not None and not _missing(needed, data_dir)
     folder = local_folder(needed.id, data_dir, CONFIG_FILES if needed.kind == "model" else TOKENIZER_FILES)
-    return folder is not None and (needed.kind == "tokenizer" or has_weights(folder) or (folder / ADAPTER_CONFIG).is_file())
+    return folder is not None and (
+        needed.kind == "tokenizer" or has_weights(str(folder)) or (folder / ADAPTER_CONFIG).is_file()
+    )
 
 
 def _missing(needed: Needed, data_dir: Path | None) -> list[str]:
@@ -212,4 +218,4 @@ def _in_hub_cache(needed: Needed) -> bool:
     if needed.kind == "tokenizer":
         return any(cached(file) for file in TOKENIZER_FILES)
     config = cached("config.json")
-    return config is not None and has_weights(config.parent)
+    return config is not None and has_weights(str(config.parent))

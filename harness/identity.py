@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cache import digest, file_digest
 from harness.config import JSON
 from harness.documents import parse_json, read_json
-from harness.hub import commit, unreachable
+from harness.hub import commit, file_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 _WEIGHTS = (".safetensors", ".bin")
 _OTHERS = (".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe", ".vocab", ".merges")
 """How the names of configurations, of tokenizers' and templates' files and of code end."""
-_IDLE = {
+IDLE = {
     *(SIDECAR, UNDO, "training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json"),
     *("all_results.json", "train_results.json", "eval_results.json"),
 }
@@ -65,7 +65,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """The folder's own files, its further chat templates, and code that its code may import."""
     found = {*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.rglob("*.py")}
     for file in found:
-        if file.is_file() and file.name not in _IDLE and not file.name.lower().startswith((".", *_PROSE)):
+        if file.is_file() and file.name not in IDLE and not file.name.lower().startswith((".", *_PROSE)):
             yield file
 
 
@@ -86,26 +86,13 @@ def foreign_code(name: str, revision: str | None) -> dict[str, JSON]:
     """
     found: set[str] = set()
     for file in ("config.json", "tokenizer_config.json"):
-        told = read_json(path, finite=False) if (path := _file_of(name, file, revision)) else {}
+        told = read_json(path, finite=False) if (path := file_of(name, file, revision)) else {}
         named = told.get("auto_map") if isinstance(told, dict) else None
         for classes in (named or {}).values() if isinstance(named, dict) else [named]:
             for each in classes if isinstance(classes, list) else [classes]:
                 if isinstance(each, str) and "--" in each:
                     found.add(each.partition("--")[0])
     return {repository: commit(repository) for repository in sorted(found - {name})}
-
-
-def _file_of(name: str, file: str, revision: str | None) -> Path | None:
-    """A small file of a checkpoint, fetched where it is not here yet; None where there is none to be had."""
-    if Path(name).is_dir():
-        return path if (path := Path(name) / file).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(hf_hub_download(name, file, revision=revision, local_files_only=unreachable() is not None))
-    except (HfHubHTTPError, OSError, ValueError):
-        return None  # what is wrong with it is told when it is loaded
 
 
 # ---------------------------------------------------------------- what is in memory

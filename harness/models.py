@@ -21,7 +21,7 @@ from harness.errors import UsageError
 from harness.hub import pinned
 from harness.identity import SIDECAR, folder_identity, foreign_code
 from harness.interfaces import ModelSource
-from harness.loading import Examined, examine, load_checkpoint, load_tokenizer
+from harness.loading import Examined, examine, load_checkpoint, tokenizer_of
 from harness.saving import for_older_readers, same_mode
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class CheckpointSource:
 
     @property
     def commit(self) -> str | None:
-        """The commit of the hub that is loaded; None for a folder, or where nobody knows it."""
+        """The commit of the hub that is loaded; where nobody knows it the `revision` itself. None for a folder."""
         return pinned(self._here, self.revision)
 
     @property
@@ -162,9 +162,8 @@ class CheckpointSource:
         Raises:
             UsageError: as `load` does.
         """
-        if self._tokenizer_here:
-            return load_tokenizer(self._tokenizer_here, None, self.trust_remote_code)
-        return load_tokenizer(self._here, self.commit, self.trust_remote_code)
+        weights = weights_of(self._here, self.commit, self.data_dir)
+        return tokenizer_of(self._here, self.commit, self._tokenizer_here, weights, self.trust_remote_code)
 
     def seconds(self, cache: Cache) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
@@ -174,7 +173,7 @@ class CheckpointSource:
 def _identity(name: str, revision: str | None, weights: bool = True) -> dict[str, JSON]:
     if Path(name).is_dir():
         return folder_identity(Path(name), weights)
-    return {"kind": "hub", "id": name, "revision": pinned(name, revision) or revision}
+    return {"kind": "hub", "id": name, "revision": pinned(name, revision)}
 
 
 def weights_fingerprint(model: nn.Module) -> str:
