@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -432,6 +433,38 @@ def test_a_forced_run_with_an_error_before_the_first_measurement_leaves_the_earl
     assert bench.store.find(first.spec) == replace(first, points=list(first.points))
 
 
+def breaks_off_before_it_measures(bench: Bench, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    def broken(*args: Any, **named: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.memory.check", broken)
+        with pytest.raises(RuntimeError):
+            execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_first_run_that_never_began_is_kept_as_failed(bench: Bench, monkeypatch: pytest.MonkeyPatch, force: bool):
+    breaks_off_before_it_measures(bench, monkeypatch, force)
+    left = bench.store.find(bench.plan(steps(2), [NORM]).spec)
+    assert left is not None
+    assert (left.status, left.points) == ("failed", [])
+    assert list(problems(bench.store)) == []
+
+
+def test_a_forced_run_that_never_began_leaves_the_points_of_an_interrupted_one(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def stopped(setting: Setting, config: Any) -> Iterator[Progress]:
+        yield from itertools.islice(steps(2)(setting, config), 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, stopped)
+    breaks_off_before_it_measures(bench, monkeypatch, force=True)
+    left = bench.store.find(bench.plan(steps(2), [NORM]).spec)
+    assert left is not None
+    assert (left.status, len(left.points)) == ("interrupted", 1)
+
+
 def test_memory_that_runs_out_is_one_sentence_and_a_record_with_frames(bench: Bench):
     import torch
 
@@ -647,7 +680,10 @@ def test_the_record_of_a_run_that_is_done_stays_byte_for_byte_when_its_model_is_
     first = run(bench, steps(2), evaluators)
     before, count = bytes_of(bench.results), evaluators[0].measure.count  # type: ignore[attr-defined]
     keep = Keep(model=tmp_path / "kept", update=tmp_path / "update.safetensors")
-    result = execute(bench.plan(steps(2), evaluators), bench.store, bench.cache, keep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.models.weights_fingerprint", fingerprints := Calls(weights_fingerprint))
+        result = execute(bench.plan(steps(2), evaluators), bench.store, bench.cache, keep)
+    assert fingerprints.count == 1, "of the last place"
     assert {"run.json", "points.jsonl", "per_example.parquet", "generations.jsonl"} <= {Path(name).name for name in before}
     assert bytes_of(bench.results) == before
     assert result == replace(first, points=list(first.points))
