@@ -770,6 +770,19 @@ def test_too_little_room_for_the_model_is_said_before_anything_is_unlearned(
         execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(model=tmp_path / "kept"))
 
 
+def test_two_places_on_one_disk_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import shutil
+
+    room = 2**30
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 * room, room, room))  # type: ignore[attr-defined]
+    model, update = tmp_path / "kept", tmp_path / "update.safetensors"
+    for keep in (Keep(model=model), Keep(update=update)):
+        keep.check(room)
+    Keep(model=model, update=update).check(room // 2)
+    with pytest.raises(UsageError, match=r"the file .* has 1\.00 GiB left on its disk, and about 2\.00 GiB are to be written"):
+        Keep(model=model, update=update).check(room)
+
+
 # ---------------------------------------------------------------- plans, devices, costs
 
 

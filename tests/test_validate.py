@@ -10,7 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness import record_files
 from harness.comparing import read_runs
+from harness.documents import parse_json
+from harness.record_files import read_points
 from harness.registry import ROOT
 from harness.store import SCHEMA_VERSION, Store, read_run
 from harness.validate import problems, set_aside
@@ -49,6 +52,13 @@ def test_runs_of_schema_1_are_compared_with_the_others():
 def test_a_sound_store_has_no_problem(store: Store):
     assert list(problems(store)) == []
     assert list(problems(Store(FIXTURE))) == []
+
+
+def test_a_line_of_points_is_parsed_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    parsed = []
+    monkeypatch.setattr(record_files, "parse_json", lambda line, *where: parsed.append(line) or parse_json(line, *where))
+    assert read_points(folder(store))
+    assert len(parsed) == len({*parsed})
 
 
 def test_the_questions_beside_the_runs_are_no_problem(store: Store):
