@@ -11,7 +11,7 @@ from harness.adapters import ADAPTER_CONFIG, adapter_of
 from harness.documents import read_json
 from harness.errors import UsageError
 from harness.hub import file_of, files_of, pinned, unreachable
-from harness.identity import IDLE
+from harness.identity import IDLE, code_revision
 from harness.refusals import quiet, refused
 
 if TYPE_CHECKING:
@@ -126,7 +126,11 @@ def whole_config(name: str, revision: str | None, trust_remote_code: bool) -> Pr
     check_document(name)
     with refused(name, "configuration", offline), quiet():
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            name, revision=pinned(name, revision), trust_remote_code=trust_remote_code, local_files_only=offline is not None
+            name,
+            revision=pinned(name, revision),
+            code_revision=code_revision(name, revision) if trust_remote_code else None,
+            trust_remote_code=trust_remote_code,
+            local_files_only=offline is not None,
         )
         return config
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cache import digest, file_digest
 from harness.config import JSON
 from harness.documents import parse_json, read_json
+from harness.errors import UsageError
 from harness.hub import commit, file_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ UNDO = "undo.safetensors"
 LIBRARIES = ("torch", "transformers", "tokenizers")
 """Packages whose release changes what a model computes, in its last digits at least."""
 _WEIGHTS = (".safetensors", ".bin")
-_OTHERS = (".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe", ".vocab", ".merges")
-"""How the names of configurations, of tokenizers' and templates' files and of code end."""
+_OTHERS = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".merges")
+"""How the names of configurations, of tokenizers' and templates' files end."""
 IDLE = {
     *(SIDECAR, UNDO, "training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json"),
     *("all_results.json", "train_results.json", "eval_results.json"),
@@ -46,24 +47,25 @@ _NOT_COMPUTED = {"_name_or_path", "transformers_version", "architectures", "dtyp
 # ---------------------------------------------------------------- what is not loaded yet
 
 
-def folder_identity(folder: Path, weights: bool = True) -> dict[str, JSON]:
+def folder_identity(folder: Path, weights: bool = True, code: bool = False) -> dict[str, JSON]:
     """The digest of every file of a folder that decides what is loaded from it.
 
     Args:
         folder: a checkpoint, or a tokenizer.
         weights: whether weights are loaded from it too.
+        code: whether code in it may run; else none decides anything, and a whole project may lie around a checkpoint.
     """
-    endings = (*_OTHERS, *(_WEIGHTS if weights else ()))
-    files = {file.relative_to(folder).as_posix(): file for file in _files(folder) if file.name.endswith(endings)}
+    endings = (*_OTHERS, *(_WEIGHTS if weights else ()), *((".py",) if code else ()))
+    files = {file.relative_to(folder).as_posix(): file for file in _files(folder, code) if file.name.endswith(endings)}
     digests: dict[str, JSON] = {
         name: _digest_of(file, file.stat().st_size, file.stat().st_mtime_ns) for name, file in sorted(files.items())
     }
     return {"kind": "folder", "files": digests}
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, code: bool) -> Iterator[Path]:
     """The folder's own files, its further chat templates, and code that its code may import."""
-    found = {*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.rglob("*.py")}
+    found = {*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *(folder.rglob("*.py") if code else ())}
     for file in found:
         if file.is_file() and file.name not in IDLE and not file.name.lower().startswith((".", *_PROSE)):
             yield file
@@ -84,15 +86,40 @@ def foreign_code(name: str, revision: str | None) -> dict[str, JSON]:
         name: a folder, or a hub id.
         revision: of the hub id.
     """
+    return {repository: commit(repository) for repository in sorted(_code_places(name, revision) - {name, ""})}
+
+
+def code_revision(name: str, revision: str | None) -> str | None:
+    """The commit of the other repository whose code a checkpoint has run, as `foreign_code` names it; None without one.
+
+    Args:
+        name: a folder, or a hub id.
+        revision: of the hub id.
+
+    Raises:
+        UsageError: for code in several places of the hub: transformers takes one commit for all of it.
+    """
+    places = _code_places(name, revision)
+    foreign = places - {name, ""}
+    if not foreign:
+        return None
+    if len(foreign) > 1 or (foreign < places and not Path(name).is_dir()):
+        where = ", ".join(sorted(place or name for place in places))
+        raise UsageError(f"the code of {name} is in several repositories ({where}). Put it and the checkpoint into one folder.")
+    return commit(min(foreign))
+
+
+def _code_places(name: str, revision: str | None) -> set[str]:
+    """The repositories that a checkpoint's `auto_map` names; the empty name stands for its own."""
     found: set[str] = set()
     for file in ("config.json", "tokenizer_config.json"):
         told = read_json(path, finite=False) if (path := file_of(name, file, revision)) else {}
         named = told.get("auto_map") if isinstance(told, dict) else None
         for classes in (named or {}).values() if isinstance(named, dict) else [named]:
             for each in classes if isinstance(classes, list) else [classes]:
-                if isinstance(each, str) and "--" in each:
-                    found.add(each.partition("--")[0])
-    return {repository: commit(repository) for repository in sorted(found - {name})}
+                if isinstance(each, str):
+                    found.add(each.rpartition("--")[0])
+    return found
 
 
 # ---------------------------------------------------------------- what is in memory

@@ -29,6 +29,7 @@ from harness.configurations import (
 from harness.data import MODEL_ROWS
 from harness.errors import UsageError
 from harness.hub import file_of, pinned, unreachable
+from harness.identity import code_revision
 from harness.refusals import quiet, refused
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def _from_pretrained(
             name,
             config=found.config,
             revision=pinned(name, revision),
+            code_revision=code_revision(name, revision) if trust_remote_code else None,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             local_files_only=offline is not None,
@@ -213,7 +215,11 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     check_document(name)
     with refused(name, "tokenizer", offline), quiet():
         return AutoTokenizer.from_pretrained(
-            name, revision=pinned(name, revision), trust_remote_code=trust_remote_code, local_files_only=offline is not None
+            name,
+            revision=pinned(name, revision),
+            code_revision=code_revision(name, revision) if trust_remote_code else None,
+            trust_remote_code=trust_remote_code,
+            local_files_only=offline is not None,
         )
 
 

@@ -93,11 +93,11 @@ class CheckpointSource:
     @property
     def identity(self) -> Mapping[str, JSON]:
         """A hub id with its commit, or the digests of a folder's files; never a path."""
-        told = _identity(self._here, self.revision)
+        told = _identity(self._here, self.revision, code=self.trust_remote_code)
         if base := self._base:
             told["base"] = dict(base.identity)
         if where := self._tokenizer_here:
-            told["tokenizer"] = _identity(where, None, weights=False)
+            told["tokenizer"] = _identity(where, None, weights=False, code=self.trust_remote_code)
         if self.trust_remote_code:
             told["code"] = {"run": True, **foreign_code(self._here, self.commit)}
         return told
@@ -170,9 +170,9 @@ class CheckpointSource:
         return None
 
 
-def _identity(name: str, revision: str | None, weights: bool = True) -> dict[str, JSON]:
+def _identity(name: str, revision: str | None, weights: bool = True, code: bool = False) -> dict[str, JSON]:
     if Path(name).is_dir():
-        return folder_identity(Path(name), weights)
+        return folder_identity(Path(name), weights, code)
     return {"kind": "hub", "id": name, "revision": pinned(name, revision)}
 
 

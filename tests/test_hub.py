@@ -220,3 +220,38 @@ def test_an_adapters_own_tokenizer_on_the_hub_is_taken_and_else_its_bases(servin
         words = tokenizer_of(name, None, None, weights_of(name), False)
         assert source.tokens().chat_template == words.chat_template == template
         assert words.get_vocab() == nano.tokenizer.get_vocab()
+
+
+def code(folder: Path, mark: str) -> Path:
+    """A repository of code that says which one it is."""
+    folder.mkdir()
+    text = f"from transformers import LlamaConfig\n\n\nclass Own(LlamaConfig):\n    model_type = 'own'\n    mark = '{mark}'\n"
+    (folder / "own.py").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("on_the_hub", [True, False])
+def test_code_of_another_repository_is_loaded_from_the_commit_that_is_named(
+    on_the_hub: bool, serving: Hub, nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    model = shutil.copytree(nano.folder(), tmp_path / "model")
+    about = json.loads((model / "config.json").read_text())
+    auto_map = {"AutoConfig": "some-one/code--own.Own"}
+    (model / "config.json").write_text(json.dumps({**about, "model_type": "own", "auto_map": auto_map}))
+    serving.push("some-one/model", model)
+    first = serving.push("some-one/code", code(tmp_path / "first", "first"))
+    source = CheckpointSource("some-one/model" if on_the_hub else str(model), trust_remote_code=True)
+    assert source.identity["code"] == {"run": True, "some-one/code": first}
+    serving.push("some-one/code", code(tmp_path / "second", "second"))
+    assert getattr(source.config(), "mark", "") == "first"
+
+
+def test_code_in_several_repositories_is_refused(nano: Nano, tmp_path: Path, local: Path):
+    model = shutil.copytree(nano.folder(), tmp_path / "model")
+    about = json.loads((model / "config.json").read_text())
+    auto_map = {"AutoConfig": "some-one/code--own.Own", "AutoModelForCausalLM": "no-one/code--own.Model"}
+    (model / "config.json").write_text(json.dumps({**about, "auto_map": auto_map}))
+    with pytest.raises(UsageError, match=r"is in several repositories \(no-one/code, some-one/code\)\. Put it"):
+        CheckpointSource(str(model), trust_remote_code=True).config()

@@ -37,7 +37,7 @@ def folder(nano: Nano, tmp_path: Path) -> Path:
     [
         *("merges.txt", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "qwen.tiktoken", "source.spm"),
         *("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "chat_template.json"),
-        *("modeling_own.py", "parts/attention.py", "generation_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("generation_config.json", "special_tokens_map.json", "added_tokens.json"),
         *("adapter_config.json", "adapter_model.safetensors", "pytorch_model.bin", "tokenizer.json", "config.json"),
     ],
 )
@@ -46,6 +46,16 @@ def test_every_file_that_decides_what_is_loaded_names_a_folder(folder: Path, nam
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("something else")
     assert CheckpointSource(str(folder)).identity != before
+
+
+@pytest.mark.parametrize("name", ["modeling_own.py", "parts/attention.py"])
+def test_code_names_a_folder_where_it_may_run(folder: Path, name: str):
+    """And nowhere else: a project's own code lies around a checkpoint, too."""
+    sources = [CheckpointSource(str(folder), trust_remote_code=runs) for runs in (False, True)]
+    before = [source.identity for source in sources]
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("something else")
+    assert [source.identity == told for source, told in zip(sources, before, strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["harness.json", "README.md", "LICENSE.txt", "training_args.bin", "trainer_state.json"])
