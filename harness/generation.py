@@ -189,7 +189,7 @@ def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
         UsageError: if vLLM does not come up with the model.
     """
     with temporary_folder() as folder:
-        with disk_errors("the temporary folder", "Set TMPDIR to another"), _without_own_settings(model):
+        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder), _without_own_settings(model):
             model.save_pretrained(folder)
         with engine(folder, str(model.dtype).removeprefix("torch."), device, room) as running:
             yield running

@@ -83,11 +83,11 @@ class Keep:
         from harness.updates import changed
 
         if self.model:
-            with disk_errors(f"the folder {self.model}", "Choose another with --save-model"):
+            with disk_errors(f"the folder {self.model}", "Choose another with --save-model", within=self.model):
                 save_checkpoint(model, tokenizer, self.model, about)
         if self.update:
             moved = changed(model.state_dict(), before)
-            with disk_errors(f"the file {self.update}", "Choose another with --save-update"):
+            with disk_errors(f"the file {self.update}", "Choose another with --save-update", within=self.update.parent):
                 self.update.parent.mkdir(parents=True, exist_ok=True)
                 save_tensors(moved, self.update, metadata)
 

@@ -460,7 +460,7 @@ def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     def save() -> Path:
         from harness.models import save_checkpoint
 
-        with disk_errors("the temporary folder", "Set TMPDIR to another"):
+        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder):
             save_checkpoint(model, tokenizer, folder, {})
         return folder
 
