@@ -255,3 +255,28 @@ def test_code_in_several_repositories_is_refused(nano: Nano, tmp_path: Path, loc
     (model / "config.json").write_text(json.dumps({**about, "auto_map": auto_map}))
     with pytest.raises(UsageError, match=r"is in several repositories \(no-one/code, some-one/code\)\. Put it"):
         CheckpointSource(str(model), trust_remote_code=True).config()
+
+
+def test_the_doctor_looks_over_what_the_local_cache_holds_whole_and_fetches_nothing(serving: Hub, nano: Nano, tmp_path: Path):
+    from huggingface_hub import snapshot_download
+
+    from harness.doctor import _source
+
+    model = shutil.copytree(nano.folder(), tmp_path / "model")
+    for source, whole in ((CheckpointSource("some-one/model"), True), (CheckpointSource("some-one/sharded"), False)):
+        if not whole:
+            index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+            (shutil.copytree(model, tmp_path / "sharded") / "model.safetensors.index.json").write_text(json.dumps(index))
+        serving.push(source.name, model if whole else tmp_path / "sharded")
+        assert _source("model", source, None).found == f"hub: {source.name}"
+        assert not [path for path in serving.asked if path.endswith("model.safetensors")]
+        snapshot_download(source.name, revision=source.commit, endpoint=serving.url)
+        assert _source("model", source, None).found == f"hub: {source.name}" + (" (llama, float32)" if whole else "")
+        serving.asked.clear()
+    spoilt = shutil.copytree(nano.folder(), tmp_path / "spoilt")
+    about = json.loads((spoilt / "config.json").read_text())
+    (spoilt / "config.json").write_text(json.dumps({**about, "num_hidden_layers": 1}))
+    serving.push("some-one/spoilt", spoilt)
+    snapshot_download("some-one/spoilt", revision=hub.commit("some-one/spoilt"), endpoint=serving.url)
+    finding = _source("model", CheckpointSource("some-one/spoilt"), None)
+    assert (finding.fine, "has no place for" in finding.found) == (False, True)
