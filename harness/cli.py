@@ -926,7 +926,8 @@ def validate(
         for problem in found:
             print(problem)
         if not found:
-            print(f"{sum(1 for _ in store.runs_folder.glob('*/*/*/*/run.json'))} records, no problem")
+            count = sum(1 for _ in store.runs_folder.glob("*/*/*/*/run.json"))
+            print(f"{count} record{'s' * (count != 1)}, no problem")
     for problem in found if aside else ():
         if problem.unreadable:
             target = set_aside(store, problem)

@@ -96,7 +96,7 @@ def _device() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+        return Finding("device", f"CPU, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}")
     free, total = torch.cuda.mem_get_info()
     return Finding("device", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
 

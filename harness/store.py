@@ -598,7 +598,8 @@ class Store:
         found = sorted(f.parent for f in self.runs_folder.glob(f"*/*/*/{run_id}*/run.json")) if run_id.isalnum() else []
         if len(found) != 1:
             what = "no run" if not found else f"{len(found)} runs"
-            raise UsageError(f"{what} in {self.runs_folder} begin with '{run_id}'. See harness list runs.")
+            verb = "begins" if not found else "begin"
+            raise UsageError(f"{what} in {self.runs_folder} {verb} with '{run_id}'. See harness list runs.")
         return found[0], read_run(found[0])
 
     @contextmanager

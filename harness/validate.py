@@ -102,7 +102,9 @@ def _points(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     path = folder / POINTS
     lines = [line for line in lines_of(path) if line]
     if len(lines) != len(result.points):
-        yield Problem(f"{where}/{POINTS}", f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off")
+        what = f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off"
+        # A run that is not done goes on and measures again what is missing; one that is done would stay as it is.
+        yield Problem(f"{where}/{POINTS}", what, unreadable=result.status == "done")
     if result.status == "done" and not result.points:
         yield Problem(where, "it is done and has no points")
     steps = [point.step for point in result.points]
