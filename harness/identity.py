@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,19 +160,24 @@ def answerer_fingerprint(weights: str, model: PreTrainedModel, tokenizer: PreTra
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of all that decides how a tokenizer cuts texts, puts them together again and renders conversations."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    whole = parse_json(backend.to_str(), "the tokenizer") if backend is not None else sorted(tokenizer.get_vocab().items())
-    if isinstance(whole, dict):  # a call that pads or truncates leaves that there; no two calls here differ in it
-        whole |= {"padding": None, "truncation": None}
     told = {
         "class": type(tokenizer).__name__,
         "code": _own_code(type(tokenizer)),
-        "whole": whole,
+        "whole": _whole(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items()),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "chat": tokenizer.chat_template,
         "blanks": getattr(tokenizer, "clean_up_tokenization_spaces", None),
         "split": getattr(tokenizer, "split_special_tokens", None),
     }
     return digest(_text(told))[:16]
+
+
+@lru_cache(maxsize=2)
+def _whole(backend: str) -> str:
+    """The digest of a tokenizer as its library writes it, megabytes of JSON: a run asks for it at every measured point."""
+    told = parse_json(backend, "the tokenizer", finite=False)
+    # A call that pads or truncates leaves that there; no two calls here differ in it.
+    return digest(_text(told | {"padding": None, "truncation": None}))
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
