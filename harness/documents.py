@@ -118,7 +118,7 @@ def json_lines(path: Path, where: str = "") -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise Malformed(f"{where} is no UTF-8 text (byte {error.start}).") from None
     except OSError as error:
-        raise error if isinstance(error, UsageError) else Unreadable(f"{where} cannot be read: {error.strerror}.") from None
+        raise Unreadable(f"{where} cannot be read: {error.strerror}.") from None
 
 
 def read_yaml(path: Path, where: str = "") -> Any:
