@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from harness import anatomy
 from harness.cache import digest, disk_errors
-from harness.data import token_ids, with_rows
+from harness.data import check_rows, token_ids
 from harness.documents import read_json
 from harness.errors import UsageError
 from harness.identity import end_tokens, versions
@@ -292,7 +292,8 @@ def _prompts(
         texts[request] = conversation(tokenizer, request.turns, answers) if request.chat else _joined(request.turns, answers)
     plain = iter(token_ids(tokenizer, [texts[request] for request in asked if not request.chat]))
     chats = [tokenizer(texts[request], add_special_tokens=False)["input_ids"] for request in asked if request.chat]
-    rendered = iter(with_rows(tokenizer, chats))
+    check_rows(tokenizer, chats)
+    rendered = iter(chats)
     return [next(rendered) if request.chat else next(plain) for request in asked]
 
 
