@@ -1,5 +1,7 @@
 """One HTTP request with an end: so many seconds in all, so many bytes, and to no other address than the one given.
 
+A name's lookup is the system's, and its time is not counted.
+
 The standard library bounds each wait for bytes, not all of them together, so that a server that sends a byte a minute is waited
 for for ever, and it reads as much as is sent. Here a connection is cut when its time is up, and no more is read than is wanted.
 Redirects are not followed, so that what is sent (a key among it) goes nowhere else. Nothing is unpacked: an answer that is
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -61,7 +64,7 @@ def exchange(
 
     Args:
         url: where to.
-        seconds: for all of it: connecting, sending, waiting, reading.
+        seconds: for all of it but the lookup of a name: connecting, sending, waiting, reading.
         most_bytes: of the answer's body.
         content: what is sent.
         headers: what is said beside it.
@@ -121,6 +124,7 @@ class _Limit:
         self.passed = False
         """Whether the time is up."""
         self._connection: socket.socket | None = None
+        self._end = time.monotonic() + seconds
         self._timer = Timer(seconds, self.cut)
         self._timer.daemon = True
 
@@ -134,8 +138,20 @@ class _Limit:
         if self._connection:
             self._connection.close()
 
+    def left(self) -> float:
+        """The seconds that are left.
+
+        Raises:
+            TimeoutError: where there are none.
+        """
+        if self.passed or (left := self._end - time.monotonic()) <= 0:
+            raise TimeoutError
+        return left
+
     def watch(self, connection: socket.socket) -> None:
         """From now on it is this one."""
+        if self._connection:
+            self._connection.close()
         self._connection = connection.dup()  # a descriptor of our own: encryption takes the other one away
         if self.passed:
             self.cut()
@@ -152,12 +168,32 @@ class _Plain(http.client.HTTPConnection):
     limit: _Limit
 
     def connect(self) -> None:
+        self._create_connection = self._reached
         super().connect()
-        self.limit.watch(self.sock)
+
+    def _reached(self, place: tuple[str, int], timeout: float, _: object = None) -> socket.socket:
+        """A connection to the first of a name's addresses that answers, as the library makes it, but all in one time.
+
+        What comes after it (a proxy's answer, a handshake) is within the limit too.
+        """
+        last: OSError = OSError("no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(*place, 0, socket.SOCK_STREAM):
+            found = socket.socket(family, kind, protocol)
+            try:
+                self.limit.watch(found)
+                found.settimeout(self.limit.left())
+                found.connect(address)
+            except OSError as error:
+                found.close()
+                last = error
+            else:
+                found.settimeout(timeout)
+                return found
+        raise last
 
 
 class _Encrypted(http.client.HTTPSConnection, _Plain):
-    """Its handshake comes after `_Plain.connect`, and is within the limit."""
+    """As `_Plain`, with a handshake."""
 
 
 class _AsItIs(urllib.request.HTTPErrorProcessor):

@@ -88,6 +88,7 @@ def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDis
     from harness.cache import digest
     from harness.data import pad_id
     from harness.likelihood import AnswerDistributions
+    from harness.pretraining import weights_digest
 
     task = setting.task
     rows = [(row["question"], row["answer"]) for row in task.questions.get("retain", ())]
@@ -99,7 +100,7 @@ def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDis
         return AnswerDistributions(model(), _encoded(setting, examples), pad_id(setting.tokenizer))
 
     key = [
-        task.sources["base"].identity,
+        weights_digest(task.sources["base"], setting.cache),
         str(setting.model.dtype),
         setting.model.device.type,
         asdict(task.template),

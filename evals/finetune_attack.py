@@ -145,6 +145,7 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
 
     from harness.cache import digest
     from harness.identity import versions
+    from harness.pretraining import weights_digest
     from harness.saving import save_tensors
 
     task = setting.task
@@ -157,7 +158,7 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
 
     key = {
         "version": VERSION,
-        "source": task.sources["base"].identity,
+        "source": weights_digest(task.sources["base"], setting.cache),
         "examples": digest([[e.prompt, e.tag, e.answer, e.ends] for e in _taken(examples)]),
         "questions": digest({name: list(rows) for name, rows in _scores.forgotten(task).items()}),
         "evaluators": {name: EVALUATORS.get(name).version_for(task) for name in ("multiple_choice", "probability")},

@@ -256,10 +256,9 @@ def rating(verdict: str) -> float:
 
 def _thinks_from_the_start(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template puts a model into its thoughts, so that its answers begin inside them."""
-    if not tokenizer.chat_template:
-        return False
-    asked = [{"role": "user", "content": "?"}]
-    return begins_thoughts(str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)))
+    from harness.generation import conversation
+
+    return bool(tokenizer.chat_template) and begins_thoughts(conversation(tokenizer, ["?"], []))
 
 
 def _judged(subject: Subject, setting: Setting) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
-from harness.data import MODEL_ROWS, added_tokens, token_ids
+from harness.data import MODEL_ROWS, added_tokens, check_rows
 from harness.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
 
     if hasattr(setting.tokenizer, MODEL_ROWS):  # lm-eval makes its own tokens, and asks nobody
         asked = (row for rows in tasks.values() for row in rows)
-        token_ids(setting.tokenizer, [" ".join(map(str, (row["question"], *row["choices"]))) for row in asked])
+        texts = [" ".join(map(str, (row["question"], *row["choices"]))) for row in asked]
+        check_rows(setting.tokenizer, setting.tokenizer(texts)["input_ids"] if texts else [])
     with _quietly():
         from lm_eval import evaluator as lm_eval_evaluator
         from lm_eval.models.huggingface import HFLM

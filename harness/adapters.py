@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.documents import read_json
 from harness.errors import UsageError
+from harness.hub import file_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,21 +39,15 @@ class Adapter(NamedTuple):
     """That model's revision on the hub, if it says one."""
 
 
-def adapter_of(name: str, revision: str | None = None, local_files_only: bool = False) -> Adapter | None:
+def adapter_of(name: str, revision: str | None = None) -> Adapter | None:
     """The adapter in a folder or in a repository of the hub, or None where there is none.
 
     Raises:
         UsageError: for a file of that name that is none.
     """
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        file = find_adapter_config_file(name, revision=revision, local_files_only=local_files_only)
-    except (OSError, ValueError):  # told of the checkpoint itself, which comes next
+    if (file := file_of(name, ADAPTER_CONFIG, revision)) is None:
         return None
-    if file is None:
-        return None
-    about = read_json(Path(file))
+    about = read_json(file)
     if not isinstance(about, dict) or not isinstance(about.get("peft_type"), str):
         raise UsageError(f"{ADAPTER_CONFIG} of {name} is no configuration of an adapter; move it away.")
     base, at = about.get("base_model_name_or_path"), about.get("revision")
@@ -74,7 +68,7 @@ def merged(model: PreTrainedModel, name: str, revision: str | None = None, local
     """
     from peft import PeftModel
 
-    adapter_of(name, revision, local_files_only)  # says more of a file that is none
+    adapter_of(name, revision)  # says more of a file that is none
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

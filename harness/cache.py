@@ -128,7 +128,7 @@ class Cache:
         asked = time.perf_counter()
         self._make_folders()
         with (
-            disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere"),
+            disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere", within=self.root),
             FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"),
         ):
             waited = time.perf_counter() - asked
@@ -303,12 +303,13 @@ _SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, er
 
 
 @contextmanager
-def disk_errors(what: str, way_out: str, whatever: bool = False) -> Iterator[None]:
+def disk_errors(what: str, way_out: str, whatever: bool = False, within: Path | None = None) -> Iterator[None]:
     """Turn a full or unwritable disk into one sentence.
 
     Args:
         what: could not be written.
         way_out: what to do about it.
+        within: the folder or file that `what` is, where others' code runs inside: an error that names a file elsewhere stays.
         whatever: every error of the system is about the place, since nothing else is opened inside.
 
     Raises:
@@ -319,12 +320,23 @@ def disk_errors(what: str, way_out: str, whatever: bool = False) -> Iterator[Non
     except UsageError:
         raise
     except Exception as error:
+        if within and _is_elsewhere(error, within):
+            raise
         number = _os_error(error)
         if number in _FULL:
             raise UsageError(f"no space is left on the disk of {what}. {way_out}; what was finished is kept.") from error
         if number is not None and (number in _SHUT or whatever):
             raise UsageError(f"{what} cannot be written: {os.strerror(number)}. {way_out}.") from error
         raise
+
+
+def _is_elsewhere(error: Exception, place: Path) -> bool:
+    """Whether an error names a file that neither lies in a place nor is one of the folders that lead to it."""
+    name = error.filename if isinstance(error, OSError) else None
+    if not isinstance(name, str | bytes | os.PathLike):
+        return False
+    file, place = Path(os.path.realpath(os.fsdecode(name))), Path(os.path.realpath(place))
+    return not (file.is_relative_to(place) or place.is_relative_to(file))
 
 
 def _os_error(error: Exception) -> int | None:

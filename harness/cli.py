@@ -415,6 +415,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Run a grid of settings; every try is a record, finished ones are skipped, failed ones kept."""
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs; tqdm asks when it is imported
     from harness.config import parse
     from harness.judging import judge_of
     from harness.report import sweep_table
@@ -504,6 +505,7 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's ablations or tables; finished runs are skipped."""
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs; tqdm asks when it is imported
     from harness.judging import judge_of
     from harness.report import stdout, sweep_table
     from harness.store import Store, to_json
@@ -570,7 +572,6 @@ def _run_tries(
     tries: Sequence[Try], results: Path | None, executor: ExecutorName, jobs: int | None, quiet: bool
 ) -> list[RunResult]:
     """Do them, and say how far it is: a live table on a terminal, a line for each run elsewhere."""
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs
     if not quiet:
         logging.getLogger("harness.judging").setLevel(logging.INFO)
     from rich.live import Live
@@ -824,7 +825,15 @@ def plot(
         from harness.studies import study_of
 
         runs, by = of_study(runs, study), by or study_of(study).by
-    files = draw(name, runs, FigureOptions(root, by), out or root / "figures", chosen)
+    try:
+        files = draw(name, runs, FigureOptions(root, by), out or root / "figures", chosen)
+    except UsageError as error:
+        what, advice, _ = str(error).partition(" Make ")
+        if not (study and advice):
+            raise
+        raise UsageError(
+            f"{what} Make the study's runs: harness study {study}{f' --bench {bench}' if bench else ''}"
+        ) from error
     print(json.dumps([str(file) for file in files]) if as_json else "\n".join(map(str, files)))
 
 
@@ -917,7 +926,8 @@ def validate(
         for problem in found:
             print(problem)
         if not found:
-            print(f"{sum(1 for _ in store.runs_folder.glob('*/*/*/*/run.json'))} records, no problem")
+            count = sum(1 for _ in store.runs_folder.glob("*/*/*/*/run.json"))
+            print(f"{count} record{'s' * (count != 1)}, no problem")
     for problem in found if aside else ():
         if problem.unreadable:
             target = set_aside(store, problem)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.adapters import ADAPTER_CONFIG, adapter_of
 from harness.documents import read_json
 from harness.errors import UsageError
-from harness.hub import pinned, unreachable
+from harness.hub import file_of, files_of, pinned, unreachable
+from harness.identity import IDLE, code_revision
 from harness.refusals import quiet, refused
 
 if TYPE_CHECKING:
@@ -68,15 +69,13 @@ def weights_of(name: str, revision: str | None = None, data_dir: Path | None = N
     """Where the weights of a checkpoint are: with it, or, if it is an adapter alone, where its base is.
 
     Raises:
-        UsageError: for an adapter whose base is not named, or named as a folder that is not there.
+        UsageError: for an adapter whose base is not named, is named as a folder that is not there, or has an adapter, too.
     """
-    local = Path(name).is_dir()
-    if local and has_weights(Path(name)):
-        return Weights(name, revision, adapter=(Path(name) / ADAPTER_CONFIG).is_file())
-    found = adapter_of(name, pinned(name, revision), local_files_only=not local and unreachable() is not None)
-    if found is None:
-        return Weights(name, revision, adapter=False)
-    if not found.base:
+    beside = file_of(name, ADAPTER_CONFIG, revision) is not None
+    if not beside or has_weights(name, revision):
+        return Weights(name, revision, adapter=beside)
+    found = adapter_of(name, revision)
+    if found is None or not found.base:
         raise UsageError(f"{name} holds an adapter alone, and it does not name its base model; merge it first.")
     base = local_folder(found.base, data_dir, CONFIG_FILES)
     if base is None and (Path(found.base).is_absolute() or found.base.startswith((".", "~"))):
@@ -84,7 +83,10 @@ def weights_of(name: str, revision: str | None = None, data_dir: Path | None = N
             f"{name} holds an adapter alone, for the model in {found.base}, which is not there. Put that path right in its "
             f"{ADAPTER_CONFIG}, or merge the adapter first."
         )
-    return Weights(str(base or found.base), None if base else found.revision, adapter=True)
+    weights = Weights(str(base or found.base), None if base else found.revision, adapter=True)
+    if adapter_of(weights.name, weights.revision):
+        raise UsageError(f"{name} is an adapter, and its base {weights.name} is or has one, too; merge that one first.")
+    return weights
 
 
 def trusted(name: str, weights: Weights, trust_remote_code: bool) -> bool:
@@ -92,10 +94,16 @@ def trusted(name: str, weights: Weights, trust_remote_code: bool) -> bool:
     return trust_remote_code and weights.name == name
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a whole model's weights; an adapter's are none."""
-    files = (file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
-    return any(not file.name.startswith(("adapter_", "undo.")) for file in files)
+def has_weights(name: str, revision: str | None = None) -> bool:
+    """Whether a folder or a repository of the hub holds a whole model's weights; an adapter's are none.
+
+    Raises:
+        UsageError: where the hub can be reached and gives no answer.
+    """
+    files = [file.name for file in Path(name).iterdir()] if Path(name).is_dir() else files_of(name, revision)
+    return any(
+        file.endswith((".safetensors", ".bin")) and not file.startswith("adapter_") and file not in IDLE for file in files
+    )
 
 
 def read_config(
@@ -118,7 +126,11 @@ def whole_config(name: str, revision: str | None, trust_remote_code: bool) -> Pr
     check_document(name)
     with refused(name, "configuration", offline), quiet():
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            name, revision=pinned(name, revision), trust_remote_code=trust_remote_code, local_files_only=offline is not None
+            name,
+            revision=pinned(name, revision),
+            code_revision=code_revision(name, revision) if trust_remote_code else None,
+            trust_remote_code=trust_remote_code,
+            local_files_only=offline is not None,
         )
         return config
 

@@ -230,7 +230,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     """
     if not texts:
         return []
-    found = with_rows(tokenizer, tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"])
+    found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    check_rows(tokenizer, found)
     _, last = added_tokens(tokenizer)
     return [ids[: len(ids) - last] for ids in found]
 
@@ -246,20 +247,19 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return 0, 0
 
 
-def with_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]]) -> Sequence[list[int]]:
-    """Texts' tokens as they are, if the model has a row for every one of them.
+def check_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]]) -> None:
+    """Whether the model has a row for every token of some texts.
 
     Raises:
         UsageError: for an added token beyond the model's last row; such tokens may be there as long as no text holds them.
     """
     rows: int | None = getattr(tokenizer, MODEL_ROWS, None)
     if rows is None:
-        return texts
+        return
     for ids in texts:
         if (largest := max(ids, default=0)) >= rows:
             token, text = tokenizer.convert_ids_to_tokens(largest), tokenizer.decode(ids)
             raise UsageError(f"a text holds {token!r}, token number {largest}, and its model has {rows} rows: '{text[:60]}…'.")
-    return texts
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.data import cached_snapshot, matching
+from harness.documents import read_json
 from harness.errors import UsageError
+from harness.hub import files_of
 from harness.interfaces import BENCHMARKS, ModelSource, Needed, Options
 
 TESTED = {
@@ -23,6 +26,9 @@ TESTED = {
     "pandas": ("2.2", "3.1"),
 }
 """Package → first and last release this version was tested with."""
+
+if TYPE_CHECKING:
+    from harness.models import CheckpointSource
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def _device() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+        return Finding("device", f"CPU, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}")
     free, total = torch.cuda.mem_get_info()
     return Finding("device", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
 
@@ -134,18 +140,38 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
 
 
 def _source(what: str, source: ModelSource, seconds: float | None) -> Finding:
-    """A model: made here when it is needed, or a checkpoint, which is looked over as a run does where it is in a folder."""
+    """A model: made here when it is needed, or a checkpoint, which is looked over as a run does where all of it is here."""
     from harness.models import CheckpointSource
 
     if not isinstance(source, CheckpointSource):
         return Finding(what, f"trained, took {seconds:.0f} s" if seconds else "is trained on the spot when first needed")
-    if source.folder is None:
-        return Finding(what, f"hub: {source.name}")
+    where = f"hub: {source.name}" if source.folder is None else f"folder: {source.name}"
     try:
+        if source.folder is None and not _all_here(source):
+            return Finding(what, where)
         seen = source.examine()
     except UsageError as error:
         return Finding(what, str(error), fine=False)
-    return Finding(what, f"folder: {source.name} ({seen.config.model_type}, {seen.dtype})")
+    return Finding(what, f"{where} ({seen.config.model_type}, {seen.dtype})")
+
+
+def _all_here(source: CheckpointSource) -> bool:
+    """Whether the hub's local cache holds all weights of a checkpoint, so that looking it over fetches none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from harness.configurations import has_weights
+
+    try:
+        config = try_to_load_from_cache(source.name, "config.json", revision=source.commit)
+    except ValueError:  # no name that the hub could have
+        return False
+    if not isinstance(config, str) or not has_weights(str(folder := Path(config).parent)):
+        return False
+    if not list(folder.glob("*.safetensors")) and any(f.endswith(".safetensors") for f in files_of(source.name, source.commit)):
+        return False  # those would be fetched, whatever .bin files are here
+    indices = [read_json(file) for file in folder.glob("*.index.json")]
+    maps = [index.get("weight_map") for index in indices if isinstance(index, dict)]
+    return all((folder / str(file)).is_file() for found in maps if isinstance(found, dict) for file in found.values())
 
 
 def _needed(needed: Needed, data_dir: Path | None) -> Finding:
@@ -164,7 +190,11 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
     files = ", ".join(_missing(needed, data_dir)) if needed.kind == "data" else "its files"
     where = f"put {files} into {data_dir or 'DIR'}/{needed.id}/" + ("" if data_dir else " and pass --data-dir DIR")
     if data_dir is None or needed.kind != "data" or needed.hub_too:
-        if _in_hub_cache(needed):
+        try:
+            here = _in_hub_cache(needed)
+        except UsageError as error:
+            return Finding(what, str(error), fine=False)
+        if here:
             return Finding(what, f"in the hub's local cache{about}.{doubt}")
         if needed.gate and not get_token():
             local = f" Or {where}." if needed.kind == "data" else ""
@@ -184,7 +214,9 @@ def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
     if needed.kind == "data":
         return data_dir is not None and not _missing(needed, data_dir)
     folder = local_folder(needed.id, data_dir, CONFIG_FILES if needed.kind == "model" else TOKENIZER_FILES)
-    return folder is not None and (needed.kind == "tokenizer" or has_weights(folder) or (folder / ADAPTER_CONFIG).is_file())
+    return folder is not None and (
+        needed.kind == "tokenizer" or has_weights(str(folder)) or (folder / ADAPTER_CONFIG).is_file()
+    )
 
 
 def _missing(needed: Needed, data_dir: Path | None) -> list[str]:
@@ -212,4 +244,4 @@ def _in_hub_cache(needed: Needed) -> bool:
     if needed.kind == "tokenizer":
         return any(cached(file) for file in TOKENIZER_FILES)
     config = cached("config.json")
-    return config is not None and has_weights(config.parent)
+    return config is not None and has_weights(str(config.parent))

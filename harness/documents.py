@@ -76,12 +76,24 @@ def parse_json(text: str | bytes, where: str, line: int = 1, finite: bool = True
         Malformed: naming the line and what is wrong with it.
     """
     try:
-        return from_json(text, allow_inf_nan=not finite)
+        value = from_json(text, allow_inf_nan=not finite)
     except TypeError:  # of a str that no UTF-8 can hold
         raise Malformed(f"{where}, line {line}: not valid JSON (half of a surrogate pair).") from None
     except ValueError as error:
         what, row, column = found.groups() if (found := _PLACE.match(str(error))) else (str(error), "1", "1")
         raise Malformed(f"{where}, line {line + int(row) - 1}: not valid JSON ({what} at column {column}).") from None
+    if finite and _overflows(value):
+        raise Malformed(f"{where}, in or after line {line}: a number that is larger than any float, such as 1e999.")
+    return value
+
+
+def _overflows(value: Any) -> bool:
+    """Whether a number in it is infinite: JSON writes 1e999 as any other, and a float holds no such number."""
+    if isinstance(value, dict):
+        return any(map(_overflows, value.values()))
+    if isinstance(value, list):
+        return any(map(_overflows, value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def read_json(path: Path, where: str = "", finite: bool = True) -> Any:
@@ -106,7 +118,7 @@ def json_lines(path: Path, where: str = "") -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise Malformed(f"{where} is no UTF-8 text (byte {error.start}).") from None
     except OSError as error:
-        raise error if isinstance(error, UsageError) else Unreadable(f"{where} cannot be read: {error.strerror}.") from None
+        raise Unreadable(f"{where} cannot be read: {error.strerror}.") from None
 
 
 def read_yaml(path: Path, where: str = "") -> Any:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cache import disk_errors
+from harness.cache import canonical, disk_errors
+from harness.documents import parse_json
 from harness.errors import UsageError, unknown
 from harness.interfaces import FIGURES, FigureOptions, Sheet
 from harness.store import Store
@@ -86,7 +87,15 @@ def of_study(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     there = runs[[each in wanted for each in told]]
     if there.empty:
         raise UsageError(f"there are no runs of the study {name}. Make them: harness study {name}")
+    if study.by and not any(_several(of, study.by) for _, of in there.groupby(["bench", "model", "method"], sort=True)):
+        raise UsageError(f"of the study {name} no two values of '{study.by}' have been run. Make them: harness study {name}")
     return there
+
+
+def _several(runs: pd.DataFrame, setting: str) -> bool:
+    """Whether a setting has more than one value in them."""
+    values = {canonical(parse_json(text, "a setting").get(setting)) for text in runs["config"].unique()}
+    return len(values) > 1
 
 
 def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chosen: Sequence[str]) -> list[Path]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from harness import anatomy
 from harness.cache import digest, disk_errors
-from harness.data import token_ids, with_rows
+from harness.data import check_rows, token_ids
 from harness.documents import read_json
 from harness.errors import UsageError
 from harness.identity import end_tokens, versions
@@ -189,7 +189,7 @@ def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
         UsageError: if vLLM does not come up with the model.
     """
     with temporary_folder() as folder:
-        with disk_errors("the temporary folder", "Set TMPDIR to another"), _without_own_settings(model):
+        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder), _without_own_settings(model):
             model.save_pretrained(folder)
         with engine(folder, str(model.dtype).removeprefix("torch."), device, room) as running:
             yield running
@@ -289,10 +289,11 @@ def _prompts(
     texts = {}
     for request in asked:
         answers = [said[_until(request, k + 1)] for k in range(len(request.turns) - 1)]
-        texts[request] = _chat(tokenizer, request.turns, answers) if request.chat else _joined(request.turns, answers)
+        texts[request] = conversation(tokenizer, request.turns, answers) if request.chat else _joined(request.turns, answers)
     plain = iter(token_ids(tokenizer, [texts[request] for request in asked if not request.chat]))
     chats = [tokenizer(texts[request], add_special_tokens=False)["input_ids"] for request in asked if request.chat]
-    rendered = iter(with_rows(tokenizer, chats))
+    check_rows(tokenizer, chats)
+    rendered = iter(chats)
     return [next(rendered) if request.chat else next(plain) for request in asked]
 
 
@@ -300,16 +301,25 @@ def _joined(turns: Sequence[str], answers: Sequence[str]) -> str:
     return "".join(turn + answer for turn, answer in zip(turns, [*answers, ""], strict=True))
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Sequence[str]) -> str:
+def conversation(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Sequence[str]) -> str:
+    """A conversation as the tokenizer's chat template renders it, up to where its last turn is to be answered.
+
+    Args:
+        tokenizer: whose template.
+        turns: what the user says.
+        answers: the model's, to all turns but the last.
+
+    Raises:
+        UsageError: for a tokenizer without a template, or a template that does not take such a conversation.
+    """
     if not tokenizer.chat_template:
         raise UsageError("the tokenizer has no chat template, and a conversation of plain messages needs one.")
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]
     try:
-        with patch(
-            "transformers.utils.chat_template_utils.datetime", _ChatDay
-        ):  # templates get its clock, and no other from us
+        # Templates get the clock of that module, and no other from us.
+        with patch("transformers.utils.chat_template_utils.datetime", _ChatDay):
             told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
     except TemplateError as error:
         raise UsageError(f"the tokenizer's chat template takes no conversation of {len(turns)} turns: {error}.") from error

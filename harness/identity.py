@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from harness.cache import digest, file_digest
 from harness.config import JSON
 from harness.documents import parse_json, read_json
-from harness.hub import commit, unreachable
+from harness.errors import UsageError
+from harness.hub import commit, file_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,9 +32,9 @@ UNDO = "undo.safetensors"
 LIBRARIES = ("torch", "transformers", "tokenizers")
 """Packages whose release changes what a model computes, in its last digits at least."""
 _WEIGHTS = (".safetensors", ".bin")
-_OTHERS = (".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe", ".vocab", ".merges")
-"""How the names of configurations, of tokenizers' and templates' files and of code end."""
-_IDLE = {
+_OTHERS = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".merges")
+"""How the names of configurations, of tokenizers' and templates' files end."""
+IDLE = {
     *(SIDECAR, UNDO, "training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json"),
     *("all_results.json", "train_results.json", "eval_results.json"),
 }
@@ -46,26 +47,27 @@ _NOT_COMPUTED = {"_name_or_path", "transformers_version", "architectures", "dtyp
 # ---------------------------------------------------------------- what is not loaded yet
 
 
-def folder_identity(folder: Path, weights: bool = True) -> dict[str, JSON]:
+def folder_identity(folder: Path, weights: bool = True, code: bool = False) -> dict[str, JSON]:
     """The digest of every file of a folder that decides what is loaded from it.
 
     Args:
         folder: a checkpoint, or a tokenizer.
         weights: whether weights are loaded from it too.
+        code: whether code in it may run; else none decides anything, and a whole project may lie around a checkpoint.
     """
-    endings = (*_OTHERS, *(_WEIGHTS if weights else ()))
-    files = {file.relative_to(folder).as_posix(): file for file in _files(folder) if file.name.endswith(endings)}
+    endings = (*_OTHERS, *(_WEIGHTS if weights else ()), *((".py",) if code else ()))
+    files = {file.relative_to(folder).as_posix(): file for file in _files(folder, code) if file.name.endswith(endings)}
     digests: dict[str, JSON] = {
         name: _digest_of(file, file.stat().st_size, file.stat().st_mtime_ns) for name, file in sorted(files.items())
     }
     return {"kind": "folder", "files": digests}
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, code: bool) -> Iterator[Path]:
     """The folder's own files, its further chat templates, and code that its code may import."""
-    found = {*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.rglob("*.py")}
+    found = {*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *(folder.rglob("*.py") if code else ())}
     for file in found:
-        if file.is_file() and file.name not in _IDLE and not file.name.lower().startswith((".", *_PROSE)):
+        if file.is_file() and file.name not in IDLE and not file.name.lower().startswith((".", *_PROSE)):
             yield file
 
 
@@ -84,28 +86,40 @@ def foreign_code(name: str, revision: str | None) -> dict[str, JSON]:
         name: a folder, or a hub id.
         revision: of the hub id.
     """
+    return {repository: commit(repository) for repository in sorted(_code_places(name, revision) - {name, ""})}
+
+
+def code_revision(name: str, revision: str | None) -> str | None:
+    """The commit of the other repository whose code a checkpoint has run, as `foreign_code` names it; None without one.
+
+    Args:
+        name: a folder, or a hub id.
+        revision: of the hub id.
+
+    Raises:
+        UsageError: for code in several places of the hub: transformers takes one commit for all of it.
+    """
+    places = _code_places(name, revision)
+    foreign = places - {name, ""}
+    if not foreign:
+        return None
+    if len(foreign) > 1 or (foreign < places and not Path(name).is_dir()):
+        where = ", ".join(sorted(place or name for place in places))
+        raise UsageError(f"the code of {name} is in several repositories ({where}). Put it and the checkpoint into one folder.")
+    return commit(min(foreign))
+
+
+def _code_places(name: str, revision: str | None) -> set[str]:
+    """The repositories that a checkpoint's `auto_map` names; the empty name stands for its own."""
     found: set[str] = set()
     for file in ("config.json", "tokenizer_config.json"):
-        told = read_json(path, finite=False) if (path := _file_of(name, file, revision)) else {}
+        told = read_json(path, finite=False) if (path := file_of(name, file, revision)) else {}
         named = told.get("auto_map") if isinstance(told, dict) else None
         for classes in (named or {}).values() if isinstance(named, dict) else [named]:
             for each in classes if isinstance(classes, list) else [classes]:
-                if isinstance(each, str) and "--" in each:
-                    found.add(each.partition("--")[0])
-    return {repository: commit(repository) for repository in sorted(found - {name})}
-
-
-def _file_of(name: str, file: str, revision: str | None) -> Path | None:
-    """A small file of a checkpoint, fetched where it is not here yet; None where there is none to be had."""
-    if Path(name).is_dir():
-        return path if (path := Path(name) / file).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(hf_hub_download(name, file, revision=revision, local_files_only=unreachable() is not None))
-    except (HfHubHTTPError, OSError, ValueError):
-        return None  # what is wrong with it is told when it is loaded
+                if isinstance(each, str):
+                    found.add(each.rpartition("--")[0])
+    return found
 
 
 # ---------------------------------------------------------------- what is in memory
@@ -146,19 +160,24 @@ def answerer_fingerprint(weights: str, model: PreTrainedModel, tokenizer: PreTra
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of all that decides how a tokenizer cuts texts, puts them together again and renders conversations."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    whole = parse_json(backend.to_str(), "the tokenizer") if backend is not None else sorted(tokenizer.get_vocab().items())
-    if isinstance(whole, dict):  # a call that pads or truncates leaves that there; no two calls here differ in it
-        whole |= {"padding": None, "truncation": None}
     told = {
         "class": type(tokenizer).__name__,
         "code": _own_code(type(tokenizer)),
-        "whole": whole,
+        "whole": _whole(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items()),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "chat": tokenizer.chat_template,
         "blanks": getattr(tokenizer, "clean_up_tokenization_spaces", None),
         "split": getattr(tokenizer, "split_special_tokens", None),
     }
     return digest(_text(told))[:16]
+
+
+@lru_cache(maxsize=2)
+def _whole(backend: str) -> str:
+    """The digest of a tokenizer as its library writes it, megabytes of JSON: a run asks for it at every measured point."""
+    told = parse_json(backend, "the tokenizer", finite=False)
+    # A call that pads or truncates leaves that there; no two calls here differ in it.
+    return digest(_text(told | {"padding": None, "truncation": None}))
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

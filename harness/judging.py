@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from harness.config import JSON
-from harness.errors import UsageError
+from harness.errors import UsageError, cut
 from harness.interfaces import Judge
 
 MOST_REPETITIONS = 100
@@ -59,8 +59,7 @@ def address(url: str) -> str:
             "the key into the environment variable OPENAI_API_KEY."
         )
     if not _is_address(url):
-        shown = url if len(url) <= _LONGEST_SHOWN else f"{url[:_LONGEST_SHOWN]}…"
-        raise UsageError(f"--judge-url {shown} is no address: write http://HOST:PORT/v1 or https://HOST/v1.")
+        raise UsageError(f"--judge-url {cut(url, _LONGEST_SHOWN)} is no address: write http://HOST:PORT/v1 or https://HOST/v1.")
     return url.rstrip("/")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,12 @@ class Keep:
         """Try each place, so that hours of unlearning are not spent on a model that cannot be written.
 
         Args:
-            needed: about how many bytes will be written there, where that is known.
+            needed: about how many bytes will be written to each, where that is known.
 
         Raises:
             UsageError: for a place that cannot be written, or has no room.
         """
+        on_disk: Counter[int] = Counter()
         for what, flag, path in self._places():
             with disk_errors(what, f"Choose another with {flag}", whatever=True):
                 folder = _nearest(path if flag == "--save-model" else path.parent)
@@ -48,10 +50,11 @@ class Keep:
                     _check_file(path)
                 with temporary_file(folder):
                     pass
-                free = shutil.disk_usage(folder).free
-            if free < needed:
+                disk, free = folder.stat().st_dev, shutil.disk_usage(folder).free
+            on_disk[disk] += needed  # both places may lie on one
+            if free < on_disk[disk]:
                 raise UsageError(
-                    f"{what} has {free / 2**30:.2f} GiB left on its disk, and about {needed / 2**30:.2f} GiB are to be "
+                    f"{what} has {free / 2**30:.2f} GiB left on its disk, and about {on_disk[disk] / 2**30:.2f} GiB are to be "
                     f"written. Free some space, or choose another with {flag}."
                 )
 
@@ -80,11 +83,11 @@ class Keep:
         from harness.updates import changed
 
         if self.model:
-            with disk_errors(f"the folder {self.model}", "Choose another with --save-model"):
+            with disk_errors(f"the folder {self.model}", "Choose another with --save-model", within=self.model):
                 save_checkpoint(model, tokenizer, self.model, about)
         if self.update:
             moved = changed(model.state_dict(), before)
-            with disk_errors(f"the file {self.update}", "Choose another with --save-update"):
+            with disk_errors(f"the file {self.update}", "Choose another with --save-update", within=self.update.parent):
                 self.update.parent.mkdir(parents=True, exist_ok=True)
                 save_tensors(moved, self.update, metadata)
 

@@ -54,12 +54,12 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
             f"a text has {tokens} tokens, and this {model.config.model_type} has positions for {room.tokens}. Cut texts where "
             f"there is a setting for it (max_length={room.tokens}), or take a model with a longer context."
         )
-    _say_longer(model.config.model_type, room.tokens, tokens)
+    _say_longer(model.config.model_type, room.tokens)
 
 
 @cache
-def _say_longer(kind: str, window: int, tokens: int) -> None:
-    log.warning("a text has %d tokens, more than the %d that this %s is made for", tokens, window, kind)
+def _say_longer(kind: str, window: int) -> None:
+    log.warning("a text has more than the %d tokens that this %s is made for", window, kind)
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -28,7 +28,8 @@ from harness.configurations import (
 )
 from harness.data import MODEL_ROWS
 from harness.errors import UsageError
-from harness.hub import pinned, unreachable
+from harness.hub import file_of, pinned, unreachable
+from harness.identity import code_revision
 from harness.refusals import quiet, refused
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def examine(
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise UsageError(f"there is no checkpoint folder {name}.")
     weights = weights_of(name, revision, data_dir)
-    words = _tokenizer_of(name, revision, tokenizer, weights, trust_remote_code)
+    words = tokenizer_of(name, revision, tokenizer, weights, trust_remote_code)
     trust_remote_code = trusted(name, weights, trust_remote_code)
     whole = whole_config(weights.name, weights.revision, trust_remote_code)
     config = text_part(weights.name, whole)
@@ -146,6 +147,7 @@ def _from_pretrained(
             name,
             config=found.config,
             revision=pinned(name, revision),
+            code_revision=code_revision(name, revision) if trust_remote_code else None,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             local_files_only=offline is not None,
@@ -213,20 +215,33 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     check_document(name)
     with refused(name, "tokenizer", offline), quiet():
         return AutoTokenizer.from_pretrained(
-            name, revision=pinned(name, revision), trust_remote_code=trust_remote_code, local_files_only=offline is not None
+            name,
+            revision=pinned(name, revision),
+            code_revision=code_revision(name, revision) if trust_remote_code else None,
+            trust_remote_code=trust_remote_code,
+            local_files_only=offline is not None,
         )
 
 
-def _tokenizer_of(
+def tokenizer_of(
     name: str, revision: str | None, tokenizer: str | None, weights: Weights, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that is named, or the checkpoint's own; of an adapter alone that has none, its base's."""
+    """The tokenizer that is named, or the checkpoint's own; of an adapter alone that has none, its base's.
+
+    Raises:
+        UsageError: for one that is not there, asks for remote code, knows no words, or has no token that ends a text.
+    """
     place, at = (tokenizer, None) if tokenizer else (name, revision)
-    if not tokenizer and weights.name != name and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+    if not tokenizer and weights.name != name and not any(file_of(name, file, revision) for file in TOKENIZER_FILES):
         place, at, trust_remote_code = weights.name, weights.revision, False
     words = load_tokenizer(place, at, trust_remote_code)
     if len(words) <= len(words.all_special_tokens):
         raise UsageError(f"the checkpoint {name} has no tokenizer files (tokenizer.json or tokenizer.model).")
+    if words.eos_token_id is None:
+        raise UsageError(
+            f"the tokenizer of {place} has no end-of-text token; answers could not end. Name one of its tokens as eos_token in "
+            "its tokenizer_config.json."
+        )
     return words
 
 

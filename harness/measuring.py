@@ -115,7 +115,7 @@ def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -
     """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
     from harness.generation import generate_all
     from harness.identity import answerer_fingerprint
-    from harness.models import source_digest
+    from harness.pretraining import weights_digest
 
     requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
     ours = [request for request in requests if request.by == "subject"]
@@ -124,7 +124,7 @@ def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -
     if theirs := [request for request in requests if request.by == "base"]:
         base = task.sources["base"]
         asked = _BaseGenerator(generator, base, setting.cache, generator.name)
-        named = f"source {source_digest(base)} as {setting.model.dtype} on {setting.model.device.type}"
+        named = f"source {weights_digest(base, setting.cache)} as {setting.model.dtype} on {setting.model.device.type}"
         answers |= generate_all(asked, setting.model, setting.tokenizer, theirs, setting.cache, named)
     return answers
 
@@ -202,6 +202,7 @@ def source_tables(
     from harness.generation import VERSION as GENERATION_VERSION
     from harness.identity import versions
     from harness.models import source_digest, weights_fingerprint
+    from harness.pretraining import weights_digest
 
     def make(folder: Path) -> None:
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
@@ -216,7 +217,7 @@ def source_tables(
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
     key = {
-        "source": source.identity,
+        "source": weights_digest(source, cache),
         "bench": [task.bench, task.bench_version],
         "questions": digest({name: list(rows) for name, rows in task.questions.items()}),
         "template": asdict(task.template),

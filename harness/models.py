@@ -21,7 +21,7 @@ from harness.errors import UsageError
 from harness.hub import pinned
 from harness.identity import SIDECAR, folder_identity, foreign_code
 from harness.interfaces import ModelSource
-from harness.loading import Examined, examine, load_checkpoint, load_tokenizer
+from harness.loading import Examined, examine, load_checkpoint, tokenizer_of
 from harness.saving import for_older_readers, same_mode
 
 if TYPE_CHECKING:
@@ -93,18 +93,18 @@ class CheckpointSource:
     @property
     def identity(self) -> Mapping[str, JSON]:
         """A hub id with its commit, or the digests of a folder's files; never a path."""
-        told = _identity(self._here, self.revision)
+        told = _identity(self._here, self.revision, code=self.trust_remote_code)
         if base := self._base:
             told["base"] = dict(base.identity)
         if where := self._tokenizer_here:
-            told["tokenizer"] = _identity(where, None, weights=False)
+            told["tokenizer"] = _identity(where, None, weights=False, code=self.trust_remote_code)
         if self.trust_remote_code:
             told["code"] = {"run": True, **foreign_code(self._here, self.commit)}
         return told
 
     @property
     def commit(self) -> str | None:
-        """The commit of the hub that is loaded; None for a folder, or where nobody knows it."""
+        """The commit of the hub that is loaded; where nobody knows it the `revision` itself. None for a folder."""
         return pinned(self._here, self.revision)
 
     @property
@@ -162,19 +162,18 @@ class CheckpointSource:
         Raises:
             UsageError: as `load` does.
         """
-        if self._tokenizer_here:
-            return load_tokenizer(self._tokenizer_here, None, self.trust_remote_code)
-        return load_tokenizer(self._here, self.commit, self.trust_remote_code)
+        weights = weights_of(self._here, self.commit, self.data_dir)
+        return tokenizer_of(self._here, self.commit, self._tokenizer_here, weights, self.trust_remote_code)
 
     def seconds(self, cache: Cache) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
         return None
 
 
-def _identity(name: str, revision: str | None, weights: bool = True) -> dict[str, JSON]:
+def _identity(name: str, revision: str | None, weights: bool = True, code: bool = False) -> dict[str, JSON]:
     if Path(name).is_dir():
-        return folder_identity(Path(name), weights)
-    return {"kind": "hub", "id": name, "revision": pinned(name, revision) or revision}
+        return folder_identity(Path(name), weights, code)
+    return {"kind": "hub", "id": name, "revision": pinned(name, revision)}
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -207,8 +207,10 @@ class TrainedSource:
             cache: where.
             progress: told after every step how many are done, of how many.
         """
-        while self._elsewhere and not cache.find("model", self.identity):
+        while self._elsewhere:
             train_all([self], cache)
+            if found := cache.find("model", self.identity):  # else the cache was removed in between: it is trained again
+                return found
         return cache.get("model", self.identity, lambda folder: self._train(cache, folder, progress))
 
     @property
@@ -242,8 +244,6 @@ class TrainedSource:
         from harness.data import encode
         from harness.models import save_checkpoint, weights_fingerprint
 
-        if self._elsewhere:
-            raise RuntimeError(f"{self.name} is trained in a process of its own; its cache was removed at that moment")
         threads = torch.get_num_threads()
         torch.set_num_threads(self.recipe.threads)
         try:
@@ -329,6 +329,20 @@ class TrainedSource:
             rng.shuffle(order)
             for k in range(0, len(order), self.recipe.batch_size):
                 yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", self.recipe.tokens_at_once)
+
+
+def weights_digest(source: ModelSource, cache: Cache) -> str:
+    """A digest that names a source's weights as they are here: part of the keys of what was computed with them.
+
+    A recipe does not decide the weights, the kind of machine does too: a model that is trained on the spot is named by what
+    this cache holds of it, and trained first where it holds nothing.
+    """
+    from harness.models import source_digest
+
+    if not isinstance(source, TrainedSource):
+        return source_digest(source)
+    train_all([source], cache)
+    return digest([source.identity, source.entry(cache).facts["weights"]])[:16]
 
 
 def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.arithmetic import kind_of_machine, model_of_processor
-from harness.cache import digest
+from harness.identity import tokenizer_fingerprint
 from harness.registry import ROOT
 from harness.store import Provenance
 
@@ -59,7 +59,7 @@ def provenance_of(command: str, device: str, tokenizer: PreTrainedTokenizerBase,
         memory_bytes=psutil.virtual_memory().total,
         gpu=torch.cuda.get_device_name() if on_gpu else None,
         threads=torch.get_num_threads(),
-        tokenizer=digest([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map])[:16],
+        tokenizer=tokenizer_fingerprint(tokenizer),
         weights=weights,
         command=command,
         processor_model=model_of_processor(),

@@ -103,18 +103,27 @@ def read_points(folder: Path) -> list[Any]:
     """
     points: list[Any] = []
     for line in lines_of(folder / POINTS):
-        if point_of(line) != len(points):
+        told = _told(line)
+        if _number(told) != len(points):
             break  # a line that a killed process had not finished
-        points.append(parse_json(line, place(folder / POINTS)))
+        points.append(told)
     return points
 
 
 def point_of(line: str) -> int:
     """The point that a line belongs to; -1 where it does not say."""
+    return _number(_told(line))
+
+
+def _told(line: str) -> Any:
+    """What a line says; None where it is no JSON."""
     try:
-        told = parse_json(line, "a line")
+        return parse_json(line, "a line")
     except ValueError:
-        return -1
+        return None
+
+
+def _number(told: Any) -> int:
     number = told.get("point", told.get("index")) if isinstance(told, dict) else None
     return number if type(number) is int else -1
 

@@ -205,7 +205,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
     with store.open(todo.spec, force) as record:
         if record.result.status == "done":
             if keep:
-                with _outcome(todo, record, force):
+                with _outcome(todo, record, store):
                     _unlearn_again(todo, record, cache, keep)
             return record.result
         result = RunResult(
@@ -219,7 +219,7 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         if not record.written:
             record.result = result
         record.keep_whole_points(todo.options.rows == "last")
-        with _outcome(todo, record, force):
+        with _outcome(todo, record, store):
             return _execute(todo, store, record, result, cache, keep)
 
 
@@ -367,27 +367,29 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, keep: Keep) -> None
     """
     from harness.models import weights_fingerprint
 
-    setting = _load(todo, cache, keep)
-    reached = [weights_fingerprint(setting.model) for _ in _measured_places(todo, setting)]
-    recorded = [point.weights for point in record.points]
-    if not reached or reached[-1:] != recorded[-1:]:
+    setting, reached = _load(todo, cache, keep), ""
+    step, recorded = (record.points[-1].step, record.points[-1].weights) if record.points else (None, "")
+    for progress in _measured_places(todo, setting):  # the last place counts, and a fingerprint reads every weight
+        reached = weights_fingerprint(setting.model) if progress.step in (step, progress.total) else ""
+    if not reached or reached != recorded:
         raise UsageError(
-            f"run {todo.spec.run_id} came to other weights now ({(reached or ['none'])[-1]}) than it was measured on "
-            f"({(recorded or ['none'])[-1]}): another kind of machine, or other versions of libraries. Nothing is kept of it, "
+            f"run {todo.spec.run_id} came to other weights now ({reached or 'none'}) than it was measured on "
+            f"({recorded or 'none'}): another kind of machine, or other versions of libraries. Nothing is kept of it, "
             "and its record stays; --force measures it anew, or record it elsewhere with --results."
         )
     _keep(todo, keep, setting)
 
 
 @contextmanager
-def _outcome(todo: Plan, record: Record, force: bool) -> Iterator[None]:
+def _outcome(todo: Plan, record: Record, store: Store) -> Iterator[None]:
     """Write down how a run ended when it did not end well."""
     from harness import memory
 
     def ended(status: Status, error: str) -> None:
         if record.result.status == "done":
             return  # what went wrong came after it, such as a place where its model cannot be kept
-        if record.written or (status == "failed" and not force):  # a forced run that never began leaves the earlier record
+        # A forced run that never began leaves the earlier record.
+        if record.written or (status == "failed" and store.status(todo.spec) is None):
             record.write(replace(record.result, status=status, error=error))
 
     try:
@@ -458,7 +460,7 @@ def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     def save() -> Path:
         from harness.models import save_checkpoint
 
-        with disk_errors("the temporary folder", "Set TMPDIR to another"):
+        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder):
             save_checkpoint(model, tokenizer, folder, {})
         return folder
 

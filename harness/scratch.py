@@ -16,10 +16,14 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
+from harness.errors import UsageError
+
 PREFIX = "unlearning-harness-"
 """How a folder's name begins in the system's temporary folder, which others use, too."""
 _HELD = ".held"
 """The file in a folder that its process has locked."""
+_TRIES = 100
+"""How often a sweep may come between the making of a folder and its holding, before it is the locks that fail."""
 
 
 def temporary_place() -> Path:
@@ -34,13 +38,12 @@ def temporary_folder(place: Path | None = None, prefix: str = PREFIX) -> Iterato
     Args:
         place: where it is made; the system's temporary folder if not given.
         prefix: how the name of the folder around it begins.
+
+    Raises:
+        UsageError: if no lock can be taken there.
     """
     place = place or temporary_place()
-    while True:
-        around = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-        lock = _hold(around)
-        if lock and (around / _HELD).exists():
-            break  # else a sweep came between the making and the holding
+    around, lock = _held_folder(place, prefix)
     try:
         folder = around / "files"
         folder.mkdir()
@@ -78,19 +81,44 @@ def sweep(place: Path | None = None, prefix: str = PREFIX) -> int:
     """
     freed = 0
     for around in sorted((place or temporary_place()).glob(f"{prefix}*")):
-        if _ours(around) and (lock := _hold(around)):
-            freed += _size(around)
-            shutil.rmtree(around, ignore_errors=True)
-            lock.release()
+        with suppress(OSError):  # what cannot be locked may be in use
+            if _ours(around) and (lock := _hold(around)):
+                freed += _size(around)
+                shutil.rmtree(around, ignore_errors=True)
+                lock.release()
     return freed
 
 
+def _held_folder(place: Path, prefix: str) -> tuple[Path, FileLock]:
+    """A new folder and its lock."""
+    for _ in range(_TRIES):
+        around = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        try:
+            lock = _hold(around)
+        except OSError:
+            shutil.rmtree(around, ignore_errors=True)
+            raise
+        if lock and (around / _HELD).exists():
+            return around, lock
+        shutil.rmtree(around, ignore_errors=True)  # a sweep came between the making and the holding
+        if lock:
+            lock.release()
+    raise UsageError(
+        f"no lock can be taken in {place}. Choose a folder whose disk has file locks: with HARNESS_CACHE if it is the cache's, "
+        "else with TMPDIR."
+    )
+
+
 def _hold(around: Path) -> FileLock | None:
-    """The lock of a folder; None where another process has it, or the folder is gone."""
+    """The lock of a folder; None where another process has it, or the folder is gone.
+
+    Raises:
+        OSError: if the system refuses it for another reason.
+    """
     lock = FileLock(around / _HELD)
     try:
         lock.acquire(timeout=0)
-    except (Timeout, OSError):
+    except (Timeout, FileNotFoundError):
         return None
     return lock
 

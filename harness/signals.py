@@ -72,7 +72,7 @@ def ignore_signals() -> None:
 @contextmanager
 def kept_signals() -> Iterator[None]:
     """Whatever is done inside, afterwards signals are handled as before: some libraries install handlers of their own."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not None}  # None: C code's
     try:
         yield
     finally:

@@ -38,6 +38,7 @@ from harness.documents import Malformed, Unreadable, place, read_json
 from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Points, Retain, Row, Variant
 from harness.record_files import (
+    POINTS,
     ROWS,
     RUN,
     TEXTS,
@@ -294,7 +295,7 @@ class Record:
             point = replace(point, rows=self._keep_rows(point.index, tables), texts=len(texts))
             if texts:
                 self._keep_texts(point.index, texts)
-            with (self.folder / "points.jsonl").open("a", encoding="utf-8") as file:
+            with (self.folder / POINTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_json(point), ensure_ascii=False, allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -309,7 +310,7 @@ class Record:
         dropped = self.points[count:]
         del self.points[count:]
         with disk_errors("the results folder", "Free some space or choose another with --results"):
-            for name in ("points.jsonl", "generations.jsonl"):
+            for name in (POINTS, TEXTS):
                 self._cut_lines(name, range(count))
             if dropped:
                 self._cut_rows(range(count))
@@ -343,16 +344,16 @@ class Record:
         last = range(len(self.points))[-1:]
         with disk_errors("the results folder", "Free some space or choose another with --results"):
             self._cut_rows(last)
-            self._cut_lines("generations.jsonl", last)
+            self._cut_lines(TEXTS, last)
 
     @property
     def written(self) -> bool:
         """Whether the run got far enough to have a record."""
-        return (self.folder / "run.json").exists()
+        return (self.folder / RUN).exists()
 
     def discard(self) -> None:
         """Take back the record of a run that never came to a point."""
-        (self.folder / "run.json").unlink(missing_ok=True)
+        (self.folder / RUN).unlink(missing_ok=True)
 
     def write(self, result: RunResult) -> None:
         """Write run.json, whole or not at all."""
@@ -361,7 +362,7 @@ class Record:
         del told["points"]
         text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         with disk_errors("the results folder", "Free some space or choose another with --results"):
-            _replace(self.folder / "run.json", text.encode())
+            _replace(self.folder / RUN, text.encode())
 
     def _keep_texts(self, index: int, texts: Mapping[GenerationRequest, str]) -> None:
         with (self.folder / TEXTS).open("a", encoding="utf-8") as file:
@@ -597,7 +598,8 @@ class Store:
         found = sorted(f.parent for f in self.runs_folder.glob(f"*/*/*/{run_id}*/run.json")) if run_id.isalnum() else []
         if len(found) != 1:
             what = "no run" if not found else f"{len(found)} runs"
-            raise UsageError(f"{what} in {self.runs_folder} begin with '{run_id}'. See harness list runs.")
+            verb = "begins" if not found else "begin"
+            raise UsageError(f"{what} in {self.runs_folder} {verb} with '{run_id}'. See harness list runs.")
         return found[0], read_run(found[0])
 
     @contextmanager
@@ -625,11 +627,11 @@ class Store:
         new, earlier = locks / f"{spec.run_id}.new", locks / f"{spec.run_id}.earlier"
         seen = folder
         try:
-            begun = (new / "run.json").exists()
+            begun = (new / RUN).exists()
             _settle(folder, new, earlier)  # what a killed process left
             taken_over = begun and not new.exists()
             with disk_errors(f"the results folder {self.root}", "Choose another with --results"):
-                if force and (folder / "run.json").exists() and not taken_over:
+                if force and (folder / RUN).exists() and not taken_over:
                     folder = new
                 folder.mkdir(parents=True, exist_ok=True)
             empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
@@ -665,12 +667,12 @@ def _settle(folder: Path, new: Path, earlier: Path) -> None:
         new: where one is made while there is one to be seen.
         earlier: where the one that was seen lies for a moment, while they change places.
     """
-    if earlier.is_dir() and not (folder / "run.json").exists():
+    if earlier.is_dir() and not (folder / RUN).exists():
         shutil.rmtree(folder, ignore_errors=True)  # a process was killed at that moment
         earlier.rename(folder)
     shutil.rmtree(earlier, ignore_errors=True)
     for record in (folder, new):
-        if not (record / "run.json").exists():
+        if not (record / RUN).exists():
             shutil.rmtree(record, ignore_errors=True)
     if new.exists() and (_status(new) == "done" or _status(folder) != "done"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -683,7 +685,7 @@ def _settle(folder: Path, new: Path, earlier: Path) -> None:
 def _status(folder: Path) -> str | None:
     """How a run stands, from its run.json alone; None where there is none that can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(read_json(folder / "run.json")["status"])
+        return str(read_json(folder / RUN)["status"])
     return None
 
 
@@ -718,7 +720,7 @@ def parse_run(folder: Path) -> RunResult:
         raise UsageError(f"{'/'.join(folder.parts[-4:])}/{RUN}: {_newer(told)}.")
     try:
         found: RunResult = _RESULT.validate_python({**told, "points": read_points(folder)})
-        canonical([told["spec"], [point.logged for point in found.points]])  # 1e999 is valid JSON, and no number
+        canonical([point.logged for point in found.points])  # "nan" is a word, and taken for a number
         return found
     except ValidationError as error:
         raise Malformed(f"{place(folder / RUN)}: no record of schema {SCHEMA_VERSION} or earlier: {fault(error)}.") from None

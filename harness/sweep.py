@@ -20,7 +20,7 @@ from harness.documents import read_yaml
 from harness.errors import UsageError, cut, unknown
 from harness.interfaces import BENCHMARKS, Form, Measurement, Options, Task
 from harness.run import Plan, attempt, plan
-from harness.store import SCHEMA_VERSION, RunResult, Store, Trial
+from harness.store import SCHEMA_VERSION, RunResult, RunSpec, Store, Trial
 
 if TYPE_CHECKING:
     from harness.executors import Executor
@@ -346,7 +346,9 @@ def _axis(path: Path, key: str, values: JSON) -> list[JSON] | Span:
 
 
 def check_metric(plans: Sequence[Plan], store: Store) -> None:
-    """Refuse a metric to choose settings by that runs measured alike did not give; with no such record it is told at the end.
+    """Refuse a metric to choose settings by that runs measured alike did not give.
+
+    Where a benchmark has no such record yet, its runs may give it, and it is told at the end.
 
     Raises:
         UsageError: naming what they gave.
@@ -354,14 +356,17 @@ def check_metric(plans: Sequence[Plan], store: Store) -> None:
     asked = {todo.trial.metric for todo in plans if todo.trial} - {""}
     if not asked:
         return
-    alike = {(todo.spec.bench, todo.spec.variant, *sorted(todo.spec.evaluators.items())) for todo in plans}
-    given: set[str] = set()
+
+    def measured_by(spec: RunSpec) -> tuple[object, ...]:
+        return (spec.bench, spec.variant, *sorted(spec.evaluators.items()))
+
+    given: dict[tuple[object, ...], set[str]] = {measured_by(todo.spec): set() for todo in plans}
     for result in store.runs():
-        spec = result.spec
-        if result.points and (spec.bench, spec.variant, *sorted(spec.evaluators.items())) in alike:
-            given |= {item.metric for item in result.points[-1].measurements}
-    for metric in asked - given if given else ():
-        raise unknown("metric of these evaluators", metric, given)
+        if result.points and (alike := measured_by(result.spec)) in given:
+            given[alike] |= {item.metric for item in result.points[-1].measurements}
+    known = set().union(*given.values())
+    for metric in asked - known if all(given.values()) else ():
+        raise unknown("metric of these evaluators", metric, known)
 
 
 def run_all(

@@ -143,7 +143,7 @@ def optimise(
         if adamw.warmup and not highest:
             raise Diverged(
                 "nothing was trained, for a warm-up's first step has learning rate 0 and there was no other; take more steps, "
-                "or none of warm-up (warmup_epochs=0)"
+                "or leave out the warm-up"
             )
     finally:
         _training(model, False, recompute)

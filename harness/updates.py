@@ -161,7 +161,7 @@ def _write(
     about: Mapping[str, JSON],
     before: Mapping[str, Tensor] | None = None,
 ) -> None:
-    with disk_errors(f"the folder {out}", "Choose another with --out"):
+    with disk_errors(f"the folder {out}", "Choose another with --out", within=out):
         save_checkpoint(model, tokenizer, out, about)
         if before is not None:
             save_tensors(before, out / UNDO)

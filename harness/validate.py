@@ -17,7 +17,7 @@ from harness.cache import disk_errors
 from harness.documents import Malformed, Unreadable, place
 from harness.errors import UsageError
 from harness.interfaces import EVALUATORS
-from harness.record_files import FILES, lines_of, read_questions, read_rows, read_texts
+from harness.record_files import FILES, POINTS, ROWS, RUN, TEXTS, lines_of, read_questions, read_rows, read_texts
 from harness.store import PART, RunResult, Store, newer_schema, parse_run
 
 ASIDE = "set-aside"
@@ -56,11 +56,13 @@ def problems(store: Store) -> Iterator[Problem]:
         if len(folder.relative_to(root).parts) != 4:
             names = ", ".join(sorted(f.name for f in folder.iterdir() if f.is_file()))
             yield Problem(where, f"{names} belong to no run (runs lie in <bench>/<model>/<method>/<run id>)")
-        elif not (folder / "run.json").is_file():
+        elif not (folder / RUN).is_file():
             yield Problem(where, "there is no run.json", unreadable=True)
         else:
             yield from _of_run(folder, where)
     for file in sorted((store.root / "questions").glob("*")):
+        if file.name.endswith(PART):
+            continue  # a run is writing it, or was killed; what it was to become is there, or the next run writes it
         try:
             read_questions(file)
         except UsageError as error:
@@ -75,12 +77,12 @@ def _what(error: UsageError, file: Path) -> str:
 
 def _of_run(folder: Path, where: str) -> Iterator[Problem]:
     if newer := newer_schema(folder):
-        yield Problem(f"{where}/run.json", newer)
+        yield Problem(f"{where}/{RUN}", newer)
         return
     try:
         result = parse_run(folder)
     except (Malformed, Unreadable) as error:
-        yield Problem(f"{where}/run.json", _what(error, folder / "run.json"), unreadable=True)
+        yield Problem(f"{where}/{RUN}", _what(error, folder / RUN), unreadable=True)
         return
     if result.spec.folder.as_posix() != where:
         yield Problem(where, f"its spec belongs into {result.spec.folder.as_posix()}: moved, or changed by hand")
@@ -92,50 +94,52 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
             continue  # a process is writing it, or was killed; the run removes it when it goes on
         if file.name not in FILES:
             yield Problem(f"{where}/{file.name}", "no file of a record")
-        elif file.name in ("run.json", "points.jsonl") and (found := _PATH.search("\n".join(lines_of(file)))):
+        elif file.name in (RUN, POINTS) and (found := _PATH.search("\n".join(lines_of(file)))):
             yield Problem(f"{where}/{file.name}", f"it holds an absolute path ('{found[0]}…')")
 
 
 def _points(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
-    path = folder / "points.jsonl"
+    path = folder / POINTS
     lines = [line for line in lines_of(path) if line]
     if len(lines) != len(result.points):
-        yield Problem(f"{where}/points.jsonl", f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off")
+        what = f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off"
+        # A run that is not done goes on and measures again what is missing; one that is done would stay as it is.
+        yield Problem(f"{where}/{POINTS}", what, unreadable=result.status == "done")
     if result.status == "done" and not result.points:
         yield Problem(where, "it is done and has no points")
     steps = [point.step for point in result.points]
     if steps != sorted(set(steps)):
-        yield Problem(f"{where}/points.jsonl", f"its steps do not rise: {steps}")
+        yield Problem(f"{where}/{POINTS}", f"its steps do not rise: {steps}")
 
 
 def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
-    path = folder / "per_example.parquet"
+    path = folder / ROWS
     if not path.is_file():  # an evaluator need not have rows, and committed tries leave out rows and texts
-        texts = folder / "generations.jsonl"
+        texts = folder / TEXTS
         if texts.is_file() and texts.stat().st_size:
             yield Problem(where, "it holds texts and no per_example.parquet")
         return
     try:
         found = Counter(read_rows(path)["point"].tolist())
     except Malformed as error:
-        yield Problem(f"{where}/per_example.parquet", _what(error, path), unreadable=True)
+        yield Problem(f"{where}/{ROWS}", _what(error, path), unreadable=True)
         return
     expected = {point.index: point.rows for point in result.points}
-    yield from _same_points(f"{where}/per_example.parquet", found, expected, result)
+    yield from _same_points(f"{where}/{ROWS}", found, expected, result)
 
 
 def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
-    path = folder / "generations.jsonl"
+    path = folder / TEXTS
     try:
         if lines_of(path)[-1]:
             raise Malformed("what follows the last line is cut off")
         found = Counter(text.point for text in read_texts(path))
     except Malformed as error:
-        yield Problem(f"{where}/generations.jsonl", f"a line is no JSON of a text, or cut off ({_what(error, path)})")
+        yield Problem(f"{where}/{TEXTS}", f"a line is no JSON of a text, or cut off ({_what(error, path)})")
         return
     expected = {point.index: point.texts for point in result.points}
-    if found or ((folder / "per_example.parquet").is_file() and (any(expected.values()) or _asked_for_texts(result))):
-        yield from _same_points(f"{where}/generations.jsonl", found, expected, result)
+    if found or ((folder / ROWS).is_file() and (any(expected.values()) or _asked_for_texts(result))):
+        yield from _same_points(f"{where}/{TEXTS}", found, expected, result)
 
 
 def _asked_for_texts(result: RunResult) -> bool:

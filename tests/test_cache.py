@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import Cache, canonical, digest, file_digest
+from harness.cache import Cache, canonical, digest, disk_errors, file_digest
 from harness.errors import UsageError
 
 KEY = {"weights": "abc", "samples": 2}
@@ -368,6 +368,36 @@ def test_other_errors_of_the_system_are_not_taken_for_the_disks(cache: Cache):
 
     with pytest.raises(FileNotFoundError, match=r"weights\.bin"):
         cache.get("kind", KEY, gone)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC])
+def test_an_error_of_a_file_elsewhere_is_not_the_caches(cache: Cache, tmp_path: Path, number: int):
+    """Whoever makes an entry reads other files, too."""
+
+    def reads(folder: Path) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "my model" / "config.json"))
+
+    with pytest.raises(OSError, match=r"my model/config\.json") as told:
+        cache.get("kind", KEY, reads)
+    assert not isinstance(told.value, UsageError)
+
+
+def test_an_error_of_a_file_in_the_cache_is_the_caches_also_by_a_link(cache: Cache, tmp_path: Path):
+    def writes(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / "weights"))
+
+    (tmp_path / "link").symlink_to(cache.root)
+    with pytest.raises(UsageError, match=r"link \(kind\) cannot be written: Permission denied"):
+        Cache(tmp_path / "link").get("kind", KEY, writes)
+
+
+def test_an_error_of_a_folder_that_leads_to_a_place_is_the_places(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UsageError, match="the folder X cannot be written: Not a directory"),
+        disk_errors("the folder X", "Choose another", within=tmp_path / "file" / "deep" / "x"),
+    ):
+        (tmp_path / "file" / "deep" / "x").mkdir(parents=True)
 
 
 # ---------------------------------------------------------------- listing and clearing

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +16,7 @@ import pytest
 
 from harness import __version__
 from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
+from harness.registry import ROOT
 from harness.run import plan
 from harness.store import SCHEMA_VERSION, Point, RunResult, Store
 from tests.conftest import Bench, HarnessCli
@@ -165,8 +168,25 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
     shown = harness(*words, "--bench", "tofu10").out
     assert "1/1 untouched seed 0: done" in shown
     assert harness(*words, "--bench", "tofu10", "--quiet").out == ""
-    shown = harness("show", done[1].spec.run_id, "--results", done[0]).out
+    show = ("show", done[1].spec.run_id, "--results", done[0])
+    assert "try 1 of 1" not in harness(*show).out, "a record that was done before the sweep stays as it is"
+    record = done[0] / "runs" / done[1].spec.folder / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "trial": result["trial"]}))
+    shown = harness(*show).out
     assert "try 1 of 1 (grid), chosen by forget_quality on first 2 rows per split of tofu10 on mini, seed 0" in shown
+
+
+@pytest.mark.parametrize("words", [["sweep", "-m", "untouched", "-b", "tofu01", "--device", "cpu"], ["study", "tofu-table"]])
+def test_single_runs_of_a_sweep_show_no_bars(words: list[str]):
+    """tqdm asks for TQDM_DISABLE once, when it is imported: it takes a process in which nothing has done that before."""
+    script = (
+        "import sys; from harness import cli\n"
+        "def tries(*_): print('disabled:', __import__('tqdm').tqdm([]).disable); sys.exit(0)\n"
+        f"cli._run_tries = tries; sys.argv = ['harness', *{words!r}]; cli.main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert "disabled: True" in told.stdout, told.stderr
 
 
 def test_a_method_typed_wrong_is_answered_with_all_there_are(harness: Harness):

@@ -183,7 +183,7 @@ def test_a_methods_steps_rise_and_the_last_one_is_measured(name: str, nano_setti
 @pytest.mark.parametrize("name", METHODS.names())
 def test_a_methods_steps_rise_over_two_stages(name: str, make_setting: SettingMaker, nano_task: Task):
     (stage,) = nano_task.stages
-    stages = [Stage(n, stage.forget[k : k + 6], stage.retain[2 * k : 2 * k + 12]) for n, k in (("bio", 0), ("cyber", 6))]
+    stages = [Stage(n, stage.forget[k : k + 8], stage.retain[2 * k : 2 * k + 16]) for n, k in (("bio", 0), ("cyber", 4))]
     check_progress(unlearn(name, make_setting(task=replace(nano_task, stages=stages))))
 
 

@@ -373,7 +373,6 @@ def test_records(place: Path):
     fuzz(read, damage())
 
 
-@by_hand
 def test_published_tables(place: Path):
     store = place / "published"
     records.write(store, records.run(records.numbers(0.1, 0.3, 0.8)))

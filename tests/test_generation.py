@@ -221,12 +221,12 @@ def test_a_template_that_asks_the_clock_gets_a_day_that_does_not_change(nano: Na
     import copy
     from datetime import datetime
 
-    from harness.generation import _chat
+    from harness.generation import conversation
 
     tokenizer = copy.copy(nano.tokenizer)
     tokenizer.chat_template = "{{ " + asks + " }}"
     days = {"date_string": "10 Apr 2025", "strftime_now('%d %B %Y')": "10 April 2025"}
-    assert _chat(tokenizer, ["Who?"], []) == days.get(asks, "2025-04-10 00:00")
+    assert conversation(tokenizer, ["Who?"], []) == days.get(asks, "2025-04-10 00:00")
     tokenizer.chat_template = "{{ strftime_now('%Y') }}"
     messages = [{"role": "user", "content": "Who?"}]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == str(datetime.now().year), "others have the true clock"

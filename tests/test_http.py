@@ -61,6 +61,29 @@ def test_a_handshake_that_goes_on_for_ever_is_left_when_the_time_is_up():
         assert time.monotonic() - started < SECONDS + 2
 
 
+def test_addresses_that_say_nothing_are_left_when_the_time_of_them_all_is_up(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first, socket.socket() as second:
+        place = full.getsockname()
+        for waiting in (first, second):  # no more are taken: whoever comes next hears nothing
+            waiting.setblocking(False)
+            waiting.connect_ex(place)
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)] * 4
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+        started = time.monotonic()
+        with pytest.raises(TooLate):
+            post("http://somewhere.invalid")
+        assert time.monotonic() - started < 2.5 * SECONDS
+
+
+def test_a_proxy_that_goes_on_for_ever_is_left_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch):
+    with raw_server(trickles(b"HTTP/1.1 200 ")) as url:
+        monkeypatch.setenv("https_proxy", url.removesuffix("/v1"))
+        started = time.monotonic()
+        with pytest.raises(TooLate):
+            post("https://somewhere.invalid")
+        assert time.monotonic() - started < 2.5 * SECONDS
+
+
 def test_a_quick_answer_is_whole_and_leaves_no_thread_behind():
     with judge_server(lambda number, asked: Answer(body="x" * MOST, headers={"Retry-After": "3"})) as server:
         before = threading.active_count()

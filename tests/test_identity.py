@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness import identity
 from harness.cache import Cache
 from harness.generation import HFGenerator, generate_all
 from harness.identity import answerer_fingerprint, end_tokens, network_fingerprint, tokenizer_fingerprint
 from harness.interfaces import GenerationRequest, Options, Sampling
 from harness.models import CheckpointSource, load_checkpoint, weights_fingerprint
+from harness.provenance import provenance_of
 from harness.registry import ROOT
 from harness.store import read_spec
 from tests.conftest import Nano
@@ -37,7 +40,7 @@ def folder(nano: Nano, tmp_path: Path) -> Path:
     [
         *("merges.txt", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "qwen.tiktoken", "source.spm"),
         *("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "chat_template.json"),
-        *("modeling_own.py", "parts/attention.py", "generation_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("generation_config.json", "special_tokens_map.json", "added_tokens.json"),
         *("adapter_config.json", "adapter_model.safetensors", "pytorch_model.bin", "tokenizer.json", "config.json"),
     ],
 )
@@ -46,6 +49,16 @@ def test_every_file_that_decides_what_is_loaded_names_a_folder(folder: Path, nam
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("something else")
     assert CheckpointSource(str(folder)).identity != before
+
+
+@pytest.mark.parametrize("name", ["modeling_own.py", "parts/attention.py"])
+def test_code_names_a_folder_where_it_may_run(folder: Path, name: str):
+    """And nowhere else: a project's own code lies around a checkpoint, too."""
+    sources = [CheckpointSource(str(folder), trust_remote_code=runs) for runs in (False, True)]
+    before = [source.identity for source in sources]
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("something else")
+    assert [source.identity == told for source, told in zip(sources, before, strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["harness.json", "README.md", "LICENSE.txt", "training_args.bin", "trainer_state.json"])
@@ -131,6 +144,23 @@ def test_the_same_weights_with_something_else_answer_under_another_name(folder: 
     assert weights_fingerprint(model) == weights
     assert (network_fingerprint(weights, model) != network) == (change in BY_CONFIGURATION)
     assert answerer_fingerprint(weights, model, tokenizer) != answerer
+
+
+def test_a_tokenizer_is_read_once_for_all_measured_points(nano: Nano, monkeypatch: pytest.MonkeyPatch):
+    read: list[str] = []
+    parse = identity.parse_json
+    monkeypatch.setattr(identity, "parse_json", lambda text, *rest, **how: read.append(text) or parse(text, *rest, **how))
+    identity._whole.cache_clear()
+    assert len({identity.tokenizer_fingerprint(nano.tokenizer) for _ in range(3)}) == 1
+    assert len(read) == 1
+
+
+def test_a_record_names_a_tokenizer_by_all_that_decides_its_texts(nano: Nano):
+    other = copy.deepcopy(nano.tokenizer)
+    other.chat_template = "{{ messages[0].content }}"
+    one, another = (provenance_of("harness run", "cpu", each, "w").tokenizer for each in (nano.tokenizer, other))
+    assert one == identity.tokenizer_fingerprint(nano.tokenizer)
+    assert another != one
 
 
 def test_another_release_of_a_library_makes_another_name(nano: Nano, monkeypatch: pytest.MonkeyPatch):

@@ -58,6 +58,7 @@ def test_what_is_no_address_is_refused_in_one_short_sentence(url: str):
     with pytest.raises(UsageError, match="is no address: write http://HOST:PORT/v1 or https://HOST/v1") as refused:
         address(url)
     assert len(str(refused.value)) < 250
+    assert ("characters left out" in str(refused.value)) == (len(url) > 80)
 
 
 @pytest.mark.parametrize("url", ["https://me:hunter2@host/v1", "https://host/v1?api-key=hunter2", "https://host/v1#hunter2"])

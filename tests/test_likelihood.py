@@ -241,9 +241,9 @@ def test_a_text_longer_than_a_rotary_model_was_made_for_is_said_once(caplog: pyt
 
     likelihood._say_longer.cache_clear()
     model = short_context("llama")
-    for _ in range(2):
-        likelihood.answer_nll(model, [Encoded([3] * 17, 1)], 0)
-    assert caplog.messages == ["a text has 17 tokens, more than the 16 that this llama is made for"]
+    for length in (17, 17, 18, 30):
+        likelihood.answer_nll(model, [Encoded([3] * length, 1)], 0)
+    assert caplog.messages == ["a text has more than the 16 tokens that this llama is made for"]
     likelihood.answer_nll(short_context("bloom"), [Encoded([3] * 5000, 1)], 0)
     assert len(caplog.messages) == 1
 

@@ -130,6 +130,22 @@ def test_an_adapter_whose_base_is_not_there_names_it(nano: Nano, tmp_path: Path)
         load(alone)
 
 
+@pytest.mark.parametrize("there", ["a", "b"])
+def test_an_adapter_of_an_adapter_is_refused(there: str, tmp_path: Path):
+    """Also where the two name each other, or one itself."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        about = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / (there if name == "a" else "a"))}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=rf"is an adapter, and its base {tmp_path}/{there} is or has one, too; merge that one"):
+        _ = CheckpointSource(str(tmp_path / "a")).identity
+
+
+def test_an_adapter_alone_has_its_bases_tokenizer_for_texts_too(nano: Nano, tmp_path: Path):
+    put_adapter(tmp_path / "alone", nano.folder())
+    assert CheckpointSource(str(tmp_path / "alone")).tokens().get_vocab() == nano.tokenizer.get_vocab()
+
+
 def test_adapters_that_do_not_fit_are_refused(folder: Path, nano: Nano):
     put_adapter(folder, folder)
     weights = load_file(folder / "adapter_model.safetensors")
@@ -342,6 +358,17 @@ def test_an_end_token_beyond_the_last_row_is_refused_at_once(folder: Path):
     tokenizer.save_pretrained(folder)
     with pytest.raises(UsageError, match="its model only"):
         load(folder)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused_at_once(folder: Path):
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / file).is_file():
+            about = json.loads((folder / file).read_text())
+            (folder / file).write_text(json.dumps({name: value for name, value in about.items() if name != "eos_token"}))
+    source = CheckpointSource(str(folder))
+    for of in (source.examine, source.tokens, lambda: load(folder)):
+        with pytest.raises(UsageError, match=rf"the tokenizer of {folder} has no end-of-text token; .*tokenizer_config\.json"):
+            of()
 
 
 # ---------------------------------------------------------------- configurations that cannot be

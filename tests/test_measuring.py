@@ -5,16 +5,35 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from evals import finetune_attack
+from harness.cache import Cache
+from harness.costs import Costs
 from harness.errors import UsageError
-from harness.interfaces import EVALUATORS, Absent, Evaluator, Measurement, Progress, Setting, Subject
-from harness.measuring import check_tables
+from harness.generation import HFGenerator
+from harness.interfaces import (
+    EVALUATORS,
+    Absent,
+    Evaluator,
+    GenerationRequest,
+    Measurement,
+    Options,
+    Progress,
+    Sampling,
+    Setting,
+    Subject,
+)
+from harness.measuring import check_tables, source_tables
+from harness.models import save_checkpoint, weights_fingerprint
+from harness.pretraining import TrainedSource
 from harness.run import execute
 from tests.conftest import Bench, NanoSource
+from tests.test_pretraining import PARENT
 
 ROW = {"task": ["forget"], "row": [0], "cluster": ["0"]}
 
@@ -141,3 +160,43 @@ def test_a_retrained_model_is_called_the_same_by_its_weights_not_by_its_answers(
     assert [r.getMessage() for r in caplog.records if "checkpoint" in r.getMessage()] == [
         "retain-1 has the very weights of the model before unlearning: is it the same checkpoint?"
     ]
+
+
+# ---------------------------------------------------------------- one recipe, other weights
+
+
+def trained_elsewhere(source: TrainedSource, cache: Cache) -> None:
+    """Put into the cache what another kind of machine makes of a recipe."""
+    model, tokenizer = source.load(cache, "cpu", "float32")
+    next(model.parameters()).data += 1
+
+    def make(folder: Path) -> dict[str, Any]:
+        save_checkpoint(model, tokenizer, folder, {})
+        return {"weights": weights_fingerprint(model)}
+
+    cache.forget("model", source.identity)
+    cache.get("model", source.identity, make)
+
+
+def test_what_was_computed_with_a_trained_model_is_not_taken_for_another_machines(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    generator = HFGenerator()
+    request = GenerationRequest(("Who?",), Sampling(max_tokens=4), by="base")
+    asking = Evaluator("asking", 1, lambda subject: [], requests=lambda task, tokenizer: [request])
+    monkeypatch.setattr(finetune_attack, "POINTS", (2,))
+    questions = {"bio": bench.base.questions["bio"]}
+    attacks = {"forget": bench.base.stages[0].forget[:4]}
+    attacked = replace(bench.base, stages=bench.base.stages[:1], attacks=attacks, sources={"base": PARENT})
+    task = replace(attacked, questions=questions, evaluators=[EVALUATORS.get("multiple_choice"), asking])
+
+    def counted() -> list[int]:
+        found = source_tables(PARENT, task, Options(), bench.cache, generator)
+        assert found.weights == weights_fingerprint(PARENT.load(bench.cache, "cpu", "float32")[0])
+        setting = Setting(*PARENT.load(bench.cache, "cpu", "float32"), attacked, 0, bench.cache, Costs(), "")
+        finetune_attack._attack_on_base(setting, setting.model.state_dict(), attacked.attacks["forget"])
+        return [len([*bench.cache.root.glob(f"{kind}/*/entry.json")]) for kind in ("evaluations", "generations", "attack")]
+
+    assert counted() == counted() == [1, 1, 1]
+    trained_elsewhere(PARENT, bench.cache)
+    assert counted() == [2, 2, 2]

@@ -446,6 +446,15 @@ def test_a_template_that_begins_the_thoughts_is_seen(make_setting: SettingMaker,
     assert mt_bench._thinks_from_the_start(tokenizer) is begun
 
 
+def test_whether_a_template_begins_the_thoughts_is_asked_as_answers_are(make_setting: SettingMaker):
+    tokenizer = copy.deepcopy(make_setting().tokenizer)
+    tokenizer.chat_template = "{% if date_string == '10 Apr 2025' %}<think>{% endif %}"
+    assert mt_bench._thinks_from_the_start(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('not with me') }}"
+    with pytest.raises(UsageError, match="takes no conversation of 1 turns: not with me"):
+        mt_bench._thinks_from_the_start(tokenizer)
+
+
 def test_a_judge_that_never_rates_leaves_no_number(judged: Any):
     found, subject = judged(lambda number, asked: Answer("Lovely."))
     assert all(

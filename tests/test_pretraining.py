@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evals.benchmarks import _world
 from harness import pretraining
-from harness.cache import Cache, digest
+from harness.cache import Cache, CacheEntry, digest
 from harness.interfaces import Example
 from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, train_all
 from tests.conftest import WORDS, WORLD, examples
@@ -198,6 +199,30 @@ def test_processes_train_the_same_weights_and_a_second_call_trains_nothing(
     monkeypatch.setattr(pretraining, "ProcessPoolExecutor", never)
     train_all([OTHER, CHILD], cache)
     assert CHILD.seconds(cache) == cache.find("model", CHILD.identity).seconds
+
+
+def test_what_is_trained_elsewhere_is_trained_again_where_the_cache_is_removed(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    """Removed when it has just been trained, and again when it has just been found."""
+    source, trained = replace(PARENT, recipe=RECIPE.portable), []
+
+    def train(sources: list[TrainedSource], into: Cache) -> None:
+        if not finding(into, "model", source.identity):
+            trained.append(into.get("model", source.identity, lambda folder: None))
+            if len(trained) == 1:
+                into.clear()
+
+    def find(*asked: Any) -> CacheEntry | None:
+        found = finding(*asked)
+        if found and len(trained) == 2:
+            cache.clear()
+        return found
+
+    finding = Cache.find
+    monkeypatch.setattr(Cache, "find", find)
+    monkeypatch.setattr(pretraining, "train_all", train)
+    monkeypatch.setattr(pretraining, "is_portable", lambda: False)
+    assert source.entry(cache).path == trained[1].path
+    assert len(trained) == 2
 
 
 def test_a_trained_model_loads_as_an_ordinary_checkpoint(here: Cache):

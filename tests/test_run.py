@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -75,10 +76,16 @@ class Calls:
 
 
 def norm_of(subject: Subject) -> float:
+    first = subject.task.questions["forget"][0]
     table = subject.table(
         "norm",
         lambda setting: pd.DataFrame(
-            {"task": ["forget"], "row": [0], "cluster": ["0"], "norm": [setting.model.lm_head.weight.norm().item()]}
+            {
+                "task": ["forget"],
+                "row": [first["row"]],
+                "cluster": [first["cluster"]],
+                "norm": [setting.model.lm_head.weight.norm().item()],
+            }
         ),
     )
     return float(table["norm"].iloc[0])
@@ -143,8 +150,8 @@ def test_arms_are_the_model_before_and_the_first_reference(bench: Bench, nano: N
 def test_a_run_keeps_what_it_was_asked_with_the_true_answers(bench: Bench):
     asked = bench.store.questions(run(bench, steps(1)).spec)
     rows = [(task, row) for task, of in bench.base.questions.items() for row in of]
-    assert [(q["task"], q["row"], q["answer"]) for q in asked] == [(task, row["row"], row["answer"]) for task, row in rows]
-    assert [q["turns"] for q in asked] == [[bench.base.template.prompt(row["question"])] for _, row in rows]
+    assert [(q.task, q.row, q.answer) for q in asked] == [(task, row["row"], row["answer"]) for task, row in rows]
+    assert [q.turns for q in asked] == [[bench.base.template.prompt(row["question"])] for _, row in rows]
 
 
 def test_only_steps_that_ask_for_it_are_measured(bench: Bench):
@@ -426,6 +433,38 @@ def test_a_forced_run_with_an_error_before_the_first_measurement_leaves_the_earl
     assert bench.store.find(first.spec) == replace(first, points=list(first.points))
 
 
+def breaks_off_before_it_measures(bench: Bench, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    def broken(*args: Any, **named: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.memory.check", broken)
+        with pytest.raises(RuntimeError):
+            execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_first_run_that_never_began_is_kept_as_failed(bench: Bench, monkeypatch: pytest.MonkeyPatch, force: bool):
+    breaks_off_before_it_measures(bench, monkeypatch, force)
+    left = bench.store.find(bench.plan(steps(2), [NORM]).spec)
+    assert left is not None
+    assert (left.status, left.points) == ("failed", [])
+    assert list(problems(bench.store)) == []
+
+
+def test_a_forced_run_that_never_began_leaves_the_points_of_an_interrupted_one(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def stopped(setting: Setting, config: Any) -> Iterator[Progress]:
+        yield from itertools.islice(steps(2)(setting, config), 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, stopped)
+    breaks_off_before_it_measures(bench, monkeypatch, force=True)
+    left = bench.store.find(bench.plan(steps(2), [NORM]).spec)
+    assert left is not None
+    assert (left.status, len(left.points)) == ("interrupted", 1)
+
+
 def test_memory_that_runs_out_is_one_sentence_and_a_record_with_frames(bench: Bench):
     import torch
 
@@ -641,7 +680,10 @@ def test_the_record_of_a_run_that_is_done_stays_byte_for_byte_when_its_model_is_
     first = run(bench, steps(2), evaluators)
     before, count = bytes_of(bench.results), evaluators[0].measure.count  # type: ignore[attr-defined]
     keep = Keep(model=tmp_path / "kept", update=tmp_path / "update.safetensors")
-    result = execute(bench.plan(steps(2), evaluators), bench.store, bench.cache, keep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.models.weights_fingerprint", fingerprints := Calls(weights_fingerprint))
+        result = execute(bench.plan(steps(2), evaluators), bench.store, bench.cache, keep)
+    assert fingerprints.count == 1, "of the last place"
     assert {"run.json", "points.jsonl", "per_example.parquet", "generations.jsonl"} <= {Path(name).name for name in before}
     assert bytes_of(bench.results) == before
     assert result == replace(first, points=list(first.points))
@@ -726,6 +768,19 @@ def test_too_little_room_for_the_model_is_said_before_anything_is_unlearned(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match=r"has 0\.00 GiB left on its disk, and about 0\.00 GiB are to be written"):
         execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(model=tmp_path / "kept"))
+
+
+def test_two_places_on_one_disk_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import shutil
+
+    room = 2**30
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 * room, room, room))  # type: ignore[attr-defined]
+    model, update = tmp_path / "kept", tmp_path / "update.safetensors"
+    for keep in (Keep(model=model), Keep(update=update)):
+        keep.check(room)
+    Keep(model=model, update=update).check(room // 2)
+    with pytest.raises(UsageError, match=r"the file .* has 1\.00 GiB left on its disk, and about 2\.00 GiB are to be written"):
+        Keep(model=model, update=update).check(room)
 
 
 # ---------------------------------------------------------------- plans, devices, costs

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
+from harness.errors import UsageError
 from harness.scratch import lost, sweep, temporary_file, temporary_folder
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -74,6 +78,47 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not(tm
     alive.join()
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOLCK])
+def test_a_lock_that_the_system_refuses_is_an_error_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    tried = []
+
+    def refused(lock: FileLock, timeout: float) -> None:
+        tried.append(lock)
+        assert len(tried) <= 200, "it tries for ever"
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("harness.scratch.FileLock.acquire", refused)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))), temporary_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_can_be_locked_is_said_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tried = []
+
+    def busy(lock: FileLock, timeout: float) -> None:
+        tried.append(lock)
+        assert len(tried) <= 200, "it tries for ever"
+        raise Timeout(lock.lock_file)
+
+    monkeypatch.setattr("harness.scratch.FileLock.acquire", busy)
+    with pytest.raises(UsageError, match=r"no lock can be taken in .*TMPDIR"), temporary_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_passes_over_what_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(lock: FileLock, timeout: float) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "unlearning-harness-x").mkdir()
+    monkeypatch.setattr("harness.scratch.FileLock.acquire", refused)
+    assert sweep(tmp_path) == 0
+    assert (tmp_path / "unlearning-harness-x").is_dir()
 
 
 def _make_many(place: Path, count: int) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from harness.registry import ROOT
+from harness.signals import kept_signals
 from harness.store import RunResult, Store
 from harness.validate import problems
 
@@ -197,6 +198,12 @@ def test_the_next_run_sweeps_what_a_killed_one_left(program: Program):
     again = program.start({"wait": 0.0, "strength": 2.0})
     assert again.wait(60) == 0
     assert program.left() == []
+
+
+def test_a_handler_that_c_code_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("harness.signals.signal.getsignal", lambda number: None)
+    with kept_signals():
+        pass
 
 
 # ---------------------------------------------------------------- --force, killed at any moment

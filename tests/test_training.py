@@ -219,7 +219,7 @@ def test_a_schedule_without_any_learning_rate_ends_in_a_failure():
         low = {"min_lr_rate": 0.1} if "min_lr" in schedule else {}
         steps = optimise(line, [[None]], linear_loss(line), adamw(1, warmup=1, schedule=schedule, **low))
         assert next(steps).learning_rate == 0
-        with pytest.raises(Diverged, match="nothing was trained"):
+        with pytest.raises(Diverged, match=r"nothing was trained.*leave out the warm-up$"):  # names no method's setting
             next(steps)
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness import record_files
 from harness.comparing import read_runs
+from harness.documents import parse_json
+from harness.record_files import read_points
 from harness.registry import ROOT
 from harness.store import SCHEMA_VERSION, Store, read_run
 from harness.validate import problems, set_aside
@@ -49,6 +52,13 @@ def test_runs_of_schema_1_are_compared_with_the_others():
 def test_a_sound_store_has_no_problem(store: Store):
     assert list(problems(store)) == []
     assert list(problems(Store(FIXTURE))) == []
+
+
+def test_a_line_of_points_is_parsed_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    parsed = []
+    monkeypatch.setattr(record_files, "parse_json", lambda line, *where: parsed.append(line) or parse_json(line, *where))
+    assert read_points(folder(store))
+    assert len(parsed) == len({*parsed})
 
 
 def test_the_questions_beside_the_runs_are_no_problem(store: Store):
@@ -116,8 +126,8 @@ def test_evaluators_that_ask_for_no_texts_need_none(store: Store):
             False,
         ),
         (edit("points.jsonl", lambda t: ""), "it is done and has no points", False),
-        (edit("points.jsonl", lambda t: t + t), "points.jsonl: line 2 of 2 is no next point", False),
-        (edit("points.jsonl", lambda t: t + '{"ind'), "points.jsonl: line 2 of 2 is no next point", False),
+        (edit("points.jsonl", lambda t: t + t), "points.jsonl: line 2 of 2 is no next point", True),
+        (edit("points.jsonl", lambda t: t + '{"ind'), "points.jsonl: line 2 of 2 is no next point", True),
         (lambda where: (where / "per_example.parquet").unlink(), "it holds texts and no per_example.parquet", False),
         (
             lambda where: (where / "per_example.parquet").write_text("x"),
@@ -195,9 +205,16 @@ def test_questions_that_cannot_be_read_are_named(store: Store):
     assert str(problem).startswith("questions/tofu10-1.jsonl: line 2: fields are missing, unknown or of a wrong type")
 
 
+def test_questions_that_are_being_written_are_no_problem(store: Store):
+    """Also those of a run that was killed at that moment."""
+    (store.root / "questions").mkdir()
+    (store.root / "questions" / "tofu10-1.jsonl.4711.part").write_text('{"task": "for')
+    assert list(problems(store)) == []
+
+
 def test_the_command_tells_each_problem_in_a_line_and_sets_aside_what_cannot_be_read(harness: Harness, store: Store):  # noqa: F811
     told = harness("validate", "--results", store.root)
-    assert (told.code, told.out) == (0, "1 records, no problem\n")
+    assert (told.code, told.out) == (0, "1 record, no problem\n")
     where = folder(store)
     (where / "run.json").write_text("{")
     told = harness("validate", "--results", store.root)
@@ -211,6 +228,18 @@ def test_the_command_tells_each_problem_in_a_line_and_sets_aside_what_cannot_be_
     assert (aside / "run.json").read_text() == "{"
     assert harness("validate", "--results", store.root).code == 0
     assert json.loads(harness("validate", "--results", store.root, "--json").out) == []
+
+
+def test_points_lost_from_a_record_that_is_done_are_set_aside_with_it(store: Store):
+    """A run that is not done goes on and measures them again; one that is done would be shown as it is for ever."""
+    (folder,) = [file.parent for file in store.runs_folder.glob("*/*/*/*/run.json")]
+    points = folder / "points.jsonl"
+    points.write_text(points.read_text().replace("\n", "\nnull\n", 1))
+    found = [problem for problem in problems(store) if "points.jsonl" in str(problem)]
+    assert [problem.unreadable for problem in found] == [True]
+    told = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**told, "status": "interrupted"}))
+    assert not any(problem.unreadable for problem in problems(store))
 
 
 def test_a_second_one_set_aside_does_not_hide_the_first(store: Store):

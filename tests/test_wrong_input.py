@@ -88,3 +88,16 @@ def test_a_metric_that_runs_measured_alike_did_not_give_is_refused_before_they_r
         check_metric(plans("nonsense"), store)
     check_metric(plans("forget_rouge"), store)
     check_metric(plans(""), store)
+
+
+def test_a_metric_is_refused_only_where_each_benchmark_has_a_record(tmp_path):
+    store, options = Store(tmp_path), Options(evals=("rouge",))
+    plans = [
+        todo.plan({}) for todo in Sweep(["untouched"], ["tofu01", "tofu10"], "mini", [0], options, {}, {}, by="mine").tries()
+    ]
+    for index, todo in enumerate(plans):
+        check_metric(plans, store)
+        alike = {name: getattr(todo.spec, name) for name in ("bench", "variant", "evaluators")}
+        write(tmp_path, run([number(f"metric_{index}", 0.5)], spec=alike))
+    with pytest.raises(UsageError, match=r"called 'mine'.* There are: metric_0, metric_1"):
+        check_metric(plans, store)
