@@ -238,6 +238,8 @@ class TrainedSource:
         return found.seconds if found else None
 
     def _train(self, cache: Cache, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, JSON]:
+        if self._elsewhere:
+            raise RuntimeError("a portable model is trained in a process of its own, see harness.arithmetic")
         import torch
 
         from harness import training

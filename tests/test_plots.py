@@ -463,7 +463,7 @@ def test_questions_are_written_once_and_shared(make: Maker):
     assert one.questions_file == two.questions_file
     assert len(list((make.store.root / "questions").iterdir())) == 1
     found = make.store.questions(one)
-    assert [q["answer"] for q in found] == ["A <script>", "In $C_1$ & D."]
+    assert [q.answer for q in found] == ["A <script>", "In $C_1$ & D."]
     assert make.store.texts(one.folder.as_posix(), 1)[("Where was B?",)] == "ga says\n*Where was B?*"
     assert make.store.texts(one.folder.as_posix(), 7) == {}
 
