@@ -275,7 +275,7 @@ def test_what_is_no_document_is_refused_before_a_model_is_loaded(nano: Nano, fol
 
 @pytest.mark.parametrize("method", ["grad_diff", "kfade"])
 def test_a_run_on_a_checkpoint_measures_by_lm_evals_own_tasks(nano: Nano, folder: Folder, tmp_path: Path, method: str):
-    settings = {"step_size": 0.1} if method == "kfade" else {"epochs": 1}
+    settings = {"step_size": 0.1} if method == "kfade" else {"epochs": 1, "warmup_epochs": 0}
     options = Options(data_dir=folder(), points="last")
     result = execute(plan("wmdp", str(nano.folder()), method, settings, options), Store(tmp_path), Cache(tmp_path / "cache"))
     assert result.status == "done"
