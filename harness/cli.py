@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from harness.executors import Executor
     from harness.interfaces import Judge, Options
+    from harness.records import RunResult, RunSpec
     from harness.run import Plan
-    from harness.store import RunResult, RunSpec, Store
+    from harness.store import Store
     from harness.sweep import Try
 
 # Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
@@ -200,8 +201,9 @@ def run(
     from harness.config import parse
     from harness.judging import judge_of, recorded_judge
     from harness.keeping import Keep
+    from harness.records import changes, to_json
     from harness.run import plan
-    from harness.store import Store, changes, to_json
+    from harness.store import Store
 
     settings = parse(set_ or [])
     told = _read_spec(spec) if spec else None
@@ -323,8 +325,8 @@ def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_j
     """Several methods in turn, and one table of them all at the end."""
     from harness.cache import Cache
     from harness.differences import differences
+    from harness.records import to_json
     from harness.report import comparison, in_short, stdout
-    from harness.store import to_json
     from harness.sweep import run_all
 
     def told(result: RunResult) -> None:
@@ -467,7 +469,7 @@ def sweep(
     tries = asked.tries()
     found = _run_tries(tries, results, executor, jobs, quiet or as_json)
     if as_json:
-        from harness.store import to_json
+        from harness.records import to_json
 
         print(json.dumps([to_json(result) for result in found], ensure_ascii=False))
     elif not quiet:
@@ -507,8 +509,9 @@ def study(
     """Run one of the paper's ablations or tables; finished runs are skipped."""
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs; tqdm asks when it is imported
     from harness.judging import judge_of
+    from harness.records import to_json
     from harness.report import stdout, sweep_table
-    from harness.store import Store, to_json
+    from harness.store import Store
     from harness.studies import forecast, possible, study_of, tries_of
     from harness.sweep import Tasks, check_count
 
@@ -611,7 +614,7 @@ def _report_failures(runs: Sequence[Try | str], found: Sequence[RunResult]) -> N
 
 
 def _read_spec(path: Path) -> RunSpec:
-    from harness.store import read_spec
+    from harness.records import read_spec
 
     try:
         return read_spec(read_json(path, path.name)["spec"])
@@ -655,7 +658,8 @@ _USUAL = {"retain": "all"}
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.interfaces import Measurement
-    from harness.store import Store, read_run
+    from harness.record_reading import read_run
+    from harness.store import Store
 
     rows = []
     Store(root).check()
@@ -717,8 +721,9 @@ def show(
     """Show a run as it is recorded, or a method's settings."""
     from harness.config import describe
     from harness.interfaces import METHODS
+    from harness.records import to_json
     from harness.report import run_report, settings_table, stdout
-    from harness.store import Store, to_json
+    from harness.store import Store
 
     if name in METHODS.names():
         method = METHODS.get(name)

@@ -22,7 +22,9 @@ from harness.costs import Phase
 from harness.differences import differences
 from harness.errors import UsageError
 from harness.interfaces import Absent, Difference, Measurement
-from harness.store import Point, RunResult, RunSpec, Store, newer_schema, read_run
+from harness.record_reading import newer_schema, read_run
+from harness.records import Point, RunResult, RunSpec
+from harness.store import Store
 
 Protocol = Literal["published", "tuned", "by hand", "other"]
 PROTOCOLS: Mapping[Protocol, str] = {

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.interfaces import BENCHMARKS, Difference
-from harness.store import RunSpec, Store
+from harness.records import RunSpec
+from harness.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from harness import __version__
 from harness.arithmetic import kind_of_machine, model_of_processor
 from harness.identity import tokenizer_fingerprint
+from harness.records import Provenance
 from harness.registry import ROOT
-from harness.store import Provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness.costs import Phase
 from harness.differences import LEVEL
 from harness.interfaces import Absent, Difference, Measurement
-from harness.store import Point, RunResult
+from harness.records import Point, RunResult
 
 _ARROWS = {"higher": "↑", "lower": "↓", "closer": "→ retrained"}
 _TRAJECTORY = ("forget_quality", "forget_quality_d", "model_utility", "forget_probability", "forget_rouge", "retain_rouge")

@@ -44,8 +44,10 @@ from harness.keeping import Keep
 from harness.loading import ALL_GPUS
 from harness.measuring import measure, source_tables
 from harness.provenance import provenance_of
+from harness.record_writing import Record
+from harness.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, Status, Trial
 from harness.scratch import sweep, temporary_folder
-from harness.store import SCHEMA_VERSION, Point, Provenance, Record, RunResult, RunSpec, Status, Store, Trial
+from harness.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,8 +19,9 @@ from harness.config import JSON, parse
 from harness.documents import read_yaml
 from harness.errors import UsageError, cut, unknown
 from harness.interfaces import BENCHMARKS, Form, Measurement, Options, Task
+from harness.records import SCHEMA_VERSION, RunResult, RunSpec, Trial
 from harness.run import Plan, attempt, plan
-from harness.store import SCHEMA_VERSION, RunResult, RunSpec, Store, Trial
+from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.executors import Executor

@@ -18,7 +18,10 @@ from harness.documents import Malformed, Unreadable, place
 from harness.errors import UsageError
 from harness.interfaces import EVALUATORS
 from harness.record_files import FILES, POINTS, ROWS, RUN, TEXTS, lines_of, read_questions, read_rows, read_texts
-from harness.store import PART, RunResult, Store, newer_schema, parse_run
+from harness.record_reading import newer_schema, parse_run
+from harness.record_writing import PART
+from harness.records import RunResult
+from harness.store import Store
 
 ASIDE = "set-aside"
 """The folder in a store that takes what cannot be read."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from harness.interfaces import FigureOptions, Sheet, figure
-from harness.store import Store, read_run
+from harness.store import Store
 from plots import _select, _style
 from plots._select import ARMS, LAST, OTHER, PROTOCOLS, Group, lower_median
 
@@ -120,7 +120,7 @@ def _curves(store: Store, ends: pd.DataFrame) -> tuple[list[Curve], list[str]]:
 
 def _rows(store: Store, folder: str, point: int) -> pd.DataFrame | None:
     """The completions of one point; None where no rows are kept, or their KL was not measured."""
-    rows = store.rows(read_run(store.runs_folder / folder).spec, point)
+    rows = store.rows(store.read(folder).spec, point)
     if rows is None or not {"kl_sum", "kl_tokens"} <= set(rows):
         return None
     rows = rows[(rows["task"] == TASK) & rows["kl_tokens"].notna()]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UsageError
 from harness.interfaces import FigureOptions, Sheet, figure
 from harness.record_files import Question
-from harness.store import Store, read_run
+from harness.store import Store
 from plots import _select
 from plots._select import ARMS, LAST, OTHER, PROTOCOLS, Group
 
@@ -35,7 +35,7 @@ def samples(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Sheet]:
     lacking: list[Group] = []
     for group in _select.groups(runs, ("forget_quality",), "this table"):
         ends = LAST.pick(group.points)
-        spec = read_run(store.runs_folder / ends["folder"].iloc[0]).spec
+        spec = store.read(ends["folder"].iloc[0]).spec
         asked = _chosen(store.questions(spec))
         if not asked:
             lacking.append(group)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from harness.interfaces import BENCHMARKS, Difference, FigureOptions, Sheet, figure
-from harness.store import Store, read_run
+from harness.store import Store
 from plots import _select, _style
 from plots._select import ARMS, CHANCE, LAST, MEDIAN, PROTOCOLS, Group, lower_median
 
@@ -115,7 +115,7 @@ def _differences(group: Group, ends: pd.DataFrame, store: Store) -> dict[tuple[s
     recorded: dict[str, list[pd.DataFrame]] = {}
     for method, of in ends.groupby("method", sort=True):
         runs = of.sort_values(["seed", "folder"]).to_dict("records")
-        rows = [store.rows(read_run(store.runs_folder / run["folder"]).spec, int(run["index"])) for run in runs]
+        rows = [store.rows(store.read(run["folder"]).spec, int(run["index"])) for run in runs]
         if all(of_run is not None for of_run in rows):
             recorded[str(method)] = [of_run for of_run in rows if of_run is not None]
     benchmark = BENCHMARKS.get(group.bench)

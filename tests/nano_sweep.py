@@ -30,7 +30,7 @@ from harness.interfaces import (
     Subject,
     Task,
 )
-from harness.store import Trial
+from harness.records import Trial
 from harness.sweep import Tasks, Try
 from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, numbered
 

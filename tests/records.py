@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.costs import Phase
 from harness.interfaces import Absent, Measurement
-from harness.store import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
+from harness.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
 
 SPEC = RunSpec(
     bench="tofu10",

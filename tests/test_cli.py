@@ -16,9 +16,10 @@ import pytest
 
 from harness import __version__
 from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
+from harness.records import SCHEMA_VERSION, Point, RunResult
 from harness.registry import ROOT
 from harness.run import plan
-from harness.store import SCHEMA_VERSION, Point, RunResult, Store
+from harness.store import Store
 from tests.conftest import Bench, HarnessCli
 from tests.judge_server import judge_server
 
@@ -419,7 +420,7 @@ def test_a_flag_that_contradicts_a_spec_is_refused(harness: Harness, done: tuple
 def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from harness.store import to_json
+    from harness.records import to_json
 
     spec = to_json(plan("tofu10", "mini", "kfade", {}, Options(limit=2)).spec)
     assert spec["config"]["target_kl"] is not None

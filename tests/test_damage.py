@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.records import RunResult
 from harness.registry import ROOT
-from harness.store import RunResult, Store
+from harness.store import Store
 from tests.records import numbers, run, write
 from tests.test_cli import Harness, harness  # noqa: F401
 

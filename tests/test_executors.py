@@ -20,8 +20,9 @@ import pytest
 from harness.cache import Cache
 from harness.errors import UsageError
 from harness.executors import LOST, in_turn, needs, on_ray, on_workers
+from harness.records import RunResult
 from harness.registry import ROOT
-from harness.store import RunResult, Store
+from harness.store import Store
 from harness.sweep import Try, run_tries
 from harness.validate import problems
 from tests.nano_sweep import FITS, NanoTry, tries

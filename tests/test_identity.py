@@ -18,8 +18,8 @@ from harness.identity import answerer_fingerprint, end_tokens, network_fingerpri
 from harness.interfaces import GenerationRequest, Options, Sampling
 from harness.models import CheckpointSource, load_checkpoint, weights_fingerprint
 from harness.provenance import provenance_of
+from harness.records import read_spec
 from harness.registry import ROOT
-from harness.store import read_spec
 from tests.conftest import Nano
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from harness.costs import Phase
 from harness.errors import UsageError
 from harness.interfaces import Absent
 from harness.leaderboard import FOLDER, build, difference, write
+from harness.records import SCHEMA_VERSION
 from harness.registry import ROOT
-from harness.store import SCHEMA_VERSION
 from tests import records
 from tests.browser import CHROMIUM, Page, chromium
 from tests.records import BY_HAND, FLOOR, PUBLISHED, TUNED, number, numbers, run

@@ -27,8 +27,8 @@ from harness.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, 
 from harness.measuring import measure, source_tables
 from harness.models import save_checkpoint
 from harness.pretraining import Vocabulary
+from harness.records import to_json
 from harness.run import execute
-from harness.store import to_json
 from harness.vllm import end
 from tests.conftest import Bench, SettingMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server

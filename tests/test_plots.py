@@ -18,8 +18,9 @@ import pytest
 from harness.errors import UsageError
 from harness.figures import FORMATS, draw, formats, latex, markdown, select
 from harness.interfaces import FIGURES, Absent, FigureOptions, GenerationRequest, Measurement, Sampling, Sheet
+from harness.records import SCHEMA_VERSION, Point, RunResult, RunSpec
 from harness.registry import ROOT
-from harness.store import SCHEMA_VERSION, Point, RunResult, RunSpec, Store
+from harness.store import Store
 from plots import _select, _style
 from tests.conftest import HarnessCli
 

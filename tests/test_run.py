@@ -34,9 +34,10 @@ from harness.interfaces import (
     Task,
 )
 from harness.keeping import Keep
+from harness.record_writing import Record
+from harness.records import Point, RunResult
 from harness.registry import ROOT
 from harness.run import execute, pick_device, plan
-from harness.store import Point, Record, RunResult
 from harness.validate import problems
 from tests.conftest import Bench, Nano
 
@@ -623,7 +624,7 @@ def test_no_absolute_path_is_in_a_record(bench: Bench, tmp_path: Path):
 
 def test_a_model_given_as_a_folder_is_named_by_the_folders_name(nano: Nano, tmp_path: Path):
     from harness.models import save_checkpoint
-    from harness.store import to_json
+    from harness.records import to_json
 
     folder = tmp_path / "my model"
     save_checkpoint(nano.model(), nano.tokenizer, folder, {"model": "mini"})

@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.records import RunResult
 from harness.registry import ROOT
 from harness.signals import kept_signals
-from harness.store import RunResult, Store
+from harness.store import Store
 from harness.validate import problems
 
 PROGRAM = """

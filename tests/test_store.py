@@ -16,20 +16,11 @@ from harness.cache import digest
 from harness.costs import Phase
 from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
+from harness.record_reading import read_run
+from harness.record_writing import Record
+from harness.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
 from harness.run import plan
-from harness.store import (
-    LATER_FIELDS,
-    LATER_SETTINGS,
-    SCHEMA_VERSION,
-    Point,
-    Provenance,
-    Record,
-    RunResult,
-    RunSpec,
-    Store,
-    read_run,
-    to_json,
-)
+from harness.store import Store
 from harness.validate import problems
 
 SPEC = RunSpec(
@@ -694,7 +685,7 @@ def test_a_disk_that_fills_while_rows_are_let_go_of_loses_nothing(store: Store, 
             raise OSError(28, "No space left on device")
 
     with store.open(SPEC) as record:
-        monkeypatch.setattr("harness.store.flush", full)
+        monkeypatch.setattr("harness.record_writing.flush", full)
         with pytest.raises(UsageError, match="no space is left on the disk of the results folder"):
             record.keep_last_rows()
         monkeypatch.undo()

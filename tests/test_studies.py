@@ -11,7 +11,8 @@ from harness.config import resolve
 from harness.costs import Phase
 from harness.errors import UsageError
 from harness.interfaces import METHODS, Options
-from harness.store import SCHEMA_VERSION, RunResult, Store
+from harness.records import SCHEMA_VERSION, RunResult
+from harness.store import Store
 from harness.studies import STUDIES, Forecast, forecast, possible, study_of, tries_of
 from harness.sweep import Tasks
 from tests.test_cli import Harness, harness, refused  # noqa: F401

@@ -15,8 +15,9 @@ from harness.cache import Cache
 from harness.errors import Diverged, UsageError
 from harness.executors import in_turn
 from harness.interfaces import Evaluator, Measurement, Options, Progress, Setting
+from harness.records import Trial
 from harness.report import comparison, sweep_table
-from harness.store import Store, Trial
+from harness.store import Store
 from harness.sweep import (
     Span,
     Sweep,

@@ -18,8 +18,8 @@ from harness.figures import draw
 from harness.generation import HFGenerator
 from harness.interfaces import FIGURES, Figure, FigureOptions, GenerationRequest, Sampling, Sheet, Task
 from harness.models import CheckpointSource, load_checkpoint
+from harness.records import read_spec, to_json
 from harness.run import without_paths
-from harness.store import read_spec, to_json
 from tests.conftest import Nano
 from tests.records import SPEC
 from tests.test_models import Touch, change_config

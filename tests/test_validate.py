@@ -14,8 +14,10 @@ from harness import record_files
 from harness.comparing import read_runs
 from harness.documents import parse_json
 from harness.record_files import read_points
+from harness.record_reading import read_run
+from harness.records import SCHEMA_VERSION
 from harness.registry import ROOT
-from harness.store import SCHEMA_VERSION, Store, read_run
+from harness.store import Store
 from harness.validate import problems, set_aside
 from tests.test_cli import Harness, harness  # noqa: F401
 

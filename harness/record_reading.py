@@ -1,0 +1,81 @@
+"""Reading a record from its folder, with one sentence on what is wrong with it and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness.cache import canonical
+from harness.documents import Malformed, Unreadable, place, read_json
+from harness.errors import UsageError
+from harness.record_files import RUN, check_kinds, fault, read_points
+from harness.records import SCHEMA_VERSION, RunResult
+
+_RESULT = TypeAdapter(RunResult)
+
+
+def read_run(folder: Path) -> RunResult:
+    """A record from its folder.
+
+    Raises:
+        UsageError: if it is damaged or of a newer schema, with the way out.
+    """
+    try:
+        return parse_run(folder)
+    except (Malformed, Unreadable) as error:
+        raise UsageError(
+            f"the record {'/'.join(folder.parts[-4:])}/run.json cannot be read ({str(error).rstrip('.')}); harness validate "
+            "--set-aside moves it away; or run with --force."
+        ) from error
+
+
+def parse_run(folder: Path) -> RunResult:
+    """A record from its folder.
+
+    Raises:
+        Malformed: naming the file and what is wrong with it.
+        Unreadable: likewise.
+        UsageError: if it is of a newer schema.
+    """
+    check_kinds(folder)
+    told = read_json(folder / RUN)
+    if not isinstance(told, dict) or type(told.get("schema_version")) is not int:
+        raise Malformed(f"{place(folder / RUN)}: JSON of something else.")
+    if told["schema_version"] > SCHEMA_VERSION:
+        raise UsageError(f"{'/'.join(folder.parts[-4:])}/{RUN}: {_newer(told)}.")
+    try:
+        found: RunResult = _RESULT.validate_python({**told, "points": read_points(folder)})
+        canonical([point.logged for point in found.points])  # "nan" is a word, and taken for a number
+        return found
+    except ValidationError as error:
+        raise Malformed(f"{place(folder / RUN)}: no record of schema {SCHEMA_VERSION} or earlier: {fault(error)}.") from None
+    except ValueError as error:
+        raise error if isinstance(error, Malformed) else Malformed(f"{place(folder / RUN)}: {error}.") from None
+
+
+def newer_schema(folder: Path) -> str | None:
+    """What is needed to read a record that a newer version wrote; None where it is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        told = read_json(folder / RUN)
+        return _newer(told) if told["schema_version"] > SCHEMA_VERSION else None
+    return None
+
+
+def _newer(told: Mapping[str, Any]) -> str:
+    made = told.get("provenance")
+    version = made.get("harness_version") if isinstance(made, dict) else None
+    return (
+        f"written by a newer version of unlearning-harness (schema {told['schema_version']}, this one reads up to "
+        f"{SCHEMA_VERSION}); to read it, update to {f'version {version} or later' if version else 'a later version'}"
+    )
+
+
+def status_of(folder: Path) -> str | None:
+    """How a run stands, from its run.json alone; None where there is none that can be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(read_json(folder / RUN)["status"])
+    return None
