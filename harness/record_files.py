@@ -132,13 +132,18 @@ def read_rows(path: Path) -> pd.DataFrame:
     """The rows of all points.
 
     Raises:
+        Unreadable: if it cannot be read.
         Malformed: if it is no table of rows.
     """
     import pandas as pd
 
     try:
         table = pd.read_parquet(path)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a library says of bytes that are no parquet
+        if isinstance(error, OSError) and error.errno:  # the system says it, of a file that may be whole
+            raise Unreadable(f"{place(path)} cannot be read: {error.strerror}.") from error
         raise Malformed(f"{place(path)} cannot be read ({type(error).__name__}).") from error
     if missing := [name for name in ("point", *KEYS) if name not in table]:
         raise Malformed(f"{place(path)} has no column '{missing[0]}'.")

@@ -124,7 +124,7 @@ def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
         return
     try:
         found = Counter(read_rows(path)["point"].tolist())
-    except Malformed as error:
+    except (Malformed, Unreadable) as error:
         yield Problem(f"{where}/{ROWS}", _what(error, path), unreadable=True)
         return
     expected = {point.index: point.rows for point in result.points}
@@ -137,6 +137,9 @@ def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
         if lines_of(path)[-1]:
             raise Malformed("what follows the last line is cut off")
         found = Counter(text.point for text in read_texts(path))
+    except Unreadable as error:
+        yield Problem(f"{where}/{TEXTS}", _what(error, path))
+        return
     except Malformed as error:
         yield Problem(f"{where}/{TEXTS}", f"a line is no JSON of a text, or cut off ({_what(error, path)})")
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import threading
 from dataclasses import fields, replace
 from pathlib import Path
@@ -881,3 +883,18 @@ def test_the_frame_has_a_row_for_every_number_and_every_reason(store: Store):
 
 def test_an_empty_store_has_an_empty_frame(store: Store):
     assert len(store.frame()) == 0
+
+
+def test_rows_that_the_system_does_not_give_now_are_not_thrown_away(store: Store, monkeypatch: pytest.MonkeyPatch):
+    where = keep(store, 2)
+
+    def refused(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(where / "per_example.parquet"))
+
+    with store.open(SPEC) as record:
+        with monkeypatch.context() as patch:
+            patch.setattr(pd, "read_parquet", refused)
+            with pytest.raises(UsageError, match=r"per_example\.parquet cannot be read: Input/output error"):
+                record.keep_whole_points()
+        record.keep_whole_points()
+        assert len(record.points) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -185,6 +186,21 @@ def test_fewer_rows_or_texts_than_a_point_says_are_named(store: Store):
     (where / "points.jsonl").write_text(json.dumps({**point, "rows": rows + 2, "texts": texts + 1}) + "\n")
     said = [str(problem).partition(": ")[2] for problem in problems(store)]
     assert said == [f"it has {n} of {n + more} that belong to point 0" for n, more in ((rows, 2), (texts, 1))]
+
+
+@pytest.mark.parametrize("name", ["per_example.parquet", "generations.jsonl"])
+def test_a_file_that_one_may_not_read_is_named_and_ends_nothing(store: Store, name: str, monkeypatch: pytest.MonkeyPatch):
+    def refused(path: Path, *args: object, **options: object) -> bytes:
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return reading(path)
+
+    reading = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    if name == "per_example.parquet":
+        monkeypatch.setattr(pd, "read_parquet", refused)
+    (problem,) = problems(store)
+    assert str(problem).endswith(f"{name}: cannot be read: Permission denied")
 
 
 def test_a_folder_that_is_not_there_is_not_called_sound(harness: Harness, tmp_path: Path):  # noqa: F811
