@@ -263,9 +263,9 @@ class Cache:
         return self.root / kind / digest(key)[:32]
 
     def _read(self, path: Path, kind: str) -> CacheEntry | None:
-        if not path.exists():
-            return None
         try:
+            if not path.exists():
+                return None
             told = parse_json((path / _RECORD).read_bytes(), f"{_RECORD} of {kind}", finite=False)
             if path not in self._verified:
                 for name, expected in told["files"].items():
@@ -309,8 +309,8 @@ def disk_errors(what: str, way_out: str, whatever: bool = False, within: Path | 
     Args:
         what: could not be written.
         way_out: what to do about it.
-        within: the folder or file that `what` is, where others' code runs inside: an error that names a file elsewhere stays.
         whatever: every error of the system is about the place, since nothing else is opened inside.
+        within: the folder or file that `what` is, where others' code runs inside: an error that names a file elsewhere stays.
 
     Raises:
         UsageError: naming `what` could not be written and the way out.

@@ -46,6 +46,11 @@ app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
 """What typer gives back of a command that was ended, from the keyboard or by a signal."""
+_NO_PLACE = {
+    errno.ENAMETOOLONG: "is too long for the name of a file or folder",
+    errno.EACCES: "may not be opened (permission denied). Make it and the folders it lies in readable, or name another",
+}
+"""What is wrong with what any flag that names a file may name, by the system's number of the error."""
 
 
 class Kind(StrEnum):
@@ -995,8 +1000,8 @@ def main() -> None:
             if message := error.format_message():  # empty where the help was shown for want of a command
                 print(f"error: {cut(message, LONGEST_MESSAGE)}", file=sys.stderr)
             sys.exit(2)
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # of any flag that may name a file
-            print(f"error: '{cut(str(error.filename))}' is too long for the name of a file or folder.", file=sys.stderr)
+        if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):
+            print(f"error: '{cut(str(error.filename))}' {why}.", file=sys.stderr)
             sys.exit(2)
         raise
     if code == INTERRUPTED:

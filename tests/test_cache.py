@@ -327,6 +327,15 @@ def test_an_entry_that_one_may_not_read_is_no_corrupt_one(cache: Cache, monkeypa
     assert cache.get("kind", KEY, never).path == made.path
 
 
+def test_a_folder_of_others_that_one_may_not_enter_is_told_of(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)  # as it does where a folder on the way is closed
+    with pytest.raises(UsageError, match=r"\(kind\) cannot be read: Permission denied\. .* set HARNESS_CACHE"):
+        cache.find("kind", KEY)
+
+
 def test_a_lock_that_one_may_not_take_is_one_sentence(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     def refused(self: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

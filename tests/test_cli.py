@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -72,6 +73,18 @@ def refused(told: Told, *said: str) -> None:
     assert told.err.endswith(".\n")
     for part in said:
         assert part in told.err
+
+
+def test_a_place_that_one_may_not_enter_is_one_sentence(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(store: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "closed" / "runs"))
+
+    monkeypatch.setattr("harness.store.Store.check", refused)  # Path.is_dir raises it where a folder on the way is closed
+    told = harness("list", "runs", "--results", tmp_path / "closed" / "runs")
+    refused_with = f"error: '{tmp_path / 'closed' / 'runs'}' may not be opened (permission denied)."
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith(refused_with)
+    assert told.err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- what is typed wrong
