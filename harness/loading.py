@@ -157,9 +157,20 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    _check_ends(name, loaded[0].generation_config.eos_token_id)
     if found.multimodal:
         loaded[0]._weight_conversions = None  # type: ignore[assignment]  # saved, it is a text model under its own names
     return loaded
+
+
+def _check_ends(name: str, named: object) -> None:
+    """Refuse ends of answers that are no tokens' numbers: transformers takes them as they are, and stumbles when it answers."""
+    each = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(isinstance(token, int) for token in each):
+        raise UsageError(
+            f"the generation settings of {name} say eos_token_id={named!r:.60}; it is a token's number or a list of them. Put "
+            "its generation_config.json right."
+        )
 
 
 def _check_fit(name: str, told: Mapping[str, Any], model: PreTrainedModel) -> list[str]:

@@ -360,6 +360,14 @@ def test_an_end_token_beyond_the_last_row_is_refused_at_once(folder: Path):
         load(folder)
 
 
+@pytest.mark.parametrize("odd", ["x", ["x"], 1.5, [2, None], {"a": 1}])
+def test_ends_of_answers_that_are_no_tokens_numbers_are_refused(odd: Any, folder: Path):
+    change(folder / "generation_config.json", eos_token_id=odd)
+    for ask in (load, lambda where: CheckpointSource(str(where)).examine()):
+        with pytest.raises(UsageError, match=r"eos_token_id=.*a token's number or a list of them"):
+            ask(folder)
+
+
 def test_a_tokenizer_without_an_end_token_is_refused_at_once(folder: Path):
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
