@@ -25,6 +25,7 @@ from harness.arithmetic import PORTABLE, Arithmetic, begun_with, in_words, is_po
 from harness.cache import Cache, CacheEntry, digest
 from harness.config import JSON
 from harness.errors import UsageError
+from harness.identity import versions
 from harness.interfaces import MOST_SEED, Example, ModelSource, Task
 from harness.signals import ignore_signals
 from harness.workers import follow_parent, prepare_for_workers
@@ -274,6 +275,7 @@ class TrainedSource:
                 "loss": log.loss if log else None,
                 "name": self.name,
                 "arithmetic": {**kind_of_machine()},
+                "libraries": versions(),
             }
         finally:
             torch.set_num_threads(threads)
@@ -348,15 +350,24 @@ def weights_digest(source: ModelSource, cache: Cache) -> str:
 
 
 def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str]:
-    """Which of the cached models another kind of machine has made, where this one would have made others; one sentence each."""
-    trained = {n: s for n, s in sources.items() if isinstance(s, TrainedSource) and s.recipe.arithmetic != "portable"}
+    """Which of the cached models were made by another kind of machine or other libraries, where others would be made here now.
+
+    One sentence each.
+    """
+    trained = {name: source for name, source in sources.items() if isinstance(source, TrainedSource)}
     if not trained:
         return []
-    here, notes = kind_of_machine(), []
+    here, releases, notes = kind_of_machine(), versions(), []
     for name, source in trained.items():
         entry = cache.find("model", source.identity)
-        made = entry.facts.get("arithmetic") if entry else None
-        if isinstance(made, dict) and made != here:
+        facts = entry.facts if entry else {}
+        made_with, made = facts.get("libraries", {}), facts.get("arithmetic")
+        if others := [f"{package} {release}" for package, release in made_with.items() if releases.get(package) != release]:
+            notes.append(
+                f"{name} was trained with {', '.join(others)}; trained with what is installed now it may have other weights "
+                "(harness cache clear model has it made again)."
+            )
+        if isinstance(made, dict) and made != here and source.recipe.arithmetic != "portable":
             notes.append(
                 f"{name} was trained on another kind of processor ({in_words(made)}); trained here ({in_words(here)}) it would "
                 "have other weights."

@@ -156,6 +156,19 @@ def test_models_of_another_kind_are_named(cache: Cache, monkeypatch: pytest.Monk
     assert made_elsewhere({"retain-0": CHILD}, cache) == []
 
 
+def test_models_that_other_releases_made_are_named(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    source = replace(PARENT, recipe=RECIPE.portable)
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.pretraining.versions", lambda: {"torch": "1.0", "left": "2.0"})
+        patch.setattr("harness.pretraining.is_portable", lambda: True)
+        PARENT.entry(cache)
+        source.entry(cache)
+    monkeypatch.setattr("harness.pretraining.versions", lambda: {"torch": "1.1", "new": "1", "left": "2.0"})
+    for told in made_elsewhere({"base": PARENT, "retain-0": source}, cache):
+        assert " was trained with torch 1.0; trained with what is installed now it may have other weights" in told
+    assert len(made_elsewhere({"base": PARENT, "retain-0": source}, cache)) == 2
+
+
 def test_a_store_knows_a_run_that_began_with_other_weights(tmp_path: Path):
     store, other = Store(tmp_path), replace(SPEC, method="ga")
     with store.open(other) as record:
