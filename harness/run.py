@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import in_words
-from harness.cache import Cache, disk_errors, file_digest
+from harness.cache import Cache, canonical, disk_errors, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
 from harness.documents import whole_number
@@ -151,7 +151,7 @@ def plan(
         selection += f", then {', '.join(sorted(settings))} by hand"
     words = ["harness", "run", "--method", method, "--bench", bench, "--model", slug]
     for key, value in {**_departures(chosen, preset, config), **settings}.items():
-        words += ["--set", f"{key}={value if isinstance(value, str) else _compact(value)}"]
+        words += ["--set", f"{key}={value if isinstance(value, str) else canonical(value)}"]
     for flag, given, usual in (
         ("--seed", options.seed, 0),
         ("--limit", options.limit, None),
@@ -178,12 +178,6 @@ def _departures(chosen: Method[Any], preset: Mapping[str, JSON], config: Any) ->
     """The settings that are neither the method's defaults nor its preset's."""
     usual = {**{name: default for name, default, _ in describe(chosen.config)}, **preset}
     return {key: value for key, value in to_json(config).items() if value is not None and value != usual.get(key)}
-
-
-def _compact(value: JSON) -> str:
-    from harness.cache import canonical
-
-    return canonical(value)
 
 
 def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, force: bool = False) -> RunResult:

@@ -319,6 +319,7 @@ def _fit(
 
     The key holds neither damping nor step size: both can be changed after the fit. EK-FAC finds K-FAC's basis there.
     """
+    from harness.identity import versions
     from methods import _curvature as c
 
     if config.estimator == "identity":
@@ -332,6 +333,7 @@ def _fit(
         "network": network,
         "data": _digest(data.fit),
         "backend": config.backend,
+        "libraries": versions("curvlinops-for-pytorch") if config.backend == "curvlinops" else {},
         "device": device.type,
     }
 

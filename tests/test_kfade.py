@@ -226,6 +226,16 @@ def test_the_model_is_left_as_it_was_found_but_for_its_weights(nano_setting):
     assert all(p.requires_grad and p.grad is None for p in nano_setting.model.parameters())
 
 
+def test_a_curvature_is_named_by_the_release_of_the_library_that_fitted_it(nano_setting, monkeypatch):
+    asked = []
+    monkeypatch.setattr(type(nano_setting.cache), "get", lambda cache, kind, key, make: asked.append(key["libraries"]) or 1 / 0)
+    for backend in ("own", "curvlinops"):
+        with pytest.raises(ZeroDivisionError):
+            run(nano_setting, config(backend=backend))
+    assert asked[0] == {}
+    assert "curvlinops-for-pytorch" in asked[1]
+
+
 def test_curvlinops_as_a_back_end_refuses_ragged_questions(nano_setting):
     with pytest.raises(UsageError, match="backend=own"):
         run(nano_setting, config(backend="curvlinops"))
