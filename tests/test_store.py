@@ -20,10 +20,11 @@ from harness.errors import UsageError
 from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
 from harness.record_reading import read_run
 from harness.record_writing import Record
-from harness.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
+from harness.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, RunResult, RunSpec, to_json
 from harness.run import plan
 from harness.store import Store
 from harness.validate import problems
+from tests.records import PROVENANCE
 
 SPEC = RunSpec(
     bench="tofu10",
@@ -68,22 +69,6 @@ CHANGES: dict[str, Any] = {
     "basis": {"mt_bench": {"judge": "openai:gpt-4"}},
     "retain": "general",
 }
-
-PROVENANCE = Provenance(
-    harness_version="0.1.0",
-    code=None,
-    dirty=None,
-    packages={"torch": "2.13.0"},
-    python="3.12.0",
-    platform="Linux x86_64",
-    processor="a CPU, 2 cores",
-    memory_bytes=1,
-    gpu=None,
-    threads=1,
-    tokenizer="abc",
-    weights="abc",
-    command="harness run",
-)
 
 NUMBER = Measurement(
     metric="forget_quality", version=1, value=0.5, unit="p-value", better="higher", n=3, range=(0, 1), interval_95=(0.25, 0.75)
