@@ -7,11 +7,11 @@ maps by their type, and an MLP's down-projection by its shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.errors import UsageError
+from harness.errors import UsageError, cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,20 +119,37 @@ def has_experts(model: PreTrainedModel) -> bool:
     return any(name.endswith("experts") for name, _ in model.named_modules())
 
 
-def chosen(layers: Sequence[DecoderLayer], numbers: Iterable[int] | None, setting: str = "layers") -> list[DecoderLayer]:
-    """Those of some numbers, in the model's order; all if None.
+def absent_layers(count: int, /, **given: int | Sequence[int] | None) -> str | None:
+    """Why settings name decoder layers that a model does not have, and what to set instead; None where it has them all.
+
+    Args:
+        count: how many the model has.
+        given: setting → a number or numbers, from 0; None stands for all. Settings that belong together are told together:
+            none of them can be put right alone.
+    """
+    wrong: dict[str, tuple[object, object]] = {}
+    for setting, value in given.items():
+        if isinstance(value, int):
+            if value >= count:
+                wrong[setting] = value, count - 1
+        elif value is not None and max(value, default=0) >= count:
+            wrong[setting] = list(value), [*range(count)][-len(value) :]
+    if not wrong:
+        return None
+    told = " and ".join(f"{setting}={cut(str(value))}" for setting, (value, _) in wrong.items())
+    instead = " and ".join(f"{setting}={cut(str(value)).replace(' ', '')}" for setting, (_, value) in wrong.items())
+    return f"{told}: the model has layers 0 to {count - 1}. Set {instead}"
+
+
+def chosen(layers: Sequence[DecoderLayer], numbers: Sequence[int] | None) -> list[DecoderLayer]:
+    """Those that the setting `layers` names, in the model's order; all if None.
 
     Raises:
-        UsageError: if one is not there, naming the setting that asked for it.
+        UsageError: if one is not there.
     """
-    if numbers is None:
-        return list(layers)
-    wanted = sorted(set(numbers))
-    if absent := [number for number in wanted if number >= len(layers)]:
-        raise UsageError(
-            f"{setting}={list(numbers)}: the model has layers 0 to {len(layers) - 1}, {absent} are not among them."
-        )
-    return [layers[number] for number in wanted]
+    if reason := absent_layers(len(layers), layers=numbers):
+        raise UsageError(f"{reason}.")
+    return list(layers) if numbers is None else [layers[number] for number in sorted(set(numbers))]
 
 
 @dataclass(frozen=True)
@@ -160,8 +177,8 @@ def window(model: PreTrainedModel) -> Window | None:
 
 
 def described(model: PreTrainedModel) -> str:
-    """The names of its linear maps, layer numbers left out, for messages."""
+    """The names of its linear maps, layer numbers left out, as far as a message has room for them."""
     import re
 
     names = dict.fromkeys(re.sub(r"\.\d+\.", ".N.", m.name) for m in linear_maps_in(model))
-    return ", ".join(names) or "none"
+    return cut(", ".join(names)) or "none"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import anatomy
 from harness.anatomy import LinearMap
 from harness.errors import UsageError
+from methods._settings import ANY_ARCHITECTURE
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +38,17 @@ def linear_maps(model: PreTrainedModel, target_modules: Kind = "all", layers: Se
         UsageError: if there are none of a kind, if they are experts, or if a layer is not there.
     """
     if anatomy.has_experts(model):
-        raise UsageError(f"{model.config.model_type} has a mixture of experts; there are no adapters for experts here.")
+        raise UsageError(
+            f"{model.config.model_type} has a mixture of experts; there are no adapters for experts here. {ANY_ARCHITECTURE}."
+        )
     decoder = anatomy.decoder_layers(model)
     kinds = ("attention", "mlp") if target_modules == "all" else (target_modules,)
-    if missing := [kind for kind in kinds if not any(getattr(layer, kind) for layer in decoder)]:
+    known = [kind for kind in ("attention", "mlp") if any(getattr(layer, kind) for layer in decoder)]
+    if missing := [kind for kind in kinds if kind not in known]:
+        way_out = f"Set target_modules={known[0]}" if known else ANY_ARCHITECTURE
         raise UsageError(
             f"target_modules={target_modules}: the architecture '{model.config.model_type}' has no linear maps known here "
-            f"as {' or '.join(missing)}; its linear maps are {anatomy.described(model)}."
+            f"as {' or '.join(missing)}; its linear maps are {anatomy.described(model)}. {way_out}."
         )
     return [linear for layer in anatomy.chosen(decoder, layers) for kind in kinds for linear in getattr(layer, kind)]
 

@@ -41,6 +41,7 @@ from harness.data import NO_LABEL, Batch, Encoded, batches, by_length
 from harness.errors import Diverged, UsageError
 from harness.likelihood import answer_labels, answer_logits, answer_rows
 from harness.saving import save_tensors
+from methods._settings import ANY_ARCHITECTURE
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +105,14 @@ def mlp_layers(model: PreTrainedModel, blocks: Sequence[int] | None = None) -> l
         UsageError: if there are none, if they are experts, or if a block is not there.
     """
     if anatomy.has_experts(model):
-        raise UsageError(f"{model.config.model_type} has a mixture of experts; its curvature is not built here.")
+        raise UsageError(
+            f"{model.config.model_type} has a mixture of experts; its curvature is not built here. {ANY_ARCHITECTURE}."
+        )
     decoder = anatomy.decoder_layers(model)
     if not any(layer.mlp for layer in decoder):
         raise UsageError(
             f"the architecture '{model.config.model_type}' has no MLP layers that are known here, which the curvature targets; "
-            f"its linear maps are {anatomy.described(model)}."
+            f"its linear maps are {anatomy.described(model)}. {ANY_ARCHITECTURE}."
         )
     return [
         Layer(linear.name, layer.number, linear.module) for layer in anatomy.chosen(decoder, blocks) for linear in layer.mlp

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.config import JSON, settings
-from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task
 from harness.pretraining import SMALL_MODEL_FACTOR, SMALL_MODELS
 from methods._settings import BatchSize, Epochs, Steps, Tokens
@@ -97,17 +96,6 @@ def wmdp_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapping[str
 def evenly(steps: int, points: int) -> frozenset[int]:
     """Which of so many steps are measured, for so many points evenly spaced, the last step among them."""
     return frozenset(round(point * steps / points) for point in range(1, points + 1))
-
-
-def of_stage(values: Sequence[float], number: int, stages: int, setting: str) -> float:
-    """The value of a setting that holds one for every stage, or one for all of them.
-
-    Raises:
-        UsageError: if it holds another number of them.
-    """
-    if len(values) not in (1, stages):
-        raise UsageError(f"{setting}={list(values)}: give one value, or one for each of the {stages} stages.")
-    return values[number % len(values)]
 
 
 def held(shape: ModelShape, recipe: Recipe) -> list[Held]:

@@ -11,6 +11,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from harness import anatomy
+from harness.errors import UsageError, cut
 from harness.interfaces import Task
 from harness.pretraining import Architecture, TrainedSource
 
@@ -29,6 +31,9 @@ Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 LayerNumber = Annotated[int, Field(ge=0, lt=1000)]
 """A decoder layer, from 0."""
 
+ANY_ARCHITECTURE = "Take a method that trains all weights, such as grad_diff, npo or simnpo"
+"""What to do with an architecture whose parts a method does not know."""
+
 
 def _different(numbers: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers):
@@ -46,25 +51,32 @@ def architecture(task: Task) -> Architecture | None:
     return base.architecture if isinstance(base, TrainedSource) else None
 
 
-def absent_layers(task: Task, setting: str, numbers: Sequence[int] | None) -> str | None:
-    """Why a model that is trained on the spot lacks some decoder layers, in one sentence; None where it has them all.
+def absent_layers(task: Task, **given: int | Sequence[int] | None) -> str | None:
+    """What `harness.anatomy.absent_layers` says of a model that is trained on the spot; a checkpoint is read later.
 
     Args:
         task: whose model.
-        setting: the setting that names them.
-        numbers: which; None stands for all.
+        given: setting → a number or numbers; None stands for all.
     """
     shape = architecture(task)
-    if shape is None or not (missing := [number for number in numbers or () if number >= shape.layers]):
-        return None
-    given = missing[0] if setting == "layer" else list(numbers or ())
-    return f"{setting}={given}: the model has layers 0 to {shape.layers - 1}, {missing} are not among them"
+    return anatomy.absent_layers(shape.layers, **given) if shape else None
 
 
-def uneven(task: Task, **given: object) -> str | None:
-    """Why settings that hold one value for all stages, or one for each, do not fit a task's stages; None if they do."""
-    stages = len(task.stages)
+def uneven(stages: int, **given: object) -> str | None:
+    """Why settings that hold one value for all stages, or one for each, do not fit so many stages; None if they do."""
     for name, values in given.items():
-        if isinstance(values, tuple) and len(values) not in (1, stages):
-            return f"{name}={list(values)}: give one value, or one for each of the {stages} stages"
+        if isinstance(values, Sequence) and len(values) not in (1, stages):
+            each = f", or one for each of the {stages} stages" if stages > 1 else ""
+            return f"{name}={cut(str(list(values)))}: give one value{each}"
     return None
+
+
+def of_stage(values: Sequence[float], number: int, stages: int, setting: str) -> float:
+    """The value of a setting that holds one for every stage, or one for all of them.
+
+    Raises:
+        UsageError: if it holds another number of them.
+    """
+    if reason := uneven(stages, **{setting: values}):
+        raise UsageError(f"{reason}.")
+    return values[number % len(values)]

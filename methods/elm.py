@@ -30,7 +30,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from harness.config import JSON, settings
 from harness.documents import read_json
-from harness.errors import UsageError
+from harness.errors import UsageError, cut
 from harness.interfaces import METHODS, Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.pretraining import SMALL_MODEL_FACTOR
 from methods._adapters import Adapters, Kind, linear_maps
@@ -143,7 +143,7 @@ SMALL: Mapping[str, JSON] = {
 
 def clash(task: Task, config: ELMConfig) -> str | None:
     """Stages and layers that are not there."""
-    return absent_stages(config, len(task.stages)) or absent_layers(task, "layers", config.layers)
+    return absent_stages(config, len(task.stages)) or absent_layers(task, layers=config.layers)
 
 
 @method(
@@ -352,8 +352,9 @@ class Entry:
 
 def absent_stages(config: ELMConfig, stages: int) -> str | None:
     """Why `order` cannot be followed with so many stages, or None if it can."""
-    if missing := [number for number in config.order or () if number >= stages]:
-        return f"order={list(config.order or ())}: there are the stages 0 to {stages - 1}, {missing} are not among them"
+    if max(config.order or (0,)) >= stages:
+        instead = ",".join(map(str, range(stages)))
+        return f"order={cut(str(list(config.order or ())))}: there are stages 0 to {stages - 1}. Set order=[{instead}]"
     return None
 
 
@@ -388,7 +389,7 @@ class _Concept:
             for side in (stage.forget, stage.retain)
         )
         if not (self.forget and self._retain):
-            raise UsageError(f"{stage.name}: no text is longer than min_characters={config.min_characters}.")
+            raise UsageError(f"{stage.name}: no text is longer than min_characters={config.min_characters}; set less.")
         self._concept = ""
         if config.contexts == "sentences":
             if len(config.concepts) != len(setting.stages):

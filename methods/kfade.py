@@ -26,8 +26,8 @@ from harness.cache import digest
 from harness.config import JSON, settings
 from harness.errors import Diverged
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
-from methods._first_order import WMDP, of_stage
-from methods._settings import LayerNumbers, Points, absent_layers, uneven
+from methods._first_order import WMDP
+from methods._settings import LayerNumbers, Points, absent_layers, of_stage, uneven
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +108,7 @@ class KFADEConfig:
 
     def __post_init__(self) -> None:
         if (self.step_size is None) == (self.target_kl is None):
-            raise ValueError("give one of step_size and target_kl")
+            raise ValueError("give one of step_size and target_kl, such as target_kl=0.1")
         if self.backend == "curvlinops" and self.estimator not in ("kfac", "ekfac"):
             raise ValueError("backend=curvlinops fits kfac and ekfac only")
         if self.damping == 0 and self.estimator != "identity":
@@ -164,7 +164,7 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
 
 def clash(task: Task, config: KFADEConfig) -> str | None:
     """Layers that are not there, and as many step sizes as there are no stages."""
-    return absent_layers(task, "layers", config.layers) or uneven(task, step_size=config.step_size)
+    return absent_layers(task, layers=config.layers) or uneven(len(task.stages), step_size=config.step_size)
 
 
 @method(

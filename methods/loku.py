@@ -81,8 +81,9 @@ def clash(task: Task, config: LoKUConfig) -> str | None:
     """Layers that are not there, and more ranks than a small model is wide."""
     shape = architecture(task)
     if config.fila and shape and config.rank > shape.hidden_size:
-        return f"rank={config.rank}: fila starts from singular values, of which there are {shape.hidden_size} at most"
-    return absent_layers(task, "layers", config.layers)
+        most = shape.hidden_size
+        return f"rank={config.rank}: fila starts from singular values, of which there are {most} at most. Set rank={most}"
+    return absent_layers(task, layers=config.layers)
 
 
 @method(

@@ -32,11 +32,22 @@ from pydantic import Field, PositiveFloat
 from harness import anatomy
 from harness.anatomy import DecoderLayer
 from harness.config import settings
-from harness.errors import UsageError
+from harness.errors import UsageError, cut
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.pretraining import SMALL_MODEL_FACTOR
-from methods._first_order import WMDP, WMDP_FACTOR, evenly, of_stage
-from methods._settings import BatchSize, LayerNumber, LayerNumbers, Points, Steps, Tokens, absent_layers, uneven
+from methods._first_order import WMDP, WMDP_FACTOR, evenly
+from methods._settings import (
+    ANY_ARCHITECTURE,
+    BatchSize,
+    LayerNumber,
+    LayerNumbers,
+    Points,
+    Steps,
+    Tokens,
+    absent_layers,
+    of_stage,
+    uneven,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,7 +97,10 @@ class RMUConfig:
 
     def __post_init__(self) -> None:
         if behind := sorted(number for number in self.layers if number > self.layer):
-            raise ValueError(f"layers={list(self.layers)}: {behind} lie behind layer={self.layer} and would never move")
+            raise ValueError(
+                f"layers={cut(str(list(self.layers)))}: {cut(str(behind))} lie behind layer={self.layer} and would never move; "
+                f"name layers up to {self.layer}"
+            )
 
 
 def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
@@ -120,10 +134,8 @@ SMALL = {
 
 def clash(task: Task, config: RMUConfig) -> str | None:
     """Layers that are not there, and as many values as there are no stages."""
-    return (
-        absent_layers(task, "layer", (config.layer,))
-        or absent_layers(task, "layers", config.layers)
-        or uneven(task, coefficient=config.coefficient, alpha=config.alpha, max_length=config.max_length)
+    return absent_layers(task, layer=config.layer, layers=config.layers) or uneven(
+        len(task.stages), coefficient=config.coefficient, alpha=config.alpha, max_length=config.max_length
     )
 
 
@@ -157,7 +169,7 @@ def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
     from harness import training
 
     layers = decoder(setting.model)
-    weights, layer = trained(layers, config), steered(layers, config)
+    weights, layer = trained(layers, config), layers[config.layer].module
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     topics = [_Topic(setting, stage, number, layer, config) for number, stage in enumerate(setting.stages)]
     adamw: Optimizer
@@ -339,33 +351,27 @@ def decoder(model: PreTrainedModel) -> Sequence[DecoderLayer]:
         UsageError: if they have none that is known here.
     """
     if anatomy.has_experts(model):
-        raise UsageError(f"{model.config.model_type} has a mixture of experts; rmu trains the down-projections of plain MLPs.")
+        raise UsageError(
+            f"{model.config.model_type} has a mixture of experts; rmu trains the down-projections of plain MLPs. "
+            f"{ANY_ARCHITECTURE}."
+        )
     layers = anatomy.decoder_layers(model)
     if not layers or not all(layer.down for layer in layers):
         raise UsageError(
             f"the architecture '{model.config.model_type}' has no MLP down-projection that rmu knows in every decoder layer; "
-            f"its linear maps are {anatomy.described(model)}."
+            f"its linear maps are {anatomy.described(model)}. {ANY_ARCHITECTURE}."
         )
     return layers
-
-
-def steered(layers: Sequence[DecoderLayer], config: RMUConfig) -> nn.Module:
-    """The decoder layer behind which the stream is steered.
-
-    Raises:
-        UsageError: if it is not there.
-    """
-    if config.layer >= len(layers):
-        raise UsageError(f"layer={config.layer}: the model has layers 0 to {len(layers) - 1}.")
-    return layers[config.layer].module
 
 
 def trained(layers: Sequence[DecoderLayer], config: RMUConfig) -> dict[str, Tensor]:
     """Name and weight of what is trained.
 
     Raises:
-        UsageError: if a layer is not there.
+        UsageError: if one of these layers, or the one behind which the stream is steered, is not there.
     """
+    if reason := anatomy.absent_layers(len(layers), layer=config.layer, layers=config.layers):
+        raise UsageError(f"{reason}.")
     maps = [layer.down for layer in anatomy.chosen(layers, config.layers)]
     return {f"{down.name}.weight": down.module.weight for down in maps if down}
 

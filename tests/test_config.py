@@ -162,7 +162,7 @@ def test_an_alternative_with_none_for_the_other_is_no_contradiction():
 def test_contradictions_found_by_the_class_itself_are_one_sentence():
     from methods.kfade import KFADEConfig
 
-    with pytest.raises(UsageError, match=r"^kfade: give one of step_size and target_kl\.$"):
+    with pytest.raises(UsageError, match=r"^kfade: give one of step_size and target_kl, such as target_kl=0.1\.$"):
         resolve(KFADEConfig, owner="kfade")
 
 

@@ -343,7 +343,7 @@ def test_the_seed_decides_and_the_global_random_numbers_do_not(make_setting: Set
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"layers": [1, 7]}, r"layers=\[1, 7\]: the model has layers 0 to 1, \[7\] are not among them"),
+        ({"layers": [1, 7]}, r"layers=\[1, 7\]: the model has layers 0 to 1. Set layers=\[0,1\]\.$"),
         ({"order": [0, 1]}, r"order=\[0, 1\]: there are the stages 0 to 0"),
         ({"contexts": "sentences"}, r"concepts=\[\]: say what each of the 1 stages is about"),
         ({"contexts": "sentences", "concepts": ["x"]}, r"does not know \d+ of the \d+ words of elm's contexts"),

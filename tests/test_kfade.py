@@ -176,7 +176,7 @@ def test_only_the_chosen_layers_move(nano_setting):
 
 
 def test_a_layer_that_is_not_there_is_refused(nano_setting):
-    with pytest.raises(UsageError, match=r"^layers=\[1, 99\]: the model has layers 0 to 1, \[99\] are not among them\.$"):
+    with pytest.raises(UsageError, match=r"^layers=\[1, 99\]: the model has layers 0 to 1. Set layers=\[0,1\]\.$"):
         run(nano_setting, config(layers=[1, 99]))
 
 

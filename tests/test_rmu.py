@@ -354,7 +354,10 @@ def test_other_architectures_have_layers_and_down_projections(kind: str):
     ("settings", "says"),
     [
         ({"layer": 7, "layers": [1]}, "layer=7: the model has layers 0 to 1"),
-        ({"layer": 7, "layers": [1, 5]}, r"layers=\[1, 5\]: the model has layers 0 to 1, \[5\] are not among them"),
+        (
+            {"layer": 7, "layers": [1, 5]},
+            r"layer=7 and layers=\[1, 5\]: the model has layers 0 to 1. Set layer=1 and layers=\[0,1\]\.$",
+        ),
     ],
 )
 def test_layers_that_are_not_there_are_refused(settings: dict[str, Any], says: str, nano_setting: Setting):

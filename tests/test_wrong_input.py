@@ -16,13 +16,19 @@ from tests.records import number, run, write
 @pytest.mark.parametrize(
     ("method", "bench", "settings", "says"),
     [
-        ("kfade", "tofu01", {"layers": [99]}, r"layers=\[99\]: the model has layers 0 to 1, \[99\] are not among them"),
+        ("kfade", "tofu01", {"layers": [99]}, r"layers=\[99\]: the model has layers 0 to 1. Set layers=\[1\]\.$"),
         ("kfade", "tofu01", {"layers": [0, 0]}, r"layers=\[0, 0\] is not allowed: a layer is named twice"),
         ("kfade", "wmdp", {"step_size": [1e-3, 1e-3, 1e-3], "target_kl": None}, "one for each of the 2 stages"),
-        ("rmu", "tofu01", {"layer": 99}, "layer=99: the model has layers 0 to 1"),
+        ("rmu", "tofu01", {"layer": 99}, r"layer=99: the model has layers 0 to 1. Set layer=1\.$"),
         ("rmu", "tofu01", {"layer": 2, "layers": [1]}, "layer=2: the model has layers 0 to 1"),
         ("rmu", "wmdp", {"alpha": [1, 2, 3]}, r"alpha=\[1.0, 2.0, 3.0\]: give one value, or one for each of the 2 stages"),
-        ("elm", "tofu01", {"order": [5]}, r"order=\[5\]: there are the stages 0 to 0, \[5\] are not among them"),
+        ("elm", "tofu01", {"order": [5]}, r"order=\[5\]: there are stages 0 to 0. Set order=\[0\]\.$"),
+        (
+            *("rmu", "tofu01", {"layer": 7, "layers": [5, 6, 7]}),
+            r"rmu: layer=7 and layers=\[5, 6, 7\]: the model has layers 0 to 1. Set layer=1 and layers=\[0,1\]\.$",
+        ),
+        ("rmu", "tofu01", {"layer": 1, "layers": [2]}, r"layers=\[2\]: \[2\] lie behind layer=1 .*; name layers up to 1"),
+        ("rmu", "tofu01", {"alpha": [1, 2]}, r"alpha=\[1.0, 2.0\]: give one value\.$"),
         ("elm", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
         ("loku", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
         ("loku", "tofu01", {"rank": 200}, "rank=200: fila starts from singular values, of which there are 160 at most"),
