@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
+MOST_LAYERS = 1_000
+"""Decoder layers of a model: far more than the deepest known one has."""
 ATTENTION = frozenset({"self_attn", "attn", "attention", "self_attention", "multi_head_attention"})
 """What a decoder layer calls its attention."""
 MLP = frozenset({"mlp", "ffn", "feed_forward", "mlp_block", "block_sparse_moe", "fc1", "fc2"})

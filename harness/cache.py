@@ -32,12 +32,14 @@ from filelock import FileLock
 from harness import scratch
 from harness.config import JSON
 from harness.documents import parse_json, read_json
-from harness.errors import UsageError
+from harness.errors import UsageError, unknown
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+KINDS = ("model", "curvature", "gradient", "continuations", "generations", "evaluations", "verdicts", "attack")
+"""What is kept, as the command line names it; plug-ins from elsewhere may have kinds of their own."""
 _RECORD = "entry.json"
 _NAME = "[0-9a-f]" * 32
 """What an entry's name looks like, as a pattern."""
@@ -236,7 +238,13 @@ class Cache:
         """Remove all entries, or those of one kind, and what was set aside or left half made; returns the bytes freed.
 
         An entry that another process is making keeps its lock and is left alone.
+
+        Raises:
+            UsageError: for a kind of which there is nothing, and which is none of `KINDS`.
         """
+        known = {*KINDS, *(folder.parent.name for folder in self.root.glob(f"*/{_NAME}*"))} - {self._making.name}
+        if kind is not None and kind not in known:
+            raise unknown("kind of cache entry", kind, known, "harness cache list")
         freed = scratch.sweep(self._making, f"{escape(kind) if kind else '*'}-{_NAME}")
         for folder in sorted(self.root.glob(f"*/{_NAME}*")):  # HARNESS_CACHE may be a folder that holds other things, too
             owner = folder.parent.name

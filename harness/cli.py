@@ -153,8 +153,8 @@ JudgeOption = Annotated[
 ]
 JudgeUrl = Annotated[str, typer.Option("--judge-url", help="The address of an OpenAI-compatible judge, up to /v1.")]
 JudgeRepetitions = Annotated[
-    int,
-    _number("--judge-repetitions", help="How often all is answered and judged; papers take 5."),
+    str,
+    typer.Option("--judge-repetitions", metavar="NUMBER", help="How often all is answered and judged; papers take 5."),
 ]
 
 
@@ -188,7 +188,7 @@ def run(
     retain: RetainOption = RetainName.all,
     judge: JudgeOption = "",
     judge_url: JudgeUrl = "",
-    judge_repetitions: JudgeRepetitions = 1,
+    judge_repetitions: JudgeRepetitions = "1",
     spec: Annotated[Path | None, typer.Option("--spec", help="Repeat a recorded run: its run.json.")] = None,
     save_model: Annotated[Path | None, typer.Option("--save-model", help="Folder for the unlearned checkpoint.")] = None,
     save_update: Annotated[Path | None, typer.Option("--save-update", help="File for the weight difference.")] = None,
@@ -218,8 +218,8 @@ def run(
             raise UsageError(f"--spec and {flag} contradict each other: a record says all but settings (change them by --set).")
         bench, method, seed, limit = told.bench, told.method, told.seed, told.limit
         dtype, generator, variant, retain = told.dtype, told.generator, VariantName(told.variant), RetainName(told.retain)
-        judged_by, judge_repetitions = recorded_judge(told.basis.values())
-        judge = judge or judged_by
+        judged_by, repetitions = recorded_judge(told.basis.values())
+        judge, judge_repetitions = judge or judged_by, str(repetitions)
         evals, points = ",".join(told.evaluators), PointsName(told.points)
         form = FormName(told.form or "published")
         model = model if _typed(context, "model") else told.model
@@ -279,9 +279,9 @@ def _typed(context: typer.Context, name: str) -> bool:
 def _names(told: str, flag: str = "--method", kind: str = "a method") -> list[str]:
     names = [name.strip() for name in told.split(",") if name.strip()]
     if not names:
-        raise UsageError(f"{flag} {told} names no {kind.split()[1]}.")
+        raise UsageError(f"{flag} {cut(told)} names no {kind.split()[1]}.")
     if len(set(names)) < len(names):
-        raise UsageError(f"{flag} {told} names {kind} twice.")
+        raise UsageError(f"{flag} {cut(told)} names {kind} twice.")
     return names
 
 
@@ -306,7 +306,7 @@ def _options(
     from harness.run import pick_device
 
     if dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--dtype {dtype} is not known: float32 or bfloat16.")
+        raise UsageError(f"--dtype {cut(dtype)} is not known: float32 or bfloat16.")
     device = pick_device(device)
     return Options(
         seed=seed,
@@ -413,7 +413,7 @@ def sweep(
     retain: RetainOption = RetainName.all,
     judge: JudgeOption = "",
     judge_url: JudgeUrl = "",
-    judge_repetitions: JudgeRepetitions = 1,
+    judge_repetitions: JudgeRepetitions = "1",
     trust_remote_code: RemoteCode = False,
     executor: ExecutorOption = ExecutorName.local,
     jobs: Jobs = None,
@@ -503,7 +503,7 @@ def study(
     retain: RetainOption = RetainName.all,
     judge: JudgeOption = "",
     judge_url: JudgeUrl = "",
-    judge_repetitions: JudgeRepetitions = 1,
+    judge_repetitions: JudgeRepetitions = "1",
     executor: ExecutorOption = ExecutorName.local,
     jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs it is and how long they will take.")] = False,
@@ -551,9 +551,9 @@ def _seeds(words: str) -> list[int]:
 
     seeds = [seed for part in words.split(",") if (seed := whole_number(part.strip())) is not None and seed <= MOST_SEED]
     if len(seeds) < words.count(",") + 1:
-        raise UsageError(f"--seeds {words} is no list of seeds from 0 to {MOST_SEED:,}. Write 0,1,2.")
+        raise UsageError(f"--seeds {cut(words)} is no list of seeds from 0 to {MOST_SEED:,}. Write 0,1,2.")
     if len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds {words} names a seed twice.")
+        raise UsageError(f"--seeds {cut(words)} names a seed twice.")
     return seeds
 
 
@@ -625,7 +625,7 @@ def _read_spec(path: Path) -> RunSpec:
         return read_spec(read_json(path, path.name)["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = str(error).rstrip(".") if isinstance(error, UsageError) else type(error).__name__
-        raise UsageError(f"{path} is no run.json of this harness ({why}).") from error
+        raise UsageError(f"{cut(str(path))} is no run.json of this harness ({why}).") from error
 
 
 @app.command("list")
@@ -970,7 +970,10 @@ def cache_list(as_json: Json = False) -> None:
 @cache_app.command("clear")
 def cache_clear(
     kind: Annotated[
-        str | None, typer.Argument(help="Only this kind: model, curvature, gradient, generations, evaluations, verdicts.")
+        str | None,
+        typer.Argument(
+            help="Only this kind: model, curvature, gradient, continuations, generations, evaluations, verdicts, attack."
+        ),
     ] = None,
 ) -> None:
     """Remove what is kept; what another process is making is left alone."""

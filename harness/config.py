@@ -56,9 +56,9 @@ def parse(assignments: Iterable[str]) -> dict[str, JSON]:
         if not equals or not key:
             raise UsageError(f"'{cut(item)}' is not a setting. Write it as key=value, for example damping=1e-2.")
         if key in values:
-            raise UsageError(f"the setting '{key}' is given twice.")
+            raise UsageError(f"the setting '{cut(key)}' is given twice.")
         if not item.isascii() and re.search("[\ud800-\udfff]", item):
-            raise UsageError(f"the setting '{key}' holds bytes that are no UTF-8.")
+            raise UsageError(f"the setting '{cut(key)}' holds bytes that are no UTF-8.")
         try:
             values[key] = parse_json(text, key)
         except Malformed:
@@ -83,7 +83,7 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
     for layer in layers:
         for key in layer:
             if key not in fields:
-                raise unknown(f"setting of {owner}", key, fields)
+                raise unknown(f"setting of {owner}", key, fields, f"harness show {owner}")
         for group in getattr(cls, "_alternatives", ()):
             given = [key for key in group if layer.get(key) is not None]
             if len(given) > 1:

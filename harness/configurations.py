@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.adapters import ADAPTER_CONFIG, adapter_of
+from harness.anatomy import MOST_LAYERS
 from harness.documents import read_json
 from harness.errors import UsageError
 from harness.hub import file_of, files_of, pinned, unreachable
@@ -22,7 +23,7 @@ CONFIG_FILES = ("config.json", ADAPTER_CONFIG)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Any of them makes a folder a tokenizer."""
 _SIZES = {
-    "num_hidden_layers": 1_000,
+    "num_hidden_layers": MOST_LAYERS,
     "hidden_size": 1_000_000,
     "intermediate_size": 10_000_000,
     "num_attention_heads": 100_000,
@@ -36,6 +37,8 @@ _ALWAYS_THERE = ("num_hidden_layers", "vocab_size")
 _COUNT = re.compile(r"(?:^|_)(?:layers?|experts?|heads?|groups?|blocks?)$")
 """How the fields end that say how many modules are made; no more than `_MODULES`, or making them never ends."""
 _MODULES = 100_000
+_LAYERS = re.compile(r"(?:^|_)layers?$")
+"""Those that say how many layers there are; no more than `MOST_LAYERS`."""
 
 
 def local_folder(name: str, data_dir: Path | None, files: Sequence[str]) -> Path | None:
@@ -147,8 +150,9 @@ def check_document(name: str) -> None:
         raise UsageError(f"{file} is no configuration of a model: a JSON object is wanted.")
     for part in (whole, *(part for part in whole.values() if isinstance(part, dict))):
         for field, value in part.items():
-            if _COUNT.search(field) and isinstance(value, int | float) and value > _MODULES:
-                raise _impossible(name, field, value, _MODULES)
+            most = MOST_LAYERS if _LAYERS.search(field) else _MODULES
+            if _COUNT.search(field) and isinstance(value, int | float) and value > most:
+                raise _impossible(name, field, value, most)
 
 
 def _impossible(name: str, field: str, value: object, most: int) -> UsageError:

@@ -7,10 +7,12 @@ import os
 import re
 from collections.abc import Iterable
 
-LONGEST_MESSAGE = 1500
+LONGEST_MESSAGE = 400
 """Characters of a message; a longer one quotes something that nobody wants to read in full."""
-LONGEST_VALUE = 200
+LONGEST_VALUE = 100
 """Characters of a value in a message."""
+NEAREST = 5
+"""Names that are told where one is not known and there are many."""
 
 
 _SECRET = re.compile(r"(?<=://)[^/\s@]+(?=@)|\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
@@ -61,9 +63,19 @@ def reason(error: Exception) -> str:
     return without_secrets(told)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that nobody knows: the nearest known one, then all of them."""
-    names = sorted(known)
+def unknown(kind: str, name: str, known: Iterable[str], listing: str = "") -> UsageError:
+    """The error for a name that nobody knows: the nearest known one, then all of them, or the nearest few of many.
+
+    Args:
+        kind: what is called so.
+        name: as given.
+        known: all names of the kind.
+        listing: the command that lists them all.
+    """
+    names, name = sorted(known), cut(name)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UsageError(f"no {kind} called '{name}'.{hint} There are: {', '.join(names) or 'none'}.")
+    hint = f" Did you mean '{cut(near[0])}'?" if near else ""
+    shown = names if len(", ".join(names)) <= LONGEST_VALUE else sorted(difflib.get_close_matches(name, names, NEAREST, 0.0))
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    where = f"; {listing} tells of all" if listing else ""
+    return UsageError(f"no {kind} called '{name}'.{hint} There are: {cut(', '.join(shown)) or 'none'}{more}{where}.")

@@ -24,7 +24,7 @@ from harness import anatomy
 from harness.cache import digest, disk_errors
 from harness.data import check_rows, token_ids
 from harness.documents import read_json
-from harness.errors import UsageError
+from harness.errors import UsageError, cut
 from harness.identity import end_tokens, versions
 from harness.interfaces import GenerationRequest
 from harness.loading import ALL_GPUS
@@ -361,7 +361,7 @@ def pick_generator(asked: str, device: str) -> GeneratorName:
     if asked == "vllm" and device == ALL_GPUS:
         raise UsageError(f"--generator vllm answers on one GPU, and --device {ALL_GPUS} needs several. Take --generator hf.")
     if asked not in ("hf", "vllm"):
-        raise UsageError(f"no generator called '{asked}'. There are: auto, hf, vllm.")
+        raise UsageError(f"no generator called '{cut(asked)}'. There are: auto, hf, vllm.")
     return "vllm" if asked == "vllm" else "hf"
 
 

@@ -691,10 +691,10 @@ class Figure:
 
 # ---------------------------------------------------------------- registration
 
-METHODS: Registry[Method[Any]] = Registry("method", "methods", "method")
-BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "evals.benchmarks", "benchmark")
-EVALUATORS: Registry[Evaluator] = Registry("evaluator", "evals", "evaluator")
-FIGURES: Registry[Figure] = Registry("figure", "plots", "figure")
+METHODS: Registry[Method[Any]] = Registry("method", "methods", "method", "harness list methods")
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "evals.benchmarks", "benchmark", "harness list benches")
+EVALUATORS: Registry[Evaluator] = Registry("evaluator", "evals", "evaluator", "harness list evals")
+FIGURES: Registry[Figure] = Registry("figure", "plots", "figure", "harness list figures")
 
 
 def method(

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from harness.config import JSON
+from harness.documents import whole_number
 from harness.errors import UsageError, cut
 from harness.interfaces import Judge
 
@@ -23,28 +24,29 @@ _ADDRESS = re.compile(
 )
 
 
-def judge_of(name: str, url: str = "", repetitions: int = 1) -> Judge | None:
+def judge_of(name: str, url: str = "", repetitions: int | str = 1) -> Judge | None:
     """The judge of `--judge`, `--judge-url` and `--judge-repetitions`; None where none is named.
 
     Raises:
-        UsageError: for a name or an address that is none, an address without a judge, or too many repetitions.
+        UsageError: for a name or an address that is none, an address without a judge, or repetitions out of bounds.
     """
+    times = whole_number(str(repetitions))
+    if times is None or not 1 <= times <= MOST_REPETITIONS:
+        raise UsageError(f"--judge-repetitions {cut(str(repetitions))} is no whole number from 1 to {MOST_REPETITIONS}.")
     kind, _, model = name.partition(":")
     if not name:
         if url:
             raise UsageError("--judge-url says where a judge is, and --judge which: add --judge openai:MODEL.")
         return None
     if kind not in ("openai", "vllm") or not model:
-        raise UsageError(f"--judge {name} is no judge: write openai:MODEL or vllm:MODEL.")
+        raise UsageError(f"--judge {cut(name)} is no judge: write openai:MODEL or vllm:MODEL.")
     if model.startswith("-"):  # vLLM would read it as one of its flags
-        raise UsageError(f"--judge {name} is no judge: a model's name does not begin with '-'.")
+        raise UsageError(f"--judge {cut(name)} is no judge: a model's name does not begin with '-'.")
     if kind == "vllm" and url:
         raise UsageError(
             "--judge vllm:MODEL is served here, it has no --judge-url; a server of your own is --judge openai:MODEL."
         )
-    if not 1 <= repetitions <= MOST_REPETITIONS:
-        raise UsageError(f"--judge-repetitions {repetitions} is not between 1 and {MOST_REPETITIONS}.")
-    return Judge("vllm" if kind == "vllm" else "openai", model, address(url) if url else Judge.url, repetitions)
+    return Judge("vllm" if kind == "vllm" else "openai", model, address(url) if url else Judge.url, times)
 
 
 def address(url: str) -> str:

@@ -41,12 +41,14 @@ class Registry(Generic[T]):
         kind: what one is called in messages, such as "method".
         package: the dotted folder that holds them, such as "methods" or "evals.benchmarks".
         decorator: the decorator whose literal string arguments are the names a file registers.
+        listing: the command that lists them.
     """
 
-    def __init__(self, kind: str, package: str, decorator: str) -> None:
+    def __init__(self, kind: str, package: str, decorator: str, listing: str = "") -> None:
         self.kind = kind
         self.package = package
         self.decorator = decorator
+        self.listing = listing
         self._registered: dict[str, T] = {}
 
     @property
@@ -94,7 +96,7 @@ class Registry(Generic[T]):
         """
         if name not in self._registered:
             if name not in self.entries:
-                raise unknown(self.kind, name, self.entries)
+                raise unknown(self.kind, name, self.entries, self.listing)
             self._import(self.entries[name].module)
         return self._registered[name]
 

@@ -25,7 +25,7 @@ from harness.cache import Cache, canonical, disk_errors, file_digest
 from harness.config import JSON, describe, resolve, to_json
 from harness.costs import Costs
 from harness.documents import whole_number
-from harness.errors import Diverged, RunFailed, UsageError, reason, without_secrets
+from harness.errors import Diverged, RunFailed, UsageError, cut, reason, without_secrets
 from harness.interfaces import (
     BENCHMARKS,
     EVALUATORS,
@@ -110,7 +110,7 @@ def plan(
     if task.retain != options.retain:
         raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
     if reason := chosen.cannot(task):
-        raise UsageError(f"{method} cannot run on {bench} with {model}: {reason}.")
+        raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
     family = task.family or task.model.partition("@")[0]
     if options.evals:
         task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
@@ -508,8 +508,8 @@ def pick_device(asked: str) -> str:
         "mps": int(torch.backends.mps.is_available()),
     }
     if kind not in there or (number and whole_number(number) is None):
-        raise UsageError(f"no device called '{asked}'. There are: auto, cpu, cuda, cuda:N, cuda:all, mps.")
+        raise UsageError(f"no device called '{cut(asked)}'. There are: auto, cpu, cuda, cuda:N, cuda:all, mps.")
     if (whole_number(number) or 0) >= there[kind]:
         have = f"{there[kind]} {kind} device{'s' * (there[kind] != 1)}"
-        raise UsageError(f"this machine has {have}, '{asked}' is not among them. Use --device cpu or auto.")
+        raise UsageError(f"this machine has {have}, '{cut(asked)}' is not among them. Use --device cpu or auto.")
     return asked

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from harness.cache import canonical, digest, disk_errors
-from harness.errors import UsageError
+from harness.errors import UsageError, cut
 from harness.interfaces import Absent, Measurement, Row
 from harness.record_files import ROWS, RUN, TEXTS, Question, read_questions, read_rows, read_texts
 from harness.record_reading import read_run, status_of
@@ -224,7 +224,7 @@ class Store:
         if len(found) != 1:
             what = "no run" if not found else f"{len(found)} runs"
             verb = "begins" if not found else "begin"
-            raise UsageError(f"{what} in {self.runs_folder} {verb} with '{run_id}'. See harness list runs.")
+            raise UsageError(f"{what} in {self.runs_folder} {verb} with '{cut(run_id)}'. See harness list runs.")
         return found[0], read_run(found[0])
 
     @contextmanager

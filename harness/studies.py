@@ -172,7 +172,7 @@ def study_of(name: str) -> Study:
         UsageError: if there is none (with the nearest name).
     """
     if name not in STUDIES:
-        raise unknown("study", name, STUDIES)
+        raise unknown("study", name, STUDIES, "harness list studies")
     return STUDIES[name]
 
 

@@ -70,9 +70,9 @@ def axes(grids: Sequence[str]) -> dict[str, list[JSON] | Span]:
         key, equals, values = text.partition("=")
         parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
         if not equals or not key.strip() or not all(parts):
-            raise UsageError(f"'{text}' is no axis of a grid. Write it as key=value,value, for example lr=1e-4,1e-3.")
+            raise UsageError(f"'{cut(text)}' is no axis of a grid. Write it as key=value,value, for example lr=1e-4,1e-3.")
         if key.strip() in found:
-            raise UsageError(f"the axis '{key.strip()}' is given twice.")
+            raise UsageError(f"the axis '{cut(key.strip())}' is given twice.")
         found[key.strip()] = span(text, parts[0]) if ".." in parts[0] else [parse([f"_={part}"])["_"] for part in parts]
     return found
 
@@ -86,7 +86,7 @@ def span(axis: str, text: str) -> Span:
     low, high = (parse([f"_={end}"])["_"] for end in text.split("..", 1))
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
     if not numbers or not 0 < low < high:
-        raise UsageError(f"'{axis}' is no span. Write it as key=low..high with 0 < low < high, for example lr=1e-5..1e-3.")
+        raise UsageError(f"'{cut(axis)}' is no span. Write it as key=low..high with 0 < low < high, for example lr=1e-5..1e-3.")
     return Span(low, high)
 
 
@@ -287,9 +287,9 @@ def check_count(count: int, yes: bool) -> None:
 
 _WORDS = (
     *("method", "bench", "model", "seeds", "form", "search", "by", "device", "dtype", "generator", "evals", "points"),
-    *("variant", "retain", "data_dir", "reference", "judge"),
+    *("variant", "retain", "data_dir", "reference", "judge", "judge_repetitions"),
 )
-_NUMBERS = ("budget", "limit", "judge_repetitions")
+_NUMBERS = ("budget", "limit")
 _IN_FILES = (*_WORDS, *_NUMBERS, "grid", "set")
 _TYPED_ONLY = {
     "trust_remote_code": "it runs code that comes with a checkpoint",
@@ -338,7 +338,7 @@ def _axis(path: Path, key: str, values: JSON) -> list[JSON] | Span:
     if isinstance(values, str) and ".." in values:
         return span(f"{key}={values}", values)
     if not isinstance(values, list) or not values:
-        raise UsageError(f"{path.name}: the axis '{key}' has no list of values. Write it as {key}: [value, value].")
+        raise UsageError(f"{path.name}: the axis '{cut(key)}' has no list of values. Write it as key: [value, value].")
     # YAML takes 1e-4 for a word, the command line and JSON for a number.
     return [parse([f"_={value}"])["_"] if isinstance(value, str) else value for value in values]
 

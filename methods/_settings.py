@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from harness import anatomy
+from harness.anatomy import MOST_LAYERS
 from harness.errors import UsageError, cut
 from harness.interfaces import Task
 from harness.pretraining import Architecture, TrainedSource
@@ -28,7 +29,7 @@ Rank = Annotated[int, Field(ge=1, le=16_384)]
 """Of adapters: the width of the largest models."""
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 """A text's length: the longest contexts of today."""
-LayerNumber = Annotated[int, Field(ge=0, lt=1000)]
+LayerNumber = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 """A decoder layer, from 0."""
 
 ANY_ARCHITECTURE = "Take a method that trains all weights, such as grad_diff, npo or simnpo"
@@ -41,7 +42,7 @@ def _different(numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers
 
 
-LayerNumbers = Annotated[tuple[LayerNumber, ...], Field(min_length=1, max_length=1000), AfterValidator(_different)]
+LayerNumbers = Annotated[tuple[LayerNumber, ...], Field(min_length=1, max_length=MOST_LAYERS), AfterValidator(_different)]
 """Different decoder layers."""
 
 

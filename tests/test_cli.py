@@ -506,6 +506,11 @@ def test_the_cache_is_listed_and_cleared(harness: Harness):
     assert (row["kind"], row["about"], row["MiB"]) == ("model", "mini@0 full", 1.0)
     assert "1.0 MiB in " in harness("cache", "list").out
     assert harness("cache", "clear", "curvature").out == "freed 0.0 MiB\n"
+    refused(
+        harness("cache", "clear", "models"), "no kind of cache entry called 'models'. Did you mean 'model'? There are: attack"
+    )
+    refused(harness("cache", "clear", "x" * 20_000), "harness cache list tells of all")
+    refused(harness("cache", "clear", ""), "no kind of cache entry called ''")
     assert harness("cache", "clear").out == "freed 1.0 MiB\n"
     assert json.loads(harness("cache", "list", "--json").out) == []
 

@@ -86,10 +86,11 @@ def test_secrets_are_kept_where_nobody_on_the_way_can_read(url: str, kept: bool)
     assert keeps_secrets(url) is kept
 
 
-@pytest.mark.parametrize("repetitions", [-1, 0, 101, 10**9])
-def test_repetitions_have_a_bound(repetitions: int):
-    with pytest.raises(UsageError, match=rf"--judge-repetitions {repetitions} is not between 1 and 100"):
-        judge_of("openai:gpt-4", repetitions=repetitions)
+@pytest.mark.parametrize("repetitions", [-1, 0, 101, 10**9, "x", "٣", "2,3", "True"])
+def test_repetitions_have_a_bound(repetitions: int | str):
+    for name in ("openai:gpt-4", ""):
+        with pytest.raises(UsageError, match=rf"--judge-repetitions {repetitions} is no whole number from 1 to 100\.$"):
+            judge_of(name, repetitions=repetitions)
 
 
 @pytest.mark.parametrize("name", ["vllm:--config", "openai:-x"])

@@ -209,7 +209,7 @@ class Tofu:
         if model in CARDS:
             return self._card(model, options)
         if not model or ("/" not in model and not Path(model).is_dir()):
-            raise unknown("model", model, ["mini", "scratch", *CARDS, "<hub id>", "<folder>"])
+            raise unknown("model", model, ["mini", "scratch", *CARDS, "<hub id>", "<folder>"], "harness list models")
         return self._checkpoint(model, options)
 
     def needed(self, model: str) -> list[Needed]:

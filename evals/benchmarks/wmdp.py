@@ -206,7 +206,7 @@ class Wmdp:
             others = {name: replace(base, name=hub_id) for name, hub_id in card.checkpoints.items()}
             return self._real(model, options, {"base": base, **others}, TEMPLATES[card.template], card.notes)
         if not model or ("/" not in model and not Path(model).is_dir()):
-            raise unknown("model", model, ["mini", *CARDS, "<hub id>", "<folder>"])
+            raise unknown("model", model, ["mini", *CARDS, "<hub id>", "<folder>"], "harness list models")
         return self._checkpoint(model, options)
 
     def needed(self, model: str) -> list[Needed]:
