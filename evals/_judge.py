@@ -202,14 +202,14 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any
     Raises:
         Unavailable, UsageError: as `_Client.ask`; or if no verdict at all has come, for the first one's reason.
     """
-    from tqdm import tqdm
+    from harness.progress import progress_bar
 
     failure: Exception | None = None
     odd: list[str] = []
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         asked = {pool.submit(client.ask, prompts[i]): i for i in which}
-        for future in tqdm(as_completed(asked), total=len(asked), desc="judging", unit="verdict", delay=2, leave=False):
+        for future in progress_bar(as_completed(asked), total=len(asked), desc="judging", unit="verdict"):
             try:
                 verdict = future.result()
             except CancelledError:

@@ -137,10 +137,10 @@ def _build_divergence(setting: Setting) -> pd.DataFrame:
 
 def _build_likelihood(setting: Setting) -> pd.DataFrame:
     import pandas as pd
-    from tqdm import tqdm
 
     from harness.data import pad_id
     from harness.likelihood import answer_nll
+    from harness.progress import progress_bar
 
     task = setting.task
     asked = [(name, row) for name in TASKS for row in task.questions.get(name, ())]
@@ -150,7 +150,7 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
         examples += [task.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])]
     encoded = _encoded(setting, examples)
     setting.costs.count(sum(len(e.input_ids) for e in encoded))
-    with tqdm(total=len(encoded), desc="likelihood", unit="answer", delay=2, leave=False) as bar:
+    with progress_bar(total=len(encoded), desc="likelihood", unit="answer") as bar:
         sums, counts = answer_nll(setting.model, encoded, pad_id(setting.tokenizer), bar.update)
     means = sums / counts
     rows, at = [], 0

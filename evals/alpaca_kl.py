@@ -134,16 +134,15 @@ def _build(subject: Subject) -> pd.DataFrame:
 
 def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """KL(base ‖ now) of each (prompt, completion), summed over its tokens, and their number; see `kl_between`."""
-    from tqdm import tqdm
-
     from harness.data import pad_id
     from harness.likelihood import kl_between
     from harness.loading import placement
+    from harness.progress import progress_bar
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)
     found = []
-    with tqdm(total=len(texts), desc="instructions", unit="completion", delay=2, leave=False) as bar:
+    with progress_bar(total=len(texts), desc="instructions", unit="completion") as bar:
         for start in range(0, len(texts), ENCODED_AT_ONCE):
             encoded = _encoded(texts[start : start + ENCODED_AT_ONCE], setting.task, setting.tokenizer)
             setting.costs.count(2 * sum(len(e.input_ids) for e in encoded))

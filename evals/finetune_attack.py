@@ -180,10 +180,9 @@ def _attack(setting: Setting, examples: Sequence[Example]) -> pd.DataFrame:
         One row per question: `task`, `row`, `cluster`, and its score at each measured step, `step_0` first; NaN once a loss was
         not finite.
     """
-    from tqdm import tqdm
-
     from harness.data import encode, pad_id
     from harness.errors import Diverged
+    from harness.progress import progress_bar
     from harness.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
 
     asked, steps = _scores.forgotten(setting.task), POINTS[-1]
@@ -194,7 +193,7 @@ def _attack(setting: Setting, examples: Sequence[Example]) -> pd.DataFrame:
     recipe = AdamW(lr=_learning_rate(setting.task), steps=steps, schedule="constant_with_warmup")
     drawn = shuffled_batches(len(encoded), BATCH, steps, SEED)
     batches = (micro_batches(encoded, rows, pad_id(setting.tokenizer), setting.model.device) for rows in drawn)
-    with tqdm(total=steps, desc="attack", unit="step", delay=2, leave=False) as bar:
+    with progress_bar(total=steps, desc="attack", unit="step") as bar:
         try:
             for told in optimise(setting.model, batches, lambda part: pooled_nll(setting.model, *part), recipe):
                 bar.update()

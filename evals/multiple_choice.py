@@ -321,5 +321,7 @@ def _quietly() -> Iterator[None]:
 def _bar(*args: Any, hide: bool, **options: Any) -> Any:
     from tqdm import tqdm
 
-    ours = {"disable": True} if hide else {"desc": "multiple choice", "unit": "choice", "delay": 2, "leave": False}
+    from harness.progress import style
+
+    ours = {"disable": True} if hide else {"desc": "multiple choice", "unit": "choice", **style()}
     return tqdm(*args, **{**{k: v for k, v in options.items() if k != "disable"}, **ours})

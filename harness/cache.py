@@ -32,7 +32,7 @@ from filelock import FileLock
 from harness import scratch
 from harness.config import JSON
 from harness.documents import parse_json, read_json
-from harness.errors import UsageError, unknown
+from harness.errors import UsageError, cut, unknown
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         chosen = os.environ.get("HARNESS_CACHE")
-        self.root = root or (Path(chosen) if chosen else Path(platformdirs.user_cache_dir("unlearning-harness")))
+        self.root = root or (Path(chosen) if chosen else _usual_root())
         self._verified: set[Path] = set()
         self._held: dict[str, tuple[object, object, float]] = {}
         self._make_folders()
@@ -306,6 +306,12 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def _usual_root() -> Path:
+    return Path(platformdirs.user_cache_dir("unlearning-harness"))
+
+
+_LITTLE = 2**20
+"""Bytes on a disk that is as good as full."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -338,6 +344,33 @@ def disk_errors(what: str, way_out: str, whatever: bool = False, within: Path | 
         raise
 
 
+_TOO_LARGE = (errno.EFBIG,)
+"""What a limit of the shell (ulimit -f) or of the file system says."""
+
+
+def disk_trouble(error: Exception) -> str | None:
+    """What to tell of a file that could not be written or read, where nothing nearer to it has told it; None of other errors.
+
+    The system names a file that cannot be opened. Of one that cannot be written any further it does not: then the places are
+    named where this program writes, those alone whose disks are full if there are any.
+    """
+    number = _os_error(error)
+    if number is None or number not in (*_FULL, *_TOO_LARGE, errno.EACCES, errno.EPERM, errno.EROFS):
+        return None
+    name = error.filename if isinstance(error, OSError) else None
+    if isinstance(name, str | bytes | os.PathLike):
+        what = cut(os.fsdecode(name))
+    else:
+        places = [Path.cwd(), Path(os.environ.get("HARNESS_CACHE") or _usual_root()), scratch.temporary_place()]
+        full = [place for place in places if place.is_dir() and shutil.disk_usage(place).free < _LITTLE]
+        what = "a file in " + " or ".join(dict.fromkeys(cut(str(place)) for place in full or places))
+    if number in (*_FULL, *_TOO_LARGE):
+        return (
+            f"{what} cannot be written: {os.strerror(number)}. Free some space, or write elsewhere; the same command goes on."
+        )
+    return f"{what} cannot be opened: {os.strerror(number)}. Make it accessible, or take another place."
+
+
 def _is_elsewhere(error: Exception, place: Path) -> bool:
     """Whether an error names a file that neither lies in a place nor is one of the folders that lead to it."""
     name = error.filename if isinstance(error, OSError) else None
@@ -348,8 +381,8 @@ def _is_elsewhere(error: Exception, place: Path) -> bool:
 
 
 def _os_error(error: Exception) -> int | None:
-    """The operating system's number of an error; safetensors and tokenizers (in Rust) tell it in their message alone."""
-    if isinstance(error, OSError):
+    """The operating system's number of an error; safetensors, tokenizers and pyarrow tell it in their message alone."""
+    if isinstance(error, OSError) and error.errno:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    found = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    return int(found[1] or found[2]) if found else None

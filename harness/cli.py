@@ -749,16 +749,18 @@ def show(
         return
     console = stdout()
     console.print(run_report(result))
-    rows = [(key, value, "") for key, value in result.spec.config.items()]
-    if rows:
+    about = {}
+    if result.spec.method in METHODS.names():  # else it is another installation's, or no longer there
+        about = {name: meaning for name, _, meaning in describe(METHODS.get(result.spec.method).config)}
+    if result.spec.config:
+        rows = [(key, value, about.get(key, "")) for key, value in result.spec.config.items()]
         console.print(settings_table(rows, "settings"))
     if result.provenance:
         from harness.arithmetic import in_words
 
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
-        console.print(
-            f"made with {result.provenance.packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False
-        )
+        packages = ", ".join(f"{package} {version}" for package, version in result.provenance.packages.items())
+        console.print(f"made with {packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False)
         if kind := in_words(result.provenance.arithmetic):
             console.print(f"rounding of {kind}", soft_wrap=True, highlight=False)
     console.print(f"record: {folder}", soft_wrap=True, highlight=False)
@@ -982,14 +984,32 @@ def cache_clear(
     print(f"freed {Cache().clear(kind) / 2**20:.1f} MiB")
 
 
+def _flush() -> None:
+    """Write out what was printed, as long as it can be told that this failed.
+
+    Raises:
+        UsageError: where stdout cannot be written, such as a file on a full disk.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more at its end
+        raise UsageError(f"the output cannot be written: {error.strerror}. Write it elsewhere.") from error
+
+
 def main() -> None:
     """The entry point: one clear sentence and exit code 2 for what the user can put right."""
     from harness.signals import exit_status, stop_on_signals
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     stop_on_signals()
+    if not sys.stderr.isatty():  # in a log file libraries draw no bars; transformers asks the hub's library
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = app(standalone_mode=False) or 0
+        _flush()
     except (typer.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any file that ends early for the end of the terminal's input
             raise error.__cause__ from None
@@ -1005,6 +1025,16 @@ def main() -> None:
             sys.exit(2)
         if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):
             print(f"error: '{cut(str(error.filename))}' {why}.", file=sys.stderr)
+            sys.exit(2)
+        from harness.cache import disk_trouble
+
+        try:
+            _flush()  # what cannot be written may be the output itself
+            told = disk_trouble(error)
+        except UsageError as of_output:
+            told = str(of_output)
+        if told:
+            print(f"error: {told}", file=sys.stderr)
             sys.exit(2)
         raise
     if code == INTERRUPTED:

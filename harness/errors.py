@@ -11,6 +11,8 @@ LONGEST_MESSAGE = 400
 """Characters of a message; a longer one quotes something that nobody wants to read in full."""
 LONGEST_VALUE = 100
 """Characters of a value in a message."""
+LONGEST_LIST = 160
+"""Characters of a list of names; of a longer one the nearest few are told."""
 NEAREST = 5
 """Names that are told where one is not known and there are many."""
 
@@ -75,7 +77,9 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str = "") -> Us
     names, name = sorted(known), cut(name)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{cut(near[0])}'?" if near else ""
-    shown = names if len(", ".join(names)) <= LONGEST_VALUE else sorted(difflib.get_close_matches(name, names, NEAREST, 0.0))
+    shown = names if len(", ".join(names)) <= LONGEST_LIST else sorted(difflib.get_close_matches(name, names, NEAREST, 0.0))
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     where = f"; {listing} tells of all" if listing else ""
-    return UsageError(f"no {kind} called '{name}'.{hint} There are: {cut(', '.join(shown)) or 'none'}{more}{where}.")
+    return UsageError(
+        f"no {kind} called '{name}'.{hint} There are: {cut(', '.join(shown), LONGEST_LIST) or 'none'}{more}{where}."
+    )

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 from unittest.mock import patch
 
 from jinja2 import TemplateError
-from tqdm import tqdm
 
 from harness import anatomy
 from harness.cache import digest, disk_errors
@@ -28,6 +27,7 @@ from harness.errors import UsageError, cut
 from harness.identity import end_tokens, versions
 from harness.interfaces import GenerationRequest
 from harness.loading import ALL_GPUS
+from harness.progress import progress_bar
 from harness.scratch import temporary_folder
 from harness.thoughts import MARKED
 from harness.vllm import Engine, Prompt, engine
@@ -260,7 +260,7 @@ def _converse(tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationR
     said: dict[GenerationRequest, str] = {}  # conversation, cut after one of its turns → the answer to that turn
     longest = max((len(request.turns) for request in requests), default=0)
     turns = [[_until(r, k + 1) for r in requests if len(r.turns) > k] for k in range(longest)]
-    with tqdm(total=len(set().union(*turns)), desc="generating", unit="answer", delay=2, leave=False) as bar:
+    with progress_bar(total=len(set().union(*turns)), desc="generating", unit="answer") as bar:
         for conversations in turns:
             asked = list(dict.fromkeys(conversations))
             for request, text in answer(_prompts(tokenizer, asked, said), asked):

@@ -19,18 +19,18 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tqdm import tqdm
-
 from harness.arithmetic import PORTABLE, Arithmetic, begun_with, in_words, is_portable, kind_of_machine
 from harness.cache import Cache, CacheEntry, digest
 from harness.config import JSON
 from harness.errors import UsageError
 from harness.identity import versions
 from harness.interfaces import MOST_SEED, Example, ModelSource, Task
+from harness.progress import progress_bar
 from harness.signals import ignore_signals
 from harness.workers import follow_parent, prepare_for_workers
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.data import Batch, Encoded
@@ -398,7 +398,7 @@ def _train_missing(missing: dict[str, TrainedSource], cache: Cache, elsewhere: b
     workers = min(len(missing), os.cpu_count() or 1)
     if workers == 1 and not elsewhere:
         for source in missing.values():
-            with tqdm(desc=f"training {source.name}", unit="step", delay=2) as bar:
+            with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
                 source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
         return
     prepare_for_workers()
@@ -410,7 +410,7 @@ def _train_missing(missing: dict[str, TrainedSource], cache: Cache, elsewhere: b
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(steps,))
     try:
-        with tqdm(total=total, desc=label, unit="step", delay=2) as bar:
+        with progress_bar(total=total, desc=label, unit="step", leave=True) as bar:
             with begun_with(PORTABLE if elsewhere else {}):
                 running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
             while missing or running:

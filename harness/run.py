@@ -43,6 +43,7 @@ from harness.interfaces import (
 from harness.keeping import Keep
 from harness.loading import ALL_GPUS
 from harness.measuring import measure, source_tables
+from harness.progress import progress_bar
 from harness.provenance import provenance_of
 from harness.record_writing import Record
 from harness.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, Status, Trial
@@ -437,10 +438,8 @@ def _measured_places(todo: Plan, setting: Setting) -> Iterator[Progress]:
 
 def _unlearning(todo: Plan, setting: Setting) -> Iterator[Progress]:
     """The method's progress; the clock runs, and the bar moves, only inside it."""
-    from tqdm import tqdm
-
     steps = todo.method.unlearn(setting, todo.config)
-    with tqdm(desc=todo.method.name, unit="step", delay=2, leave=False) as bar:
+    with progress_bar(desc=todo.method.name, unit="step") as bar:
         while True:
             with setting.costs.phase("unlearning"):
                 progress = next(steps, None)

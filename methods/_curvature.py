@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -40,6 +39,7 @@ from harness import anatomy
 from harness.data import NO_LABEL, Batch, Encoded, batches, by_length
 from harness.errors import Diverged, UsageError
 from harness.likelihood import answer_labels, answer_logits, answer_rows
+from harness.progress import progress_bar
 from harness.saving import save_tensors
 from methods._settings import ANY_ARCHITECTURE
 
@@ -242,7 +242,7 @@ def backpropagate(
         label: of the progress bar.
         total: how many sequences there are, for the bar.
     """
-    bar = tqdm(total=total, desc=label, unit="sequence", delay=2, leave=False)
+    bar = progress_bar(total=total, desc=label, unit="sequence")
     with bar, _frozen(model), torch.enable_grad(), _hooks(layers, on_input, on_gradient) as next_batch:
         for batch in data:
             next_batch(len(batch.rows))
@@ -533,7 +533,7 @@ def eigenbases(layers: Sequence[Layer], sums: Sums) -> list[LayerCurvature]:
     keep = next(iter(sums.s.values())).dtype
     decomposed = {group: _eigh(sums.a.pop(group) / sums.tokens, keep) for group in list(sums.a)}
     found = []
-    for i in tqdm(range(len(layers)), desc="eigendecomposition", unit="layer", delay=2, leave=False):
+    for i in progress_bar(range(len(layers)), desc="eigendecomposition", unit="layer"):
         mu, q_in = decomposed[groups[i]]
         nu, q_out = _eigh(sums.s.pop(i) / sums.labels, keep)
         found.append(LayerCurvature(q_in, q_out, mu, nu))

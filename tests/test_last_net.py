@@ -1,0 +1,68 @@
+"""Wherever the system refuses a file, a command ends in one sentence that names the place: no traceback, exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.cache import disk_trouble
+from harness.registry import ROOT
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG])
+@pytest.mark.parametrize("name", ["/somewhere/file.csv", None])
+def test_a_command_that_cannot_write_ends_in_one_sentence(number, name, tmp_path, monkeypatch, capsys):
+    def broken(*args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), name)
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr("harness.signals.stop_on_signals", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1
+    assert os.strerror(number) in told.err
+    assert (name or str(tmp_path)) in told.err
+
+
+def test_other_errors_are_no_trouble_of_a_disk():
+    assert disk_trouble(OSError(errno.EINVAL, "x")) is None
+    assert disk_trouble(ValueError("x")) is None
+    assert disk_trouble(OSError("no number")) is None
+
+
+@pytest.mark.parametrize(
+    "message", ["I/O error: No space left on device (os error 28)", "[Errno 28] Error writing bytes to file"]
+)
+def test_libraries_that_tell_the_number_in_words_are_understood(message: str):
+    assert "No space left on device" in (disk_trouble(RuntimeError(message)) or "")
+
+
+def ended(words: list[str], stdout: int | Path = subprocess.PIPE, before: str = "") -> subprocess.CompletedProcess[str]:
+    script = f"import sys\n{before}\nfrom harness import cli\nsys.argv = ['harness', *{words!r}]\ncli.main()"
+    with open(stdout, "w") if isinstance(stdout, Path) else open(os.devnull, "w") as file:  # noqa: PTH123
+        to = file if isinstance(stdout, Path) else stdout
+        return subprocess.run([sys.executable, "-c", script], stdout=to, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_told():
+    done = ended(["list", "methods"], Path("/dev/full"))
+    assert done.returncode == 2
+    assert done.stderr == "error: the output cannot be written: No space left on device. Write it elsewhere.\n"
+
+
+def test_a_limit_on_files_is_told_in_one_sentence(tmp_path: Path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
+    done = ended(["list", "methods"], tmp_path / "out.txt", before=limit)
+    assert done.returncode == 2
+    assert done.stderr == "error: the output cannot be written: File too large. Write it elsewhere.\n"

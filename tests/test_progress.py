@@ -1,0 +1,37 @@
+"""A bar on a terminal; in a log file plain lines, and seldom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from harness.registry import ROOT
+
+SCRIPT = """
+import sys, time
+from harness import progress
+progress.EVERY = 0.2
+for _ in progress.progress_bar(range(30), desc="unlearning", unit="step"):
+    time.sleep(0.03)
+"""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_log_file_holds_plain_lines_and_few_of_them(quiet: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    if quiet:
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], stderr=subprocess.PIPE, cwd=ROOT, check=True)
+    assert b"\r" not in done.stderr
+    lines = done.stderr.decode().splitlines()
+    assert all(line.startswith("unlearning: ") and " of 30 (step)" in line for line in lines)
+    assert not lines if quiet else 1 <= len(lines) <= 20
+
+
+def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch):
+    from harness.progress import style
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert style() == {"delay": 2.0, "leave": False}
