@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -364,6 +365,7 @@ def disk_trouble(error: Exception) -> str | None:
         places = [Path.cwd(), Path(os.environ.get("HARNESS_CACHE") or _usual_root()), scratch.temporary_place()]
         full = [place for place in places if place.is_dir() and shutil.disk_usage(place).free < _LITTLE]
         what = "a file in " + " or ".join(dict.fromkeys(cut(str(place)) for place in full or places))
+        what = what if full or sys.stdout.isatty() else f"the output, or {what},"
     if number in (*_FULL, *_TOO_LARGE):
         return (
             f"{what} cannot be written: {os.strerror(number)}. Free some space, or write elsewhere; the same command goes on."

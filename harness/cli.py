@@ -1028,12 +1028,7 @@ def main() -> None:
             sys.exit(2)
         from harness.cache import disk_trouble
 
-        try:
-            _flush()  # what cannot be written may be the output itself
-            told = disk_trouble(error)
-        except UsageError as of_output:
-            told = str(of_output)
-        if told:
+        if told := disk_trouble(error):
             print(f"error: {told}", file=sys.stderr)
             sys.exit(2)
         raise
