@@ -61,12 +61,3 @@ def test_output_that_cannot_be_written_is_told():
     assert done.stderr.startswith("error: the output, or a file in ")
     assert "cannot be written: No space left on device." in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_a_limit_on_files_is_told_in_one_sentence(tmp_path: Path):
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
-    done = ended(["list", "methods"], tmp_path / "out.txt", before=limit)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the output")
-    assert "cannot be written: File too large." in done.stderr
-    assert done.stderr.count("\n") == 1
