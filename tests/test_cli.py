@@ -320,6 +320,13 @@ def test_a_methods_settings_are_shown_with_default_and_meaning(harness: Harness)
     assert "published form for any benchmark on mini" in text
 
 
+def test_a_run_is_shown_with_what_its_settings_mean_and_without_python(harness: Harness):
+    shown = harness("show", "3e662ae9e08c", "--results", ROOT / "results").out
+    assert "λ in G + λI" in shown
+    assert "made with torch 2" in shown
+    assert "{" not in shown
+
+
 NUMBER = Measurement(metric="forget_quality", version=1, value=0.25, unit="p-value", better="higher", n=3)
 
 
