@@ -24,6 +24,8 @@ ATTENTION = frozenset({"self_attn", "attn", "attention", "self_attention", "mult
 """What a decoder layer calls its attention."""
 MLP = frozenset({"mlp", "ffn", "feed_forward", "mlp_block", "block_sparse_moe", "fc1", "fc2"})
 """What it calls its MLP, or the two maps of an MLP that has no module of its own (OPT)."""
+GATE, UP = "gate_proj", "up_proj"
+"""The two maps of a gated MLP that read the same input, where they are two (Llama, Mistral, Qwen, Gemma)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ def _layer(number: int, name: str, layer: nn.Module, width: int) -> DecoderLayer
     mlp = [m for part in parts if part in MLP for m in linear_maps_in(layer.get_submodule(part), parts[part])]
     down = next((m for m in reversed(mlp) if m.matrix().shape[0] == width), None)
     return DecoderLayer(number, name, layer, attention, mlp, down)
+
+
+def read_the_same(first: LinearMap, second: LinearMap) -> bool:
+    """Whether two neighbouring maps of one decoder layer are a gated MLP's gate and up, which read the same input."""
+    return first.name.endswith(f".{GATE}") and second.name.endswith(f".{UP}")
 
 
 def linear_maps_in(module: nn.Module, name: str = "") -> list[LinearMap]:

@@ -187,6 +187,16 @@ class Encoded:
     prompt_tokens: int
     """How many of them carry no label."""
 
+    @property
+    def labels(self) -> list[int]:
+        """The token at the same position where a loss is taken on it, else -100 (not yet shifted)."""
+        return [NO_LABEL] * self.prompt_tokens + self.input_ids[self.prompt_tokens :]
+
+    @property
+    def label_count(self) -> int:
+        """Tokens on which a loss is taken; nothing predicts a text's first token."""
+        return len(self.input_ids) - max(1, self.prompt_tokens)
+
 
 def encode(
     examples: Sequence[Example],
@@ -285,6 +295,16 @@ class Batch:
         """Tokens without padding."""
         return int(self.attention_mask.sum())
 
+    @property
+    def scored(self) -> Tensor:
+        """[B, T - 1] whether a loss is taken on the next token."""
+        return self.labels[:, 1:] != NO_LABEL
+
+    @property
+    def counts(self) -> Tensor:
+        """[B] on how many tokens of each example a loss is taken."""
+        return self.scored.sum(dim=1)
+
 
 def collate(
     encoded: Sequence[Encoded], rows: Sequence[int], pad_id: int, padding_side: Literal["right", "left"] = "right"
@@ -299,7 +319,7 @@ def collate(
         return [*values, *missing] if padding_side == "right" else [*missing, *values]
 
     ids = [padded(e.input_ids, pad_id) for e in encoded]
-    labels = [padded([NO_LABEL] * e.prompt_tokens + e.input_ids[e.prompt_tokens :], NO_LABEL) for e in encoded]
+    labels = [padded(e.labels, NO_LABEL) for e in encoded]
     mask = [padded([1] * len(e.input_ids), 0) for e in encoded]
     return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(labels), torch.tensor(rows))
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import anatomy
-from harness.data import NO_LABEL, Batch, Encoded, batches
+from harness.data import Batch, Encoded, batches
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     check_length(model, batch.input_ids.shape[1])
     # On several GPUs the last layers lie elsewhere than the batch; on one device `to` does nothing.
     output = model.base_model(input_ids=batch.input_ids, use_cache=False)
-    return output.last_hidden_state.to(batch.labels.device)[:, :-1][batch.labels[:, 1:] != NO_LABEL]  # type: ignore[no-any-return]
+    return output.last_hidden_state.to(batch.labels.device)[:, :-1][batch.scored]  # type: ignore[no-any-return]
 
 
 def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -85,19 +85,29 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
         return logits.float().to(batch.labels.device)  # type: ignore[no-any-return]
     check_length(model, batch.input_ids.shape[1])
     logits = model(input_ids=batch.input_ids, use_cache=False).logits.to(batch.labels.device)
-    return logits[:, :-1][batch.labels[:, 1:] != NO_LABEL].float()  # type: ignore[no-any-return]
+    return logits[:, :-1][batch.scored].float()  # type: ignore[no-any-return]
 
 
 def answer_labels(batch: Batch) -> Tensor:
     """[N] the labelled tokens, row by row."""
-    labels = batch.labels[:, 1:]
-    return labels[labels != NO_LABEL]
+    return batch.labels[:, 1:][batch.scored]
 
 
 def answer_rows(batch: Batch) -> Tensor:
     """[N] for each label, the position of its example in the list the batches were made from."""
-    counts = (batch.labels[:, 1:] != NO_LABEL).sum(dim=1)
-    return batch.rows.repeat_interleave(counts)
+    return batch.rows.repeat_interleave(batch.counts)
+
+
+def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
+    """[B] the sum of each example's values.
+
+    Args:
+        values: [N] one for each label, in the order of `answer_labels(batch)`.
+        batch: the examples.
+    """
+    counts = batch.counts
+    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return values.new_zeros(len(counts)).index_add(0, owner, values)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 TOKENS_AT_ONCE = 4096
-"""Padded tokens of one training or curvature pass (`harness.training`, `methods._curvature`)."""
+"""Padded tokens of one training or curvature pass (`harness.training`, `methods.curvature`)."""
 TOKENS_WHEN_READING = 8192
 """Padded tokens of one evaluation pass (`harness.likelihood`)."""
 PROMPTS_AT_ONCE = 256

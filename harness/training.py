@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from harness.data import NO_LABEL, Batch, Encoded, by_length, collate
+from harness.data import Batch, Encoded, by_length, collate
 from harness.errors import Diverged
 from harness.likelihood import answer_labels, answer_logits
 
@@ -184,7 +184,7 @@ def pooled_nll(model: PreTrainedModel, batch: Batch, labels_in_step: int) -> Ten
 
 def label_count(batches: Iterable[Batch]) -> int:
     """How many labels some batches hold together."""
-    return sum(int((batch.labels[:, 1:] != NO_LABEL).sum()) for batch in batches)
+    return sum(int(batch.counts.sum()) for batch in batches)
 
 
 def micro_batches(

@@ -273,7 +273,7 @@ def _steps(
 
 
 def _labels(texts: Sequence[Encoded]) -> int:
-    return sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in texts)
+    return sum(e.label_count for e in texts)
 
 
 def _parts(
@@ -329,15 +329,12 @@ def answer_nll_sums(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tenso
     Returns:
         ([B] nats, [B] counts), float32. S and T in the methods' formulas.
     """
-    import torch
     import torch.nn.functional as F
 
-    from harness.likelihood import answer_labels, answer_logits
+    from harness.likelihood import answer_labels, answer_logits, sums_by_example
 
     losses = F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="none")
-    counts = (batch.labels[:, 1:] != -100).sum(dim=1)
-    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    return losses.new_zeros(len(counts)).index_add(0, owner, losses), counts.float()
+    return sums_by_example(losses, batch), batch.counts.float()
 
 
 def reference_nll(setting: Setting, sequences: Sequence[Encoded], pad: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data import NO_LABEL, Batch
+from harness.data import Batch
 from harness.likelihood import answer_logits
 
 NEVER_ZERO = 1e-15
@@ -169,7 +169,7 @@ def uniform_numbers(batch: Batch, key: Sequence[int]) -> Tensor:
     Returns:
         [N] float32, in the order of `answer_labels(batch)`.
     """
-    counts = (batch.labels[:, 1:] != NO_LABEL).sum(dim=1).tolist()
+    counts = batch.counts.tolist()
     drawn = [
         np.random.default_rng([*key, row]).random(count, dtype=np.float32)
         for row, count in zip(batch.rows.tolist(), counts, strict=True)

@@ -201,7 +201,7 @@ def elm(setting: Setting, config: ELMConfig) -> Iterator[Progress]:
             _, of_base = logits([text for texts in zip(*drawn, strict=True) for text in texts])
             base, expert, novice = of_base.chunk(3)
         batch, now = logits([plain for plain, _, _ in drawn])
-        target = erased(base, expert, novice, label_counts(batch), config.eta, config.temperature, config.top_k)
+        target = erased(base, expert, novice, batch.counts, config.eta, config.temperature, config.top_k)
         return mean_of_each(soft_cross_entropy(now, target), batch).sum()
 
     def retain(step: Sequence[Entry]) -> Tensor:
@@ -313,13 +313,6 @@ def retain_losses(logits: Tensor, before: Tensor, kind: Literal["cross_entropy",
     return kl_per_token(before.log_softmax(dim=-1), logits.log_softmax(dim=-1))
 
 
-def label_counts(batch: Batch) -> Tensor:
-    """[B] the labels of each text."""
-    from harness.data import NO_LABEL
-
-    return (batch.labels[:, 1:] != NO_LABEL).sum(dim=1)
-
-
 def mean_of_each(losses: Tensor, batch: Batch) -> Tensor:
     """The mean over each text's labels.
 
@@ -330,11 +323,9 @@ def mean_of_each(losses: Tensor, batch: Batch) -> Tensor:
     Returns:
         [B].
     """
-    import torch
+    from harness.likelihood import sums_by_example
 
-    counts = label_counts(batch)
-    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    return losses.new_zeros(len(counts)).index_add(0, owner, losses) / counts
+    return sums_by_example(losses, batch) / batch.counts
 
 
 # ---------------------------------------------------------------- which texts

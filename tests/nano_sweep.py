@@ -103,9 +103,9 @@ FITS = "fits.txt"
 
 def count_fits() -> None:
     """Note in the cache when a worker writes down a curvature that it has fitted."""
-    from methods import _curvature
+    from methods._kfade import fit
 
-    real = _curvature.save_curvatures
+    real = fit.save_curvatures
 
     def noted(curvatures: Any, layers: Any, folder: Path) -> None:
         root = next(parent for parent in folder.parents if (parent / "locks").is_dir())
@@ -115,7 +115,7 @@ def count_fits() -> None:
 
     noted.counts = True  # type: ignore[attr-defined]
     if not hasattr(real, "counts"):
-        _curvature.save_curvatures = noted
+        fit.save_curvatures = noted
 
 
 def register() -> None:

@@ -119,6 +119,25 @@ def name(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
+def is_plugin(file: Path) -> bool:
+    """Whether a registry takes it for one: a file right in a plug-in folder; what lies in further folders is shared by them."""
+    homes = [ROOT / home for home in ("methods", "evals", "evals/benchmarks", "plots")]
+    return file.parent in homes and not file.name.startswith("_") and file.is_file()
+
+
+def below(file: Path) -> set[Path]:
+    """The files of its own folder that a file imports while it is imported itself, and those that they import."""
+    folder, found, todo = file.relative_to(ROOT).parts[0], {file}, [file]
+    while todo:
+        for module in imported(todo.pop(), everywhere=False):
+            path = ROOT.joinpath(*module.split("."))
+            for each in (path.with_suffix(".py"), path / "__init__.py"):
+                if module.startswith(f"{folder}.") and each.is_file() and each not in found:
+                    found.add(each)
+                    todo.append(each)
+    return found
+
+
 def test_there_is_something_to_look_at():
     assert {"harness/run.py", "methods/kfade.py", "evals/rouge.py", "evals/benchmarks/tofu.py"} <= set(map(name, FILES))
 
@@ -155,9 +174,10 @@ def test_plugins_know_helpers_and_never_one_another(file: Path):
         parts = module.split(".")
         if parts[0] != folder or len(parts) == 1:
             continue
-        inner = [part for part in parts[1:] if part != "benchmarks"]
-        # `from evals._tofu import likelihood` names evals._tofu first; what comes after a helper is its content.
-        assert not inner or inner[0].startswith("_"), f"{module} is a plug-in"
+        assert not is_plugin(ROOT.joinpath(*parts).with_suffix(".py")), f"{module} is a plug-in"
+        owner = next((part[1:] for part in parts if part.startswith("_")), "")
+        if is_plugin(ROOT / folder / f"{owner}.py"):
+            assert file == ROOT / folder / f"{owner}.py" or f"_{owner}" in file.parts, f"{module} are the parts of {owner}"
         if parts[1] == "benchmarks":
             assert "benchmarks" in file.parts, "only benchmarks know the benchmarks' helpers"
 
@@ -188,16 +208,20 @@ def test_what_every_command_needs_imports_nothing_heavy(module: str):
     assert not tops(imported(ROOT / "harness" / f"{module}.py", everywhere=False)) & HEAVY
 
 
-@pytest.mark.parametrize("file", [f for f in [*of("methods"), *of("evals")] if not f.name.startswith("_")], ids=name)
+@pytest.mark.parametrize("file", [f for f in [*of("methods"), *of("evals")] if is_plugin(f)], ids=name)
 def test_a_plugin_can_be_looked_at_without_torch(file: Path):
     """`harness show` and the finding of a run that is done import the plug-in, but not what it computes with."""
-    helpers = {ROOT.joinpath(*m.split(".")).with_suffix(".py") for m in imported(file, everywhere=False)}
-    for each in (file, *(h for h in helpers if h.is_file() and h.parent in (ROOT / "methods", ROOT / "evals"))):
+    for each in below(file):
         assert not tops(imported(each, everywhere=False)) & {"torch", "transformers"}, name(each)
 
 
+def test_what_a_plugin_imports_is_followed_all_the_way():
+    assert ROOT / "methods/curvature/layers.py" in below(ROOT / "methods/curvature/files.py")
+    assert ROOT / "methods/_settings.py" in below(ROOT / "methods/kfade.py")
+
+
 def test_only_the_curvature_knows_curvlinops():
-    assert [name(file) for file in FILES if "curvlinops" in tops(imported(file))] == ["methods/_curvature.py"]
+    assert [name(file) for file in FILES if "curvlinops" in tops(imported(file))] == ["methods/curvature/by_curvlinops.py"]
 
 
 def test_heavy_extras_are_imported_only_inside_the_function_that_uses_them():
@@ -273,3 +297,41 @@ def test_only_one_module_makes_temporary_files():
 
 def test_no_file_is_called_utils():
     assert not [name(file) for file in FILES if file.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+# ---------------------------------------------------------------- sizes
+
+
+BOUNDED = ["methods/curvature", "methods/_kfade"]
+"""Folders whose files, functions and lists of parameters have a bound."""
+MOST_LINES, MOST_IN_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """From `def` to its end, docstring included."""
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """All of them but `self` and `cls`."""
+    every = function.args
+    names = [each.arg for each in (*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg) if each]
+    return len([each for each in names if each not in ("self", "cls")])
+
+
+def test_sizes_are_counted_as_they_should():
+    (function,) = functions(ast.parse("def f(self, a, /, b, *c, d=1, **e):\n    x = 1\n\n    return x\n"))
+    assert (lines(function), parameters(function)) == (4, 5)
+
+
+@pytest.mark.parametrize("file", [file for folder in BOUNDED for file in FILES if file.is_relative_to(ROOT / folder)], ids=name)
+def test_files_functions_and_lists_of_parameters_are_short(file: Path):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES
+    for function in functions(ast.parse(text)):
+        assert lines(function) <= MOST_IN_A_FUNCTION, function.name
+        assert parameters(function) <= MOST_PARAMETERS, function.name

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from harness.data import Encoded, batches
 from harness.errors import UsageError
 from harness.likelihood import answer_labels, answer_logits
-from methods import _curvature as c
+from methods.curvature import passes
+from methods.curvature.by_curvlinops import curvlinops_curvatures
+from methods.curvature.factors import covariance_sums
+from methods.curvature.files import load_curvatures, save_curvatures
+from methods.curvature.gradients import gradient_matrices
+from methods.curvature.layers import Layer, input_groups, mlp_layers
+from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
+from methods.curvature.solve import Solver
+from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
 
 PAD = 0
 
@@ -68,7 +76,7 @@ def float64_logits(monkeypatch: pytest.MonkeyPatch) -> None:
         logits = model(input_ids=batch.input_ids, use_cache=False).logits
         return logits[:, :-1][batch.labels[:, 1:] != -100]
 
-    monkeypatch.setattr(c, "answer_logits", exact)
+    monkeypatch.setattr(passes, "answer_logits", exact)
 
 
 @pytest.fixture(autouse=True)
@@ -76,18 +84,18 @@ def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
     float64_logits(monkeypatch)
 
 
-def weights(layers: Sequence[c.Layer]) -> list[nn.Parameter]:
+def weights(layers: Sequence[Layer]) -> list[nn.Parameter]:
     return [layer.module.weight for layer in layers]
 
 
-def exact_ggn(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded]) -> Tensor:
+def exact_ggn(model: nn.Module, layers: Sequence[Layer], encoded: Sequence[Encoded]) -> Tensor:
     """G = (1/labels) Σ_t J_tᵀ (diag(p) − p pᵀ) J_t over the layers' weights, dense, by autograd."""
     parameters = weights(layers)
     size = sum(p.numel() for p in parameters)
     total, labels = torch.zeros(size, size, dtype=torch.float64), 0
     for e in encoded:
         (batch,) = one_batch([e])
-        logits = c.answer_logits(model, batch)
+        logits = passes.answer_logits(model, batch)
         for z in logits:
             rows = [torch.autograd.grad(v, parameters, retain_graph=True, allow_unused=True) for v in z]
             jacobian = torch.stack(
@@ -102,19 +110,19 @@ def exact_ggn(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Enc
     return total / labels
 
 
-def kfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):
-    return c.eigenbases(layers, c.covariance_sums(model, layers, encoded, PAD, gradient, samples))
+def kfac(model: nn.Module, layers: Sequence[Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):
+    return eigenbases(layers, covariance_sums(model, layers, encoded, PAD, gradient, samples))
 
 
-def ekfac(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):
+def ekfac(model: nn.Module, layers: Sequence[Layer], encoded: Sequence[Encoded], gradient=empirical, samples: int = 1):
     bases = kfac(model, layers, encoded, gradient, samples)
-    sums = c.square_sums(model, layers, encoded, PAD, gradient, bases, samples)
+    sums = square_sums(model, layers, encoded, PAD, gradient, bases, samples)
     for i, basis in enumerate(bases):
         basis.corrected = sums.squares[i] / sums.labels
     return bases
 
 
-def dense(curvature: c.LayerCurvature, shape: tuple[int, int]) -> Tensor:
+def dense(curvature: LayerCurvature, shape: tuple[int, int]) -> Tensor:
     """The layer's block of G over the row-major flattened weight."""
     out, inputs = shape
     q = (
@@ -128,7 +136,7 @@ def dense(curvature: c.LayerCurvature, shape: tuple[int, int]) -> Tensor:
 # ---------------------------------------------------------------- factors
 
 
-def hand_factors(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
+def hand_factors(model: nn.Module, layers: Sequence[Layer], encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
     """A and S one sequence and one label at a time, by plain autograd on each layer's output."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -145,7 +153,7 @@ def hand_factors(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[
     tokens = labels = 0
     for e in encoded:
         (batch,) = one_batch([e])
-        logits = c.answer_logits(model, batch)
+        logits = passes.answer_logits(model, batch)
         nn.functional.cross_entropy(logits, answer_labels(batch), reduction="sum").backward()
         for i, layer in enumerate(layers):
             inputs, output = seen[layer.name]
@@ -163,18 +171,18 @@ def hand_factors(model: nn.Module, layers: Sequence[c.Layer], encoded: Sequence[
 
 def test_factors_equal_plain_autograd():
     model, encoded = llama(), data()
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     a, s = hand_factors(model, layers, encoded)
-    sums = c.covariance_sums(model, layers, encoded, PAD, empirical)
-    for i, group in enumerate(c._groups(layers)):
+    sums = covariance_sums(model, layers, encoded, PAD, empirical)
+    for i, group in enumerate(input_groups(layers)):
         torch.testing.assert_close(sums.a[group] / sums.tokens, a[i], rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(sums.s[i] / sums.labels, s[i], rtol=1e-10, atol=1e-12)
 
 
 def test_gate_and_up_share_one_input_factor():
-    layers = c.mlp_layers(llama())
+    layers = mlp_layers(llama())
     assert [layer.name.rsplit(".", 1)[1] for layer in layers] == ["gate_proj", "up_proj", "down_proj"] * 2
-    assert c._groups(layers) == [0, 0, 1, 2, 2, 3]
+    assert input_groups(layers) == [0, 0, 1, 2, 2, 3]
 
 
 def test_factors_and_spectrum_equal_curvlinops_on_the_same_labels():
@@ -182,7 +190,7 @@ def test_factors_and_spectrum_equal_curvlinops_on_the_same_labels():
     from curvlinops.kfac import FisherType
 
     model, encoded = llama(), data(6, ragged=False)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     first = encoded[0].prompt_tokens
 
     class Flat(nn.Module):
@@ -207,11 +215,11 @@ def test_factors_and_spectrum_equal_curvlinops_on_the_same_labels():
     )
     operator.compute_kronecker_factors()
     theirs = operator.state_dict()
-    ours = c.covariance_sums(model, layers, encoded, PAD, empirical)
+    ours = covariance_sums(model, layers, encoded, PAD, empirical)
     factors = [
         (theirs["input_covariances"][f"inner.{x.name}"], theirs["gradient_covariances"][f"inner.{x.name}"]) for x in layers
     ]
-    for i, group in enumerate(c._groups(layers)):
+    for i, group in enumerate(input_groups(layers)):
         torch.testing.assert_close(ours.a[group] / ours.tokens, factors[i][0], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(ours.s[i], factors[i][1], rtol=1e-9, atol=1e-12)
     # The product of the eigenvalue-corrected operator with a vector does not depend on signs or order of eigenvectors.
@@ -229,9 +237,9 @@ def test_factors_and_spectrum_equal_curvlinops_on_the_same_labels():
 def test_curvlinops_backend_gives_the_same_curvature_on_the_same_draws():
     """Its labels are its own draws, so the two agree in what does not depend on them (A) and, with many, in S."""
     model, encoded = llama(dtype=torch.float32), data(40, ragged=False)
-    layers = c.mlp_layers(model)
-    theirs = c.curvlinops_curvatures(model, layers, encoded, "kfac", 64, 0)
-    ours = kfac(model, layers, encoded, c.SampledLabels(encoded, 64, 0), 64)
+    layers = mlp_layers(model)
+    theirs = curvlinops_curvatures(model, layers, encoded, "kfac", 64, 0)
+    ours = kfac(model, layers, encoded, SampledLabels(encoded, 64, 0), 64)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.mu, other.mu, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(mine.nu.sum(), other.nu.sum(), rtol=0.1, atol=0)
@@ -239,9 +247,9 @@ def test_curvlinops_backend_gives_the_same_curvature_on_the_same_draws():
 
 def test_curvlinops_backend_gives_a_corrected_spectrum():
     model, encoded = llama(dtype=torch.float32), data(40, ragged=False)
-    layers = c.mlp_layers(model)
-    theirs = c.curvlinops_curvatures(model, layers, encoded, "ekfac", 64, 0)
-    ours = ekfac(model, layers, encoded, c.SampledLabels(encoded, 64, 0), 64)
+    layers = mlp_layers(model)
+    theirs = curvlinops_curvatures(model, layers, encoded, "ekfac", 64, 0)
+    ours = ekfac(model, layers, encoded, SampledLabels(encoded, 64, 0), 64)
     for mine, other in zip(ours, theirs, strict=True):
         assert other.corrected.shape == mine.corrected.shape
         torch.testing.assert_close(mine.corrected.sum(), other.corrected.sum(), rtol=0.1, atol=0)
@@ -250,16 +258,16 @@ def test_curvlinops_backend_gives_a_corrected_spectrum():
 def test_curvlinops_backend_refuses_what_it_cannot_mask():
     model = llama(dtype=torch.float32)
     with pytest.raises(UsageError, match="one length"):
-        c.curvlinops_curvatures(model, c.mlp_layers(model), data(), "kfac", 1, 0)
+        curvlinops_curvatures(model, mlp_layers(model), data(), "kfac", 1, 0)
     bf16 = llama(dtype=torch.bfloat16)
     with pytest.raises(UsageError, match="bfloat16"):
-        c.curvlinops_curvatures(bf16, c.mlp_layers(bf16), data(ragged=False), "kfac", 1, 0)
+        curvlinops_curvatures(bf16, mlp_layers(bf16), data(ragged=False), "kfac", 1, 0)
 
 
 def test_one_linear_layer_and_one_label_give_the_exact_ggn():
     """For one position a and g are single vectors, so E[g gᵀ] ⊗ a aᵀ is the Gauss-Newton block itself."""
     model = llama(layers=1)
-    layers = c.mlp_layers(model)[2:]  # down_proj of the only layer
+    layers = mlp_layers(model)[2:]  # down_proj of the only layer
     encoded = [Encoded([3, 5], 1)]
 
     # All classes with weights √p_k (e_k − p) sum to diag(p) − p pᵀ: the expectation over labels, exactly.
@@ -269,7 +277,7 @@ def test_one_linear_layer_and_one_label_give_the_exact_ggn():
         return [p[:, k : k + 1].sqrt() * (p - eye[k]) for k in range(p.shape[1])]
 
     # Only the position that predicts the label carries a gradient; the other would enter A.
-    sums = c.covariance_sums(model, layers, encoded, PAD, every_class)
+    sums = covariance_sums(model, layers, encoded, PAD, every_class)
     exact = exact_ggn(model, layers, encoded)
     seen: list[Tensor] = []
     handle = layers[0].module.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
@@ -281,9 +289,9 @@ def test_one_linear_layer_and_one_label_give_the_exact_ggn():
 
 def test_sampled_labels_have_the_exact_expectation():
     model, encoded = llama(), data(3)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     samples = 1000
-    sampled = c.covariance_sums(model, layers, encoded, PAD, c.SampledLabels(encoded, samples, 0), samples)
+    sampled = covariance_sums(model, layers, encoded, PAD, SampledLabels(encoded, samples, 0), samples)
 
     def every_class(logits: Tensor, batch) -> list[Tensor]:
         p = logits.softmax(-1)
@@ -294,7 +302,7 @@ def test_sampled_labels_have_the_exact_expectation():
     exact = [torch.zeros_like(sampled.s[i]) for i in range(len(layers))]
     for e in encoded:
         for t in range(max(1, e.prompt_tokens), len(e.input_ids)):
-            part = c.covariance_sums(model, layers, [Encoded(e.input_ids[: t + 1], t)], PAD, every_class)
+            part = covariance_sums(model, layers, [Encoded(e.input_ids[: t + 1], t)], PAD, every_class)
             for i in range(len(layers)):
                 exact[i] += part.s[i]
     for i in range(len(layers)):
@@ -304,9 +312,9 @@ def test_sampled_labels_have_the_exact_expectation():
 
 def test_ekfac_spectrum_tends_to_the_exact_diagonal_in_its_basis():
     model, encoded = llama(), data(4)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     samples = 1000
-    mine = ekfac(model, layers, encoded, c.SampledLabels(encoded, samples, 0), samples)
+    mine = ekfac(model, layers, encoded, SampledLabels(encoded, samples, 0), samples)
     exact = exact_ggn(model, layers, encoded)
     start, errors = 0, []
     for layer, curvature in zip(layers, mine, strict=True):
@@ -321,10 +329,10 @@ def test_ekfac_spectrum_tends_to_the_exact_diagonal_in_its_basis():
 
 def test_diagonal_estimator_tends_to_the_diagonal_of_the_ggn():
     model, encoded = llama(), data(4)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     samples = 1000
-    none = [c.LayerCurvature(None, None, None, None) for _ in layers]
-    sums = c.square_sums(model, layers, encoded, PAD, c.SampledLabels(encoded, samples, 0), none, samples)
+    none = [LayerCurvature(None, None, None, None) for _ in layers]
+    sums = square_sums(model, layers, encoded, PAD, SampledLabels(encoded, samples, 0), none, samples)
     mine = torch.cat([(sums.squares[i] / sums.labels).flatten() for i in range(len(layers))])
     exact = torch.diag(exact_ggn(model, layers, encoded))
     assert float((mine - exact).norm() / exact.norm()) < 0.12
@@ -334,7 +342,7 @@ def test_hand_made_ggn_equals_curvlinops():
     from curvlinops import GGNLinearOperator
 
     model, encoded = llama(), data(4, ragged=False)
-    layers = c.mlp_layers(model, [1])
+    layers = mlp_layers(model, [1])
     first = encoded[0].prompt_tokens
 
     class Flat(nn.Module):
@@ -370,7 +378,7 @@ def kl(model: nn.Module, encoded: Sequence[Encoded], before: list[Tensor]) -> fl
     with torch.no_grad():
         for e, base in zip(encoded, before, strict=True):
             (batch,) = one_batch([e])
-            now = c.answer_logits(model, batch).log_softmax(-1)
+            now = passes.answer_logits(model, batch).log_softmax(-1)
             total += float((base.exp() * (base - now)).sum())
             labels += len(now)
     return total / labels
@@ -378,7 +386,7 @@ def kl(model: nn.Module, encoded: Sequence[Encoded], before: list[Tensor]) -> fl
 
 def log_probs(model: nn.Module, encoded: Sequence[Encoded]) -> list[Tensor]:
     with torch.no_grad():
-        return [c.answer_logits(model, one_batch([e])[0]).log_softmax(-1) for e in encoded]
+        return [passes.answer_logits(model, one_batch([e])[0]).log_softmax(-1) for e in encoded]
 
 
 def test_with_the_exact_ggn_measured_kl_is_half_alpha_squared():
@@ -387,8 +395,8 @@ def test_with_the_exact_ggn_measured_kl_is_half_alpha_squared():
     G has full rank here (more labels × classes than weights): in directions that G does not see, no α is small.
     """
     model, encoded = llama(), data(80)
-    layers = c.mlp_layers(model, [1])
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    layers = mlp_layers(model, [1])
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
     exact = exact_ggn(model, layers, encoded)
     flat = torch.cat([x.flatten() for x in g])
     damping = 1e-6 * float(torch.diag(exact).mean())
@@ -415,10 +423,10 @@ def test_with_the_exact_ggn_measured_kl_is_half_alpha_squared():
 @pytest.mark.parametrize("damping", [1e-2, 1e-6])
 def test_solve_equals_dense_cholesky(estimator, damping):
     model, encoded = llama(), data(8)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     curvatures = estimator(model, layers, encoded)
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
-    direction = c.Solver(layers, curvatures, g).direction(damping)
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    direction = Solver(layers, curvatures, g).direction(damping)
     quad = 0.0
     for layer, curvature, gradient, r in zip(layers, curvatures, g, direction.matrices, strict=True):
         block = dense(curvature, layer.shape)
@@ -435,10 +443,10 @@ def test_solve_equals_dense_cholesky(estimator, damping):
 
 def test_per_factor_damping_inverts_each_factor():
     model, encoded = llama(), data(8)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     curvatures = kfac(model, layers, encoded)
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
-    direction = c.Solver(layers, curvatures, g).direction(1e-3, "per_factor")
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    direction = Solver(layers, curvatures, g).direction(1e-3, "per_factor")
     for curvature, gradient, r in zip(curvatures, g, direction.matrices, strict=True):
         s = curvature.q_out @ torch.diag(curvature.nu) @ curvature.q_out.T
         a = curvature.q_in @ torch.diag(curvature.mu) @ curvature.q_in.T
@@ -449,10 +457,10 @@ def test_per_factor_damping_inverts_each_factor():
 
 def test_heuristic_damping_splits_by_the_traces():
     model, encoded = llama(), data(8)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     curvatures = kfac(model, layers, encoded)
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
-    direction = c.Solver(layers, curvatures, g).direction(1e-3, "heuristic")
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    direction = Solver(layers, curvatures, g).direction(1e-3, "heuristic")
     for curvature, gradient, r in zip(curvatures, g, direction.matrices, strict=True):
         s = curvature.q_out @ torch.diag(curvature.nu) @ curvature.q_out.T
         a = curvature.q_in @ torch.diag(curvature.mu) @ curvature.q_in.T
@@ -464,19 +472,19 @@ def test_heuristic_damping_splits_by_the_traces():
 
 def test_factor_damping_needs_factors():
     model, encoded = llama(), data(8)
-    layers = c.mlp_layers(model)
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    layers = mlp_layers(model)
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
     with pytest.raises(UsageError, match="estimator=kfac"):
-        c.Solver(layers, ekfac(model, layers, encoded), g).direction(1e-3, "per_factor")
+        Solver(layers, ekfac(model, layers, encoded), g).direction(1e-3, "per_factor")
 
 
 @pytest.mark.parametrize("estimator", [kfac, ekfac])
 def test_directions_stay_usable_with_fewer_tokens_than_dimensions(estimator):
     model = llama(dtype=torch.float32)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     curvatures = estimator(model, layers, data(1))
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
-    solver = c.Solver(layers, curvatures, g)
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    solver = Solver(layers, curvatures, g)
     for exponent in range(2, 15):
         direction = solver.direction(10.0**-exponent)
         assert direction.g_norm >= 0
@@ -485,9 +493,9 @@ def test_directions_stay_usable_with_fewer_tokens_than_dimensions(estimator):
 
 def test_identity_direction_is_the_gradient():
     model = llama()
-    layers = c.mlp_layers(model)
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
-    solver = c.Solver(layers, [c.LayerCurvature(None, None, None, None) for _ in layers], g)
+    layers = mlp_layers(model)
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    solver = Solver(layers, [LayerCurvature(None, None, None, None) for _ in layers], g)
     direction = solver.direction(0.0)
     for r, gradient in zip(direction.matrices, g, strict=True):
         torch.testing.assert_close(r, gradient)
@@ -496,10 +504,10 @@ def test_identity_direction_is_the_gradient():
 
 def test_another_damping_needs_no_new_rotation():
     model, encoded = llama(), data(8)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     curvatures = ekfac(model, layers, encoded)
-    g = c.gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
-    solver = c.Solver(layers, curvatures, g)
+    g = gradient_matrices(model, layers, data(3, seed=1), PAD, empirical)
+    solver = Solver(layers, curvatures, g)
     first = solver.direction(1e-3)
     solver.direction(1e-1)
     again = solver.direction(1e-3)
@@ -514,13 +522,13 @@ def test_forget_gradient_equals_autograd(objective):
     from harness.likelihood import margin
 
     model, encoded = llama(), data(5)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     labels = sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in encoded)
-    found = c.gradient_matrices(model, layers, encoded, PAD, c.true_labels(labels, objective, 0.0))
+    found = gradient_matrices(model, layers, encoded, PAD, true_labels(labels, objective, 0.0))
     loss = torch.zeros((), dtype=torch.float64)
     for e in encoded:
         (batch,) = one_batch([e])
-        logits, true = c.answer_logits(model, batch), answer_labels(batch)
+        logits, true = passes.answer_logits(model, batch), answer_labels(batch)
         if objective == "margin":
             loss = (
                 loss - (logits.gather(1, true[:, None])[:, 0] - logits.scatter(1, true[:, None], -torch.inf).logsumexp(1)).sum()
@@ -540,15 +548,15 @@ def test_a_sequence_objectives_gradient_is_minus_the_losses_own(objective):
     from methods.simnpo import simnpo_loss
 
     model, encoded = llama(), data(5)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     before = [3.0, 5.0, 2.0, 9.0, 4.0]
-    signal = c.SequenceObjective(5, objective, 0.7, 0.1, before if objective == "npo" else None)
-    found = c.gradient_matrices(model, layers, encoded, PAD, signal)
+    signal = SequenceObjective(5, objective, 0.7, 0.1, before if objective == "npo" else None)
+    found = gradient_matrices(model, layers, encoded, PAD, signal)
     loss = torch.zeros((), dtype=torch.float64)
     for e, earlier in zip(encoded, before, strict=True):
         (batch,) = one_batch([e])
         true = answer_labels(batch)
-        total = nn.functional.cross_entropy(c.answer_logits(model, batch), true, reduction="sum")
+        total = nn.functional.cross_entropy(passes.answer_logits(model, batch), true, reduction="sum")
         loss = loss + (npo_loss(total, earlier, 0.7) if objective == "npo" else simnpo_loss(total / len(true), 0.7, 0.1)) / 5
     expected = torch.autograd.grad(-loss, weights(layers))
     for a, b in zip(found, expected, strict=True):
@@ -559,33 +567,33 @@ def test_margin_gradient_does_not_vanish_on_a_memorised_token():
     z = torch.zeros(1, 5)
     z[0, 2] = 40.0
     (batch,) = one_batch([Encoded([1, 2], 1)])
-    (signal,) = c.true_labels(1, "margin", 0.0)(z, batch)
+    (signal,) = true_labels(1, "margin", 0.0)(z, batch)
     assert signal[0, 2] == pytest.approx(-1.0)
     assert signal[0].sum().abs() < 1e-5
     assert 1.0 < signal.norm() <= 2**0.5
-    (clipped,) = c.true_labels(1, "margin", 0.05)(z, batch)
+    (clipped,) = true_labels(1, "margin", 0.05)(z, batch)
     assert clipped.norm() < 1e-6
 
 
 def test_padding_order_and_split_change_nothing(monkeypatch: pytest.MonkeyPatch):
     model, encoded = llama(), data(9)
-    layers = c.mlp_layers(model)
-    labels = c.SampledLabels(encoded, 2, 0)
-    whole = c.covariance_sums(model, layers, encoded, PAD, labels, 2)
-    monkeypatch.setattr(c, "TOKENS_PER_BATCH", 1)  # one sequence at a time: no padding at all
-    alone = c.covariance_sums(model, layers, encoded, PAD, labels, 2)
-    parts = c.covariance_sums(model, layers, encoded, PAD, labels, 2, rows=[7, 1, 4, 0])
-    parts += c.covariance_sums(model, layers, encoded, PAD, labels, 2, rows=[8, 2, 3, 5, 6])
+    layers = mlp_layers(model)
+    labels = SampledLabels(encoded, 2, 0)
+    whole = covariance_sums(model, layers, encoded, PAD, labels, 2)
+    monkeypatch.setattr(passes, "TOKENS_PER_BATCH", 1)  # one sequence at a time: no padding at all
+    alone = covariance_sums(model, layers, encoded, PAD, labels, 2)
+    parts = covariance_sums(model, layers, encoded, PAD, labels, 2, rows=[7, 1, 4, 0])
+    parts += covariance_sums(model, layers, encoded, PAD, labels, 2, rows=[8, 2, 3, 5, 6])
     for other in (alone, parts):
         assert (other.tokens, other.labels) == (whole.tokens, whole.labels)
         for mine, theirs in ((whole.a, other.a), (whole.s, other.s)):
             for key in mine:
                 torch.testing.assert_close(mine[key], theirs[key], rtol=1e-9, atol=1e-12)
-    bases = c.eigenbases(layers, whole)
-    monkeypatch.setattr(c, "TOKENS_PER_BATCH", 4096)
-    squares = c.square_sums(model, layers, encoded, PAD, labels, bases, 2)
-    split = c.square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[7, 1, 4, 0])
-    split += c.square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[8, 2, 3, 5, 6])
+    bases = eigenbases(layers, whole)
+    monkeypatch.setattr(passes, "TOKENS_PER_BATCH", 4096)
+    squares = square_sums(model, layers, encoded, PAD, labels, bases, 2)
+    split = square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[7, 1, 4, 0])
+    split += square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[8, 2, 3, 5, 6])
     for key in squares.squares:
         torch.testing.assert_close(squares.squares[key], split.squares[key], rtol=1e-9, atol=1e-14)
 
@@ -595,40 +603,40 @@ def test_padding_order_and_split_change_nothing(monkeypatch: pytest.MonkeyPatch)
 
 def test_save_and_load_are_bit_identical(tmp_path):
     model, encoded = llama(dtype=torch.float32), data(8)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     curvatures = ekfac(model, layers, encoded)
-    c.save_curvatures(curvatures, layers, tmp_path)
-    for mine, theirs in zip(curvatures, c.load_curvatures(layers, tmp_path, torch.device("cpu")), strict=True):
+    save_curvatures(curvatures, layers, tmp_path)
+    for mine, theirs in zip(curvatures, load_curvatures(layers, tmp_path, torch.device("cpu")), strict=True):
         for name in ("q_in", "q_out", "mu", "nu", "corrected"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
 
 
 def test_a_bfloat16_model_has_float32_factors(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(c, "answer_logits", answer_logits)
+    monkeypatch.setattr(passes, "answer_logits", answer_logits)
     model, encoded = llama(dtype=torch.bfloat16), data(200)
-    layers = c.mlp_layers(model)
-    sums = c.covariance_sums(model, layers, encoded, PAD, c.SampledLabels(encoded, 1, 0))
+    layers = mlp_layers(model)
+    sums = covariance_sums(model, layers, encoded, PAD, SampledLabels(encoded, 1, 0))
     assert {x.dtype for x in [*sums.a.values(), *sums.s.values()]} == {torch.float32}
-    reference = c.covariance_sums(model.float(), layers, encoded, PAD, c.SampledLabels(encoded, 1, 0))
+    reference = covariance_sums(model.float(), layers, encoded, PAD, SampledLabels(encoded, 1, 0))
     for key in sums.a:
         assert (sums.a[key] - reference.a[key]).norm() / reference.a[key].norm() < 0.03
 
 
 def test_gradient_checkpointing_and_training_mode_are_refused():
     model = llama()
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     model.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="checkpointing"):
-        c.covariance_sums(model, layers, data(), PAD, empirical)
+        covariance_sums(model, layers, data(), PAD, empirical)
     model.gradient_checkpointing_disable()
     model.train()
     with pytest.raises(ValueError, match="training mode"):
-        c.covariance_sums(model, layers, data(), PAD, empirical)
+        covariance_sums(model, layers, data(), PAD, empirical)
 
 
 def test_an_exception_leaves_no_hooks_and_the_flags_as_they_were():
     model = llama()
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     model.lm_head.weight.requires_grad_(False)
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
 
@@ -636,7 +644,7 @@ def test_an_exception_leaves_no_hooks_and_the_flags_as_they_were():
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        c.covariance_sums(model, layers, data(), PAD, broken)
+        covariance_sums(model, layers, data(), PAD, broken)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     assert not any(layer.module._forward_hooks for layer in layers)
 
@@ -711,19 +719,19 @@ def gptj() -> nn.Module:
 def test_factors_and_spectrum_are_those_of_single_sequences(build):
     """Padding left out of A, sequences kept apart in the spectrum, whatever shape an MLP reads."""
     model, encoded = build(), data(4)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     a, s = hand_factors(model, layers, encoded)
-    sums = c.covariance_sums(model, layers, encoded, PAD, empirical)
-    for i, group in enumerate(c._groups(layers)):
+    sums = covariance_sums(model, layers, encoded, PAD, empirical)
+    for i, group in enumerate(input_groups(layers)):
         torch.testing.assert_close(sums.a[group] / sums.tokens, a[i], rtol=1e-8, atol=1e-12)
         torch.testing.assert_close(sums.s[i] / sums.labels, s[i], rtol=1e-8, atol=1e-12)
-    plain = [c.LayerCurvature(None, None, None, None) for _ in layers]
-    squares = c.square_sums(model, layers, encoded, PAD, empirical, plain).squares
+    plain = [LayerCurvature(None, None, None, None) for _ in layers]
+    squares = square_sums(model, layers, encoded, PAD, empirical, plain).squares
     for i, layer in enumerate(layers):
         expected = torch.zeros(layer.shape, dtype=torch.float64)
         for e in encoded:
             (batch,) = one_batch([e])
-            loss = nn.functional.cross_entropy(c.answer_logits(model, batch), answer_labels(batch), reduction="sum")
+            loss = nn.functional.cross_entropy(passes.answer_logits(model, batch), answer_labels(batch), reduction="sum")
             (weight,) = torch.autograd.grad(loss, [layer.module.weight], retain_graph=True)
             expected[:, : weight.shape[1]] += weight.square()
             if layer.has_bias:
@@ -744,13 +752,13 @@ def test_factors_and_spectrum_are_those_of_single_sequences(build):
 )
 def test_other_architectures_give_the_gradient_of_weight_and_bias(build, names, bias):
     model, encoded = build(), data(4)
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     assert [layer.name.rsplit(".", 1)[1] for layer in layers] == names * 2
     assert all(layer.has_bias is bias for layer in layers)
     labels = sum(len(e.input_ids) - max(1, e.prompt_tokens) for e in encoded)
-    found = c.gradient_matrices(model, layers, encoded, PAD, c.true_labels(labels, "cross_entropy", 0.0))
+    found = gradient_matrices(model, layers, encoded, PAD, true_labels(labels, "cross_entropy", 0.0))
     total = sum(
-        nn.functional.cross_entropy(c.answer_logits(model, batch), answer_labels(batch), reduction="sum")
+        nn.functional.cross_entropy(passes.answer_logits(model, batch), answer_labels(batch), reduction="sum")
         for e in encoded
         for batch in one_batch([e])
     )
@@ -767,7 +775,7 @@ def test_other_architectures_give_the_gradient_of_weight_and_bias(build, names, 
 @pytest.mark.parametrize("build", [gpt2, phi, mistral, gpt_neo])
 def test_a_matrix_written_back_changes_the_function_as_meant(build):
     model = build()
-    layer = c.mlp_layers(model)[0]
+    layer = mlp_layers(model)[0]
     width = layer.shape[1] - layer.has_bias
     x = torch.randn(3, width, dtype=torch.float64)
     matrix = torch.randn(layer.shape)
@@ -779,9 +787,9 @@ def test_a_matrix_written_back_changes_the_function_as_meant(build):
 
 def test_blocks_are_chosen_and_missing_ones_refused():
     model = llama()
-    assert {layer.block for layer in c.mlp_layers(model, [1])} == {1}
+    assert {layer.block for layer in mlp_layers(model, [1])} == {1}
     with pytest.raises(UsageError, match="layers 0 to 1"):
-        c.mlp_layers(model, [99])
+        mlp_layers(model, [99])
 
 
 def test_an_architecture_without_mlps_is_refused():
@@ -789,7 +797,7 @@ def test_an_architecture_without_mlps_is_refused():
 
     config = MambaConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, state_size=4)
     with pytest.raises(UsageError, match="mamba"):
-        c.mlp_layers(MambaForCausalLM(config))
+        mlp_layers(MambaForCausalLM(config))
 
 
 def test_experts_are_refused():
@@ -800,4 +808,4 @@ def test_experts_are_refused():
         num_local_experts=2,
     )  # fmt: skip
     with pytest.raises(UsageError, match="experts"):
-        c.mlp_layers(MixtralForCausalLM(config))
+        mlp_layers(MixtralForCausalLM(config))

@@ -37,7 +37,7 @@ PRELOADED = [
         "safetensors.torch",
     ),
     *("evals.probability", "evals.rouge", "methods.ga", "methods.grad_diff", "rouge_score.rouge_scorer", "scipy.stats"),
-    *("harness.executors", "harness.generation", "harness.likelihood", "harness.memory", "methods.kfade", "methods._curvature"),
+    *("harness.executors", "harness.generation", "harness.likelihood", "harness.memory", "methods.kfade", "methods._kfade.fit"),
     "tests.nano_sweep",
 ]
 """All that a run imports: a worker that begins with them takes no seconds for it."""

@@ -7,15 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.anatomy import LinearMap
 from harness.config import resolve
 from harness.data import Encoded, collate
 from harness.errors import Diverged, UsageError
 from harness.interfaces import METHODS, Example, Stage
 from harness.likelihood import answer_nll
 from harness.models import weights_fingerprint
-from methods import _curvature as c
-from methods import kfade
-from methods.kfade import KFADEConfig, step_for_kl, unlearn
+from methods._kfade import fit
+from methods._kfade.config import KFADEConfig
+from methods._kfade.data import StageData
+from methods._kfade.step import KL_TOLERANCE, rounding_losses, step_for_kl
+from methods.curvature.layers import Layer, mlp_layers
+from methods.curvature.signals import SequenceObjective, true_labels
+from methods.kfade import unlearn
 
 
 def config(**settings):
@@ -26,15 +31,15 @@ def config(**settings):
 
 
 def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
-    """How often a function of the curvature module is called from now on."""
+    """How often a function of the curvature is called by a fit from now on."""
     calls: list[int] = []
-    real = getattr(c, name)
+    real = getattr(fit, name)
 
     def counted(*args, **kwargs):
         calls.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(c, name, counted)
+    monkeypatch.setattr(fit, name, counted)
     return calls
 
 
@@ -44,15 +49,15 @@ def run(setting, chosen):
 
 @pytest.mark.parametrize("estimator", ["kfac", "ekfac", "diagonal", "identity"])
 def test_step_has_length_alpha_in_g(nano_setting, estimator):
-    layers = c.mlp_layers(nano_setting.model)
+    layers = mlp_layers(nano_setting.model)
     before = [layer.matrix() for layer in layers]
     chosen = config(estimator=estimator, step_size=0.02)
     (progress,) = run(nano_setting, chosen)
-    data = kfade._StageData(nano_setting, nano_setting.stages[0], chosen)
+    data = StageData(nano_setting, nano_setting.stages[0], chosen)
     moves = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
     for layer, matrix in zip(layers, before, strict=True):
         layer.set_matrix(matrix)  # the curvature is that of the weights before the step
-    curvatures = kfade._fit(nano_setting, layers, data, chosen, weights_fingerprint(nano_setting.model))
+    curvatures = fit.fit(data, layers, weights_fingerprint(nano_setting.model))
     quad = 0.0
     for layer, curvature, move in zip(layers, curvatures, moves, strict=True):
         quad += float((curvature.rotate(move).double().square() * curvature.spectrum(layer.shape, move.device)).sum())
@@ -84,8 +89,8 @@ def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting):
 def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_setting, monkeypatch):
     import time
 
-    real = kfade._mean_loss
-    monkeypatch.setattr(kfade, "_mean_loss", lambda *args: (time.sleep(1), real(*args))[1])
+    real = StageData.mean_loss
+    monkeypatch.setattr(StageData, "mean_loss", lambda *args: (time.sleep(1), real(*args))[1])
     with nano_setting.costs.phase("unlearning"):
         run(nano_setting, config(step_size=0.02))
     phases = nano_setting.costs.phases
@@ -105,21 +110,21 @@ def test_forget_loss_is_that_of_the_model_left_behind(nano_setting):
 @pytest.mark.parametrize("objective", ["cross_entropy", "margin", "npo", "simnpo"])
 def test_target_kl_is_met(nano_setting, objective):
     (progress,) = run(nano_setting, config(target_kl=0.01, objective=objective))
-    assert progress.logged["measured_kl"] == pytest.approx(0.01, rel=kfade.KL_TOLERANCE * 1.01)
+    assert progress.logged["measured_kl"] == pytest.approx(0.01, rel=KL_TOLERANCE * 1.01)
     assert progress.logged["step_size"] > 0
 
 
 def test_npos_objective_compares_with_the_model_before_the_stage(nano_setting, monkeypatch):
     chosen = config(objective="npo", steps=2, forget_rows=6, step_size=0.05)
     seen = []
-    real = c.SequenceObjective
+    real = SequenceObjective
 
     def noted(sequences, objective, beta, gamma, before):
         seen.append(before)
         return real(sequences, objective, beta, gamma, before)
 
-    monkeypatch.setattr(c, "SequenceObjective", noted)
-    data = kfade._StageData(nano_setting, nano_setting.stages[0], chosen)
+    monkeypatch.setattr(fit, "SequenceObjective", noted)
+    data = StageData(nano_setting, nano_setting.stages[0], chosen)
     expected = [answer_nll(nano_setting.model, data.forget(step), data.pad)[0] for step in (1, 2)]
     run(nano_setting, chosen)
     for found, own in zip(seen, expected, strict=True):
@@ -197,25 +202,25 @@ def test_forget_set_in_the_curvature_changes_the_step(make_setting):
 
 
 def test_forget_rows_are_taken_without_replacement(nano_setting):
-    data = kfade._StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=2))
+    data = StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=2))
     first, second = data.forget(1), data.forget(2)
     assert len(first) == len(second) == 5
     assert not {tuple(e.input_ids) for e in first} & {tuple(e.input_ids) for e in second}
 
 
 def test_where_sequences_are_few_batches_shrink_and_stay_disjoint(nano_setting, caplog):
-    data = kfade._StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=4))
+    data = StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=4))
     batches = [{tuple(e.input_ids) for e in data.forget(step)} for step in (1, 2, 3, 4)]
     assert [len(batch) for batch in batches] == [3, 3, 3, 3]
     assert len(set.union(*batches)) == 12
     assert "forget: 12 sequences make 4 batches of 3, not of 5" in caplog.text
-    alone = kfade._StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=20))
+    alone = StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=20))
     assert len(alone.forget(1)) == 1
 
 
 def test_kl_rows_avoid_the_fit_when_the_fit_is_a_sample(nano_setting):
     total = len(nano_setting.stages[0].retain)
-    data = kfade._StageData(nano_setting, nano_setting.stages[0], config(retain_rows=total - 8, kl_rows=8))
+    data = StageData(nano_setting, nano_setting.stages[0], config(retain_rows=total - 8, kl_rows=8))
     assert len(data.fit) == total - 8
     assert not {tuple(e.input_ids) for e in data.fit} & {tuple(e.input_ids) for e in data.kl}
 
@@ -278,7 +283,7 @@ def test_margins_gradient_with_a_clip_is_its_formula():
     p = odds / odds.sum(dim=1, keepdim=True)
     batch = collate([Encoded([0, *labels], 1)], [0], 0)
     for clip in (0.0, 0.05):
-        (found,) = c.true_labels(3, "margin", clip)(odds.log(), batch)
+        (found,) = true_labels(3, "margin", clip)(odds.log(), batch)
         for row, label in enumerate(labels):
             unit = torch.eye(3, dtype=torch.float64)[label]
             expected = (p[row] - unit) / max(1 - float(p[row, label]), clip) / 3
@@ -329,7 +334,7 @@ def test_a_step_size_that_is_none_is_refused_in_one_sentence(size, says):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
 def test_line_search_finds_a_quadratic(target, scale):
     alpha, kl = step_for_kl(lambda a: scale * a**2, target)
-    assert kl == pytest.approx(target, rel=kfade.KL_TOLERANCE)
+    assert kl == pytest.approx(target, rel=KL_TOLERANCE)
     assert scale * alpha**2 == kl
 
 
@@ -338,7 +343,7 @@ def test_line_search_copes_with_saturation_and_broken_models():
         return float("nan") if alpha > 3 else min(2.0, alpha**4)
 
     alpha, kl = step_for_kl(kl_at, 1.5)
-    assert kl == pytest.approx(1.5, rel=kfade.KL_TOLERANCE)
+    assert kl == pytest.approx(1.5, rel=KL_TOLERANCE)
 
 
 def test_line_search_gives_up_on_what_cannot_be_reached():
@@ -357,7 +362,7 @@ def test_a_later_step_is_found_though_most_of_the_kl_was_there_before(steps):
     target = 0.1
     before = target * (steps - 1) / steps
     _, kl = step_for_kl(kl_at, target, before)
-    assert kl == pytest.approx(target, rel=kfade.KL_TOLERANCE)
+    assert kl == pytest.approx(target, rel=KL_TOLERANCE)
     assert len(calls) <= 8
 
 
@@ -366,7 +371,7 @@ def test_line_search_halves_a_bracket_that_guesses_do_not_leave():
         return 1e-6 * alpha if alpha < 0.07 else 0.01 + 40 * (alpha - 0.07)  # flat, then steep
 
     _, kl = step_for_kl(kl_at, 0.02)
-    assert kl == pytest.approx(0.02, rel=kfade.KL_TOLERANCE)
+    assert kl == pytest.approx(0.02, rel=KL_TOLERANCE)
 
 
 def test_line_search_needs_few_measurements():
@@ -386,7 +391,7 @@ def test_line_search_needs_few_measurements():
 def test_what_rounding_takes_of_a_step_is_logged_and_said(make_setting, caplog: pytest.LogCaptureFixture):
     setting = make_setting()
     setting.model.to(torch.bfloat16)
-    layers = c.mlp_layers(setting.model)
+    layers = mlp_layers(setting.model)
     before = [layer.matrix() for layer in layers]
     (progress,) = run(setting, config(step_size=1e-3))
     moved = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
@@ -403,11 +408,11 @@ def test_what_rounding_takes_of_a_step_is_logged_and_said(make_setting, caplog: 
 def test_a_step_of_known_size_loses_what_rounding_takes():
     """Next to 1, bfloat16 counts in steps of 1/128: a fourth of one is lost, a whole one stays, and 0 is no entry."""
     linear = torch.nn.Linear(3, 1, bias=False).to(torch.bfloat16)
-    layer = c.Layer("a", 0, linear)
+    layer = Layer(LinearMap("a", linear, transposed=False), 0)
     layer.set_matrix(torch.ones(1, 3))
     step, start = torch.tensor([[1 / 512, 1 / 128, 0.0]]), [layer.matrix()]
     layer.set_matrix(start[0] + step)
-    found = kfade._rounded([layer], start, [step / 2], 2.0)
+    found = rounding_losses([layer], start, [step / 2], 2.0)
     assert found["unmoved_share"] == 0.5
     assert found["lost_norm"] == pytest.approx((1 / 512) / (1 / 512**2 + 1 / 128**2) ** 0.5)
-    assert kfade._rounded([c.Layer("a", 0, torch.nn.Linear(3, 1))], start, [step], 1.0) == {}
+    assert rounding_losses([Layer(LinearMap("a", torch.nn.Linear(3, 1), transposed=False), 0)], start, [step], 1.0) == {}

@@ -66,16 +66,19 @@ def test_the_curvature_takes_what_was_worked_out_by_hand(name: str, layers: Any,
 def test_the_sizes_are_those_of_a_real_fit(nano: Nano):
     """On a model of ten thousand weights: the bytes of the tensors that a fit makes."""
     from harness.data import Encoded
-    from methods import _curvature as c
+    from methods.curvature.factors import covariance_sums
+    from methods.curvature.layers import mlp_layers, sizes
+    from methods.curvature.signals import SampledLabels
+    from methods.curvature.spectrum import eigenbases, square_sums
 
     model = nano.model()
-    layers = c.mlp_layers(model)
+    layers = mlp_layers(model)
     data = [Encoded([1, 2, 3, 4, 5], 2), Encoded([3, 4, 5], 1)]
-    labels = c.SampledLabels(data, 1, 0)
-    sums = c.covariance_sums(model, layers, data, 0, labels)
-    told = c.sizes(c.mlp_layers(memory.meta_model(model.config)))
+    labels = SampledLabels(data, 1, 0)
+    sums = covariance_sums(model, layers, data, 0, labels)
+    told = sizes(mlp_layers(memory.meta_model(model.config)))
     assert sum(t.nbytes for t in (*sums.a.values(), *sums.s.values())) == told.factors
-    squares = c.square_sums(model, layers, data, 0, labels, c.eigenbases(layers, sums)).squares
+    squares = square_sums(model, layers, data, 0, labels, eigenbases(layers, sums)).squares
     assert sum(t.nbytes for t in squares.values()) == told.spectrum
 
 

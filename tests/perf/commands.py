@@ -84,7 +84,10 @@ def further_weights(again: int) -> list[Figure]:
     from harness.interfaces import METHODS, Options, Setting
     from harness.models import source_digest, weights_fingerprint
     from harness.run import plan
-    from methods import _curvature, kfade
+    from methods._kfade.data import StageData
+    from methods._kfade.fit import fit, forget_gradient
+    from methods.curvature.layers import mlp_layers
+    from methods.curvature.solve import Solver
 
     todo = plan("tofu10", "mini", "kfade", {}, Options())
     cache = Cache()
@@ -92,11 +95,11 @@ def further_weights(again: int) -> list[Figure]:
     model, tokenizer = base.load(cache, "cpu", "float32")
     setting = Setting(model, tokenizer, todo.task, 0, cache, Costs(), source_digest(base))
     config = resolve(METHODS.get("kfade").config, todo.spec.config, owner="kfade")
-    layers = _curvature.mlp_layers(model)
-    data = kfade._StageData(setting, todo.task.stages[0], config)
+    layers = mlp_layers(model)
+    data = StageData(setting, todo.task.stages[0], config)
     weights = weights_fingerprint(model)
-    gradients = kfade._forget_gradient(setting, layers, data, 1, config, weights)
-    solver = _curvature.Solver(layers, kfade._fit(setting, layers, data, config, weights), gradients)
+    gradients = forget_gradient(data, layers, 1, weights)
+    solver = Solver(layers, fit(data, layers, weights), gradients)
     start = [layer.matrix() for layer in layers]
     seconds = []
     for k in range(max(again, 5) * 4):

@@ -1,6 +1,6 @@
 """How far the curvature engine is from what its arithmetic costs at least, and from the libraries that do the same.
 
-    python -m tests.perf.curvature --json out.json [--size 10M|1M] [--threads 1] [--also FILE]
+    python -m tests.perf.curvature --json out.json [--size 10M|1M] [--threads 1] [--also FOLDER]
 
 The floor is written out by hand on the same Hugging Face model: forward, backward without any weight gradient (the graph begins
 at the first targeted layer) and one full matrix product per covariance, A shared by gate and up; it is fed a ready-made logit
@@ -24,7 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import methods
 from harness.data import Encoded
-from methods import _curvature
 from tests.perf._machine import gemm_rate, machine, table, write
 
 KFAC_REACH = 1.15
@@ -150,26 +150,47 @@ class Floor:
         return forward
 
 
-def own(label: str, engine: ModuleType, model: LlamaForCausalLM, data: Sequence[Tensor]) -> list[Contender]:
+@dataclass(frozen=True)
+class Engine:
+    """What is measured of `methods/curvature/`, this checkout's or another one's."""
+
+    passes: ModuleType
+    """Holds `TOKENS_PER_BATCH`."""
+    layers: ModuleType
+    """Which layers there are."""
+    signals: ModuleType
+    """Draws labels."""
+    factors: ModuleType
+    """K-FAC's pass."""
+    spectrum: ModuleType
+    """EK-FAC's."""
+
+    @staticmethod
+    def here() -> Engine:
+        """The one that is imported now."""
+        return Engine(**{field.name: importlib.import_module(f"methods.curvature.{field.name}") for field in fields(Engine)})
+
+
+def own(label: str, engine: Engine, model: LlamaForCausalLM, data: Sequence[Tensor]) -> list[Contender]:
     """This project's two passes.
 
     Args:
         label: how they are called in the table.
-        engine: `methods._curvature`, or another version of it.
+        engine: this checkout's, or another one's.
         model: frozen.
         data: [sequences, tokens] of each batch.
     """
-    engine.TOKENS_PER_BATCH = data[0].numel()
+    engine.passes.TOKENS_PER_BATCH = data[0].numel()
     encoded = [Encoded(row, 1) for ids in data for row in ids.tolist()]
-    layers = engine.mlp_layers(model)
+    layers = engine.layers.mlp_layers(model)
 
     def factors() -> Any:
-        return engine.covariance_sums(model, layers, encoded, 0, engine.SampledLabels(encoded, 1, 0))
+        return engine.factors.covariance_sums(model, layers, encoded, 0, engine.signals.SampledLabels(encoded, 1, 0))
 
-    bases = engine.eigenbases(layers, factors())
+    bases = engine.spectrum.eigenbases(layers, factors())
 
     def spectrum() -> Any:
-        return engine.square_sums(model, layers, encoded, 0, engine.SampledLabels(encoded, 1, 0), bases)
+        return engine.spectrum.square_sums(model, layers, encoded, 0, engine.signals.SampledLabels(encoded, 1, 0), bases)
 
     return [Contender(f"{label} K-FAC", "kfac", factors), Contender(f"{label} EK-FAC", "ekfac", spectrum)]
 
@@ -317,15 +338,15 @@ def report(
     return rows + [[name, "not installed", "", "", "", "", ""] for name in missing]
 
 
-def another_engine(file: Path) -> ModuleType:
-    """Another version of `methods/_curvature.py`, under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"engine_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{file} is no Python file.")
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    return found
+def another_engine(folder: Path) -> Engine:
+    """The engine of another checkout, whose `methods/curvature/` is given, beside this one's."""
+    mine = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("methods.curvature")}
+    path, methods.__path__ = methods.__path__, [str(folder.resolve().parent)]
+    try:
+        return Engine.here()
+    finally:
+        methods.__path__ = path
+        sys.modules.update(mine)
 
 
 def main() -> None:
@@ -337,7 +358,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7, help="of every contender")
     parser.add_argument("--sequences", type=int, help="in a batch, if not the size's own number")
     parser.add_argument("--batches", type=int, help="in a pass, if not the size's own number")
-    parser.add_argument("--also", type=Path, action="append", default=[], help="another version of the engine's file")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="another checkout's methods/curvature")
     parser.add_argument("--only-own", action="store_true", help="leave the libraries out")
     options = parser.parse_args()
 
@@ -349,9 +370,9 @@ def main() -> None:
     ids = torch.randint(size.vocabulary, (size.batches * size.sequences, size.length))
     data = list(ids.split(size.sequences))
 
-    contenders = own("own", _curvature, model, data)
-    for file in options.also:
-        contenders += own(f"own ({file.stem})", another_engine(file), model, data)
+    contenders = own("own", Engine.here(), model, data)
+    for folder in options.also:
+        contenders += own(f"own ({folder})", another_engine(folder), model, data)
     libraries = {} if options.only_own else {"curvlinops": curvlinops, "kronfluence": kronfluence}
     missing = [name for name in libraries if not importlib.util.find_spec(name)]
     for name, library in libraries.items():

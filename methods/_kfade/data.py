@@ -1,0 +1,110 @@
+"""A stage's sequences, tokenised, and which of them serve for what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from harness.cache import digest
+from harness.data import Encoded, encode, pad_id
+from harness.interfaces import Setting, Stage
+from harness.likelihood import AnswerDistributions, answer_nll, check_length
+from methods._kfade.config import KFADEConfig
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def memoised(setting: Setting, what: str, key: object, make: Callable[[], T]) -> T:
+    """In-memory memo, shared by the runs of a sweep; the time saved is added to `full_seconds`, so that the clock counts all.
+
+    Args:
+        setting: whose cache and clock.
+        what: the sort of thing.
+        key: all that decides the value.
+        make: makes it.
+    """
+    value, seconds = setting.cache.held(what, key, make)
+    setting.costs.saved(seconds)
+    return value
+
+
+def sequences_digest(encoded: Sequence[Encoded]) -> str:
+    """A digest of sequences, for the cache's keys."""
+    return digest([[e.input_ids, e.prompt_tokens] for e in encoded])[:16]
+
+
+class StageData:
+    """What a stage gives to the fit, to the forget gradient and to the measuring of the KL.
+
+    Args:
+        setting: whose tokenizer, model and seed.
+        stage: the texts.
+        config: how many of them serve for what.
+
+    Raises:
+        UsageError: if a text is longer than the model's context.
+    """
+
+    def __init__(self, setting: Setting, stage: Stage, config: KFADEConfig) -> None:
+        self.setting, self.config = setting, config
+        self.pad = pad_id(setting.tokenizer)
+        tokenizer, identity = setting.tokenizer, setting.identity
+        retain = memoised(setting, "retain", (identity, tuple(stage.retain)), lambda: encode(stage.retain, tokenizer))
+        forget = memoised(setting, "forget", (identity, tuple(stage.forget)), lambda: encode(stage.forget, tokenizer))
+        check_length(setting.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
+        rng = np.random.default_rng([setting.seed, 1])
+        order = rng.permutation(len(retain)).tolist()
+        fitted = len(retain) if config.retain_rows is None else min(config.retain_rows, len(retain))
+        self.fit = [retain[i] for i in sorted(order[:fitted])]
+        if config.curvature_on == "retain+forget":
+            self.fit = [*self.fit, *forget]
+        # The KL is measured on rows the fit has not seen, as far as there are any.
+        self.kl = [retain[i] for i in sorted(order[::-1][: config.kl_rows])]
+        self._forget = [forget[i] for i in rng.permutation(len(forget)).tolist()] if config.forget_rows else forget
+        self._per_step = len(forget)
+        if config.forget_rows:
+            # At least one: with fewer sequences than steps they are taken again.
+            self._per_step = min(config.forget_rows, max(1, len(forget) // config.steps))
+            if self._per_step < config.forget_rows:
+                log.warning(
+                    "%s: %d sequences make %d batches of %d, not of %d",
+                    *(stage.name, len(forget), config.steps, self._per_step, config.forget_rows),
+                )
+        self._before = self._nll(setting.model) if config.objective == "npo" else None
+
+    @property
+    def fit_tokens(self) -> int:
+        """Tokens of the curvature's data."""
+        return sum(len(e.input_ids) for e in self.fit)
+
+    def forget(self, step: int) -> Sequence[Encoded]:
+        """The forget sequences of a step: the next ones not used yet, from the start again when they run out."""
+        return [self._forget[i] for i in self._rows(step)]
+
+    def forget_before(self, step: int) -> list[float] | None:
+        """For the objective npo: the summed negative log-likelihood that each of them had before the stage, in nats."""
+        return None if self._before is None else [self._before[i] for i in self._rows(step)]
+
+    def mean_loss(self, step: int) -> float:
+        """Mean cross-entropy per token of the step's forget sequences, as the model is now, in nats."""
+        sums, counts = answer_nll(self.setting.model, self.forget(step), self.pad)
+        return float(sums.sum() / counts.sum())
+
+    def answers_now(self, network: str) -> AnswerDistributions:
+        """What the model, which has that fingerprint, says on the KL's rows before it is changed."""
+        model = self.setting.model
+        key = (network, str(model.device), self.kl)
+        return memoised(self.setting, "answers", key, lambda: AnswerDistributions(model, self.kl, self.pad))
+
+    def _rows(self, step: int) -> list[int]:
+        start = (step - 1) * self._per_step
+        return [i % len(self._forget) for i in range(start, start + self._per_step)]
+
+    def _nll(self, model: PreTrainedModel) -> list[float]:
+        return answer_nll(model, self._forget, self.pad)[0].tolist()  # type: ignore[no-any-return]

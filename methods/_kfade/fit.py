@@ -1,0 +1,156 @@
+"""The retain curvature and the forget gradient of a step, from the cache where they have been computed before.
+
+The keys hold neither damping nor step size: both can be changed after the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.config import JSON
+from harness.identity import versions
+from harness.saving import save_tensors
+from methods._kfade.data import StageData, sequences_digest
+from methods.curvature.by_curvlinops import curvlinops_curvatures
+from methods.curvature.factors import covariance_sums
+from methods.curvature.files import load_curvatures, save_curvatures
+from methods.curvature.gradients import gradient_matrices
+from methods.curvature.layers import Layer
+from methods.curvature.passes import LogitGradient
+from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
+from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
+
+CURVATURE_VERSION = 1
+"""Raised when what is cached of a fit changes."""
+
+
+def fit(data: StageData, layers: Sequence[Layer], network: str) -> list[LayerCurvature]:
+    """The retain curvature of each layer.
+
+    Args:
+        data: what it is fitted on, by which settings.
+        layers: whose.
+        network: the fingerprint of the model as it is now.
+    """
+    return Fit(data, layers, network).curvatures()
+
+
+class Fit:
+    """One fit and its entries in the cache: EK-FAC finds K-FAC's basis there.
+
+    Args:
+        data: what it is fitted on, by which settings.
+        layers: whose.
+        network: the fingerprint of the model as it is now.
+    """
+
+    def __init__(self, data: StageData, layers: Sequence[Layer], network: str) -> None:
+        self._data, self._layers, self._config = data, layers, data.config
+        self._model, self._seed = data.setting.model, data.setting.seed
+        self._key: dict[str, JSON] = {
+            "version": CURVATURE_VERSION,
+            "layers": [layer.name for layer in layers],
+            "samples": self._config.mc_samples,
+            "seed": self._seed,
+            "network": network,
+            "data": sequences_digest(data.fit),
+            "backend": self._config.backend,
+            "libraries": versions("curvlinops-for-pytorch") if self._config.backend == "curvlinops" else {},
+            "device": self._model.device.type,
+        }
+
+    @cached_property
+    def _labels(self) -> SampledLabels:
+        # Only for a fit, and one draw for both passes.
+        return SampledLabels(self._data.fit, self._config.mc_samples, self._seed)
+
+    def curvatures(self) -> list[LayerCurvature]:
+        """Each layer's curvature, as the settings ask for it."""
+        if self._config.estimator == "identity":
+            return self._identities()
+        one_pass = self._config.estimator == "kfac" or self._config.backend == "curvlinops"
+        return self._cached(self._config.estimator, self._kronecker if one_pass else self._spectrum)
+
+    def _identities(self) -> list[LayerCurvature]:
+        return [LayerCurvature(None, None, None, None) for _ in self._layers]
+
+    def _kronecker(self, folder: Path) -> None:
+        config, encoded = self._config, self._data.fit
+        if config.backend == "curvlinops":
+            assert config.estimator in ("kfac", "ekfac")  # checked when the settings were read
+            made = curvlinops_curvatures(self._model, self._layers, encoded, config.estimator, config.mc_samples, self._seed)
+        else:
+            sums = covariance_sums(self._model, self._layers, encoded, self._data.pad, self._labels, config.mc_samples)
+            made = eigenbases(self._layers, sums)
+        save_curvatures(made, self._layers, folder)
+
+    def _spectrum(self, folder: Path) -> None:
+        bases = self._cached("kfac", self._kronecker) if self._config.estimator == "ekfac" else self._identities()
+        sums = square_sums(
+            self._model, self._layers, self._data.fit, self._data.pad, self._labels, bases, self._config.mc_samples
+        )
+        for i, basis in enumerate(bases):
+            basis.corrected = sums.squares[i] / sums.labels
+        save_curvatures(bases, self._layers, folder)
+
+    def _cached(self, estimator: str, make: Callable[[Path], None]) -> list[LayerCurvature]:
+        path = cached(self._data, "curvature", {**self._key, "estimator": estimator}, make)
+        return load_curvatures(self._layers, path)
+
+
+def forget_gradient(data: StageData, layers: Sequence[Layer], step: int, network: str) -> list[Tensor]:
+    """∇L_F as one matrix per layer.
+
+    Args:
+        data: whose forget sequences, and the objective.
+        layers: whose.
+        step: of the stage, from 1.
+        network: the fingerprint of the model as it is now.
+
+    Returns:
+        For each layer [out, in (+ 1)], beside its weights.
+    """
+    config, model = data.config, data.setting.model
+    forget, before = data.forget(step), data.forget_before(step)
+    signal: LogitGradient
+    if config.objective == "npo" or config.objective == "simnpo":
+        signal = SequenceObjective(len(forget), config.objective, config.beta, config.gamma, before)
+    else:
+        signal = true_labels(sum(e.label_count for e in forget), config.objective, config.margin_clip)
+
+    def make(folder: Path) -> None:
+        made = gradient_matrices(model, layers, forget, data.pad, signal)
+        save_tensors({f"{i:04d}": matrix for i, matrix in enumerate(made)}, folder / "gradient.safetensors")
+
+    key: dict[str, JSON] = {
+        "version": CURVATURE_VERSION,
+        "layers": [layer.name for layer in layers],
+        "network": network,
+        "data": sequences_digest(forget),
+        "objective": config.objective,
+        "margin_clip": config.margin_clip,
+        "sequence": [config.beta, config.gamma, before] if config.objective in ("npo", "simnpo") else None,
+        "device": model.device.type,
+    }
+    matrices = load_file(cached(data, "gradient", key, make) / "gradient.safetensors")
+    return [matrices[name].to(layer.module.weight.device) for name, layer in zip(sorted(matrices), layers, strict=True)]
+
+
+def cached(data: StageData, kind: str, key: dict[str, JSON], make: Callable[[Path], None]) -> Path:
+    """The folder of an entry of the cache; the clock counts in full what made it, whoever did.
+
+    Args:
+        data: whose cache and clock.
+        kind: the sort of thing.
+        key: all that decides the value.
+        make: fills the folder if there is none yet.
+    """
+    entry = data.setting.cache.get(kind, key, make)
+    if not entry.made_now:
+        data.setting.costs.saved(entry.seconds - entry.waited)
+    return entry.path

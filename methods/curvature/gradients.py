@@ -1,0 +1,39 @@
+"""A loss's gradient with respect to each targeted layer, as one matrix: Σ_t g_t a_tᵀ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from harness.data import Encoded
+from methods.curvature.layers import Layer
+from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of
+
+
+def gradient_matrices(
+    model: PreTrainedModel, layers: Sequence[Layer], encoded: Sequence[Encoded], pad_id: int, gradient: LogitGradient
+) -> list[Tensor]:
+    """Each layer's gradient of the loss whose logit gradient is given, summed over a data set.
+
+    Args:
+        model: in eval mode.
+        layers: from `mlp_layers`.
+        encoded: the data set.
+        pad_id: see `harness.data.pad_id`.
+        gradient: of the loss with respect to the logits.
+
+    Returns:
+        For each layer [out, in (+ 1)], float32 (float64 where the model is).
+    """
+    totals: dict[int, Tensor] = {}
+
+    def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
+        assert a is not None
+        a, g = accumulated(a.flatten(0, 1)), accumulated(g.flatten(0, 1))
+        total_of(totals, layer, (g.shape[1], a.shape[1]), g).addmm_(g.T, a)
+
+    data = batches_of(encoded, pad_id, model)
+    backpropagate(model, layers, data, gradient, lambda _, a: a, on_gradient, "forget gradient", len(encoded))
+    return [totals[i] for i in range(len(layers))]

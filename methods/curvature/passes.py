@@ -1,0 +1,174 @@
+"""One pass over data: forward and backward through a frozen model, with what passes the layers shown to two callbacks.
+
+No weight gradient is formed and the graph begins at the output of the first targeted layer, so that a pass costs a forward, a
+backward without weight gradients, and whatever the callbacks do. Padding and prompts are masked by the loss positions; a
+gradient at padding is exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from harness.data import Batch, Encoded, batches, by_length, collate
+from harness.likelihood import answer_logits
+from harness.progress import progress_bar
+from methods.curvature.layers import Layer, first_of_groups, input_groups
+
+TOKENS_PER_BATCH = 4096
+"""Padded tokens of one pass; the result does not depend on it."""
+
+OnInput = Callable[[int, Tensor], Tensor | None]
+"""(group, [B, T, in (+ 1)] inputs) → what `OnGradient` is to see of them; called once per batch and group."""
+OnGradient = Callable[[int, Tensor | None, Tensor], None]
+"""(layer, what `OnInput` returned, [B, T, out] gradients); called at every backward pass."""
+LogitGradient = Callable[[Tensor, Batch], Iterable[Tensor]]
+"""([N, V] logits, the batch) → gradients with respect to the logits, one backward pass for each."""
+
+
+def backpropagate(
+    model: PreTrainedModel,
+    layers: Sequence[Layer],
+    data: Iterable[Batch],
+    logit_gradient: LogitGradient,
+    on_input: OnInput,
+    on_gradient: OnGradient,
+    label: str = "",
+    total: int | None = None,
+) -> None:
+    """Forward and backward over batches, showing each targeted layer's inputs and output gradients to two callbacks.
+
+    Args:
+        model: in eval mode, without gradient checkpointing; left as it was before, also after an exception.
+        layers: from `mlp_layers`.
+        data: the batches.
+        logit_gradient: what is fed into the backward pass.
+        on_input: see `OnInput`. Padding is still in it.
+        on_gradient: see `OnGradient`. Gradients at padding are exactly 0.
+        label: of the progress bar.
+        total: how many sequences there are, for the bar.
+
+    Raises:
+        ValueError: for a model in training mode, or with gradient checkpointing.
+    """
+    bar = progress_bar(total=total, desc=label, unit="sequence")
+    with bar, frozen(model), torch.enable_grad(), _hooks(layers, on_input, on_gradient) as next_batch:
+        for batch in data:
+            next_batch(len(batch.rows))
+            logits = answer_logits(model, batch)
+            signals = list(logit_gradient(logits.detach(), batch))
+            for k, signal in enumerate(signals, start=1):
+                logits.backward(signal, retain_graph=k < len(signals))
+            bar.update(len(batch.rows))
+
+
+def batches_of(
+    encoded: Sequence[Encoded], pad_id: int, model: PreTrainedModel, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """A data set in batches of similar length on the model's device.
+
+    Args:
+        encoded: the whole data set.
+        pad_id: see `harness.data.pad_id`.
+        model: whose device.
+        rows: the part to take; all if None. A batch's `rows` are positions in the whole data set either way.
+    """
+    if rows is None:
+        yield from batches(encoded, pad_id, TOKENS_PER_BATCH, model.device)
+        return
+    for group in by_length([encoded[i] for i in rows], TOKENS_PER_BATCH):
+        chosen = [rows[i] for i in group]
+        yield collate([encoded[i] for i in chosen], chosen, pad_id).to(model.device)
+
+
+def accumulated(value: Tensor) -> Tensor:
+    """A value in the type that sums are kept in: float64 stays, everything else is float32.
+
+    >>> accumulated(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
+
+
+def total_of(totals: dict[int, Tensor], key: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A running sum, which starts at 0: it is added to in place.
+
+    Args:
+        totals: where it is kept.
+        key: under what.
+        shape: its shape.
+        like: something of its type, on its device.
+
+    >>> totals = {}
+    >>> _ = total_of(totals, 3, (2,), torch.ones(1)).add_(1)
+    >>> total_of(totals, 3, (2,), torch.ones(1)).tolist()
+    [1.0, 1.0]
+    """
+    if key not in totals:
+        totals[key] = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return totals[key]
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, no parameter takes a gradient.
+
+    Raises:
+        ValueError: for a model in training mode, or with gradient checkpointing.
+    """
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ValueError("gradient checkpointing runs every layer twice and would double A; switch it off first")
+    if model.training:
+        raise ValueError("the model is in training mode; dropout would enter the curvature")
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_()
+
+
+@contextmanager
+def _hooks(layers: Sequence[Layer], on_input: OnInput, on_gradient: OnGradient) -> Iterator[Callable[[int], None]]:
+    """Inside, the callbacks are shown what passes through the layers; what is yielded is given each batch's sequences first."""
+    groups, first = input_groups(layers), first_of_groups(layers)
+    seen: dict[int, tuple[Tensor, Tensor | None]] = {}
+    sequences = 1
+
+    def next_batch(count: int) -> None:
+        nonlocal sequences
+        sequences = count
+
+    def by_sequence(tensor: Tensor) -> Tensor:
+        return tensor.reshape(sequences, -1, tensor.shape[-1])  # OPT's MLP reads and writes [B·T, D]
+
+    def forward(index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            group, inputs = groups[index], args[0]
+            if group not in seen or seen[group][0] is not inputs:
+                if first[index] != index:
+                    raise RuntimeError(f"{layers[index].name} was expected to read the same input as the layer before it")
+                a = by_sequence(inputs.detach())
+                if layers[index].has_bias:
+                    a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
+                seen[group] = (inputs, on_input(group, a))
+            # Nothing before the first targeted layer needs a gradient, so the graph begins here.
+            output = output if output.requires_grad else output.requires_grad_()
+            kept = seen[group][1]
+            output.register_hook(lambda g: on_gradient(index, kept, by_sequence(g.detach())))
+            return output
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(forward(i)) for i, layer in enumerate(layers)]
+    try:
+        yield next_batch
+    finally:
+        for handle in handles:
+            handle.remove()
