@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ log = logging.getLogger(__name__)
 
 START_METHOD = "spawn"
 """How a worker begins: from nothing, so that it shares no thread and no GPU context with its parent."""
-SECONDS_TO_STOP = 20.0
+SECONDS_TO_STOP = 20
 """How long a worker that is to end may take to mark its run and clean up."""
+SECONDS_OF_ASKING = 5
+"""How long it is asked again every second: well within the time in which a worker that has begun to end passes over it."""
 LOST = "its worker was lost twice (killed, or out of memory); the same command goes on from the points it had recorded"
 SMALL_RUN_BYTES = 2 * 2**30
 """What a run on a model trained on the spot takes of the machine's memory, torch included: 1.1 to 1.5 GiB were measured."""
@@ -114,17 +117,32 @@ def on_workers(jobs: int) -> Executor:
                         worker.doing = None
                     yield index, error
         finally:
-            for worker in workers:
-                if worker.doing is not None:
-                    worker.process.terminate()
-                else:
-                    _send(worker, None)
-            for worker in workers:
-                worker.process.join(SECONDS_TO_STOP)
-                worker.process.kill()
-                worker.process.join()
+            _end(workers)
 
     return run
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    """Let workers mark their runs and clean up; what is still there after `SECONDS_TO_STOP` is killed.
+
+    Those at work are asked more than once. Where two signals come at once (a lost terminal's, then ours) the system may hand
+    both to another thread of theirs, and a main thread that sleeps learns nothing of it until the next one.
+    """
+    for worker in workers:
+        if worker.doing is None:
+            _send(worker, None)
+    alive = list(workers)
+    for second in range(SECONDS_TO_STOP):
+        for worker in alive:
+            if worker.doing is not None and second < SECONDS_OF_ASKING:
+                worker.process.terminate()
+        until = time.monotonic() + 1
+        for worker in alive:
+            worker.process.join(max(0.0, until - time.monotonic()))
+        alive = [worker for worker in alive if worker.process.is_alive()]
+    for worker in alive:
+        worker.process.kill()
+        worker.process.join()
 
 
 def _idle(workers: Sequence[_Worker]) -> _Worker | None:

@@ -35,6 +35,27 @@ from harness.sweep import Tasks, Try
 from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, numbered
 
 NANO = Nano(Path("unused"))
+PRELOADED = [
+    *(
+        "torch._dynamo",
+        "transformers.models.llama.modeling_llama",
+        "accelerate",
+        "pandas",
+        "pyarrow.compute",
+        "safetensors.torch",
+    ),
+    *("evals.probability", "evals.rouge", "methods.ga", "methods.grad_diff", "rouge_score.rouge_scorer", "scipy.stats"),
+    *("harness.executors", "harness.generation", "harness.likelihood", "harness.memory", "methods.kfade", "methods._kfade.fit"),
+    *("harness.cli", "tests.nano_sweep"),
+]
+"""All that a run imports."""
+
+
+def quick_context() -> Any:
+    """Processes that begin in milliseconds, where importing takes ten seconds: a server that has imported everything forks them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 @settings
@@ -49,8 +70,16 @@ class NanoConfig:
     """Whether its process is always killed."""
     wait: float = 0.0
     """Seconds of doing nothing before the last point."""
+    deaf: bool = False
+    """Whether its process learns nothing of the first SIGTERM that it is sent."""
     raises: str = ""
     """The name of one of torch's errors, or Python's, that is raised instead of the last point."""
+
+
+def be_deaf_once() -> None:
+    """Pass over the next SIGTERM."""
+    hears = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, hears))
 
 
 def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
@@ -68,6 +97,8 @@ def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == 2 and config.raises:
             raise getattr(torch, config.raises, None) or getattr(builtins, config.raises)
+        if step == 1 and config.deaf:
+            be_deaf_once()
         time.sleep(config.wait if step == 2 else 0)
         yield Progress(step, measure_here=True, total=2)
 
