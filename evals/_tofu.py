@@ -250,11 +250,11 @@ def probability(subject: Subject, task: str) -> PerRow:
     """
     table = likelihood(subject)
     rows = rows_of(table, task, "avg_gt_loss")
-    true = np.exp(-rows["avg_gt_loss"].to_numpy(dtype=float))
-    if task in ("real_authors", "world_facts"):
-        rows = rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
-        guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
-        with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd losses of a log: what is not finite then is no number
+        true = np.exp(-rows["avg_gt_loss"].to_numpy(dtype=float))
+        if task in ("real_authors", "world_facts"):
+            rows = rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
+            guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
             true = true / (true + np.exp(-wrong_losses(rows)).sum(axis=1) + guard)
     return PerRow(true, rows["cluster"].to_numpy())
 
@@ -301,8 +301,10 @@ def inverse_truth_ratio(subject: Subject, task: str) -> PerRow:
     if logged := _logged_ratio(subject, task):
         return logged
     rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
-    paraphrased = np.exp(-rows["avg_paraphrased_loss"].to_numpy(dtype=float))
-    return PerRow(np.exp(-wrong_losses(rows).mean(axis=1)) / (paraphrased + GUARD), rows["cluster"].to_numpy())
+    with np.errstate(over="ignore", invalid="ignore"):  # likewise
+        paraphrased = np.exp(-rows["avg_paraphrased_loss"].to_numpy(dtype=float))
+        inverse = np.exp(-wrong_losses(rows).mean(axis=1)) / (paraphrased + GUARD)
+    return PerRow(inverse, rows["cluster"].to_numpy())
 
 
 def tested_ratio(subject: Subject) -> PerRow:

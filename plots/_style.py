@@ -125,6 +125,8 @@ def log_ticks(axes: Axes, values: Sequence[float], vertical: bool = False) -> No
     """A logarithmic axis, the horizontal one if not said otherwise, whose ticks are plain numbers, few enough to be read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+    # Where nothing that is drawn is above 0, the axis would have no place to begin.
+    axes.update_datalim([(value, value) for value in values], updatex=not vertical, updatey=vertical)
     (axes.set_yscale if vertical else axes.set_xscale)("log")
     axis = axes.yaxis if vertical else axes.xaxis
     decades = math.log10(max(values) / min(values))

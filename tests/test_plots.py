@@ -636,6 +636,7 @@ def test_of_several_seeds_one_has_the_band(make: Maker):
     assert any("the others are thin lines" in note for note in sheet.notes)
 
 
+@pytest.mark.filterwarnings("error:Data has no positive values")
 def test_completions_that_did_not_move_lie_below_the_axis(make: Maker):
     make("ga", ((0.2, 0.6),), rows=completions([0.0] * 20))
     (sheet,) = sheets("kl_quantiles", make).values()

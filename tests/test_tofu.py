@@ -334,6 +334,23 @@ def test_a_row_that_is_not_finite_makes_a_number_absent_and_no_other():
     assert isinstance(found["retain_rouge"], Measurement)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variant", ["original", "open-unlearning"])
+def test_absurd_losses_of_a_log_make_no_number_and_no_noise(variant: str):
+    told = tables()
+    likelihood = told["likelihood"]
+    here = likelihood["task"].isin(["retain", "real_authors"])
+    likelihood.loc[here, "avg_gt_loss"] = -1e3
+    likelihood["average_perturb_loss"] = [
+        [-1e3] * len(wrong) if task == "world_facts" else wrong
+        for task, wrong in zip(likelihood["task"], likelihood["average_perturb_loss"], strict=True)
+    ]
+    found = measured(Subject(None, empty_task(variant), (), told))
+    assert isinstance(found["retain_probability"], Absent)
+    assert isinstance(found["real_authors_probability"], Absent)
+    assert found["world_facts_probability"].value == 0.0, "the wrong answers are infinitely likelier"
+
+
 def test_a_collapsed_model_has_utility_zero_not_an_error():
     told = tables()
     told["answers"]["rougeL_recall"] = 0.0
