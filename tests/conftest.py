@@ -52,6 +52,16 @@ TEMPLATE = Template("mini", answer_tag=" ")
 WORLD = _world.World(0)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Asked for no file, share all of them out over two processes with a thread each, where pytest-xdist is installed."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    its_own = hasattr(config, "workerinput")  # one of the two: it shares out nothing
+    if everything and not its_own and getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's cache."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from evals import finetune_attack
 from harness.cache import Cache
 from harness.config import describe, field_names, resolve
 from harness.costs import Costs
@@ -238,6 +239,12 @@ def subject_of(setting: Setting, evaluators: Sequence[Evaluator], references: Se
     weights = fingerprint(setting)
     subject.generations = generate_all(HFGenerator(), setting.model, setting.tokenizer, requests, setting.cache, weights)
     return subject
+
+
+@pytest.fixture(autouse=True)
+def _few_steps_of_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is promised of its numbers does not depend on how far it goes."""
+    monkeypatch.setattr(finetune_attack, "POINTS", (1, 3))
 
 
 @pytest.fixture(scope="module")

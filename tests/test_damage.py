@@ -144,12 +144,15 @@ def test_no_damage_stops_a_command(harness: Harness, tmp_path: Path, file: str):
 
     for result in hurt.values():
         check(harness, store, "show", result.spec.run_id, codes=(0, 2))
+    drawn = (
+        "csv" if file == "questions" else "csv,svg"
+    )  # each of those runs has a drawing of its own, and none reads the questions
     for _ in range(2):
         assert sound.spec.run_id in check(harness, store, "show", sound.spec.run_id)
         assert sound.spec.run_id in check(harness, store, "list", "runs")
         check(harness, store, "leaderboard", codes=(0, 2) if "newer" in hurt and file == "run.json" else (0,))
-        for figure in ("pareto", "samples"):
-            check(harness, store, "plot", figure, "--format", "csv,svg" if figure == "pareto" else "csv")
+        check(harness, store, "plot", "pareto", "--format", drawn)
+        check(harness, store, "plot", "samples", "--format", "csv")
         named = check(harness, store, "validate", codes=(0, 1))
         check(harness, store, "validate", "--set-aside", codes=(0, 1))
     for name, result in hurt.items():
