@@ -45,6 +45,7 @@ LIGHT = (
     "record_writing",
     "errors",
     "documents",
+    "formats",
     "scratch",
     "judging",
     "signals",
