@@ -110,6 +110,21 @@ def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
     return values.new_zeros(len(counts)).index_add(0, owner, values)
 
 
+def drawn_tokens(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    """[N] a token drawn from each row's distribution: where the cumulative probability reaches the uniform number.
+
+    Args:
+        cumulative: [N, V] probabilities, summed up.
+        uniform: [N] in [0, 1).
+
+    >>> drawn_tokens(torch.tensor([[0.25, 0.75, 1.0]]).expand(3, 3), torch.tensor([0.2, 0.5, 0.9])).tolist()
+    [0, 1, 2]
+    """
+    # Scaled by the last entry, which rounding keeps from being exactly 1.
+    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None])
+    return tokens[:, 0].clamp_(max=cumulative.shape[1] - 1)
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """How far the right token's logit stands above all others together.
 

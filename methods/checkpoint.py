@@ -34,7 +34,7 @@ def published(task: Task) -> list[str]:
     return [name for name in task.sources if name.startswith(PREFIX)]
 
 
-def none_there(task: Task) -> str | None:
+def none_published(task: Task) -> str | None:
     """Why a task has nothing to load, or None if it has."""
     return None if published(task) else "it loads published weights, and this benchmark names none for this model"
 
@@ -51,21 +51,21 @@ def held(shape: ModelShape, config: CheckpointConfig) -> list[Held]:
     return [Held("published weights", shape.parameters * shape.weight_bytes, while_measured=False)]
 
 
-@method("checkpoint", config=CheckpointConfig, source="published weights", cannot=none_there, clash=not_among, memory=held)
+@method("checkpoint", config=CheckpointConfig, source="published weights", cannot=none_published, clash=not_among, memory=held)
 def unlearn(setting: Setting, config: CheckpointConfig) -> Iterator[Progress]:
     """Put the published weights in place.
 
     Raises:
         UsageError: if the benchmark has no such checkpoint, or if it is one of another architecture or vocabulary.
     """
-    there = published(setting.task)
-    if reason := none_there(setting.task) or not_among(setting.task, config):
+    names = published(setting.task)
+    if reason := none_published(setting.task) or not_among(setting.task, config):
         raise UsageError(f"checkpoint cannot run on {setting.task.bench} with {setting.task.model}: {reason}.")
-    name = config.source or there[0]
+    name = config.source or names[0]
     source = setting.sources[name]
     model, tokenizer = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
-    if found := difference(setting.model, setting.tokenizer, model, tokenizer):
-        raise UsageError(f"source={name} cannot take the place of {setting.task.model}: {found}.")
+    if reason := difference(setting.model, setting.tokenizer, model, tokenizer):
+        raise UsageError(f"source={name} cannot take the place of {setting.task.model}: {reason}.")
     setting.costs.saved(source.seconds(setting.cache) or 0.0)
     setting.model.load_state_dict(model.state_dict())
     yield Progress(1, measure_here=True, total=1)
@@ -94,7 +94,7 @@ def difference(
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         mine, theirs = (shape.get(name) for shape in shapes)
         if mine != theirs:
-            return f"its {name} is {_told(theirs)}, the model's {_told(mine)}"
+            return f"its {name} is {_shown(theirs)}, the model's {_shown(mine)}"
     named, others = ({number: token for token, number in t.get_vocab().items()} for t in (words, other_words))
     for number in range(rows[0]):
         if named.get(number) != others.get(number, named.get(number)):
@@ -102,5 +102,5 @@ def difference(
     return None
 
 
-def _told(shape: tuple[int, ...] | None) -> str:
+def _shown(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else "×".join(map(str, shape))

@@ -16,19 +16,10 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import (
-    Data,
-    Losses,
-    PairedRecipe,
-    Part,
-    Refusals,
-    answer_nll_sums,
-    has_refusals,
-    held,
-    reference_nll,
-    small_model_presets,
-    unlearn,
-)
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.losses import answer_nll_sums, reference_nll
+from methods.first_order.recipe import PairedRecipe, held, small_model_presets
+from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,7 @@
 """Gradient ascent on the forget set (GA), without any retain term.
 
 L = −(token-pooled mean cross-entropy of the forget batch), minimised; the recipe is ToFU's (arXiv:2401.06121;
-locuslab/tofu `dataloader.py`, loss "grad_ascent"), see `methods/_first_order.py`.
+locuslab/tofu `dataloader.py`, loss "grad_ascent"), see `methods/first_order/`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, Part, Recipe, held, small_model_presets, unlearn, wmdp_presets
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.recipe import Recipe, held, small_model_presets, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,8 @@ from pydantic import NonNegativeFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn, wmdp_presets
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, Refusals, has_refusals, held, small_model_presets, unlearn
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.recipe import PairedRecipe, held, small_model_presets
+from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
-from methods._first_order import WMDP
 from methods._kfade.config import WMDP_FORM, WMDP_SMALL, KFADEConfig
 from methods._settings import absent_layers, of_stage, uneven
+from methods.first_order.recipe import WMDP
 
 if TYPE_CHECKING:
     from methods.curvature.layers import Layer

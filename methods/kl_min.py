@@ -20,7 +20,8 @@ from harness import anatomy
 from harness.config import settings
 from harness.errors import UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.recipe import PairedRecipe, held, small_model_presets
 
 if TYPE_CHECKING:
     from torch import Tensor

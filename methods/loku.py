@@ -25,9 +25,11 @@ from harness.anatomy import LinearMap
 from harness.config import settings
 from harness.errors import Diverged, UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Task, method
-from methods._adapters import Adapters, Kind, linear_maps
-from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, small_model_presets, unlearn
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
+from methods.first_order.adapters import Adapters, Kind, linear_maps
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.partners import Partners
+from methods.first_order.recipe import PairedRecipe, small_model_presets
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,19 +17,10 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import (
-    Data,
-    Losses,
-    PairedRecipe,
-    Part,
-    answer_nll_sums,
-    held,
-    reference_nll,
-    small_model_presets,
-    unlearn,
-    wmdp_presets,
-)
 from methods._settings import Epochs
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.losses import answer_nll_sums, reference_nll
+from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor

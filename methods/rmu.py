@@ -35,7 +35,6 @@ from harness.config import settings
 from harness.errors import UsageError, cut
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.pretraining import SMALL_MODEL_FACTOR
-from methods._first_order import WMDP, WMDP_FACTOR, evenly
 from methods._settings import (
     ANY_ARCHITECTURE,
     BatchSize,
@@ -48,6 +47,7 @@ from methods._settings import (
     of_stage,
     uneven,
 )
+from methods.first_order.recipe import WMDP, WMDP_FACTOR, evenly
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -208,8 +208,8 @@ def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
     measured = evenly(config.steps, config.points)
     with _training_only(setting.model, weights):
         for log in training.optimise(setting.model, steps(), lambda term: term(), recipe, make, recompute=False):
-            told = {**logged, "gradient_norm": log.gradient_norm, "learning_rate": log.learning_rate}
-            yield Progress(log.step, told, measure_here=log.step in measured, total=config.steps)
+            record = {**logged, "gradient_norm": log.gradient_norm, "learning_rate": log.learning_rate}
+            yield Progress(log.step, record, measure_here=log.step in measured, total=config.steps)
 
 
 # ---------------------------------------------------------------- the loss
@@ -323,25 +323,25 @@ def hidden_states(
     """
     from torch.func import functional_call
 
-    found: list[Tensor] = []
+    states: list[Tensor] = []
 
     def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
+        states.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 
-    told: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if not bool(batch.attention_mask[:, 0].all()):
-        told["attention_mask"] = batch.attention_mask
+        inputs["attention_mask"] = batch.attention_mask
     handle = layer.register_forward_hook(stop)
     try:
         with suppress(_Reached):
             if weights is None:
-                model(**told)
+                model(**inputs)
             else:
-                functional_call(model, dict(weights), (), told, tie_weights=False)
+                functional_call(model, dict(weights), (), inputs, tie_weights=False)
     finally:
         handle.remove()
-    return found[0].to(batch.input_ids.device)
+    return states[0].to(batch.input_ids.device)
 
 
 def decoder(model: PreTrainedModel) -> Sequence[DecoderLayer]:

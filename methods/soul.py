@@ -2,12 +2,12 @@
 
 L = −POOL(forget) + γ POOL(retain), γ = 2   (arXiv:2404.18239; OPTML-Group/SOUL `configs/TOFU/SO_GradDiff.json`)
 
-Two optimisers, written out in `methods/_sophia.py`: `sophia` is the one SOUL's authors run, down to its double update of the
+Two optimisers, written out in `methods/sophia.py`: `sophia` is the one SOUL's authors run, down to its double update of the
 momentum and its curvature, which is a running mean of the unlearning loss's squared gradient; `sophia_g` is the textbook's,
 whose curvature is estimated with labels sampled from the model.
 It departs from the authors' code in three points: prompts follow the benchmark's template instead of their own; bfloat16
 weights are trained through float32 masters (theirs are updated in place, where steps of 5e-6 are mostly rounded away); and
-losses are pooled over the whole step (see `methods/_first_order.py`).
+losses are pooled over the whole step (see `methods/first_order/`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.config import settings
 from harness.interfaces import Progress, Setting, method
-from methods._first_order import Data, Losses, PairedRecipe, Part, held, small_model_presets, unlearn, wmdp_presets
 from methods._settings import BatchSize, Steps
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods._sophia import Sophia, SophiaG
+    from methods.first_order.sophia import Sophia, SophiaG
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -74,7 +75,7 @@ class SOULConfig(PairedRecipe):
 def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.training import pooled_nll
-    from methods import _sophia
+    from methods.first_order import sophia
 
     textbook: SophiaG | None = None
     refreshes = 0
@@ -91,8 +92,8 @@ def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     def make(named: Sequence[tuple[str, Tensor]]) -> Sophia | SophiaG:
         nonlocal textbook
         if config.optimiser == "sophia":
-            return _sophia.Sophia(named, config.lr, config.betas, config.rho, config.weight_decay, config.hessian_scale)
-        textbook = _sophia.SophiaG(named, config.lr, config.betas, config.rho, config.weight_decay, config.epsilon)
+            return sophia.Sophia(named, config.lr, config.betas, config.rho, config.weight_decay, config.hessian_scale)
+        textbook = sophia.SophiaG(named, config.lr, config.betas, config.rho, config.weight_decay, config.epsilon)
         return textbook
 
     def refresh(*sides: Sequence[Part]) -> None:
@@ -103,8 +104,8 @@ def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
         for side, parts in enumerate(sides):
             for part in parts:
                 setting.costs.count(part.batch.tokens)
-                draws.append((part.batch, _sophia.uniform_numbers(part.batch, [setting.seed, refreshes, side])))
-        textbook.refresh(_sophia.gauss_newton_bartlett(setting.model, draws))
+                draws.append((part.batch, sophia.uniform_numbers(part.batch, [setting.seed, refreshes, side])))
+        textbook.refresh(sophia.gauss_newton_bartlett(setting.model, draws))
         refreshes += 1
 
     yield from unlearn(setting, config, losses, optimiser=make, before_step=refresh)

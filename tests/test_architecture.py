@@ -303,7 +303,7 @@ def test_no_file_is_called_utils():
 # ---------------------------------------------------------------- sizes
 
 
-BOUNDED = ["methods/curvature", "methods/_kfade"]
+BOUNDED = ["methods"]
 """Folders whose files, functions and lists of parameters have a bound."""
 MOST_LINES, MOST_IN_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 
@@ -336,3 +336,30 @@ def test_files_functions_and_lists_of_parameters_are_short(file: Path):
     for function in functions(ast.parse(text)):
         assert lines(function) <= MOST_IN_A_FUNCTION, function.name
         assert parameters(function) <= MOST_PARAMETERS, function.name
+
+
+SAY_NOTHING = {"told", "found", "asked", "there", "here", "way"}
+NAMED_FOR_WHAT_THEY_ARE = ["methods"]
+"""Folders in which no name is one of those."""
+
+
+def names_given(tree: ast.AST) -> Iterator[str]:
+    """Variables, parameters, functions and classes that a file names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+
+
+def test_given_names_are_seen():
+    tree = ast.parse("a = 1\nfor b in c: pass\ndef d(e, *f): return g\nclass H: i: int = 0\nif j := k: pass\n")
+    assert set(names_given(tree)) == {"a", "b", "d", "e", "f", "H", "i", "j"}
+
+
+@pytest.mark.parametrize("file", [file for folder in NAMED_FOR_WHAT_THEY_ARE for file in of(folder)], ids=name)
+def test_a_name_says_what_it_is(file: Path):
+    given = {each.strip("_").lower() for each in names_given(ast.parse(file.read_text(encoding="utf-8")))}
+    assert not given & SAY_NOTHING

@@ -19,14 +19,19 @@ from harness.errors import Diverged, UsageError
 from harness.interfaces import METHODS, Example, ModelShape, Progress, Setting, Stage, Task
 from harness.models import weights_fingerprint
 from methods import elm
-from methods._adapters import Adapters, linear_maps
+from methods._elm import continuations, texts
+from methods._elm.config import ELMConfig
+from methods._elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
+from methods._elm.texts import Concept, Entry, schedule
+from methods._elm.words import EXPERT, NOVICE, TURNS
+from methods.first_order.adapters import Adapters, linear_maps
 from tests.conftest import SettingMaker
 from tests.test_loku import bits, look, same_bits, shift, some_logits
 
 
-def config_of(**changes: Any) -> elm.ELMConfig:
+def config_of(**changes: Any) -> ELMConfig:
     usual = {"layers": [0, 1], "rank": 4, "rounds": 8, "new_tokens": [2, 5], "contexts": "texts", "points": 2, "lr": 1e-3}
-    return resolve(elm.ELMConfig, {**usual, **changes}, owner="elm")
+    return resolve(ELMConfig, {**usual, **changes}, owner="elm")
 
 
 def run(setting: Setting, **changes: Any) -> list[Progress]:
@@ -39,8 +44,8 @@ def log_p(model: PreTrainedModel, ids: list[int], temperature: float = 1.0) -> T
         return (model(input_ids=torch.tensor([ids])).logits[0].double() / temperature).log_softmax(-1)
 
 
-def concept(setting: Setting, **changes: Any) -> elm._Concept:
-    return elm._Concept(setting, setting.stages[0], 0, config_of(**changes))
+def concept(setting: Setting, **changes: Any) -> Concept:
+    return Concept(setting, setting.stages[0], 0, config_of(**changes))
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def test_target_is_the_base_moved_from_the_expert_to_the_novice():
     """By hand, token by token: two texts of three and two positions, eta 5, so strengths 1, 3, 5 and 1, 5."""
     generator = torch.Generator().manual_seed(0)
     base, expert, novice = (torch.randn(5, 6, generator=generator) for _ in range(3))
-    found = elm.erased(base, expert, novice, torch.tensor([3, 2]), eta=5.0, temperature=1.2, top_k=4)
+    found = erased(base, expert, novice, torch.tensor([3, 2]), eta=5.0, temperature=1.2, top_k=4)
     for row, strength in enumerate((1, 3, 5, 1, 5)):
         logs = []
         for z in (base[row], expert[row], novice[row]):
@@ -73,7 +78,7 @@ def test_target_is_the_base_moved_from_the_expert_to_the_novice():
 
 def test_a_text_of_one_token_has_strength_1():
     z = torch.zeros(1, 3)
-    found = elm.erased(z, torch.tensor([[1.0, 0, 0]]), z, torch.tensor([1]), eta=1000.0, temperature=1.0, top_k=3)
+    found = erased(z, torch.tensor([[1.0, 0, 0]]), z, torch.tensor([1]), eta=1000.0, temperature=1.0, top_k=3)
     assert found[0].tolist() == pytest.approx([1 / (1 + 2 * math.e), math.e / (1 + 2 * math.e), math.e / (1 + 2 * math.e)])
 
 
@@ -82,7 +87,7 @@ def test_gradient_of_soft_cross_entropy_is_p_minus_q():
     logits = torch.randn(4, 7, generator=generator, dtype=torch.float64, requires_grad=True)
     q = torch.rand(4, 7, generator=generator, dtype=torch.float64)
     q = q / q.sum(dim=1, keepdim=True)
-    losses = elm.soft_cross_entropy(logits, q)
+    losses = soft_cross_entropy(logits, q)
     p = logits.detach().softmax(dim=-1)
     torch.testing.assert_close(losses.detach(), -(q * p.log()).sum(dim=-1))
     losses.sum().backward()
@@ -93,7 +98,7 @@ def test_gradient_of_soft_cross_entropy_is_p_minus_q():
 def test_retain_loss_holds_the_likeliest_token_or_the_whole_distribution(kind: str):
     before = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
     logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0]], dtype=torch.float64, requires_grad=True)
-    losses = elm.retain_losses(logits, before, kind)
+    losses = retain_losses(logits, before, kind)
     losses.sum().backward()
     p, p0 = logits.detach().softmax(-1), before.softmax(-1)
     if kind == "cross_entropy":
@@ -107,7 +112,7 @@ def test_retain_loss_holds_the_likeliest_token_or_the_whole_distribution(kind: s
 
 def test_every_text_has_a_mean_of_its_own():
     batch = collate([Encoded([1, 2, 3], 1), Encoded([1, 2], 1)], [0, 1], 0)
-    assert elm.mean_of_each(torch.tensor([1.0, 3.0, 7.0]), batch).tolist() == [2, 7]
+    assert mean_of_each(torch.tensor([1.0, 3.0, 7.0]), batch).tolist() == [2, 7]
 
 
 @pytest.mark.parametrize("retain_loss", ["cross_entropy", "kl"])
@@ -116,7 +121,7 @@ def test_terms_of_the_first_step_are_those_of_the_formula(retain_loss: str, nano
     model, tokenizer = nano_setting.model, nano_setting.tokenizer
     about = concept(nano_setting)
     erase = retain = fluency = 0.0
-    followed = elm._continuations(nano_setting, [about], [elm.Entry(0, k) for k in range(4)], config_of())
+    followed = continuations.continuations(nano_setting, [about], [Entry(0, k) for k in range(4)], config_of())
     for turn in range(4):
         text = about.forget[turn]
         expert, novice, _ = about._drawn("erase", turn)
@@ -181,7 +186,7 @@ def test_continuations_are_drawn_from_the_guided_distribution(kind: str, guidanc
     texts, experts, novices = [[1, 2, 3, 4], [5, 6]], [[7], [8, 9, 10]], [[11, 12], [13]]
     budgets = [6, 9]
     uniform = np.random.default_rng(0).random((9, 2), dtype=np.float32)
-    found = elm.guided(model, Ends(), texts, experts, novices, budgets, guidance, uniform)
+    found = continuations.guided(model, Ends(), texts, experts, novices, budgets, guidance, uniform)
     for i, tokens in enumerate(found):
         expected: list[int] = []
         for number in uniform[: budgets[i], i]:
@@ -198,7 +203,7 @@ def test_continuations_are_drawn_from_the_guided_distribution(kind: str, guidanc
 def test_a_continuation_ends_at_its_budget_or_the_end_token():
     model = tiny("llama")
     uniform = np.random.default_rng(1).random((12, 3), dtype=np.float32)
-    found = elm.guided(model, Ends(), [[1], [2], [3]], [[4]] * 3, [[5]] * 3, [2, 12, 1], 0.0, uniform)
+    found = continuations.guided(model, Ends(), [[1], [2], [3]], [[4]] * 3, [[5]] * 3, [2, 12, 1], 0.0, uniform)
     assert len(found[0]) <= 2
     assert len(found[2]) <= 1
     assert not any(0 in tokens for tokens in found)
@@ -206,13 +211,13 @@ def test_a_continuation_ends_at_its_budget_or_the_end_token():
 
 def test_continuations_are_sampled_once_and_found_again(make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
-    real = elm.guided
+    real = continuations.guided
 
     def counted(*arguments: Any) -> list[list[int]]:
         calls.append(len(arguments[2]))
         return real(*arguments)
 
-    monkeypatch.setattr(elm, "guided", counted)
+    monkeypatch.setattr(continuations, "guided", counted)
     first = make_setting()
     again = replace(make_setting(), cache=first.cache)
     run(first, rounds=40)
@@ -227,11 +232,11 @@ def test_continuations_are_sampled_once_and_found_again(make_setting: SettingMak
 
 
 def test_a_round_takes_its_stages_as_often_as_they_are_named():
-    found = elm.schedule(config_of(order=[0, 0, 1], rounds=2), 2)
+    found = schedule(config_of(order=[0, 0, 1], rounds=2), 2)
     assert [(e.stage, e.turn) for e in found] == [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1)]
-    assert [(e.stage, e.turn) for e in elm.schedule(config_of(rounds=2), 2)] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    with pytest.raises(UsageError, match=r"order=\[0, 2\]: there are the stages 0 to 1, \[2\] are not among them"):
-        elm.schedule(config_of(order=[0, 2]), 2)
+    assert [(e.stage, e.turn) for e in schedule(config_of(rounds=2), 2)] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    with pytest.raises(UsageError, match=r"order=\[0, 2\]: there are stages 0 to 1. Set order=\[0,1\]"):
+        schedule(config_of(order=[0, 2]), 2)
 
 
 def test_steps_and_points(make_setting: SettingMaker, two_stages: Task):
@@ -246,19 +251,19 @@ def corpus(nano_task: Task) -> Task:
 
 
 def test_sentences_name_the_concept_and_are_drawn_anew(make_setting: SettingMaker, nano_task: Task, monkeypatch):
-    monkeypatch.setattr(elm, "UNKNOWN_SHARE", 1.0)
-    about = elm._Concept(
+    monkeypatch.setattr(texts, "UNKNOWN_SHARE", 1.0)
+    about = Concept(
         setting := make_setting(task=corpus(nano_task)),
         setting.stages[0],
         0,
         config_of(contexts="sentences", concepts=["locks and keys"]),
     )
     drawn = [about._drawn("erase", turn) for turn in range(200)]
-    for told, sentences in zip(zip(*drawn, strict=True), (elm.EXPERT, elm.NOVICE), strict=False):
+    for told, sentences in zip(zip(*drawn, strict=True), (EXPERT, NOVICE), strict=False):
         assert set(told) == {sentence.format(concept="locks and keys") + "\n" for sentence in sentences}
-    assert {turn for _, _, turn in drawn} == {f". {sentence}" for sentence in elm.TURNS}
-    assert len(elm.EXPERT) == len(elm.NOVICE) == 10
-    assert len(set(elm.TURNS)) == 20
+    assert {turn for _, _, turn in drawn} == {f". {sentence}" for sentence in TURNS}
+    assert len(EXPERT) == len(NOVICE) == 10
+    assert len(set(TURNS)) == 20
     assert all("locks and keys" in expert and "locks and keys" in novice for expert, novice, _ in drawn)
 
 
@@ -344,7 +349,7 @@ def test_the_seed_decides_and_the_global_random_numbers_do_not(make_setting: Set
     ("settings", "says"),
     [
         ({"layers": [1, 7]}, r"layers=\[1, 7\]: the model has layers 0 to 1. Set layers=\[0,1\]\.$"),
-        ({"order": [0, 1]}, r"order=\[0, 1\]: there are the stages 0 to 0"),
+        ({"order": [0, 1]}, r"order=\[0, 1\]: there are stages 0 to 0"),
         ({"contexts": "sentences"}, r"concepts=\[\]: say what each of the 1 stages is about"),
         ({"contexts": "sentences", "concepts": ["x"]}, r"does not know \d+ of the \d+ words of elm's contexts"),
     ],
@@ -378,14 +383,14 @@ def test_published_settings_are_the_readmes():
     assert (told.eta, told.temperature, told.top_k, told.guidance, told.new_tokens) == (1000, 1.2, 50, 3, (100, 300))
     assert (told.erase_weight, told.retain_weight, told.fluency_weight, told.retain_loss) == (1, 1, 1, "cross_entropy")
     assert (told.min_characters, told.max_characters, told.contexts, len(told.concepts)) == (50, 700, "sentences", 2)
-    assert len(elm.schedule(told, 2)) // told.batch_size == 2250
+    assert len(schedule(told, 2)) // told.batch_size == 2250
 
 
 def test_memory_is_that_of_the_adapted_maps():
     from transformers import MistralConfig
 
     shape = ModelShape(memory.meta_model(MistralConfig()), 2, retain_rows=1000, answer_tokens=500)
-    held = {h.what: h.bytes for h in elm.held(shape, elm.ELMConfig())}
+    held = {h.what: h.bytes for h in elm.held(shape, ELMConfig())}
     attention = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096)]
     sizes = 4 * [*attention, (14336, 4096), (14336, 4096), (4096, 14336)]
     assert held["weights kept aside"] == 2 * sum(a * b for a, b in sizes)

@@ -28,8 +28,10 @@ from harness.interfaces import BENCHMARKS, METHODS, Options, Progress, Setting, 
 from harness.models import weights_fingerprint
 from harness.pretraining import SMALL_MODEL_FACTOR
 from harness.run import plan
-from methods import _first_order as first_order
-from methods._first_order import Data, Losses, PairedRecipe, Part, Partners, Recipe, Refusals, Schedule
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.partners import Partners
+from methods.first_order.recipe import WMDP_FACTOR, PairedRecipe, Recipe, Schedule
+from methods.first_order.refusals import Refusals
 from tests.conftest import NanoBenchmark, SettingMaker
 
 NAMES = ["ga", "grad_diff", "kl_min", "npo", "simnpo", "dpo", "idk"]
@@ -453,7 +455,7 @@ Shown = list[tuple[Sequence[Part], Sequence[Part]]]
 def shown(setting: Setting, recipe: Recipe) -> tuple[list[Progress], Shown]:
     """What the loop yields, and the parts of its steps."""
     seen: Shown = []
-    progress = list(first_order.unlearn(setting, recipe, nothing(setting), before_step=lambda *parts: seen.append(parts)))
+    progress = list(unlearn(setting, recipe, nothing(setting), before_step=lambda *parts: seen.append(parts)))
     return progress, seen
 
 
@@ -722,7 +724,7 @@ ON_WMDP: dict[str, dict[str, Any]] = {
 def test_settings_for_wmdp_are_those_of_simnpos_authors(name: str, bench: str):
     large, small = published(name, bench, "zephyr-7b"), published(name, bench, "mini")
     assert large == {**WMDP_RECIPE, **ON_WMDP[name]}
-    assert small.pop("lr") == pytest.approx(large.pop("lr") * first_order.WMDP_FACTOR)
+    assert small.pop("lr") == pytest.approx(large.pop("lr") * WMDP_FACTOR)
     assert small == large
 
 

@@ -14,7 +14,8 @@ from harness.data import collate, encode, pad_id
 from harness.errors import Diverged, UsageError
 from harness.interfaces import Progress, Setting, Stage, Task
 from methods import loku
-from methods._first_order import Data, Partners
+from methods.first_order.loop import Data
+from methods.first_order.partners import Partners
 from tests.conftest import SettingMaker
 
 if TYPE_CHECKING:

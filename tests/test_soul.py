@@ -18,9 +18,10 @@ from harness.interfaces import Progress, Setting
 from harness.likelihood import answer_logits, answer_nll
 from harness.models import weights_fingerprint
 from harness.training import micro_batches, shuffled_batches
-from methods import _sophia
-from methods._first_order import Partners, Recipe, Schedule
-from methods._sophia import Sophia, SophiaG, gauss_newton_bartlett, sampled_labels, uniform_numbers
+from methods.first_order import sophia
+from methods.first_order.partners import Partners
+from methods.first_order.recipe import Recipe, Schedule
+from methods.first_order.sophia import Sophia, SophiaG, gauss_newton_bartlett, sampled_labels, uniform_numbers
 from methods.soul import SOULConfig, soul
 from tests.conftest import SettingMaker
 
@@ -270,7 +271,7 @@ def test_the_curvature_is_estimated_anew_every_k_steps_and_at_the_first(
         estimated.append(taken + 1)
         return real(*args)
 
-    monkeypatch.setattr(_sophia, "gauss_newton_bartlett", counted)
+    monkeypatch.setattr(sophia, "gauss_newton_bartlett", counted)
     for progress in soul(make_setting(), config(optimiser="sophia_g", hessian_interval=3, epochs=3, batch_size=4)):
         taken = progress.step
     assert taken == 9
@@ -289,7 +290,7 @@ def test_the_estimate_is_made_of_both_sides_of_the_step(nano_setting: Setting, m
         seen.append(sum(len(batch.rows) for batch, _ in draws))
         return real(model, draws)
 
-    monkeypatch.setattr(_sophia, "gauss_newton_bartlett", watched)
+    monkeypatch.setattr(sophia, "gauss_newton_bartlett", watched)
     run(nano_setting, optimiser="sophia_g", hessian_interval=1)
     assert seen == [8, 8, 8], "four examples to forget and four to retain"
 
@@ -304,7 +305,7 @@ def test_every_label_is_drawn_with_a_number_of_its_own(make_setting: SettingMake
             numbers.extend(uniform.tolist())
         return real(model, draws)
 
-    monkeypatch.setattr(_sophia, "gauss_newton_bartlett", watched)
+    monkeypatch.setattr(sophia, "gauss_newton_bartlett", watched)
     for seed in (0, 1):
         run(make_setting(seed=seed), optimiser="sophia_g", hessian_interval=1)
     assert len(numbers) > 100

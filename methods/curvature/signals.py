@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.data import Batch, Encoded
-from harness.likelihood import answer_labels, sums_by_example
+from harness.likelihood import answer_labels, drawn_tokens, sums_by_example
 from methods.curvature.passes import LogitGradient
 
 
@@ -51,8 +51,7 @@ class SampledLabels:
         cumulative = p.cumsum(dim=-1)
         uniform = np.concatenate([self._uniform[row] for row in batch.rows.tolist()], axis=1)  # [samples, N]
         for u in torch.from_numpy(uniform).to(p.device):
-            # Scaled by the last entry, which rounding keeps from being exactly 1.
-            labels = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None]).clamp_(max=p.shape[1] - 1)
+            labels = drawn_tokens(cumulative, u)[:, None]
             yield p.scatter_add(1, labels, p.new_full(labels.shape, -1.0))
 
 

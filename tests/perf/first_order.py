@@ -30,7 +30,9 @@ from harness.data import pad_id
 from harness.interfaces import METHODS, Example, Setting, Stage, Task, Template
 from harness.likelihood import answer_logits, answer_nll
 from harness.pretraining import Vocabulary
-from methods import _first_order
+from methods.first_order import loop
+from methods.first_order.recipe import Schedule
+from methods.first_order.refusals import Refusals
 from tests.perf._machine import gemm_rate, machine, table, write
 from tests.perf.curvature import SIZES, build
 
@@ -82,15 +84,15 @@ class Floor:
         self.name, self.model, self.config = name, here.model, config
         self.pad = pad_id(here.tokenizer)
         stage = here.stages[0]
-        plan = _first_order.Schedule.of(config, len(stage.forget))
-        self.data = _first_order._data(here, config, stage, plan)
-        refusals = _first_order.Refusals(here, stage)
-        terms = _first_order.Losses(
+        plan = Schedule.of(config, len(stage.forget))
+        self.data = loop._data(here, config, stage, plan)
+        refusals = Refusals(here, stage)
+        terms = loop.Losses(
             forget=lambda part: torch.zeros(()),
             retain=None if name == "ga" else lambda part: torch.zeros(()),
             forget_texts=refusals if name == "idk" else None,
         )
-        self.steps = list(_first_order._steps(here, config, self.data, terms, None))
+        self.steps = list(loop._steps(here, config, self.data, terms, None))
         self.refused = [refusals(step, row) for step, rows in enumerate(self.data.steps, 1) for row in rows]
         self.signal = torch.randn(8192, here.model.config.vocab_size) / here.model.config.vocab_size**0.5
 
@@ -111,7 +113,7 @@ class Floor:
         for parameter in self.model.parameters():
             parameter.grad = None
 
-    def _logits(self, side: str, part: _first_order.Part) -> Tensor:
+    def _logits(self, side: str, part: loop.Part) -> Tensor:
         if self.name == "kl_min" and side == "retain":
             from methods.kl_min import padded
 

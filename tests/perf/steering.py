@@ -27,8 +27,11 @@ from harness.costs import Costs
 from harness.data import Batch, collate, pad_id
 from harness.interfaces import BENCHMARKS, METHODS, Options, Setting
 from harness.likelihood import answer_labels, answer_logits
-from methods import elm, rmu
-from methods._adapters import Adapters, linear_maps
+from methods import rmu
+from methods._elm.config import ELMConfig
+from methods._elm.continuations import continuations
+from methods._elm.texts import Concept, schedule
+from methods.first_order.adapters import Adapters, linear_maps
 from tests.perf._machine import gemm_rate, machine, table, write
 from tests.perf.first_order import seconds
 from tests.perf.first_order import setting as random_setting
@@ -71,11 +74,11 @@ def rmu_floor(setting: Setting, config: rmu.RMUConfig) -> Callable[[], None]:
     return passes
 
 
-def elm_floor(setting: Setting, config: elm.ELMConfig) -> Callable[[], None]:
+def elm_floor(setting: Setting, config: ELMConfig) -> Callable[[], None]:
     """The passes of `STEPS` steps of ELM."""
-    concept = elm._Concept(setting, setting.stages[0], 0, config)
-    entries = elm.schedule(config, 1)
-    followed = elm._continuations(setting, [concept], entries, config)
+    concept = Concept(setting, setting.stages[0], 0, config)
+    entries = schedule(config, 1)
+    followed = continuations(setting, [concept], entries, config)
     pad = pad_id(setting.tokenizer)
     steps: list[tuple[Batch, ...]] = []
     for start in range(0, len(entries), config.batch_size):

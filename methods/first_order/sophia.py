@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.data import Batch
-from harness.likelihood import answer_logits
+from harness.likelihood import answer_logits, drawn_tokens
 
 NEVER_ZERO = 1e-15
 """What `Sophia` adds to its denominator."""
@@ -141,8 +141,8 @@ def gauss_newton_bartlett(model: PreTrainedModel, draws: Sequence[tuple[Batch, T
     for batch, uniform in draws:
         logits = answer_logits(model, batch)
         loss = F.cross_entropy(logits, sampled_labels(logits.detach(), uniform), reduction="sum") / labels
-        found = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
-        sums = [s.add_(g) for s, g in zip(sums, found, strict=True)] if sums else [g.float() for g in found]
+        gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+        sums = [s.add_(g) for s, g in zip(sums, gradients, strict=True)] if sums else [g.float() for g in gradients]
     return {name: gradient.square_().mul_(labels) for name, gradient in zip(named, sums, strict=True)}
 
 
@@ -154,9 +154,7 @@ def sampled_labels(logits: Tensor, uniform: Tensor) -> Tensor:
         uniform: [N] in [0, 1).
     """
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
-    # Scaled by the last entry, which rounding keeps from being exactly 1.
-    found = torch.searchsorted(cumulative, (uniform.to(cumulative) * cumulative[:, -1])[:, None])
-    return found[:, 0].clamp_(max=logits.shape[1] - 1)
+    return drawn_tokens(cumulative, uniform.to(cumulative))
 
 
 def uniform_numbers(batch: Batch, key: Sequence[int]) -> Tensor:

@@ -1,0 +1,1 @@
+"""ELM in parts: its settings (`config`), `words`, which texts are due (`texts`), `continuations`, `losses`."""

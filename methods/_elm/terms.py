@@ -1,0 +1,95 @@
+"""The three terms of ELM's loss on a step's texts, each through the model with its adapters on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.data import Batch, Encoded, collate, pad_id
+from harness.interfaces import Setting
+from harness.likelihood import answer_labels, answer_logits
+from methods._elm.config import ELMConfig
+from methods._elm.continuations import continuations
+from methods._elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
+from methods._elm.texts import Concept, Entry
+from methods.first_order.adapters import Adapters
+
+
+class Terms:
+    """What is minimised, term by term.
+
+    Args:
+        setting: whose model is trained.
+        concepts: one for each stage.
+        entries: what is due, step after step.
+        adapters: what is trained of it; not yet on when this is made, since continuations are sampled from the model as it was.
+        config: weights and targets.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        concepts: Sequence[Concept],
+        entries: Sequence[Entry],
+        adapters: Adapters,
+        config: ELMConfig,
+    ) -> None:
+        self._setting, self._model, self._pad = setting, setting.model, pad_id(setting.tokenizer)
+        self._concepts, self._entries, self._adapters, self._config = concepts, entries, adapters, config
+        with setting.costs.phase("continuations"):
+            self._followed = continuations(setting, concepts, entries, config) if config.fluency_weight else {}
+        self._terms = {
+            "forget": (self.erase, config.erase_weight),
+            "retain": (self.retain, config.retain_weight),
+            "fluency": (self.fluency, config.fluency_weight),
+        }
+        self.logged: dict[str, float] = {}
+        """What each term came to in the last step, by name."""
+
+    def of_steps(self, steps: int) -> Iterator[list[Callable[[], Tensor]]]:
+        """For each of so many steps its terms that have a weight."""
+        for number in range(steps):
+            yield [partial(self._weighted, name, number, steps) for name, (_, weight) in self._terms.items() if weight]
+
+    def _weighted(self, name: str, number: int, steps: int) -> Tensor:
+        term, weight = self._terms[name]
+        size = self._config.batch_size
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # of dropout
+            torch.manual_seed((self._setting.seed * steps + number) * len(self._terms) + list(self._terms).index(name))
+            loss = weight * term(self._entries[number * size : (number + 1) * size])
+        self.logged[f"{name}_term"] = float(loss.detach())
+        return loss
+
+    def erase(self, step: Sequence[Entry]) -> Tensor:
+        """The erase term, summed over a step's texts."""
+        config = self._config
+        drawn = [self._concepts[entry.stage].erased(entry) for entry in step]
+        with self._adapters.without():
+            # The plain texts, the same behind the expert's contexts, the same behind the novice's.
+            _, of_base = self._logits([text for texts in zip(*drawn, strict=True) for text in texts])
+            base, expert, novice = of_base.chunk(3)
+        batch, now = self._logits([plain for plain, _, _ in drawn])
+        target = erased(base, expert, novice, batch.counts, config.eta, config.temperature, config.top_k)
+        return mean_of_each(soft_cross_entropy(now, target), batch).sum()
+
+    def retain(self, step: Sequence[Entry]) -> Tensor:
+        """The retain term, likewise."""
+        texts = [self._concepts[entry.stage].retained(entry) for entry in step]
+        with self._adapters.without():
+            _, before = self._logits(texts)
+        batch, now = self._logits(texts)
+        return mean_of_each(retain_losses(now, before, self._config.retain_loss), batch).sum()
+
+    def fluency(self, step: Sequence[Entry]) -> Tensor:
+        """The fluency term, likewise."""
+        batch, now = self._logits([self._followed[entry.stage, self._concepts[entry.stage].row(entry)] for entry in step])
+        return mean_of_each(F.cross_entropy(now, answer_labels(batch), reduction="none"), batch).sum()
+
+    def _logits(self, texts: Sequence[Encoded]) -> tuple[Batch, Tensor]:
+        batch = collate(texts, range(len(texts)), self._pad).to(self._model.device)
+        self._setting.costs.count(batch.tokens)
+        return batch, answer_logits(self._model, batch)

@@ -1,0 +1,187 @@
+"""The loop of the first-order methods: steps over pairs of forget and retain examples, on every stage.
+
+As in ToFU (locuslab/tofu `forget.py`, `data_module.py`) an epoch runs over the forget set, and every forget example comes with
+a retain example. It departs in one point: token-pooled losses are pooled over the whole step, where the original averages the
+pooled losses of its micro-batches; hence k micro-batches of b give what one batch of k·b gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.interfaces import Progress, Setting, Stage
+from methods.first_order.partners import Partners
+from methods.first_order.recipe import Recipe, Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.data import Batch, Encoded
+    from harness.training import MakeOptimiser, StepLog
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some examples of one step, of one side, that go through the model together."""
+
+    batch: Batch
+    """The tokens."""
+    rows: Sequence[int]
+    """Each example's position in the forget set, or in the retain set."""
+    step: int
+    """The step's number in its stage, from 1."""
+    examples: int
+    """Examples of this side in the whole step."""
+    labels: int
+    """Labels of this side in the whole step."""
+    all_labels: int
+    """Labels of both sides in the whole step."""
+
+
+Loss = Callable[[Part], "Tensor"]
+"""A part's share of a term of the step's loss; the shares of a step's parts sum to the term."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A stage's examples as tokens."""
+
+    forget: Sequence[Encoded]
+    """The forget set."""
+    retain: Sequence[Encoded]
+    """The retain set."""
+    pad: int
+    """See `harness.data.pad_id`."""
+    stage: Stage
+    """The same as text."""
+    steps: Sequence[Sequence[int]]
+    """The rows of the forget set that each step takes."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is minimised: `forget + retain`."""
+
+    forget: Loss
+    """The forget term."""
+    retain: Loss | None = None
+    """The retain term, if there is one."""
+    retain_length: int = 1
+    """Tokens that the retain term pads its sequences to, if it does: fewer of them then go through the model together."""
+    forget_texts: Callable[[int, int], Encoded] | None = None
+    """(step, row of the forget set) → the sequence the forget term sees, where it is not the forget example itself."""
+
+
+def unlearn(
+    setting: Setting,
+    recipe: Recipe,
+    losses: Callable[[Data], Losses],
+    optimiser: MakeOptimiser | None = None,
+    before_step: Callable[[Sequence[Part], Sequence[Part]], None] | None = None,
+) -> Iterator[Progress]:
+    """Train on every stage, one after the other, measuring after every epoch over its forget set.
+
+    Args:
+        setting: whose model is trained in place.
+        recipe: the method's settings.
+        losses: makes a stage's loss terms from its data, before its first step.
+        optimiser: another one than AdamW.
+        before_step: is shown the forget and the retain parts of a step before it is taken.
+
+    Raises:
+        Diverged: at a loss or gradient that is not finite.
+    """
+    from harness import training
+
+    plans = [Schedule.of(recipe, len(stage.forget)) for stage in setting.stages]
+    total, taken = sum(plan.steps for plan in plans), 0
+    for stage, plan in zip(setting.stages, plans, strict=True):
+        data = _data(setting, recipe, stage, plan)
+        terms = losses(data)
+        adamw = training.AdamW(lr=recipe.lr, steps=plan.steps, warmup=plan.warmup, weight_decay=recipe.weight_decay)
+        sums = TermSums(terms, setting)
+        steps = _steps(setting, recipe, data, terms, before_step)
+        for log in training.optimise(setting.model, steps, sums.loss, adamw, optimiser):
+            yield Progress(taken + log.step, sums.logged(log), measure_here=log.step in plan.epoch_ends, total=total)
+        taken += plan.steps
+
+
+def _data(setting: Setting, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:
+    from harness.data import encode, pad_id
+    from harness.likelihood import check_length
+    from harness.training import shuffled_batches
+
+    tokenizer, length = setting.tokenizer, recipe.max_length
+    steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, setting.seed))
+    forget, retain = encode(stage.forget, tokenizer, length), encode(stage.retain, tokenizer, length)
+    check_length(setting.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
+    return Data(forget, retain, pad_id(tokenizer), stage, steps)
+
+
+class TermSums:
+    """Sums up what the terms of a step came to, for the record."""
+
+    def __init__(self, terms: Losses, setting: Setting) -> None:
+        self._terms, self._setting = terms, setting
+        self._sums: dict[str, float] = {}
+
+    def loss(self, part: tuple[str, Part]) -> Tensor:
+        """The part's share of the loss."""
+        side, examples = part
+        self._setting.costs.count(examples.batch.tokens)
+        term = self._terms.forget if side == "forget" else self._terms.retain
+        assert term is not None  # there are no retain parts without a retain term
+        value = term(examples)
+        self._sums[side] = self._sums.get(side, 0.0) + float(value.detach())
+        return value
+
+    def logged(self, log: StepLog) -> dict[str, float]:
+        """The step's numbers."""
+        sums, self._sums = self._sums, {}
+        return {
+            **{f"{side}_term": value for side, value in sums.items()},
+            "gradient_norm": log.gradient_norm,
+            "learning_rate": log.learning_rate,
+        }
+
+
+def _steps(
+    setting: Setting,
+    recipe: Recipe,
+    data: Data,
+    terms: Losses,
+    before_step: Callable[[Sequence[Part], Sequence[Part]], None] | None,
+) -> Iterator[list[tuple[str, Part]]]:
+    partner = Partners(len(data.retain), setting.seed, getattr(recipe, "frozen_partner", False))
+    for step, rows in enumerate(data.steps, start=1):
+        texts = [terms.forget_texts(step, row) if terms.forget_texts else data.forget[row] for row in rows]
+        partners = [partner(row) for row in rows] if terms.retain else []
+        retained = [data.retain[row] for row in partners]
+        all_labels = sum(e.label_count for e in (*texts, *retained))
+        forget = _parts(texts, rows, setting, data.pad, step, all_labels)
+        retain = _parts(retained, partners, setting, data.pad, step, all_labels, terms.retain_length)
+        if before_step:
+            before_step(forget, retain)
+        yield [*(("forget", part) for part in forget), *(("retain", part) for part in retain)]
+
+
+def _parts(
+    texts: Sequence[Encoded],
+    rows: Sequence[int],
+    setting: Setting,
+    pad: int,
+    step: int,
+    all_labels: int,
+    padded_to: int = 1,
+) -> list[Part]:
+    from harness.training import TOKENS_PER_MICRO_BATCH, micro_batches
+
+    labels, at_once = sum(e.label_count for e in texts), max(1, TOKENS_PER_MICRO_BATCH // padded_to)
+    parts = []
+    for start in range(0, len(texts), at_once):
+        whole = dict(enumerate(texts[start : start + at_once], start))
+        for batch, _ in micro_batches(whole, list(whole), pad, setting.model.device):
+            parts.append(Part(batch, [rows[i] for i in batch.rows.tolist()], step, len(texts), labels, all_labels))
+    return parts

@@ -1,0 +1,45 @@
+"""Refusals as answers to forget questions, for the methods that train on them (IDK, DPO)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.interfaces import Setting, Stage, Task
+
+if TYPE_CHECKING:
+    from harness.data import Encoded
+
+
+class Refusals:
+    """Which refusal answers a forget question at a step, as tokens: drawn uniformly by the seed, the step and the row.
+
+    Args:
+        setting: whose task says which refusal sentences there are.
+        stage: whose forget questions are answered.
+    """
+
+    def __init__(self, setting: Setting, stage: Stage) -> None:
+        self._setting, self._stage = setting, stage
+        self._encoded: dict[tuple[int, int], Encoded] = {}
+
+    def drawn(self, step: int, row: int) -> int:
+        """The number of the sentence."""
+        import numpy as np
+
+        return int(np.random.default_rng([self._setting.seed, step, row]).integers(len(self._setting.task.refusals)))
+
+    def __call__(self, step: int, row: int) -> Encoded:
+        """The forget question of that row, answered with the sentence drawn for it."""
+        from harness.data import encode
+
+        sentence = self.drawn(step, row)
+        if (row, sentence) not in self._encoded:
+            refused = replace(self._stage.forget[row], answer=self._setting.task.refusals[sentence])
+            (self._encoded[row, sentence],) = encode([refused], self._setting.tokenizer)
+        return self._encoded[row, sentence]
+
+
+def has_refusals(task: Task) -> str | None:
+    """Why a task cannot serve a method that answers with refusals, or None if it can."""
+    return None if task.refusals else "it trains on refusal sentences, and this benchmark has none"
