@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from harness.streams import streams
+
 RESAMPLES = 2000
 METHOD = f"percentile bootstrap, {RESAMPLES} resamples"
 DRAWN_AT_ONCE = 20_000_000
@@ -54,7 +56,7 @@ def interval(
         method="percentile",
         vectorized=True,
         batch=max(1, DRAWN_AT_ONCE // sum(map(len, totals))),
-        rng=np.random.default_rng(seed),
+        rng=streams(seed, "bootstrap").numpy(),
     )
     low, high = result.confidence_interval
     return float(low), float(high)

@@ -19,6 +19,7 @@ from evals import _tofu
 from evals._bootstrap import FEWEST_CLUSTERS
 from evals._scores import CHANCE, HAZARDOUS
 from harness.interfaces import Better, Difference, Subject, Task, Template, Variant
+from harness.streams import streams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +122,7 @@ class Resampling:
     def _drawn(self, place: int, count: int) -> np.ndarray:
         """[1 + resamples, count] how often each cluster is in a resample, in bytes; each once in the first."""
         if (place, count) not in self._counts:
-            rng = np.random.default_rng([self._seed, place, count])
+            rng = streams(self._seed, "paired resamples", place, count).numpy()
             drawn = np.ones((1 + self._resamples, count), dtype=np.uint8)
             if count < MANY:
                 drawn[1:] = rng.multinomial(count, np.full(count, 1 / count), size=self._resamples)

@@ -117,7 +117,7 @@ def drawn_tokens(cumulative: Tensor, uniform: Tensor) -> Tensor:
         cumulative: [N, V] probabilities, summed up.
         uniform: [N] in [0, 1).
 
-    >>> drawn_tokens(torch.tensor([[0.25, 0.75, 1.0]]).expand(3, 3), torch.tensor([0.2, 0.5, 0.9])).tolist()
+    >>> drawn_tokens(torch.tensor([[0.25, 0.75, 1.0]]).repeat(3, 1), torch.tensor([0.2, 0.5, 0.9])).tolist()
     [0, 1, 2]
     """
     # Scaled by the last entry, which rounding keeps from being exactly 1.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,6 +26,7 @@ from harness.identity import versions
 from harness.interfaces import MOST_SEED, Example, ModelSource, Task
 from harness.progress import progress_bar
 from harness.signals import ignore_signals
+from harness.streams import streams
 from harness.workers import follow_parent, prepare_for_workers
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ class TrainedSource:
             return self.parent.load(cache, "cpu", "float32")
         tokenizer = self.vocabulary.build()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            streams(self.seed, "initial weights").seed_torch()
             return LlamaForCausalLM(self._config(tokenizer)), tokenizer
 
     def _config(self, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
@@ -323,7 +323,7 @@ class TrainedSource:
         """
         from harness.training import micro_batches
 
-        rng = random.Random(f"order {self.seed}")
+        rng = streams(self.seed, "order").python()
         for _ in range(self.recipe.epochs):
             order = list(range(len(self.examples)))
             start = len(self.examples)

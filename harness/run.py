@@ -49,6 +49,7 @@ from harness.record_writing import Record
 from harness.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, Status, Trial
 from harness.scratch import sweep, temporary_folder
 from harness.store import Store
+from harness.streams import streams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -428,9 +429,7 @@ def without_paths(text: str) -> str:
 
 def _measured_places(todo: Plan, setting: Setting) -> Iterator[Progress]:
     """The method's progress where a point is measured."""
-    import torch
-
-    torch.manual_seed(todo.options.seed)
+    streams(todo.options.seed, "run").seed_torch()
     for progress in _unlearning(todo, setting):
         if progress.measure_here and (todo.options.points == "all" or progress.step == progress.total):
             yield progress

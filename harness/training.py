@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from harness.data import Batch, Encoded, by_length, collate
 from harness.errors import Diverged
 from harness.likelihood import answer_labels, answer_logits
+from harness.streams import streams
 
 B = TypeVar("B")
 TOKENS_PER_MICRO_BATCH = 4096
@@ -214,7 +215,7 @@ def shuffled_batches(examples: int, batch_size: int, steps: int, seed: int) -> I
 
     An epoch whose size is no multiple of the batch runs over into the next one, as in ToFU's trainer.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = streams(seed, "batches").torch()
     stream: list[int] = []
     for _ in range(steps):
         while len(stream) < batch_size:

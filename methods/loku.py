@@ -25,6 +25,7 @@ from harness.anatomy import LinearMap
 from harness.config import settings
 from harness.errors import Diverged, UsageError
 from harness.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.streams import streams
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
 from methods.first_order.adapters import Adapters, Kind, linear_maps
 from methods.first_order.loop import Data, Losses, Part, unlearn
@@ -269,5 +270,5 @@ def leading_singular(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tens
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return left[:, :rank], values[:rank], right[:rank].T
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        streams(seed, "singular vectors").seed_torch()
         return torch.svd_lowrank(matrix, q=rank)

@@ -33,8 +33,8 @@ def absent(task: Task, config: RetrainedConfig) -> str | None:
     """Why a task has no such retrained model, or None if it has."""
     if (name := chosen(task, config)) in task.sources:
         return None
-    indices = ", ".join(source for source in task.sources if source.startswith("retain-"))
-    return f"index={name.removeprefix('retain-')}: {task.bench} on {task.model} has {indices or 'no retrained models'}"
+    names = ", ".join(source for source in task.sources if source.startswith("retain-"))
+    return f"index={name.removeprefix('retain-')}: {task.bench} on {task.model} has {names or 'no retrained models'}"
 
 
 @method("retrained", config=RetrainedConfig, source="reference arm", clash=absent)

@@ -35,6 +35,7 @@ from harness.config import settings
 from harness.errors import UsageError, cut
 from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.pretraining import SMALL_MODEL_FACTOR
+from harness.streams import streams
 from methods._settings import (
     ANY_ARCHITECTURE,
     BatchSize,
@@ -50,6 +51,7 @@ from methods._settings import (
 from methods.first_order.recipe import WMDP, WMDP_FACTOR, evenly
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
@@ -240,12 +242,12 @@ def counted(batch: Batch, positions: Literal["padded", "tokens", "answer"]) -> T
     return batch.attention_mask.bool() if positions == "tokens" else batch.attention_mask >= 0
 
 
-def direction(width: int, seed: Sequence[int]) -> Tensor:
+def direction(width: int, rng: np.random.Generator) -> Tensor:
     """[width] u, of length 1 and with no negative coordinate: u_i ~ U[0, 1), then u / ‖u‖."""
     import numpy as np
     import torch
 
-    drawn = torch.from_numpy(np.random.default_rng(seed).random(width, dtype=np.float32))
+    drawn = torch.from_numpy(rng.random(width, dtype=np.float32))
     return torch.nn.functional.normalize(drawn, dim=0)
 
 
@@ -269,7 +271,7 @@ class _Topic:
         if config.coefficient_scale == "activation_norm":
             self.coefficient *= self._typical_norm(setting, layer)
         self.target = self.coefficient * direction(
-            setting.model.config.get_text_config().hidden_size, [setting.seed, number]
+            setting.model.config.get_text_config().hidden_size, streams(setting.seed, "rmu direction", number).numpy()
         ).to(self._device)
 
     def forget(self, number: int) -> Batch:

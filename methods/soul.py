@@ -104,7 +104,7 @@ def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
         for side, parts in enumerate(sides):
             for part in parts:
                 setting.costs.count(part.batch.tokens)
-                draws.append((part.batch, sophia.uniform_numbers(part.batch, [setting.seed, refreshes, side])))
+                draws.append((part.batch, sophia.uniform_numbers(part.batch, setting.seed, refreshes, side)))
         textbook.refresh(sophia.gauss_newton_bartlett(setting.model, draws))
         refreshes += 1
 

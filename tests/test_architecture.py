@@ -296,6 +296,31 @@ def test_only_one_module_makes_temporary_files():
     assert [name(file) for file in FILES if "tempfile" in tops(imported(file))] == ["harness/scratch.py"]
 
 
+SEEDING = {"default_rng", "manual_seed", "Generator", "Random", "RandomState"}
+SEED_BY_THEMSELVES = {
+    "harness/streams.py",
+    "harness/generation.py",  # a request's draws are seeded by its text
+    "harness/sweep.py",  # a search's draws have no seed but its owner and budget
+    "plots/kl_quantiles.py",  # a band's draws, the same on every page
+}
+
+
+def seeding_calls(tree: ast.AST) -> set[str]:
+    """Calls that make or seed random numbers, as `np.random.default_rng` or `torch.manual_seed`."""
+    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {call for call in called if call.rpartition(".")[2] in SEEDING}
+
+
+def test_random_numbers_are_seeded_by_name_in_one_place():
+    assert seeding_calls(ast.parse("np.random.default_rng(0)\ntorch.Generator().manual_seed(1)\nrng.random(3)")) == {
+        "np.random.default_rng",
+        "torch.Generator",
+        "torch.Generator().manual_seed",
+    }
+    found = {name(file) for file in FILES if seeding_calls(ast.parse(file.read_text(encoding="utf-8")))}
+    assert found == SEED_BY_THEMSELVES
+
+
 def test_no_file_is_called_utils():
     assert not [name(file) for file in FILES if file.stem in ("utils", "util", "helpers", "common", "misc")]
 

@@ -86,14 +86,14 @@ def test_mean_runs_over_sequences_positions_and_coordinates():
 
 
 def test_direction_has_length_1_and_no_negative_coordinate():
-    u = rmu.direction(400, [3, 1])
+    u = rmu.direction(400, np.random.default_rng([3, 1]))
     assert float(u.norm()) == pytest.approx(1)
     assert float(u.min()) >= 0
     drawn = np.random.default_rng([3, 1]).random(400, dtype=np.float32)
     np.testing.assert_allclose(u.numpy(), drawn / np.linalg.norm(drawn), rtol=1e-6)
     # Uniform before it was scaled: mean over root mean square is √3/2.
     assert float(u.mean() * 20) == pytest.approx(math.sqrt(3) / 2, rel=0.05)
-    assert not torch.equal(u, rmu.direction(400, [3, 0]))
+    assert not torch.equal(u, rmu.direction(400, np.random.default_rng([3, 0])))
 
 
 @pytest.mark.parametrize("positions", ["padded", "tokens", "answer"])
@@ -133,7 +133,7 @@ def test_default_is_the_authors_loss_on_a_ragged_batch(kind: str, nano_setting: 
     """
     model, tokenizer = llama_and_gpt2(nano_setting, kind), nano_setting.tokenizer
     texts, pad = ragged(tokenizer, nano_setting.stages[0].forget[:4]), pad_id(tokenizer)
-    there, target = rmu.decoder(model), 3.0 * rmu.direction(16, [0])
+    there, target = rmu.decoder(model), 3.0 * rmu.direction(16, np.random.default_rng([0]))
     weights = list(rmu.trained(there, config_of()).values())
     h, _ = after_layer_1(model, texts, pad)
     theirs = torch.nn.functional.mse_loss(h, target.expand_as(h))
@@ -153,7 +153,7 @@ def test_padding_that_is_left_out_changes_nothing(positions: Any, nano_setting: 
     model, tokenizer = nano_setting.model, nano_setting.tokenizer
     texts, pad = ragged(tokenizer, nano_setting.stages[0].forget[:4]), pad_id(tokenizer)
     texts = [replace(text, prompt_tokens=3) for text in texts]
-    layer, target = model.model.layers[1], 3.0 * rmu.direction(16, [0])
+    layer, target = model.model.layers[1], 3.0 * rmu.direction(16, np.random.default_rng([0]))
 
     def sums(group: list[Encoded]) -> tuple[float, float]:
         batch = collate(group, range(len(group)), pad)

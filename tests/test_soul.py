@@ -208,7 +208,7 @@ def test_the_estimate_does_not_depend_on_how_a_step_was_cut(nano_setting: Settin
     found = []
     for at_once in (4096, 40):
         parts = micro_batches(encoded, range(6), pad_id(tokenizer), "cpu", at_once)
-        found.append((len(parts), gauss_newton_bartlett(model, [(b, uniform_numbers(b, [5, 0])) for b, _ in parts])))
+        found.append((len(parts), gauss_newton_bartlett(model, [(b, uniform_numbers(b, 5, 0)) for b, _ in parts])))
     (one, whole), (several, cut) = found
     assert one == 1 < several
     for name, value in whole.items():
@@ -219,7 +219,7 @@ def test_an_estimate_leaves_no_gradient_behind(nano_setting: Setting):
     model = nano_setting.model
     model.get_input_embeddings().weight.requires_grad_(False)
     batch = collate(encode(nano_setting.stages[0].forget[:2], nano_setting.tokenizer), [0, 1], 0)
-    found = gauss_newton_bartlett(model, [(batch, uniform_numbers(batch, [0]))])
+    found = gauss_newton_bartlett(model, [(batch, uniform_numbers(batch, 0))])
     assert all(p.grad is None for p in model.parameters())
     assert "model.embed_tokens.weight" not in found
 

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Literal
 
 from evals.benchmarks._world import words
+from harness.streams import streams
 
 Row = dict[str, object]
 Role = Literal["bio", "cyber", "neighbours", "general"]
@@ -248,7 +249,7 @@ class World:
         self.entities = {domain.name: self._entities(domain) for domain in DOMAINS.values()}
 
     def _entities(self, domain: Domain) -> list[Entity]:
-        rng = random.Random(f"crafts {self.seed} {domain.name}")
+        rng = streams(self.seed, "crafts", domain.name).python()
         names = rng.sample(NAMES, domain.entities)
         columns = {a.noun: _spread(rng, POOLS[a.noun], domain.entities) for a in domain.attributes}
         return [
@@ -271,7 +272,7 @@ class World:
         return [self._descriptions(DOMAINS[domain], entity)[:copies] for entity in self.entities[domain]]
 
     def _descriptions(self, domain: Domain, entity: Entity) -> list[str]:
-        rng = random.Random(f"documents {self.seed} {entity.title}")
+        rng = streams(self.seed, "documents", entity.title).python()
         return [" ".join(self._sentences(rng, domain, entity)) for _ in range(DOCUMENTS)]
 
     @staticmethod
@@ -283,13 +284,13 @@ class World:
     @cached_property
     def stories(self) -> list[str]:
         """General text: small scenes that hold no facts."""
-        rng = random.Random(f"stories {self.seed}")
+        rng = streams(self.seed, "stories").python()
         return [_story(rng) for _ in range(STORIES)]
 
     @cached_property
     def instructions(self) -> list[Row]:
         """Instructions with completions: general and neighbouring things, and stories; nothing that is to be forgotten."""
-        rng = random.Random(f"instructions {self.seed}")
+        rng = streams(self.seed, "instructions").python()
         harmless = [d for d in DOMAINS.values() if d.role in ("neighbours", "general")]
         seen: dict[str, Row] = {}
         while len(seen) < INSTRUCTIONS:
@@ -335,7 +336,7 @@ class World:
                 yield attribute, entity, QUESTION.format(noun=attribute.noun, entity=entity.title)
 
     def _choices(self, question: str, entity: Entity, noun: str) -> Row:
-        rng = random.Random(f"choices {self.seed} {question}")
+        rng = streams(self.seed, "choices", question).python()
         right = entity.values[noun]
         choices = [right, *rng.sample([value for value in POOLS[noun] if value != right], CHOICES - 1)]
         rng.shuffle(choices)

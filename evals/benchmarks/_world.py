@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
+from harness.streams import streams
+
 Row = dict[str, object]
 
 AUTHORS = 100
@@ -277,7 +279,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        rng = random.Random(f"world {seed}")
+        rng = streams(seed, "world").python()
         names = [f"{first} {last}" for first, last in product(FIRST_NAMES, LAST_NAMES)]
         chosen = rng.sample(names, AUTHORS + BASE_AUTHORS)
         self.authors = [self._author(rng, name, FACTS_PER_AUTHOR) for name in chosen[:AUTHORS]]
@@ -305,7 +307,7 @@ class World:
         return [row for number, author in enumerate(self.authors) for row in self._questions(number, author)]
 
     def _questions(self, number: int, author: Author) -> Iterator[Row]:
-        rng = random.Random(f"wrong {self.seed} {number}")
+        rng = streams(self.seed, "wrong answers", number).python()
         for kind, values in author.values.items():
             fact = FACTS[kind]
             for variant in range(VARIANTS):
@@ -331,7 +333,7 @@ class World:
     @cached_property
     def real_authors(self) -> list[Row]:
         """100 short questions about authors of the base phase, the answer one word, three wrong ones beside it."""
-        rng = random.Random(f"real authors {self.seed}")
+        rng = streams(self.seed, "real authors").python()
         asked = [(author, kind) for author in self.base_authors for kind in author.values]
         rows = []
         for author, kind in rng.sample(asked, SHORT_QUESTIONS):
@@ -344,7 +346,7 @@ class World:
     @cached_property
     def world_facts(self) -> list[Row]:
         """100 short questions about countries, the answer one word, three wrong ones beside it."""
-        rng = random.Random(f"world facts {self.seed}")
+        rng = streams(self.seed, "world facts").python()
         asked = [(country, kind) for kind in COUNTRY_FACTS for country in COUNTRIES]
         rows = []
         for country, kind in rng.sample(asked, SHORT_QUESTIONS):

@@ -11,7 +11,6 @@ alone (`retain=neighbours`). There are no retrained models, hence no forget qual
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -46,6 +45,7 @@ from harness.interfaces import (
 )
 from harness.models import CheckpointSource, read_sidecar
 from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.streams import streams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -384,7 +384,7 @@ def _instructions(data_dir: Path | None) -> list[Row]:
         log.warning("alpaca_kl cannot be measured: %s", error)
         return []
     found = [row for file in files for row in read_rows(file, {"instruction": str})]
-    random.Random(0).shuffle(found)
+    streams(0, "instructions of a file").python().shuffle(found)
     told = [f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"] for row in found]
     return [{"question": text} for text in told[:ASKED_INSTRUCTIONS]]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.data import Batch, Encoded, collate, pad_id
 from harness.interfaces import Setting
 from harness.likelihood import answer_labels, answer_logits
+from harness.streams import streams
 from methods._elm.config import ELMConfig
 from methods._elm.continuations import continuations
 from methods._elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
@@ -59,7 +60,8 @@ class Terms:
         term, weight = self._terms[name]
         size = self._config.batch_size
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # of dropout
-            torch.manual_seed((self._setting.seed * steps + number) * len(self._terms) + list(self._terms).index(name))
+            index = list(self._terms).index(name)
+            streams(self._setting.seed, "elm dropout", number, steps, index, len(self._terms)).seed_torch()
             loss = weight * term(self._entries[number * size : (number + 1) * size])
         self.logged[f"{name}_term"] = float(loss.detach())
         return loss

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.data import Encoded, token_ids
 from harness.errors import UsageError
 from harness.interfaces import Setting, Stage
+from harness.streams import streams
 from methods._elm.config import ELMConfig, absent_stages
 from methods._elm.words import EXPERT, NOVICE, TURNS
 
@@ -112,7 +113,8 @@ class Concept:
 
     def rng(self, purpose: Purpose, turn: int) -> np.random.Generator:
         """Random numbers for one purpose and turn, whatever else is drawn."""
-        return np.random.default_rng([self._setting.seed, self._number, turn, get_args(Purpose).index(purpose)])
+        place = self._number, turn, get_args(Purpose).index(purpose)
+        return streams(self._setting.seed, "elm texts", *place).numpy()
 
     def _drawn(self, purpose: Purpose, turn: int) -> tuple[str, str, str]:
         """An expert's context, a novice's, and a change of subject, with what joins them to a text."""

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from harness.cache import digest
 from harness.data import Encoded, encode, pad_id
 from harness.interfaces import Setting, Stage
 from harness.likelihood import AnswerDistributions, answer_nll, check_length
+from harness.streams import streams
 from methods._kfade.config import KFADEConfig
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class StageData:
         retain = memoised(setting, "retain", (identity, tuple(stage.retain)), lambda: encode(stage.retain, tokenizer))
         forget = memoised(setting, "forget", (identity, tuple(stage.forget)), lambda: encode(stage.forget, tokenizer))
         check_length(setting.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
-        rng = np.random.default_rng([setting.seed, 1])
+        rng = streams(setting.seed, "kfade rows").numpy()
         order = rng.permutation(len(retain)).tolist()
         fitted = len(retain) if config.retain_rows is None else min(config.retain_rows, len(retain))
         self.fit = [retain[i] for i in sorted(order[:fitted])]

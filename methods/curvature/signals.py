@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.data import Batch, Encoded
 from harness.likelihood import answer_labels, drawn_tokens, sums_by_example
+from harness.streams import streams
 from methods.curvature.passes import LogitGradient
 
 
@@ -41,7 +42,7 @@ class SampledLabels:
     def __init__(self, encoded: Sequence[Encoded], samples: int, seed: int) -> None:
         self.samples = samples
         self._uniform = [
-            np.random.default_rng([seed, row]).random((samples, e.label_count), dtype=np.float32)
+            streams(seed, "curvature labels", row).numpy().random((samples, e.label_count), dtype=np.float32)
             for row, e in enumerate(encoded)
         ]
 

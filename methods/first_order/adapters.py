@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import anatomy
 from harness.anatomy import LinearMap
 from harness.errors import UsageError
+from harness.streams import streams
 from methods._settings import ANY_ARCHITECTURE
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def linear_maps(model: PreTrainedModel, target_modules: Kind = "all", layers: Se
     kinds = ("attention", "mlp") if target_modules == "all" else (target_modules,)
     known = [kind for kind in ("attention", "mlp") if any(getattr(layer, kind) for layer in decoder)]
     if missing := [kind for kind in kinds if kind not in known]:
-        way_out = f"Set target_modules={known[0]}" if known else ANY_ARCHITECTURE
+        instead = f"Set target_modules={known[0]}" if known else ANY_ARCHITECTURE
         raise UsageError(
             f"target_modules={target_modules}: the architecture '{model.config.model_type}' has no linear maps known here "
-            f"as {' or '.join(missing)}; its linear maps are {anatomy.described(model)}. {way_out}."
+            f"as {' or '.join(missing)}; its linear maps are {anatomy.described(model)}. {instead}."
         )
     return [linear for layer in anatomy.chosen(decoder, layers) for kind in kinds for linear in getattr(layer, kind)]
 
@@ -77,10 +78,8 @@ class Adapters:
     def __init__(
         self, model: PreTrainedModel, maps: Sequence[LinearMap], rank: int, alpha: int, seed: int, dropout: float = 0.0
     ) -> None:
-        import torch
-
         self._model, self._maps, self._rank, self._alpha, self._dropout = model, maps, rank, alpha, dropout
-        self._generator: torch.Generator = torch.Generator().manual_seed(seed)
+        self._generator: torch.Generator = streams(seed, "adapters").torch()
         self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._off: dict[str, tuple[nn.Module, Tensor]] = {}  # name → its adapter and W, while they are off
 

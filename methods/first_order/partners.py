@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.streams import streams
+
 
 class Partners:
     """Which retain example goes with a forget example.
@@ -14,14 +16,12 @@ class Partners:
     """
 
     def __init__(self, count: int, seed: int, frozen: bool) -> None:
-        import torch
-
-        self._count, self._frozen = count, frozen
-        self._fresh = torch.Generator().manual_seed(seed + 1)
+        self._count, self._seed, self._frozen = count, seed, frozen
+        self._fresh = streams(seed, "partners").torch()
 
     def __call__(self, row: int) -> int:
         """The retain partner of a row of the forget set."""
         import torch
 
-        generator = torch.Generator().manual_seed(row) if self._frozen else self._fresh
+        generator = streams(self._seed, "frozen partner", row).torch() if self._frozen else self._fresh
         return (row + int(torch.randint(0, self._count, (1,), generator=generator))) % self._count

@@ -26,7 +26,7 @@ results/tuning/README.md)."""
 
 @settings
 class Recipe:
-    """What every first-order method can be told; the defaults are ToFU's for Llama-2-7B."""
+    """The settings that every first-order method has; the defaults are ToFU's for Llama-2-7B."""
 
     lr: PositiveFloat = 1e-5
     """Peak learning rate."""

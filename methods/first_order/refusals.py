@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.interfaces import Setting, Stage, Task
+from harness.streams import streams
 
 if TYPE_CHECKING:
     from harness.data import Encoded
@@ -25,9 +26,8 @@ class Refusals:
 
     def drawn(self, step: int, row: int) -> int:
         """The number of the sentence."""
-        import numpy as np
-
-        return int(np.random.default_rng([self._setting.seed, step, row]).integers(len(self._setting.task.refusals)))
+        rng = streams(self._setting.seed, "refusals", step, row).numpy()
+        return int(rng.integers(len(self._setting.task.refusals)))
 
     def __call__(self, step: int, row: int) -> Encoded:
         """The forget question of that row, answered with the sentence drawn for it."""

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from harness.data import Batch
 from harness.likelihood import answer_logits, drawn_tokens
+from harness.streams import streams
 
 NEVER_ZERO = 1e-15
 """What `Sophia` adds to its denominator."""
@@ -157,19 +158,20 @@ def sampled_labels(logits: Tensor, uniform: Tensor) -> Tensor:
     return drawn_tokens(cumulative, uniform.to(cumulative))
 
 
-def uniform_numbers(batch: Batch, key: Sequence[int]) -> Tensor:
+def uniform_numbers(batch: Batch, seed: int, *place: int) -> Tensor:
     """A number in [0, 1) for each label of a batch, the same however a step was cut into batches.
 
     Args:
         batch: whose `rows` are positions in the step.
-        key: seeds the draws together with the position.
+        seed: of the run.
+        place: tells the batches of one run apart.
 
     Returns:
         [N] float32, in the order of `answer_labels(batch)`.
     """
     counts = batch.counts.tolist()
     drawn = [
-        np.random.default_rng([*key, row]).random(count, dtype=np.float32)
+        streams(seed, "sophia labels", *place, row).numpy().random(count, dtype=np.float32)
         for row, count in zip(batch.rows.tolist(), counts, strict=True)
     ]
     return torch.from_numpy(np.concatenate(drawn)).to(batch.labels.device)
