@@ -57,13 +57,13 @@ def test_every_name_in_use_is_compared_with_what_it_was():
     assert len(NUMPY) + len(TORCH) + len(PYTHON) == len(HISTORIC)
 
 
-@pytest.mark.parametrize(("name", "seed"), product(NUMPY, SEEDS))
+@pytest.mark.parametrize(("name", "seed"), list(product(NUMPY, SEEDS)))
 def test_a_name_in_use_keeps_its_numpy_generator(name: str, seed: int):
     place, before = NUMPY[name]
     assert streams(seed, name, *place).numpy().random(4).tolist() == before(seed, *place).random(4).tolist()
 
 
-@pytest.mark.parametrize(("name", "seed"), product(TORCH, SEEDS))
+@pytest.mark.parametrize(("name", "seed"), list(product(TORCH, SEEDS)))
 def test_a_name_in_use_keeps_its_torch_generator(name: str, seed: int):
     place, before = TORCH[name]
     expected = torch.rand(4, generator=before(seed, *place)).tolist()
@@ -74,7 +74,7 @@ def test_a_name_in_use_keeps_its_torch_generator(name: str, seed: int):
         assert torch.rand(4).tolist() == expected
 
 
-@pytest.mark.parametrize(("name", "seed"), product(PYTHON, SEEDS))
+@pytest.mark.parametrize(("name", "seed"), list(product(PYTHON, SEEDS)))
 def test_a_name_in_use_keeps_pythons_generator(name: str, seed: int):
     place, before = PYTHON[name]
     ours, theirs = streams(seed, name, *place).python(), before(seed, *place)
