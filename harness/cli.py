@@ -42,6 +42,8 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Trained mini models, curvature and texts kept between runs.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+results_app = typer.Typer(no_args_is_help=True, help="Results as they are stored.")
+app.add_typer(results_app, name="results")
 
 
 INTERRUPTED = 130
@@ -254,7 +256,7 @@ def run(
         from harness.report import run_report, stdout
 
         stdout().print(run_report(result))
-        stdout().print(f"record: {store.runs_folder / result.spec.folder}", soft_wrap=True, highlight=False)
+        stdout().print(f"record: {store.path_of(result.spec.folder.as_posix())}", soft_wrap=True, highlight=False)
         if known:
             machine = f" on {result.provenance.processor}" if result.provenance else ""
             stdout().print(
@@ -663,14 +665,14 @@ _USUAL = {"retain": "all"}
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.interfaces import Measurement
-    from harness.record_reading import read_run
     from harness.store import Store
 
     rows = []
-    Store(root).check()
-    for file in sorted(Store(root).runs_folder.glob("*/*/*/*/run.json")):
+    store = Store(root)
+    store.check()
+    for place in store.places():
         try:
-            result = read_run(file.parent)
+            result = store.read(place)
         except UsageError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
@@ -938,7 +940,7 @@ def validate(
         for problem in found:
             print(problem)
         if not found:
-            count = sum(1 for _ in store.runs_folder.glob("*/*/*/*/run.json"))
+            count = len(store.places())
             print(f"{count} record{'s' * (count != 1)}, no problem")
     for problem in found if aside else ():
         if problem.unreadable:
@@ -946,6 +948,32 @@ def validate(
             print(f"set aside: {target}" if target else f"left alone, it is being written: {problem.where}", file=sys.stderr)
     if found:
         raise typer.Exit(1)
+
+
+@results_app.command("pack")
+def results_pack(results: Results = None) -> None:
+    """Put the finished runs of each benchmark into one file, a fifth of the size; every command reads them there."""
+    from harness.packing import pack
+    from harness.store import Store
+
+    for packing in pack(Store(results_root(results))):
+        if packing.runs:
+            print(f"{packing.path}: {packing.runs} runs, {packing.bytes / 2**20:.2f} MiB", flush=True)
+        for sentence in packing.left:
+            print(f"left in its folder: {sentence}", file=sys.stderr)
+
+
+@results_app.command("unpack")
+def results_unpack(
+    name: Annotated[str, typer.Argument(metavar="[RUN]", help="Only the run whose id begins so, to copy it elsewhere.")] = "",
+    results: Results = None,
+) -> None:
+    """Give packed runs folders of their own again; prints them."""
+    from harness.packing import unpack
+    from harness.store import Store
+
+    for folder in unpack(Store(results_root(results)), name):
+        print(folder)
 
 
 @cache_app.command("list")

@@ -22,7 +22,6 @@ from harness.costs import Phase
 from harness.differences import differences
 from harness.errors import UsageError
 from harness.interfaces import Absent, Difference, Measurement
-from harness.record_reading import newer_schema, read_run
 from harness.records import Point, RunResult, RunSpec
 from harness.store import Store
 
@@ -79,6 +78,8 @@ class Run:
     """What was asked."""
     folder: str
     """Its place in the `runs` folder."""
+    link: str
+    """What a page links to, relative to the `runs` folder: its folder, or the file that it is packed in."""
     status: str
     """`done`, `failed` or `interrupted`."""
     error: str
@@ -140,12 +141,12 @@ def read_runs(root: Path, skipped: Callable[[str], None]) -> list[Run]:
     """
     store = Store(root)
     runs = []
-    for file in sorted(store.runs_folder.glob("*/*/*/*/run.json")):
-        place = file.parent.relative_to(store.runs_folder).as_posix()
+    for place in store.places():
         try:
-            runs.append(_run(place, read_run(file.parent)))
+            packed = store.packed(place)
+            runs.append(_run(place, packed.path.name if packed else f"{place}/", store.read(place)))
         except UsageError as error:
-            if newer_schema(file.parent):
+            if store.newer_schema(place):
                 raise  # a leaderboard without the newest runs would look complete
             skipped(str(error))
     if not runs:
@@ -156,12 +157,13 @@ def read_runs(root: Path, skipped: Callable[[str], None]) -> list[Run]:
     return runs
 
 
-def _run(place: str, result: RunResult) -> Run:
+def _run(place: str, link: str, result: RunResult) -> Run:
     last = result.points[-1] if result.points else None
     made = result.provenance
     return Run(
         spec=result.spec,
         folder=place,
+        link=link,
         status=result.status,
         error=result.error.strip().partition("\n")[0],
         selection=result.selection,

@@ -1,7 +1,7 @@
 """The leaderboard: one static page, a CSV and a Markdown table, out of the records of runs alone.
 
-Only run.json and points.jsonl are read, and the papers' own numbers in `published/`. What comes out is sorted, holds no time of
-day and fixed number formats, so that regenerating an unchanged store changes no byte. Imports no torch.
+Only what run.json and points.jsonl say is read, and the papers' own numbers in `published/`. What comes out is sorted, holds no
+time of day and fixed number formats, so that regenerating an unchanged store changes no byte. Imports no torch.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def _row(row: Row, section: Section, looks: Mapping[str, str]) -> dict[str, Any]
         "selection": row.runs[0].selection,
         "seeds": f"{len(row.runs)} ({'seed' if len(row.runs) == 1 else 'seeds'} {seeds})",
         "count": len(row.runs),
-        "runs": [(run, f"../runs/{quote(run.folder)}/") for run in row.runs],
+        "runs": [(run, f"../runs/{quote(run.link)}") for run in row.runs],
     }
 
 

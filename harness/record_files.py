@@ -13,7 +13,7 @@ written was damaged later. Imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +101,16 @@ def read_points(folder: Path) -> list[Any]:
     Raises:
         Unreadable: if it cannot be read.
     """
+    return next_points(_told(line) for line in lines_of(folder / POINTS))
+
+
+def next_points(lines: Iterable[Any]) -> list[Any]:
+    """Points as plain data, up to the first that is not the next one."""
     points: list[Any] = []
-    for line in lines_of(folder / POINTS):
-        told = _told(line)
-        if _number(told) != len(points):
+    for line in lines:
+        if _number(line) != len(points):
             break  # a line that a killed process had not finished
-        points.append(told)
+        points.append(line)
     return points
 
 
@@ -162,7 +166,17 @@ def read_texts(path: Path) -> Iterator[Text]:
     *lines, _ = lines_of(path)
     for number, line in enumerate(lines, start=1):
         if line:
-            yield _checked(_TEXT, parse_json(line, place(path), number), f"{place(path)}, line {number}")
+            yield text_of(parse_json(line, place(path), number), f"{place(path)}, line {number}")
+
+
+def text_of(line: Any, where: str) -> Text:
+    """A text out of plain data.
+
+    Raises:
+        Malformed: naming what is wrong with it.
+    """
+    text: Text = _checked(_TEXT, line, where)
+    return text
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,26 +42,43 @@ def parse_run(folder: Path) -> RunResult:
         UsageError: if it is of a newer schema.
     """
     check_kinds(folder)
-    told = read_json(folder / RUN)
-    if not isinstance(told, dict) or type(told.get("schema_version")) is not int:
-        raise Malformed(f"{place(folder / RUN)}: JSON of something else.")
-    if told["schema_version"] > SCHEMA_VERSION:
-        raise UsageError(f"{'/'.join(folder.parts[-4:])}/{RUN}: {_newer(told)}.")
+    return result_of(read_json(folder / RUN), read_points(folder), place(folder / RUN))
+
+
+def result_of(document: Any, points: Sequence[Any], where: str) -> RunResult:
+    """A record out of plain data.
+
+    Args:
+        document: what run.json says.
+        points: what the lines of points.jsonl say.
+        where: the name in messages.
+
+    Raises:
+        Malformed: naming what is wrong with it.
+        UsageError: if it is of a newer schema.
+    """
+    if not isinstance(document, dict) or type(document.get("schema_version")) is not int:
+        raise Malformed(f"{where}: JSON of something else.")
+    if document["schema_version"] > SCHEMA_VERSION:
+        raise UsageError(f"{where}: {_newer(document)}.")
     try:
-        found: RunResult = _RESULT.validate_python({**told, "points": read_points(folder)})
-        canonical([point.logged for point in found.points])  # "nan" is a word, and taken for a number
-        return found
+        result: RunResult = _RESULT.validate_python({**document, "points": points})
+        canonical([point.logged for point in result.points])  # "nan" is a word, and taken for a number
+        return result
     except ValidationError as error:
-        raise Malformed(f"{place(folder / RUN)}: no record of schema {SCHEMA_VERSION} or earlier: {fault(error)}.") from None
+        raise Malformed(f"{where}: no record of schema {SCHEMA_VERSION} or earlier: {fault(error)}.") from None
     except ValueError as error:
-        raise error if isinstance(error, Malformed) else Malformed(f"{place(folder / RUN)}: {error}.") from None
+        raise error if isinstance(error, Malformed) else Malformed(f"{where}: {error}.") from None
 
 
-def newer_schema(folder: Path) -> str | None:
-    """What is needed to read a record that a newer version wrote; None where it is none."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        told = read_json(folder / RUN)
-        return _newer(told) if told["schema_version"] > SCHEMA_VERSION else None
+def newer_schema(document: Any) -> str | None:
+    """What is needed to read a record that a newer version wrote; None where it is none.
+
+    Args:
+        document: what run.json says.
+    """
+    with suppress(KeyError, TypeError):
+        return _newer(document) if document["schema_version"] > SCHEMA_VERSION else None
     return None
 
 
@@ -72,10 +89,3 @@ def _newer(told: Mapping[str, Any]) -> str:
         f"written by a newer version of unlearning-harness (schema {told['schema_version']}, this one reads up to "
         f"{SCHEMA_VERSION}); to read it, update to {f'version {version} or later' if version else 'a later version'}"
     )
-
-
-def status_of(folder: Path) -> str | None:
-    """How a run stands, from its run.json alone; None where there is none that can be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(read_json(folder / RUN)["status"])
-    return None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.cache import disk_errors, flush
 from harness.documents import Malformed
@@ -108,9 +108,9 @@ class Record:
     def write(self, result: RunResult) -> None:
         """Write run.json, whole or not at all."""
         self.result = result
-        told = to_json(result)
-        del told["points"]
-        text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        document = to_json(result)
+        del document["points"]
+        text = run_text(document)
         with disk_errors("the results folder", "Free some space or choose another with --results"):
             replace_file(self.folder / RUN, text.encode())
 
@@ -172,6 +172,11 @@ class Record:
     def _write_rows(self, table: pd.DataFrame) -> None:
         with whole_file(self.folder / ROWS) as part:
             table.to_parquet(part, compression="zstd", index=False)
+
+
+def run_text(document: Mapping[str, Any]) -> str:
+    """What run.json says, as it is written."""
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -16,7 +16,6 @@ from typing import Literal
 
 from harness.cache import canonical
 from harness.config import JSON, resolve, to_json
-from harness.documents import read_json
 from harness.errors import unknown
 from harness.interfaces import METHODS, Form, Options
 from harness.run import Plan
@@ -271,9 +270,9 @@ def forecast(plans: Sequence[Plan], store: Store, jobs: int = 1) -> Forecast:
 
 def _recorded_seconds(todo: Plan, store: Store) -> float | None:
     took = []
-    for file in (store.runs_folder / todo.spec.folder).parent.glob("*/run.json"):
+    for place in store.places(f"{todo.spec.folder.parent.as_posix()}/*"):
         try:
-            told = read_json(file)
+            told = store.document(place)
             spec, costs = told["spec"], told["costs"]
             same = (spec["points"], spec["limit"], spec["device"]) == (todo.spec.points, todo.spec.limit, todo.spec.device)
             if told["status"] == "done" and same and set(spec["evaluators"]) == set(todo.spec.evaluators):

@@ -8,20 +8,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from harness.cache import disk_errors
-from harness.documents import Malformed, Unreadable, place
+from harness.documents import Malformed, Unreadable, place, read_json
 from harness.errors import UsageError
 from harness.interfaces import EVALUATORS
+from harness.packs import SUFFIX, Pack, opened
 from harness.record_files import FILES, POINTS, ROWS, RUN, TEXTS, lines_of, read_questions, read_rows, read_texts
 from harness.record_reading import newer_schema, parse_run
 from harness.record_writing import PART
 from harness.records import RunResult
-from harness.store import Store
+from harness.store import TAKE_APART, Store
 
 ASIDE = "set-aside"
 """The folder in a store that takes what cannot be read."""
@@ -54,15 +56,18 @@ def problems(store: Store) -> Iterator[Problem]:
     """
     store.check()
     root = store.runs_folder
-    for folder in sorted({file.parent for file in root.rglob("*") if file.is_file() and ".locks" not in file.parts}):
+    for path in sorted(root.glob(f"*{SUFFIX}")):
+        yield from _of_pack(store, path)
+    files = (file for file in root.rglob("*") if file.is_file() and ".locks" not in file.parts and not _of_packs(file, root))
+    for folder in sorted({file.parent for file in files}):
         where = folder.relative_to(root).as_posix()
         if len(folder.relative_to(root).parts) != 4:
-            names = ", ".join(sorted(f.name for f in folder.iterdir() if f.is_file()))
+            names = ", ".join(sorted(f.name for f in folder.iterdir() if f.is_file() and not _of_packs(f, root)))
             yield Problem(where, f"{names} belong to no run (runs lie in <bench>/<model>/<method>/<run id>)")
         elif not (folder / RUN).is_file():
             yield Problem(where, "there is no run.json", unreadable=True)
         else:
-            yield from _of_run(folder, where)
+            yield from problems_of(folder, where)
     for file in sorted((store.root / "questions").glob("*")):
         if file.name.endswith(PART):
             continue  # a run is writing it, or was killed; what it was to become is there, or the next run writes it
@@ -78,10 +83,61 @@ def _what(error: UsageError, file: Path) -> str:
     return str(error).removeprefix(place(file)).lstrip(":, ").rstrip(".")
 
 
-def _of_run(folder: Path, where: str) -> Iterator[Problem]:
-    if newer := newer_schema(folder):
-        yield Problem(f"{where}/{RUN}", newer)
+def _of_packs(file: Path, root: Path) -> bool:
+    """Whether it is a file of packed runs, or becomes one: packing goes on, or was killed, and clears it away the next time."""
+    return file.parent == root and (file.suffix == SUFFIX or (file.name.endswith(PART) and f"{SUFFIX}." in file.name))
+
+
+def _of_pack(store: Store, path: Path) -> Iterator[Problem]:
+    try:
+        pack = opened(path)
+    except (Malformed, Unreadable) as error:
+        yield Problem(path.name, _what(error, path), unreadable=True)
         return
+    except UsageError as error:
+        yield Problem(path.name, _what(error, path))
+        return
+    for folder in pack.places:
+        if store.packed(folder):  # else it has been superseded
+            try:
+                yield from _of_packed(pack, folder)
+            except UsageError as error:
+                what = f"{str(error).removeprefix(f'{path.name}, {folder}').lstrip(':, ').rstrip('.')}; {TAKE_APART}"
+                yield Problem(f"{path.name}/{folder}", what)
+
+
+def _of_packed(pack: Pack, folder: str) -> Iterator[Problem]:
+    where = f"{pack.path.name}/{folder}"
+    if newer := newer_schema(pack.document(folder)["run"]):
+        yield Problem(where, newer)
+        return
+    result = pack.result(folder)
+    if result.spec.folder.as_posix() != folder:
+        yield Problem(where, f"its spec belongs into {result.spec.folder.as_posix()}: moved, or changed by hand")
+    yield from _points(where, len(pack.document(folder)["points"]), result)
+    rows = pack.rows(folder)
+    if rows is not None:
+        expected = {point.index: point.rows for point in result.points}
+        yield from _same_points(f"{where}/{ROWS}", Counter(rows["point"].tolist()), expected, result)
+    texts = Counter(text.point for text in pack.texts(folder))
+    if texts and rows is None:
+        yield Problem(where, "it holds texts and no rows")
+    yield from _counted_texts(where, texts, rows is not None, result)
+    if match := _PATH.search(pack.line(folder)):
+        yield Problem(where, f"it holds an absolute path ('{match[0]}…')")
+
+
+def problems_of(folder: Path, where: str) -> Iterator[Problem]:
+    """Everything that is wrong with a record.
+
+    Args:
+        folder: where it lies.
+        where: the same, relative to the store's `runs`.
+    """
+    with suppress(OSError, ValueError):
+        if newer := newer_schema(read_json(folder / RUN)):
+            yield Problem(f"{where}/{RUN}", newer)
+            return
     try:
         result = parse_run(folder)
     except (Malformed, Unreadable) as error:
@@ -89,7 +145,7 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
         return
     if result.spec.folder.as_posix() != where:
         yield Problem(where, f"its spec belongs into {result.spec.folder.as_posix()}: moved, or changed by hand")
-    yield from _points(folder, where, result)
+    yield from _points(where, sum(map(bool, lines_of(folder / POINTS))), result)
     yield from _rows(folder, where, result)
     yield from _texts(folder, where, result)
     for file in sorted(folder.iterdir()):
@@ -101,11 +157,9 @@ def _of_run(folder: Path, where: str) -> Iterator[Problem]:
             yield Problem(f"{where}/{file.name}", f"it holds an absolute path ('{found[0]}…')")
 
 
-def _points(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
-    path = folder / POINTS
-    lines = [line for line in lines_of(path) if line]
-    if len(lines) != len(result.points):
-        what = f"line {len(result.points) + 1} of {len(lines)} is no next point, or cut off"
+def _points(where: str, lines: int, result: RunResult) -> Iterator[Problem]:
+    if lines != len(result.points):
+        what = f"line {len(result.points) + 1} of {lines} is no next point, or cut off"
         # A run that is not done goes on and measures again what is missing; one that is done would stay as it is.
         yield Problem(f"{where}/{POINTS}", what, unreadable=result.status == "done")
     if result.status == "done" and not result.points:
@@ -143,8 +197,12 @@ def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     except Malformed as error:
         yield Problem(f"{where}/{TEXTS}", f"a line is no JSON of a text, or cut off ({_what(error, path)})")
         return
+    yield from _counted_texts(where, found, (folder / ROWS).is_file(), result)
+
+
+def _counted_texts(where: str, found: Mapping[int, int], has_rows: bool, result: RunResult) -> Iterator[Problem]:
     expected = {point.index: point.texts for point in result.points}
-    if found or ((folder / ROWS).is_file() and (any(expected.values()) or _asked_for_texts(result))):
+    if found or (has_rows and (any(expected.values()) or _asked_for_texts(result))):
         yield from _same_points(f"{where}/{TEXTS}", found, expected, result)
 
 

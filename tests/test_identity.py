@@ -20,6 +20,7 @@ from harness.models import CheckpointSource, load_checkpoint, weights_fingerprin
 from harness.provenance import provenance_of
 from harness.records import read_spec
 from harness.registry import ROOT
+from harness.store import Store
 from tests.conftest import Nano
 
 if TYPE_CHECKING:
@@ -225,30 +226,23 @@ def test_an_end_that_the_checkpoint_names_ends_answers_and_is_not_shown(nano: Na
 
 # ---------------------------------------------------------------- committed names
 
-SPECS = {path.parent.name: path for kind in ("runs", "tuning") for path in sorted((ROOT / "results" / kind).rglob("run.json"))}
+STORES = [Store(ROOT / "results"), Store(ROOT / "results" / "tuning")]
+SPECS = {place: read_spec(store.document(place)["spec"]) for store in STORES for place in store.places()}
 
 
 def test_every_committed_record_is_where_its_name_says():
     assert len(SPECS) > 400
-    told = {name: read_spec(json.loads(path.read_text(encoding="utf-8"))["spec"]) for name, path in SPECS.items()}
-    moved = {name: spec.run_id for name, spec in told.items() if spec.run_id != name}
-    assert moved == {}
-    places = {name: spec.folder.as_posix() for name, spec in told.items() if spec.folder.parts != SPECS[name].parts[-5:-1]}
-    assert places == {}
+    assert {place: spec.folder.as_posix() for place, spec in SPECS.items() if spec.folder.as_posix() != place} == {}
 
 
-ONE_OF_EACH = {
-    (spec["bench"], spec["model"], spec["method"]): name
-    for name, path in SPECS.items()
-    if (spec := json.loads(path.read_text(encoding="utf-8"))["spec"])["seed"] == 0 and not spec.get("basis")
-}
+ONE_OF_EACH = {(spec.bench, spec.model, spec.method): spec for spec in SPECS.values() if spec.seed == 0 and not spec.basis}
 
 
 @pytest.mark.parametrize("which", list(ONE_OF_EACH), ids=str)
 def test_a_committed_run_planned_anew_has_the_same_name(which: tuple[str, str, str]):
     from harness.run import plan
 
-    spec = read_spec(json.loads(SPECS[ONE_OF_EACH[which]].read_text(encoding="utf-8"))["spec"])
+    spec = ONE_OF_EACH[which]
     options = Options(
         seed=spec.seed,
         limit=spec.limit,
