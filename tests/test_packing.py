@@ -300,8 +300,8 @@ def test_a_damaged_file_is_named_by_every_command_and_set_aside(store: Store, ha
 
 INSIDE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a text gone": (
-        rewritten(lambda run: replace(run, texts=run.texts and run.texts[1:])),
-        "it lacks what belongs to points [0]",
+        rewritten(lambda run: replace(run, texts=run.texts and run.texts[:-1])),
+        "it lacks what belongs to points [1]",
     ),
     "all texts gone": (rewritten(lambda run: replace(run, texts=None)), "it lacks what belongs to points [0, 1]"),
     "a row gone": (rewritten(lambda run: replace(run, rows=run.rows.slice(1))), "it has 1 of 2 that belong to point 0"),
