@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from evals._http import BrokenOff, TooLate, TooLong, Unreachable, exchange
 from harness.interfaces import Judge
 from harness.models import CheckpointSource
 from harness.scratch import temporary_file
-from harness.vllm import CPU_CACHE_GIB, end, free_share
+from harness.vllm import CPU_CACHE_GIB, child, free_share
 
 log = logging.getLogger("harness.judging")
 
@@ -42,17 +40,15 @@ def address(judge: Judge) -> Iterator[str]:
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # -P: the folder one stands in is no place to import from.
-    words = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    words = ["server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--model", judge.model, "--served-model-name", judge.name, *_memory()]
     if commit := CheckpointSource(judge.model).commit:  # the one that names its verdicts
         words += ["--revision", commit, "--tokenizer-revision", commit]
     # On a CPU vLLM would take nearly all memory.
-    env = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB), **os.environ}
+    env = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB), **os.environ, "VLLM_NO_USAGE_STATS": "1"}
     for key in ("OPENAI_API_KEY", "VLLM_API_KEY"):  # it needs none, and would want the second one
         env.pop(key, None)
-    with temporary_file() as said:
-        server = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    with temporary_file() as said, child(words, env, said) as server:
         try:
             started = time.monotonic()
             while not _up(f"http://127.0.0.1:{port}/health"):
@@ -64,8 +60,6 @@ def address(judge: Judge) -> Iterator[str]:
             said.seek(0)
             log.warning("vLLM's last words:\n%s", "".join(said.readlines()[-15:]))
             raise
-        finally:
-            end(server)
 
 
 def _memory() -> list[str]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,22 +137,33 @@ def engine(folder: Path, dtype: str, device: str, max_length: int) -> Iterator[E
     }
     if device.startswith("cuda"):
         settings["gpu_memory_utilization"] = free_share(device)
-    with temporary_file() as said:
-        # -P: the folder of that file is no place to import from.
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(_CHILD), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            env=_environment(device),
-            start_new_session=True,
-        )
-        try:
-            found = Engine(process, said)
-            found.wait_until_ready()
-            yield found
-        finally:
-            end(process)
+    with temporary_file() as said, child(["engine", json.dumps(settings)], _environment(device), said) as process:
+        found = Engine(process, said)
+        found.wait_until_ready()
+        yield found
+
+
+@contextmanager
+def child(words: Sequence[str], environment: Mapping[str, str], said: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The program of `vllm_child.py` in a session of its own, until the end; or that of this process, however it comes.
+
+    Args:
+        words: what the program is to be, and what it is told.
+        environment: its environment.
+        said: where its stderr goes.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_CHILD), *words],  # -P: the folder of that file is no place to import from
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if words[0] == "engine" else said,
+        stderr=said,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        end(process)
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -535,28 +535,3 @@ def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, mon
     assert words[words.index("--revision") + 1] == words[words.index("--tokenizer-revision") + 1] == COMMIT
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
-
-
-@pytest.mark.vllm
-def test_a_model_served_by_vllm_judges(nano: Nano, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A random Llama's verdicts: words without a rating, the same every time. For vLLM's CPU build as well as for a GPU."""
-    pytest.importorskip("vllm", reason="vllm is not installed")
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from harness.models import save_checkpoint
-
-    # vLLM's attention on a CPU takes no heads as narrow as the nano model's.
-    wider = LlamaConfig(**{**nano.model().config.to_dict(), "hidden_size": 64, "head_dim": 32})
-    tokenizer = AutoTokenizer.from_pretrained(nano.folder())
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    save_checkpoint(LlamaForCausalLM(wider), tokenizer, tmp_path / "judge", {})
-    monkeypatch.setattr(_judge, "MAX_TOKENS", 16)  # the model has room for 128 tokens
-    # In GiB. By itself vLLM takes 92 % of a machine's memory on a CPU, and does not start where less is free.
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    local = Judge("vllm", str(tmp_path / "judge"))
-    _judge.check(local)
-    found = verdicts(local, [Prompt("", "Who is it?"), Prompt("", "What is it?")], cache)
-    assert {v.model for v in found} == {"vllm:judge"}
-    assert all(v.text for v in found)
-    assert found[0] != found[1]
-    assert verdicts(local, [Prompt("", "Who is it?")], cache) == found[:1], "from the cache, without a server"

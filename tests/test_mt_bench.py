@@ -6,21 +6,17 @@ import copy
 import json
 import math
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals import _judge, mt_bench
-from evals._judge import Prompt
+from evals import _judge, _judge_server, mt_bench
+from evals._judge import Prompt, verdicts
+from harness.cache import Cache
 from harness.errors import UsageError
 from harness.generation import HFGenerator
 from harness.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, Setting, Subject, Task
@@ -29,7 +25,6 @@ from harness.models import save_checkpoint
 from harness.pretraining import Vocabulary
 from harness.records import to_json
 from harness.run import execute
-from harness.vllm import end
 from tests.conftest import Bench, SettingMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server
 
@@ -654,46 +649,46 @@ def save_judge(folder: Path) -> None:
     save_checkpoint(model, tokenizer, folder, {})
 
 
-@contextmanager
-def served(folder: Path, name: str) -> Iterator[JudgeServer]:
-    """vLLM's own server of that checkpoint, on a free port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--model", str(folder), "--served-model-name", name, "--enforce-eager"]
-    env = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_NO_USAGE_STATS": "1"}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    log = folder / "server.log"
-    with log.open("w") as said:
-        server = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-    try:
-        while True:
-            assert server.poll() is None, log.read_text()[-3000:]
-            with suppress(OSError), opener.open(f"http://127.0.0.1:{port}/health", timeout=5):
-                break
-            time.sleep(0.5)
-        yield JudgeServer(f"http://127.0.0.1:{port}/v1", [])
-    finally:
-        end(server)
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Judge, str]]:
+    """That judge, and the address at which vLLM serves it: one server for all tests, since a start takes minutes."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    judge = Judge("vllm", str(tmp_path_factory.mktemp("judges") / "judge"))
+    save_judge(Path(judge.model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        with _judge_server.address(judge) as url:
+            yield judge, url
 
 
 @pytest.mark.vllm
-def test_vllms_own_server_judges(task: Task, make_setting: SettingMaker, tmp_path: Path):
+def test_a_model_served_by_vllm_judges(local: tuple[Judge, str], cache: Cache, monkeypatch: pytest.MonkeyPatch):
     """For vLLM's CPU build as well as for a GPU."""
-    pytest.importorskip("vllm", reason="vllm is not installed")
-    save_judge(tmp_path / "judge")
-    with served(tmp_path / "judge", "mini-judge") as server:
-        found, subject = graded(asked_by(task, server, model="mini-judge"), make_setting())
-        with pytest.raises(UsageError, match=r"does not know nobody"):
-            graded(asked_by(task, server, model="nobody"), make_setting())
+    judge, url = local
+    _judge.check(judge)
+    monkeypatch.setattr(_judge, "address", lambda asked: nullcontext(url))
+    found = verdicts(judge, [Prompt("S1", "Who is it?"), Prompt("M1", "Who is it?")], cache)
+    assert [(v.text.strip(), v.model) for v in found] == [("[[7]]", "vllm:judge"), ("hm", "vllm:judge")]
+    monkeypatch.setattr(_judge, "address", None)
+    assert verdicts(judge, [Prompt("S1", "Who is it?")], cache) == found[:1], "from the cache, without a server"
+
+
+@pytest.mark.vllm
+def test_vllms_server_judges_answers_at_its_address(local: tuple[Judge, str], task: Task, make_setting: SettingMaker):
+    """As any OpenAI-compatible server does."""
+    judge, url = local
+    server = JudgeServer(url, [])
+    found, subject = graded(asked_by(task, server, model=judge.name), make_setting())
+    with pytest.raises(UsageError, match=r"does not know nobody"):
+        graded(asked_by(task, server, model="nobody"), make_setting())
     assert {name: (found[name].value, found[name].n) for name in mt_bench.METRICS[:3]} == {
         "mt_bench": (7, 6),
         "mt_bench_turn_1": (7, 3),
         "mt_bench_turn_2": (7, 3),
     }
-    assert "answered as mini-judge; 6 of 12 verdicts hold no rating and are left out" in found["mt_bench"].note
+    assert "answered as vllm:judge; 6 of 12 verdicts hold no rating and are left out" in found["mt_bench"].note
     table = subject.tables["judgements"]
-    assert set(table["judge_model"]) == {"mini-judge"}
+    assert set(table["judge_model"]) == {"vllm:judge"}
     assert table["judge_text"].str.strip().groupby(table["category"]).agg(set).to_dict() == {
         category: {"hm" if category in mt_bench.WITH_REFERENCE else "[[7]]"} for category in CATEGORIES
     }

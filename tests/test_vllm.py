@@ -1,21 +1,28 @@
-"""vLLM as a back end: which is picked, what its process is sent, how it fails; and, where it is installed, its answers."""
+"""vLLM as a back end: which is picked, what its process is sent, how it fails and ends; and, where it is installed, its answers."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from evals.multiple_choice import Scored, by_vllm, log_likelihoods
 from harness.cache import Cache
 from harness.errors import UsageError
-from harness.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator
+from harness.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
 from harness.interfaces import GenerationRequest, Options, Sampling, Setting
+from harness.registry import ROOT
 from harness.vllm import _environment
 from tests.conftest import WORDS, WORLD, Nano, SettingMaker, with_choices
 from tests.test_generation import QUESTIONS, Counting, request
@@ -221,6 +228,10 @@ def test_the_model_before_unlearning_is_not_put_on_the_gpu_for_vllm(cache: Cache
     assert placed == ["cpu", "cuda:1"]
 
 
+def with_vllm(setting: Setting, device: str, **of_task: Any) -> Setting:
+    return replace(setting, task=replace(setting.task, options=Options(generator="vllm", device=device), **of_task))
+
+
 def test_choices_are_scored_by_their_tokens_and_a_beginning_is_read_once(make_setting: SettingMaker, stand_in: Path):
     setting = with_vllm(make_setting(), "cpu")
     requests: list[Scored] = [(("", ""), [5, 6], [1]), (("", ""), [5, 6], [2, 7]), (("", ""), [8], [1])]
@@ -238,11 +249,58 @@ def test_of_a_context_that_is_too_long_the_end_is_read(make_setting: SettingMake
     assert asked["prompt_token_ids"] == list(range(173, 300)), "127 of the nano model's 128 positions, and one to come"
 
 
+PARENT = """
+import os, time
+from harness.scratch import temporary_file
+from harness.signals import stop_on_signals
+from harness.vllm import child
+
+stop_on_signals()
+with temporary_file() as said, child([{kind!r}, "{{}}"], os.environ, said):
+    time.sleep(600)
+"""
+LONG = """
+import os, pathlib, subprocess, time
+other = subprocess.Popen(["sleep", "600"])
+here = pathlib.Path({here!r})
+(here / "writing").write_text(f"{{os.getpid()}} {{other.pid}}")
+(here / "writing").rename(here / "pids")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("sign", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("kind", ["engine", "server"])
+def test_no_vllm_outlives_the_process_that_started_it(kind: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While it is loading, when it reads nothing that it is sent; with the processes it has started itself."""
+    package = tmp_path / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    loading = package / "api_server.py" if kind == "server" else tmp_path / "vllm" / "__init__.py"
+    loading.write_text(LONG.format(here=str(tmp_path)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(kind=kind)], stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (tmp_path / "pids").exists())
+        started = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
+        parent.send_signal(getattr(signal, sign))
+        parent.wait(60)
+        until(lambda: not any(alive(process) for process in started))
+    finally:
+        parent.kill()
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def until(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 # ---------------------------------------------------------------- the real one
-
-
-def with_vllm(setting: Setting, device: str, **of_task: Any) -> Setting:
-    return replace(setting, task=replace(setting.task, options=Options(generator="vllm", device=device), **of_task))
 
 
 def wide(nano: Nano, device: str) -> PreTrainedModel:
@@ -254,6 +312,19 @@ def wide(nano: Nano, device: str) -> PreTrainedModel:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**{**nano.model().config.to_dict(), "hidden_size": 64, "head_dim": 32})).eval()
     return model.to(device)  # type: ignore[arg-type,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def only_engine(nano: Nano) -> Iterator[tuple[PreTrainedModel, str]]:
+    """A wide model, and where it lies. All that vLLM is asked about it goes to one engine, since a start takes a minute."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = wide(nano, device)
+    with pytest.MonkeyPatch.context() as patch, served(model, device, model.config.max_position_embeddings) as running:
+        patch.setattr("harness.generation.served", lambda asked, device, room: nullcontext(running))
+        yield model, device
 
 
 TIE = 1e-4
@@ -275,16 +346,14 @@ def gap_at_first_difference(
 
 
 @pytest.mark.vllm
-def test_vllm_scores_choices_as_hugging_face_does(nano: Nano, make_setting: SettingMaker):
+def test_vllm_scores_choices_as_hugging_face_does(only_engine: tuple[PreTrainedModel, str], make_setting: SettingMaker):
     """By lm-eval's tasks of one letter, and by the words of an embedded world's choices."""
-    pytest.importorskip("vllm", reason="vllm is not installed")
     import numpy as np
-    import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, device = only_engine
     words = with_choices(WORLD.world_facts[:40])
     letters = [{**row, "task": "wmdp_bio"} for row in with_choices(WORLD.real_authors[:20])]
-    hf = replace(make_setting(), model=wide(nano, device))
+    hf = replace(make_setting(), model=model)
     tasks = {"cloze_general": words, "wmdp_bio": letters}
     expected, found = log_likelihoods(hf, tasks), log_likelihoods(with_vllm(hf, device), tasks)
     for name in tasks:
@@ -293,16 +362,12 @@ def test_vllm_scores_choices_as_hugging_face_does(nano: Nano, make_setting: Sett
 
 
 @pytest.mark.vllm
-def test_vllm_answers_as_hugging_face_does(nano: Nano):
+def test_vllm_answers_as_hugging_face_does(only_engine: tuple[PreTrainedModel, str]):
     """Greedy: token by token, but where two tokens are as likely and rounding decides.
 
     For vLLM's CPU build as well as for a GPU.
     """
-    pytest.importorskip("vllm", reason="vllm is not installed")
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = wide(nano, device)
+    model, device = only_engine
     tokenizer = WORDS.build()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     rows = [str(row["question"]) for row in (*WORLD.full[::10], *WORLD.world_facts)][:150]
