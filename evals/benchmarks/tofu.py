@@ -1,4 +1,4 @@
-"""ToFU: forget 1, 5 or 10 % of fictitious authors (arXiv:2401.06121), on the embedded world or on the real data.
+"""ToFU (arXiv:2401.06121): forget 1 % (tofu01), 5 % (tofu05) or 10 % (tofu10) of fictitious authors, embedded or real ones.
 
 One class serves both: only where rows and models come from differs. `mini` is the embedded world with a small Llama
 trained on the spot; `scratch` a small Llama trained on the spot on the real questions; a card (`_tofu_cards.py`) the

@@ -1,4 +1,4 @@
-"""WMDP: forget hazardous knowledge of biology, then of cyber-security (arXiv:2403.03218), on the embedded crafts or real data.
+"""WMDP (arXiv:2403.03218): forget hazardous knowledge of biology, then of cyber-security; -bio, -cyber: of one of them alone.
 
 What is unlearned are texts, what is measured are multiple-choice questions. One class serves both worlds: `mini` is the
 embedded one with a small Llama trained on the spot (`_crafts.py`: nothing in it is of any use); a card (`_wmdp_cards.py`) the
