@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from harness.streams import streams
+from harness.numerics.streams import streams
 
 RESAMPLES = 2000
 METHOD = f"percentile bootstrap, {RESAMPLES} resamples"

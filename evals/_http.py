@@ -20,7 +20,7 @@ from threading import Timer
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
-from harness.judging import on_this_machine
+from harness.core.judging import on_this_machine
 
 
 class Reply(NamedTuple):

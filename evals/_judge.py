@@ -28,15 +28,15 @@ from threading import Event
 
 from evals._http import BrokenOff, Line, Reply, TooLate, TooLong, Unreachable, exchange
 from evals._judge_server import Unavailable, address
-from harness.cache import Cache
-from harness.config import JSON
-from harness.documents import parse_json, read_json
-from harness.errors import UsageError
-from harness.interfaces import Judge
-from harness.judging import keeps_secrets
-from harness.thoughts import without_thoughts
+from harness.storage.cache import Cache
+from harness.core.config import JSON
+from harness.core.documents import parse_json, read_json
+from harness.core.errors import UsageError
+from harness.core.interfaces import Judge
+from harness.core.judging import keeps_secrets
+from harness.numerics.thoughts import without_thoughts
 
-log = logging.getLogger("harness.judging")
+log = logging.getLogger("harness.core.judging")
 """Named for the command line, which shows what it says of costs."""
 
 MAX_TOKENS = 2048
@@ -110,7 +110,7 @@ def identity(judge: Judge) -> dict[str, JSON]:
     """What names a judge: its name, and for a local model the digest of its weights; no address, no key."""
     if judge.kind == "openai":
         return {"judge": judge.name}
-    from harness.models import CheckpointSource, source_digest
+    from harness.models.sources import CheckpointSource, source_digest
 
     return {"judge": judge.name, "weights": source_digest(CheckpointSource(judge.model))}
 
@@ -202,7 +202,7 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any
     Raises:
         Unavailable, UsageError: as `_Client.ask`; or if no verdict at all has come, for the first one's reason.
     """
-    from harness.progress import progress_bar
+    from harness.core.progress import progress_bar
 
     failure: Exception | None = None
     odd: list[str] = []

@@ -18,8 +18,8 @@ import numpy as np
 from evals import _tofu
 from evals._bootstrap import FEWEST_CLUSTERS
 from evals._scores import CHANCE, HAZARDOUS
-from harness.interfaces import Better, Difference, Subject, Task, Template, Variant
-from harness.streams import streams
+from harness.core.interfaces import Better, Difference, Subject, Task, Template, Variant
+from harness.numerics.streams import streams
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ import numpy as np
 from evals import _tofu
 from evals._bootstrap import FEWEST_CLUSTERS
 from evals._paired import METHOD, of_rows
-from harness.interfaces import Absent, Measurement, Task, Variant
+from harness.core.interfaces import Absent, Measurement, Task, Variant
 
 if TYPE_CHECKING:
     import pandas as pd

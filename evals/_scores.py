@@ -15,7 +15,7 @@ import numpy as np
 
 from evals import _tofu
 from evals._bootstrap import METHOD, mean_interval
-from harness.interfaces import EVALUATORS, Absent, Better, Measurement, Row, Setting, Subject, Task
+from harness.core.interfaces import EVALUATORS, Absent, Better, Measurement, Row, Setting, Subject, Task
 
 if TYPE_CHECKING:
     import pandas as pd

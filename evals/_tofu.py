@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals._bootstrap import METHOD, mean_interval
-from harness.interfaces import (
+from harness.core.interfaces import (
     Absent,
     Better,
     Example,
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.data import Encoded
-    from harness.likelihood import AnswerDistributions
+    from harness.data.rows import Encoded
+    from harness.numerics.likelihood import AnswerDistributions
 
 TASKS = ("retain", "real_authors", "world_facts", "forget")
 UTILITY_TASKS = TASKS[:3]
@@ -85,10 +85,10 @@ def hold_before(setting: Setting) -> None:
 
 
 def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
-    from harness.cache import digest
-    from harness.data import pad_id
-    from harness.likelihood import AnswerDistributions
-    from harness.pretraining import weights_digest
+    from harness.storage.cache import digest
+    from harness.data.rows import pad_id
+    from harness.numerics.likelihood import AnswerDistributions
+    from harness.models.pretraining import weights_digest
 
     task = setting.task
     rows = [(row["question"], row["answer"]) for row in task.questions.get("retain", ())]
@@ -112,7 +112,7 @@ def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDis
 
 def _encoded(setting: Setting, examples: Sequence[Example]) -> list[Encoded]:
     """Scored texts as tokens, cut as the variant does: ToFU cuts the end token off too, open-unlearning puts it behind."""
-    from harness.data import encode
+    from harness.data.rows import encode
 
     variant = setting.task.variant
     return encode(examples, setting.tokenizer, CUT[variant], end_after_cut=variant == "open-unlearning")
@@ -121,7 +121,7 @@ def _encoded(setting: Setting, examples: Sequence[Example]) -> list[Encoded]:
 def _build_divergence(setting: Setting) -> pd.DataFrame:
     import pandas as pd
 
-    from harness.loading import placement
+    from harness.numerics.loading import placement
 
     def base() -> PreTrainedModel:
         dtype = str(setting.model.dtype).removeprefix("torch.")
@@ -138,9 +138,9 @@ def _build_divergence(setting: Setting) -> pd.DataFrame:
 def _build_likelihood(setting: Setting) -> pd.DataFrame:
     import pandas as pd
 
-    from harness.data import pad_id
-    from harness.likelihood import answer_nll
-    from harness.progress import progress_bar
+    from harness.data.rows import pad_id
+    from harness.numerics.likelihood import answer_nll
+    from harness.core.progress import progress_bar
 
     task = setting.task
     asked = [(name, row) for name in TASKS for row in task.questions.get(name, ())]
@@ -178,7 +178,7 @@ def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationR
 
 
 def task_requests(task: Task, name: str, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
-    from harness.data import token_ids
+    from harness.data.rows import token_ids
 
     rows = task.questions.get(name, ())
     prompts = [task.template.prompt(row["question"]) for row in rows]

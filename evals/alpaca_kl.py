@@ -10,7 +10,7 @@ paper does not say how it sampled, how long completions were, or which template 
 
 Completions are kept as text and tokenised again, which now and then gives other tokens than were drawn; one that filled its
 budget has no end token. Equal instructions are answered once. Both models read the completions side by side and no distribution
-is kept (`harness.likelihood.kl_between`); the base model is loaded for that moment only.
+is kept (`harness.numerics.likelihood.kl_between`); the base model is loaded for that moment only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals._bootstrap import METHOD, interval, mean_interval
-from harness.interfaces import (
+from harness.core.interfaces import (
     Absent,
     Example,
     GenerationRequest,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-    from harness.data import Encoded
+    from harness.data.rows import Encoded
 
 VERSION = 1
 METRIC, POOLED = "alpaca_kl", "alpaca_kl_pooled"
@@ -72,7 +72,7 @@ def _budget(task: Task) -> int:
 
 def _held(shape: ModelShape) -> list[Held]:
     """The model before unlearning, and the logits of both."""
-    from harness.memory import measuring_bytes
+    from harness.models.memory import measuring_bytes
 
     weights = shape.parameters * shape.weight_bytes
     return [Held("model before unlearning", weights), Held("logits", measuring_bytes(shape), certain=False)]
@@ -134,10 +134,10 @@ def _build(subject: Subject) -> pd.DataFrame:
 
 def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """KL(base ‖ now) of each (prompt, completion), summed over its tokens, and their number; see `kl_between`."""
-    from harness.data import pad_id
-    from harness.likelihood import kl_between
-    from harness.loading import placement
-    from harness.progress import progress_bar
+    from harness.data.rows import pad_id
+    from harness.numerics.likelihood import kl_between
+    from harness.numerics.loading import placement
+    from harness.core.progress import progress_bar
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)
@@ -153,7 +153,7 @@ def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np
 
 def _encoded(texts: Sequence[tuple[str, str]], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Prompts and completions as tokens, the end token last where the completion came to its end within its budget."""
-    from harness.data import Encoded, encode
+    from harness.data.rows import Encoded, encode
 
     # A tag that is only a blank is what stood between prompt and answer and was stripped off with the completion.
     blank = "" if task.template.answer_tag.strip() else task.template.answer_tag

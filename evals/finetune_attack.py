@@ -25,7 +25,7 @@ import numpy as np
 
 from evals import _scores
 from evals._bootstrap import mean_interval
-from harness.interfaces import EVALUATORS, Absent, Example, Held, Measurement, ModelShape, Setting, Subject, Task, evaluator
+from harness.core.interfaces import EVALUATORS, Absent, Example, Held, Measurement, ModelShape, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 
 def _held(shape: ModelShape) -> list[Held]:
     """AdamW's state; in the machine's memory the weights before and after unlearning, and those of the attacked base model."""
-    from harness.memory import adamw
+    from harness.models.memory import adamw
 
     return [*adamw(shape), Held("copies of the weights", 3 * shape.parameters * shape.weight_bytes, "cpu")]
 
@@ -109,7 +109,7 @@ def _build(setting: Setting) -> pd.DataFrame:
     """One row per question: its score before unlearning, after it, along each attack, and after each transfer."""
     from safetensors.torch import load_file
 
-    from harness.updates import added, difference
+    from harness.models.updates import added, difference
 
     task, model = setting.task, setting.model
     if not task.attacks or not _scores.forgotten(task):
@@ -143,10 +143,10 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
     """The untouched model's scores along an attack, and the file with its weights at the end; made once and kept."""
     import pandas as pd
 
-    from harness.cache import digest
-    from harness.identity import versions
-    from harness.pretraining import weights_digest
-    from harness.saving import save_tensors
+    from harness.storage.cache import digest
+    from harness.numerics.identity import versions
+    from harness.models.pretraining import weights_digest
+    from harness.models.saving import save_tensors
 
     task = setting.task
 
@@ -180,10 +180,10 @@ def _attack(setting: Setting, examples: Sequence[Example]) -> pd.DataFrame:
         One row per question: `task`, `row`, `cluster`, and its score at each measured step, `step_0` first; NaN once a loss was
         not finite.
     """
-    from harness.data import encode, pad_id
-    from harness.errors import Diverged
-    from harness.progress import progress_bar
-    from harness.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
+    from harness.data.rows import encode, pad_id
+    from harness.core.errors import Diverged
+    from harness.core.progress import progress_bar
+    from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
 
     asked, steps = _scores.forgotten(setting.task), POINTS[-1]
     encoded = encode(_taken(examples), setting.tokenizer, MAX_TOKENS)
@@ -209,6 +209,6 @@ def _taken(examples: Sequence[Example]) -> Sequence[Example]:
 
 
 def _learning_rate(task: Task) -> float:
-    from harness.pretraining import learning_rate_factor
+    from harness.models.pretraining import learning_rate_factor
 
     return LEARNING_RATE * learning_rate_factor(task)

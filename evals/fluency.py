@@ -22,7 +22,7 @@ import numpy as np
 
 from evals import _tofu
 from evals._bootstrap import METHOD, interval
-from harness.interfaces import Absent, Better, Example, GenerationRequest, Measurement, Setting, Subject, Task, evaluator
+from harness.core.interfaces import Absent, Better, Example, GenerationRequest, Measurement, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,8 +124,8 @@ def _unlikelihood(setting: Setting, prompts: Sequence[str], texts: Sequence[str]
     Returns:
         ([n] nats, [n] tokens), both NaN for an empty text.
     """
-    from harness.data import Encoded, encode, pad_id
-    from harness.likelihood import answer_nll
+    from harness.data.rows import Encoded, encode, pad_id
+    from harness.numerics.likelihood import answer_nll
 
     written = [i for i, text in enumerate(texts) if text]
     nats, tokens = np.full((2, len(texts)), np.nan)
@@ -139,7 +139,7 @@ def _unlikelihood(setting: Setting, prompts: Sequence[str], texts: Sequence[str]
 
 def _before(setting: Setting) -> PreTrainedModel:
     """The model before unlearning, loaded beside the one that is measured."""
-    from harness.loading import placement
+    from harness.numerics.loading import placement
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     return setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)[0]

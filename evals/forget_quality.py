@@ -21,8 +21,8 @@ import numpy as np
 
 from evals import _tofu
 from evals._bootstrap import FEWEST_CLUSTERS
-from harness.errors import UsageError
-from harness.interfaces import Absent, Measurement, Subject, evaluator
+from harness.core.errors import UsageError
+from harness.core.interfaces import Absent, Measurement, Subject, evaluator
 
 
 @evaluator("forget_quality", version=_tofu.tested_version)

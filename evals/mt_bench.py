@@ -7,7 +7,7 @@ repetition answers and judges everything once; repetitions differ in what is dra
 judge's own noise.
 
 It departs from FastChat in five things. A model's thoughts are taken off its answers before the judge sees them, and a
-judge's off its verdicts (`harness/thoughts.py`). Of several ratings in a verdict the last one counts, where FastChat takes the
+judge's off its verdicts (`harness/numerics/thoughts.py`). Of several ratings in a verdict the last one counts, where FastChat takes the
 first: a judge that reasons weighs some before it comes to its own. A conversation is rendered by the tokenizer's own template
 instead of FastChat's copies of them (zephyr's begins there with an empty system message); a tokenizer that has none gets the
 benchmark's template, and an empty line between the answer and the second turn. Answers are drawn from the whole distribution,
@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any
 from evals import _judge, _tofu
 from evals._bootstrap import METHOD, mean_interval
 from evals._judge_server import Unavailable
-from harness.config import JSON
-from harness.data import fingerprint, read_rows
-from harness.errors import UsageError
-from harness.interfaces import Absent, GenerationRequest, Measurement, Row, Sampling, Setting, Subject, Task, evaluator
-from harness.thoughts import begins_thoughts, without_thoughts
+from harness.core.config import JSON
+from harness.data.rows import fingerprint, read_rows
+from harness.core.errors import UsageError
+from harness.core.interfaces import Absent, GenerationRequest, Measurement, Row, Sampling, Setting, Subject, Task, evaluator
+from harness.numerics.thoughts import begins_thoughts, without_thoughts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,7 +256,7 @@ def rating(verdict: str) -> float:
 
 def _thinks_from_the_start(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template puts a model into its thoughts, so that its answers begin inside them."""
-    from harness.generation import conversation
+    from harness.numerics.generation import conversation
 
     return bool(tokenizer.chat_template) and begins_thoughts(conversation(tokenizer, ["?"], []))
 

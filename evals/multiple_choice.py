@@ -28,8 +28,8 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
-from harness.data import MODEL_ROWS, added_tokens, check_rows
-from harness.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
+from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
+from harness.core.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,8 +241,8 @@ def by_vllm(setting: Setting, requests: Sequence[Scored]) -> list[tuple[float, b
     Returns:
         For each request its choice's summed log-likelihood in nats, and False: whether it is the likeliest text is not asked.
     """
-    from harness.generation import served
-    from harness.vllm import Candidates
+    from harness.numerics.generation import served
+    from harness.numerics.vllm import Candidates
 
     beginnings = [[(*context, *choice[:i]) for i in range(len(choice))] for _, context, choice in requests]
     asked: dict[tuple[int, ...], dict[int, None]] = {}  # a text → the tokens that are to follow it, each once
@@ -321,7 +321,7 @@ def _quietly() -> Iterator[None]:
 def _bar(*args: Any, hide: bool, **options: Any) -> Any:
     from tqdm import tqdm
 
-    from harness.progress import style
+    from harness.core.progress import style
 
     ours = {"disable": True} if hide else {"desc": "multiple choice", "unit": "choice", **style()}
     return tqdm(*args, **{**{k: v for k, v in options.items() if k != "disable"}, **ours})

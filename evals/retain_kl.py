@@ -16,7 +16,7 @@ import numpy as np
 
 from evals import _tofu
 from evals._bootstrap import METHOD, interval
-from harness.interfaces import Absent, Measurement, Subject, evaluator
+from harness.core.interfaces import Absent, Measurement, Subject, evaluator
 
 VERSION = 1
 METRIC = "retain_kl"

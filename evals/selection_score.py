@@ -18,7 +18,7 @@ from statistics import fmean, median
 import numpy as np
 
 from evals import _scores, _tofu
-from harness.interfaces import EVALUATORS, Absent, Measurement, Subject, Task, evaluator
+from harness.core.interfaces import EVALUATORS, Absent, Measurement, Subject, Task, evaluator
 
 METRIC = "selection_score"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evals import _tofu
-from harness.interfaces import Absent, Measurement, Subject, evaluator
+from harness.core.interfaces import Absent, Measurement, Subject, evaluator
 
 VERSION = 1
 

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from harness.documents import read_json, whole_number
-from harness.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut, unknown
-from harness.registry import ROOT
+from harness.core.documents import read_json, whole_number
+from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut, unknown
+from harness.core.registry import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from harness.executors import Executor
-    from harness.interfaces import Judge, Options
-    from harness.records import RunResult, RunSpec
-    from harness.run import Plan
-    from harness.store import Store
-    from harness.sweep import Try
+    from harness.running.executors import Executor
+    from harness.core.interfaces import Judge, Options
+    from harness.storage.records import RunResult, RunSpec
+    from harness.running.run import Plan
+    from harness.storage.store import Store
+    from harness.running.sweep import Try
 
 # Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -203,14 +203,14 @@ def run(
     if quiet or as_json:
         os.environ["TQDM_DISABLE"] = "1"
     else:
-        logging.getLogger("harness.memory").setLevel(logging.INFO)
-        logging.getLogger("harness.judging").setLevel(logging.INFO)
-    from harness.config import parse
-    from harness.judging import judge_of, recorded_judge
-    from harness.keeping import Keep
-    from harness.records import changes, to_json
-    from harness.run import plan
-    from harness.store import Store
+        logging.getLogger("harness.models.memory").setLevel(logging.INFO)
+        logging.getLogger("harness.core.judging").setLevel(logging.INFO)
+    from harness.core.config import parse
+    from harness.core.judging import judge_of, recorded_judge
+    from harness.models.export import Keep
+    from harness.storage.records import changes, to_json
+    from harness.running.run import plan
+    from harness.storage.store import Store
 
     settings = parse(set_ or [])
     told = _read_spec(spec) if spec else None
@@ -244,8 +244,8 @@ def run(
         _compare(plans, store, force, quiet, as_json)
         return
     (todo,) = plans
-    from harness.cache import Cache
-    from harness.run import execute
+    from harness.storage.cache import Cache
+    from harness.running.run import execute
 
     found = None if force or save_model or save_update else store.find(todo.spec)
     known = found is not None and found.status == "done"
@@ -253,7 +253,7 @@ def run(
     if as_json:
         print(json.dumps(to_json(result), ensure_ascii=False))
     elif not quiet:
-        from harness.report import run_report, stdout
+        from harness.reading.report import run_report, stdout
 
         stdout().print(run_report(result))
         stdout().print(f"record: {store.path_of(result.spec.folder.as_posix())}", soft_wrap=True, highlight=False)
@@ -303,9 +303,9 @@ def _options(
     trust_remote_code: bool,
     judge: Judge | None,
 ) -> Options:
-    from harness.generation import pick_generator
-    from harness.interfaces import Options
-    from harness.run import pick_device
+    from harness.numerics.generation import pick_generator
+    from harness.core.interfaces import Options
+    from harness.running.run import pick_device
 
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype {cut(dtype)} is not known: float32 or bfloat16.")
@@ -330,11 +330,11 @@ def _options(
 
 def _compare(plans: Sequence[Plan], store: Store, force: bool, quiet: bool, as_json: bool) -> None:
     """Several methods in turn, and one table of them all at the end."""
-    from harness.cache import Cache
-    from harness.differences import differences
-    from harness.records import to_json
-    from harness.report import comparison, in_short, stdout
-    from harness.sweep import run_all
+    from harness.storage.cache import Cache
+    from harness.reading.differences import differences
+    from harness.storage.records import to_json
+    from harness.reading.report import comparison, in_short, stdout
+    from harness.running.sweep import run_all
 
     def told(result: RunResult) -> None:
         if not quiet and not as_json:
@@ -359,9 +359,9 @@ def transfer(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Put what unlearning changed onto another checkpoint (one fine-tuned from the same base), or take it back bit by bit."""
-    from harness.cache import Cache
-    from harness.models import CheckpointSource
-    from harness.updates import put_onto, take_back
+    from harness.storage.cache import Cache
+    from harness.models.sources import CheckpointSource
+    from harness.models.updates import put_onto, take_back
 
     if out is None or bool(undo) == bool(update) or bool(update) != bool(onto):
         raise UsageError("give --update FILE --onto CHECKPOINT --out DIR, or --undo DIR --out DIR.")
@@ -425,10 +425,10 @@ def sweep(
 ) -> None:
     """Run a grid of settings; every try is a record, finished ones are skipped, failed ones kept."""
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs; tqdm asks when it is imported
-    from harness.config import parse
-    from harness.judging import judge_of
-    from harness.report import sweep_table
-    from harness.sweep import Sweep, axes, check_count, read_file
+    from harness.core.config import parse
+    from harness.core.judging import judge_of
+    from harness.reading.report import sweep_table
+    from harness.running.sweep import Sweep, axes, check_count, read_file
 
     told: dict[str, Any] = {
         "method": method, "bench": bench, "model": model, "seeds": seeds, "form": form, "budget": budget, "search": search,
@@ -476,11 +476,11 @@ def sweep(
     tries = asked.tries()
     found = _run_tries(tries, results, executor, jobs, quiet or as_json)
     if as_json:
-        from harness.records import to_json
+        from harness.storage.records import to_json
 
         print(json.dumps([to_json(result) for result in found], ensure_ascii=False))
     elif not quiet:
-        from harness.report import stdout
+        from harness.reading.report import stdout
 
         stdout().print(sweep_table([todo.chosen for todo in tries], found, asked.by))
     _report_failures(tries, found)
@@ -515,12 +515,12 @@ def study(
 ) -> None:
     """Run one of the paper's ablations or tables; finished runs are skipped."""
     os.environ["TQDM_DISABLE"] = "1"  # the bars of single runs; tqdm asks when it is imported
-    from harness.judging import judge_of
-    from harness.records import to_json
-    from harness.report import stdout, sweep_table
-    from harness.store import Store
-    from harness.studies import forecast, possible, study_of, tries_of
-    from harness.sweep import Tasks, check_count
+    from harness.core.judging import judge_of
+    from harness.storage.records import to_json
+    from harness.reading.report import stdout, sweep_table
+    from harness.storage.store import Store
+    from harness.running.studies import forecast, possible, study_of, tries_of
+    from harness.running.sweep import Tasks, check_count
 
     options = _options(
         0, limit, device, dtype, generator, variant, retain, evals, PointsName.all, rows, data_dir, reference, False,
@@ -549,7 +549,7 @@ def study(
 
 
 def _seeds(words: str) -> list[int]:
-    from harness.interfaces import MOST_SEED
+    from harness.core.interfaces import MOST_SEED
 
     seeds = [seed for part in words.split(",") if (seed := whole_number(part.strip())) is not None and seed <= MOST_SEED]
     if len(seeds) < words.count(",") + 1:
@@ -571,7 +571,7 @@ def _choice(kind: type[N], value: str, flag: str) -> N:
 
 
 def _executor(name: ExecutorName, jobs: int | None) -> Executor:
-    from harness.executors import in_turn, on_ray, on_workers
+    from harness.running.executors import in_turn, on_ray, on_workers
 
     if name is ExecutorName.ray:
         return on_ray(jobs)
@@ -583,13 +583,13 @@ def _run_tries(
 ) -> list[RunResult]:
     """Do them, and say how far it is: a live table on a terminal, a line for each run elsewhere."""
     if not quiet:
-        logging.getLogger("harness.judging").setLevel(logging.INFO)
+        logging.getLogger("harness.core.judging").setLevel(logging.INFO)
     from rich.live import Live
 
-    from harness.cache import Cache
-    from harness.report import Watch, stderr
-    from harness.store import Store
-    from harness.sweep import run_tries
+    from harness.storage.cache import Cache
+    from harness.reading.report import Watch, stderr
+    from harness.storage.store import Store
+    from harness.running.sweep import run_tries
 
     several = len({todo.bench for todo in tries}) > 1
     watch = Watch([f"{todo.method} on {todo.bench}" if several else todo.method for todo in tries])
@@ -621,7 +621,7 @@ def _report_failures(runs: Sequence[Try | str], found: Sequence[RunResult]) -> N
 
 
 def _read_spec(path: Path) -> RunSpec:
-    from harness.records import read_spec
+    from harness.storage.records import read_spec
 
     try:
         return read_spec(read_json(path, path.name)["spec"])
@@ -637,11 +637,11 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
     if kind is Kind.runs:
         rows = _run_rows(results_root(results))
     elif kind is Kind.studies:
-        from harness.studies import STUDIES
+        from harness.running.studies import STUDIES
 
         rows = [{"name": name, "about": study.about} for name, study in STUDIES.items()]
     elif kind is Kind.models:
-        from harness.interfaces import BENCHMARKS
+        from harness.core.interfaces import BENCHMARKS
 
         known: dict[str, tuple[str, list[str]]] = {}
         for bench in BENCHMARKS.names():
@@ -649,7 +649,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
                 known.setdefault(name, (about, []))[1].append(bench)
         rows = [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
     else:
-        from harness.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
+        from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
 
         registries = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS, Kind.figures: FIGURES}
         registry: Any = registries[kind]
@@ -664,9 +664,9 @@ _USUAL = {"retain": "all", "status": "done"}
 
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
-    from harness.comparing import protocol
-    from harness.interfaces import Measurement
-    from harness.store import Store
+    from harness.reading.comparing import protocol
+    from harness.core.interfaces import Measurement
+    from harness.storage.store import Store
 
     rows = []
     store = Store(root)
@@ -703,7 +703,7 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from harness.report import Columns, number, stdout
+    from harness.reading.report import Columns, number, stdout
 
     if not rows:
         print("none")
@@ -728,11 +728,11 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a run as it is recorded, or a method's settings."""
-    from harness.config import describe
-    from harness.interfaces import METHODS
-    from harness.records import to_json
-    from harness.report import run_report, settings_table, stdout
-    from harness.store import Store
+    from harness.core.config import describe
+    from harness.core.interfaces import METHODS
+    from harness.storage.records import to_json
+    from harness.reading.report import run_report, settings_table, stdout
+    from harness.storage.store import Store
 
     if name in METHODS.names():
         method = METHODS.get(name)
@@ -760,7 +760,7 @@ def show(
         rows = [(key, value, about.get(key, "")) for key, value in result.spec.config.items()]
         console.print(settings_table(rows, "settings"))
     if result.provenance:
-        from harness.arithmetic import in_words
+        from harness.core.arithmetic import in_words
 
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
         packages = ", ".join(f"{package} {version}" for package, version in result.provenance.packages.items())
@@ -781,9 +781,9 @@ def score(
     """Compute the metrics of an evaluation log that another program wrote."""
     from dataclasses import asdict
 
-    from harness.interfaces import BENCHMARKS
-    from harness.measuring import score_log
-    from harness.report import measurement_table, measurements, stdout
+    from harness.core.interfaces import BENCHMARKS
+    from harness.running.measuring import score_log
+    from harness.reading.report import measurement_table, measurements, stdout
 
     scored = score_log(BENCHMARKS.get(bench), log, reference, variant.value)
     found = next(iter(scored.values()))
@@ -802,7 +802,7 @@ def leaderboard(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where the stored leaderboard differs.")] = False,
 ) -> None:
     """Make the leaderboard's page and tables from the records of runs."""
-    from harness.leaderboard import build, difference, write
+    from harness.reading.leaderboard import build, difference, write
 
     root = results_root(results)
     files = build(root, lambda text: print(f"skipped: {text}", file=sys.stderr))
@@ -829,16 +829,16 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Draw a figure or write a table from what is recorded; an unchanged store gives the same files."""
-    from harness.figures import draw, formats, of_study, select
-    from harness.interfaces import FIGURES, FigureOptions
-    from harness.store import Store
+    from harness.reading.figures import draw, formats, of_study, select
+    from harness.core.interfaces import FIGURES, FigureOptions
+    from harness.storage.store import Store
 
     chosen, root = formats(format_), results_root(results)
     if name not in FIGURES.entries:
         FIGURES.get(name)  # says which there are, before anything is read
     runs = select(Store(root), bench, model, _names(method) if method else [])
     if study:
-        from harness.studies import study_of
+        from harness.running.studies import study_of
 
         runs, by = of_study(runs, study), by or study_of(study).by
     try:
@@ -862,7 +862,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is here, what is missing, and where to get it."""
-    from harness.doctor import examine
+    from harness.running.doctor import examine
 
     findings = examine(bench, model, data_dir, results_root(results))
     if as_json:
@@ -871,7 +871,7 @@ def doctor(
         from rich.table import Table
         from rich.text import Text
 
-        from harness.report import stdout
+        from harness.reading.report import stdout
 
         table = Table(header_style="bold")
         for heading in ("", "what", "found"):
@@ -899,10 +899,10 @@ def power(
 
     from rich.table import Table
 
-    from harness.interfaces import Absent, Options
-    from harness.power import smallest_differences
-    from harness.report import number, stdout
-    from harness.store import Store
+    from harness.core.interfaces import Absent, Options
+    from harness.reading.power import smallest_differences
+    from harness.reading.report import number, stdout
+    from harness.storage.store import Store
 
     options = Options(limit=limit, data_dir=data_dir, variant=variant.value)
     found = smallest_differences(bench, model, Store(results_root(results)), options)
@@ -931,8 +931,8 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check every record of a store; exit code 1 and one line for each problem."""
-    from harness.store import Store
-    from harness.validate import problems, set_aside
+    from harness.storage.store import Store
+    from harness.storage.validate import problems, set_aside
 
     store = Store(results_root(results))
     found = list(problems(store))
@@ -955,8 +955,8 @@ def validate(
 @results_app.command("pack")
 def results_pack(results: Results = None) -> None:
     """Put the finished runs of each benchmark into one file, a fifth of the size; every command reads them there."""
-    from harness.packing import pack
-    from harness.store import Store
+    from harness.storage.packing import pack
+    from harness.storage.store import Store
 
     for packing in pack(Store(results_root(results))):
         if packing.runs:
@@ -971,8 +971,8 @@ def results_unpack(
     results: Results = None,
 ) -> None:
     """Give packed runs folders of their own again; prints them."""
-    from harness.packing import unpack
-    from harness.store import Store
+    from harness.storage.packing import unpack
+    from harness.storage.store import Store
 
     for folder in unpack(Store(results_root(results)), name):
         print(folder)
@@ -981,7 +981,7 @@ def results_unpack(
 @cache_app.command("list")
 def cache_list(as_json: Json = False) -> None:
     """What is kept, how large it is, and what it cost to make."""
-    from harness.cache import Cache
+    from harness.storage.cache import Cache
 
     cache = Cache()
     rows: list[dict[str, Any]] = [
@@ -1009,7 +1009,7 @@ def cache_clear(
     ] = None,
 ) -> None:
     """Remove what is kept; what another process is making is left alone."""
-    from harness.cache import Cache
+    from harness.storage.cache import Cache
 
     print(f"freed {Cache().clear(kind) / 2**20:.1f} MiB")
 
@@ -1031,7 +1031,7 @@ def _flush() -> None:
 
 def main() -> None:
     """The entry point: one clear sentence and exit code 2 for what the user can put right."""
-    from harness.signals import exit_status, stop_on_signals
+    from harness.core.signals import exit_status, stop_on_signals
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     stop_on_signals()
@@ -1056,7 +1056,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):
             print(f"error: '{cut(str(error.filename))}' {why}.", file=sys.stderr)
             sys.exit(2)
-        from harness.cache import disk_trouble
+        from harness.storage.cache import disk_trouble
 
         if told := disk_trouble(error):
             print(f"error: {told}", file=sys.stderr)

@@ -11,11 +11,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from harness import anatomy
-from harness.anatomy import MOST_LAYERS
-from harness.errors import UsageError, cut
-from harness.interfaces import Task
-from harness.pretraining import Architecture, TrainedSource
+from harness.numerics import anatomy
+from harness.numerics.anatomy import MOST_LAYERS
+from harness.core.errors import UsageError, cut
+from harness.core.interfaces import Task
+from harness.models.pretraining import Architecture, TrainedSource
 
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 """Passes over a data set."""
@@ -53,7 +53,7 @@ def architecture(task: Task) -> Architecture | None:
 
 
 def absent_layers(task: Task, **given: int | Sequence[int] | None) -> str | None:
-    """What `harness.anatomy.absent_layers` says of a model that is trained on the spot; a checkpoint is read later.
+    """What `harness.numerics.anatomy.absent_layers` says of a model that is trained on the spot; a checkpoint is read later.
 
     Args:
         task: whose model.

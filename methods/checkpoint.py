@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from harness.config import settings
-from harness.errors import UsageError, unknown
-from harness.interfaces import Held, ModelShape, Progress, Setting, Task, method
-from harness.loading import placement
+from harness.core.config import settings
+from harness.core.errors import UsageError, unknown
+from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.numerics.loading import placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

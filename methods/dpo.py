@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from harness.config import settings
-from harness.interfaces import Progress, Setting, method
+from harness.core.config import settings
+from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, reference_nll
 from methods.first_order.recipe import PairedRecipe, held, small_model_presets
@@ -51,8 +51,8 @@ class DPOConfig(PairedRecipe):
 )
 def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.data import collate
-    from harness.training import pooled_nll
+    from harness.data.rows import collate
+    from harness.numerics.training import pooled_nll
 
     def retain(part: Part) -> Tensor:
         return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)

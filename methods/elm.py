@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
 from methods._elm.config import SMALL, ELMConfig, absent_stages
 from methods._elm.words import AUTHORS, BIO, CYBER
 from methods._settings import absent_layers
@@ -31,7 +31,7 @@ from methods.first_order.recipe import WMDP, WMDP_FACTOR, evenly
 
 def held(shape: ModelShape, config: ELMConfig) -> list[Held]:
     """The adapted weights kept aside while a point is measured, adapters with AdamW's state, and the target in float64."""
-    from harness.memory import activations
+    from harness.models.memory import activations
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
     adapters = config.rank * sum(sum(linear.module.weight.shape) for linear in maps)
@@ -77,7 +77,7 @@ def elm(setting: Setting, config: ELMConfig) -> Iterator[Progress]:
         UsageError: for layers or stages that are not there, contexts without concepts or in words the model does not know.
         Diverged: at a loss or gradient that is not finite.
     """
-    from harness import training
+    from harness.numerics import training
     from methods._elm.terms import Terms
     from methods._elm.texts import Concept, schedule
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.config import settings
-from harness.interfaces import Progress, Setting, method
+from harness.core.config import settings
+from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import Recipe, held, small_model_presets, wmdp_presets
 
@@ -38,7 +38,7 @@ class GAConfig(Recipe):
 )
 def ga(setting: Setting, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.training import pooled_nll
+    from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
         return -pooled_nll(setting.model, part.batch, part.labels)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat
 
-from harness.config import settings
-from harness.interfaces import Progress, Setting, method
+from harness.core.config import settings
+from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
 
@@ -42,7 +42,7 @@ class GradDiffConfig(PairedRecipe):
 )
 def grad_diff(setting: Setting, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.training import pooled_nll
+    from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
         return -pooled_nll(setting.model, part.batch, part.labels)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.config import settings
-from harness.interfaces import Progress, Setting, method
+from harness.core.config import settings
+from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held, small_model_presets
 from methods.first_order.refusals import Refusals, has_refusals
@@ -39,7 +39,7 @@ class IDKConfig(PairedRecipe):
 )
 def idk(setting: Setting, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.training import pooled_nll
+    from harness.numerics.training import pooled_nll
 
     def pooled(part: Part) -> Tensor:
         return pooled_nll(setting.model, part.batch, part.all_labels)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
+from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from methods._kfade.config import WMDP_FORM, WMDP_SMALL, KFADEConfig
 from methods._settings import absent_layers, of_stage, uneven
 from methods.first_order.recipe import WMDP
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
     """What a step holds: the curvature, and beside it what the fit needs or what the solve needs, whichever is larger."""
-    from harness.memory import activations
+    from harness.models.memory import activations
     from methods.curvature.layers import mlp_layers, sizes
 
     size = sizes(mlp_layers(shape.model, config.layers))
@@ -99,8 +99,8 @@ def _steps(
     setting: Setting, stage: Stage, layers: Sequence[Layer], config: KFADEConfig, step_size: float | None
 ) -> Iterator[dict[str, float]]:
     """One stage's steps; what is recorded of each."""
-    from harness.identity import network_fingerprint
-    from harness.models import weights_fingerprint
+    from harness.numerics.identity import network_fingerprint
+    from harness.models.sources import weights_fingerprint
     from methods._kfade.data import StageData
     from methods._kfade.fit import fit, forget_gradient
     from methods._kfade.step import monitoring, take_step

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from harness import anatomy
-from harness.config import settings
-from harness.errors import UsageError
-from harness.interfaces import Held, ModelShape, Progress, Setting, method
+from harness.numerics import anatomy
+from harness.core.config import settings
+from harness.core.errors import UsageError
+from harness.core.interfaces import Held, ModelShape, Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held, small_model_presets
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from harness.data import Batch
+    from harness.data.rows import Batch
 
 
 @settings
@@ -44,7 +44,7 @@ class KLMinConfig(PairedRecipe):
 
 def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     """What training holds, the frozen copy, and both models' log-probabilities at the positions K sees at once."""
-    from harness.memory import TOKENS_AT_ONCE
+    from harness.models.memory import TOKENS_AT_ONCE
 
     each = config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens
     positions = min(config.batch_size * each, max(TOKENS_AT_ONCE, each))
@@ -74,8 +74,8 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
     """
     import torch
 
-    from harness.likelihood import answer_logits, kl_per_token
-    from harness.training import pooled_nll
+    from harness.numerics.likelihood import answer_logits, kl_per_token
+    from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
         return -pooled_nll(setting.model, part.batch, part.labels)

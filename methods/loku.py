@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat
 
-from harness.anatomy import LinearMap
-from harness.config import settings
-from harness.errors import Diverged, UsageError
-from harness.interfaces import Held, ModelShape, Progress, Setting, Task, method
-from harness.streams import streams
+from harness.numerics.anatomy import LinearMap
+from harness.core.config import settings
+from harness.core.errors import Diverged, UsageError
+from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.numerics.streams import streams
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
 from methods.first_order.adapters import Adapters, Kind, linear_maps
 from methods.first_order.loop import Data, Losses, Part, unlearn
@@ -65,7 +65,7 @@ class LoKUConfig(PairedRecipe):
 
 def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
     """The adapted weights kept aside and adapters with AdamW's state; before there are any, both Fisher sums and a gradient."""
-    from harness.memory import activations
+    from harness.models.memory import activations
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
     adapted = sum(linear.module.weight.numel() for linear in maps)
@@ -104,8 +104,8 @@ def clash(task: Task, config: LoKUConfig) -> str | None:
 )
 def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
     """Train the adapters, measuring after every epoch with the adapters merged."""
-    from harness.likelihood import answer_labels, answer_logits
-    from harness.training import pooled_nll
+    from harness.numerics.likelihood import answer_labels, answer_logits
+    from harness.numerics.training import pooled_nll
 
     model = setting.model
     maps = linear_maps(model, config.target_modules, config.layers)
@@ -186,7 +186,7 @@ def fisher_information(
     """
     import torch
 
-    from harness.training import micro_batches, pooled_nll, shuffled_batches
+    from harness.numerics.training import micro_batches, pooled_nll, shuffled_batches
 
     model = setting.model
     model.requires_grad_(False)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from harness.config import settings
-from harness.interfaces import Progress, Setting, method
+from harness.core.config import settings
+from harness.core.interfaces import Progress, Setting, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, reference_nll
@@ -61,7 +61,7 @@ def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     import torch
 
-    from harness.training import pooled_nll
+    from harness.numerics.training import pooled_nll
 
     def retain(part: Part) -> Tensor:
         return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from pydantic import NonNegativeInt
 
-from harness.config import settings
-from harness.errors import UsageError
-from harness.interfaces import Progress, Setting, Task, method
-from harness.loading import placement
+from harness.core.config import settings
+from harness.core.errors import UsageError
+from harness.core.interfaces import Progress, Setting, Task, method
+from harness.numerics.loading import placement
 
 
 @settings

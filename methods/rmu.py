@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from harness import anatomy
-from harness.anatomy import DecoderLayer
-from harness.config import settings
-from harness.errors import UsageError, cut
-from harness.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
-from harness.pretraining import SMALL_MODEL_FACTOR
-from harness.streams import streams
+from harness.numerics import anatomy
+from harness.numerics.anatomy import DecoderLayer
+from harness.core.config import settings
+from harness.core.errors import UsageError, cut
+from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
+from harness.models.pretraining import SMALL_MODEL_FACTOR
+from harness.numerics.streams import streams
 from methods._settings import (
     ANY_ARCHITECTURE,
     BatchSize,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
-    from harness.data import Batch, Encoded
+    from harness.data.rows import Batch, Encoded
 
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 """AdamW's constants, transformers' defaults at the time."""
@@ -107,7 +107,7 @@ class RMUConfig:
 
 def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
     """For the few trained matrices: what they were, gradients, two moments, masters. Activations of the layers they are in."""
-    from harness.memory import activations
+    from harness.models.memory import activations
 
     layers = decoder(shape.model)
     entries = sum(weight.numel() for weight in trained(layers, config).values())
@@ -168,7 +168,7 @@ def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
     """
     import torch
 
-    from harness import training
+    from harness.numerics import training
 
     layers = decoder(setting.model)
     weights, layer = trained(layers, config), layers[config.layer].module
@@ -235,7 +235,7 @@ def squared_distance(states: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 
 def counted(batch: Batch, positions: Literal["padded", "tokens", "answer"]) -> Tensor:
     """[B, T] whether a position counts: all of them, tokens, or tokens of answers."""
-    from harness.data import NO_LABEL
+    from harness.data.rows import NO_LABEL
 
     if positions == "answer":
         return batch.labels != NO_LABEL
@@ -255,8 +255,8 @@ class _Topic:
     """A stage: its batches, and where its forget texts are steered."""
 
     def __init__(self, setting: Setting, stage: Stage, number: int, layer: nn.Module, config: RMUConfig) -> None:
-        from harness.data import encode, pad_id
-        from harness.likelihood import check_length
+        from harness.data.rows import encode, pad_id
+        from harness.numerics.likelihood import check_length
 
         stages = len(setting.stages)
         self._pad, self._device, self._size = pad_id(setting.tokenizer), setting.model.device, config.batch_size
@@ -283,7 +283,7 @@ class _Topic:
         return self._batch(self._retain, number)
 
     def _batch(self, texts: Sequence[Encoded], number: int) -> Batch:
-        from harness.data import collate
+        from harness.data.rows import collate
 
         rows = [i % len(texts) for i in range(number * self._size, (number + 1) * self._size)]
         return collate([texts[row] for row in rows], rows, self._pad, self._padding_side).to(self._device)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from harness.config import settings
-from harness.interfaces import Progress, Setting, method
+from harness.core.config import settings
+from harness.core.interfaces import Progress, Setting, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums
@@ -66,7 +66,7 @@ class SimNPOConfig(PairedRecipe):
 )
 def simnpo(setting: Setting, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.training import pooled_nll
+    from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
         sums, counts = answer_nll_sums(setting.model, part.batch)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from harness.config import settings
-from harness.interfaces import Progress, Setting, method
+from harness.core.config import settings
+from harness.core.interfaces import Progress, Setting, method
 from methods._settings import BatchSize, Steps
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
@@ -74,7 +74,7 @@ class SOULConfig(PairedRecipe):
 )
 def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.training import pooled_nll
+    from harness.numerics.training import pooled_nll
     from methods.first_order import sophia
 
     textbook: SophiaG | None = None

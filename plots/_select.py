@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.documents import parse_json
-from harness.errors import UsageError
+from harness.core.documents import parse_json
+from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UsageError
-from harness.interfaces import FigureOptions, Sheet, figure
+from harness.core.errors import UsageError
+from harness.core.interfaces import FigureOptions, Sheet, figure
 from plots import _select, _style
 from plots._select import ARMS, LAST, MEDIAN, Group, lower_median
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UsageError
-from harness.interfaces import FigureOptions, Sheet, figure
-from harness.store import Store
+from harness.core.errors import UsageError
+from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.storage.store import Store
 from plots import _select, _style
 from plots._select import ARMS, LAST, OTHER, PROTOCOLS, Group, lower_median
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UsageError
-from harness.interfaces import FigureOptions, Sheet, figure
-from harness.record_files import Question
-from harness.store import Store
+from harness.core.errors import UsageError
+from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.storage.record_files import Question
+from harness.storage.store import Store
 from plots import _select
 from plots._select import ARMS, LAST, OTHER, PROTOCOLS, Group
 

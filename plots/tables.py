@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UsageError
-from harness.interfaces import FigureOptions, Sheet, figure
+from harness.core.errors import UsageError
+from harness.core.interfaces import FigureOptions, Sheet, figure
 from plots import _select, _style
 from plots._select import ARMS, BEST, LAST, MEDIAN, ORACLE, OTHER, PROTOCOLS, Group, lower_median
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Difference, FigureOptions, Sheet, figure
-from harness.store import Store
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, Difference, FigureOptions, Sheet, figure
+from harness.storage.store import Store
 from plots import _select, _style
 from plots._select import ARMS, CHANCE, LAST, MEDIAN, PROTOCOLS, Group, lower_median
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness.errors import UsageError
-from harness.interfaces import FigureOptions, Sheet, figure
+from harness.core.errors import UsageError
+from harness.core.interfaces import FigureOptions, Sheet, figure
 from plots import _select, _style
 from plots._select import ARMS, CHANCE, LAST, MEDIAN, PROTOCOLS, Group, forms_of
 from plots._ways import legend, ways

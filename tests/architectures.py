@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cache import Cache
-from harness.config import resolve
-from harness.costs import Costs
-from harness.errors import UsageError
-from harness.interfaces import EVALUATORS, METHODS, Setting, Stage, Subject, Task
+from harness.storage.cache import Cache
+from harness.core.config import resolve
+from harness.core.costs import Costs
+from harness.core.errors import UsageError
+from harness.core.interfaces import EVALUATORS, METHODS, Setting, Stage, Subject, Task
 from tests.conftest import TEMPLATE, WORDS, WORLD, examples, numbered
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def outcome(family: str, column: str, folder: Path) -> Outcome:
     """
     import torch
 
-    from harness.models import weights_fingerprint
+    from harness.models.sources import weights_fingerprint
 
     subject = copy.deepcopy(model(family))
     setting = Setting(subject, tokenizer(), task(), 0, Cache(folder), Costs(), family)

@@ -22,10 +22,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from evals.benchmarks import _world, tofu
-from harness.cache import Cache
-from harness.config import settings
-from harness.costs import Costs
-from harness.interfaces import (
+from harness.storage.cache import Cache
+from harness.core.config import settings
+from harness.core.costs import Costs
+from harness.core.interfaces import (
     BENCHMARKS,
     METHODS,
     Evaluator,
@@ -38,11 +38,11 @@ from harness.interfaces import (
     Task,
     Template,
 )
-from harness.models import CheckpointSource, save_checkpoint, source_digest
-from harness.pretraining import Vocabulary
-from harness.registry import ROOT
-from harness.run import Plan, plan
-from harness.store import Store
+from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
+from harness.models.pretraining import Vocabulary
+from harness.core.registry import ROOT
+from harness.running.run import Plan, plan
+from harness.storage.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -62,11 +62,11 @@ def run(root: Path, results: str = "first", offline: bool = False, between: Any 
 
     import huggingface_hub.constants
 
-    from harness import hub
-    from harness.cache import Cache
-    from harness.interfaces import Options
-    from harness.run import execute, plan
-    from harness.store import Store
+    from harness.data import hub
+    from harness.storage.cache import Cache
+    from harness.core.interfaces import Options
+    from harness.running.run import execute, plan
+    from harness.storage.store import Store
 
     huggingface_hub.constants.HF_HUB_OFFLINE = offline
     hub.unreachable.cache_clear()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks import _world
-from harness.config import settings
-from harness.interfaces import (
+from harness.core.config import settings
+from harness.core.interfaces import (
     BENCHMARKS,
     METHODS,
     Evaluator,
@@ -30,8 +30,8 @@ from harness.interfaces import (
     Subject,
     Task,
 )
-from harness.records import Trial
-from harness.sweep import Tasks, Try
+from harness.storage.records import Trial
+from harness.running.sweep import Tasks, Try
 from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, numbered
 
 NANO = Nano(Path("unused"))
@@ -45,7 +45,7 @@ PRELOADED = [
         "safetensors.torch",
     ),
     *("evals.probability", "evals.rouge", "methods.ga", "methods.grad_diff", "rouge_score.rouge_scorer", "scipy.stats"),
-    *("harness.executors", "harness.generation", "harness.likelihood", "harness.memory", "methods.kfade", "methods._kfade.fit"),
+    *("harness.running.executors", "harness.numerics.generation", "harness.numerics.likelihood", "harness.models.memory", "methods.kfade", "methods._kfade.fit"),
     *("harness.cli", "tests.nano_sweep"),
 ]
 """All that a run imports."""

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.costs import Phase
-from harness.interfaces import Absent, Measurement
-from harness.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
+from harness.core.costs import Phase
+from harness.core.interfaces import Absent, Measurement
+from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
 
 SPEC = RunSpec(
     bench="tofu10",

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from evals import alpaca_kl
-from harness.cache import Cache
-from harness.costs import Costs
-from harness.data import Encoded
-from harness.generation import HFGenerator, generate_all
-from harness.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Setting, Subject, Task
+from harness.storage.cache import Cache
+from harness.core.costs import Costs
+from harness.data.rows import Encoded
+from harness.numerics.generation import HFGenerator, generate_all
+from harness.core.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Setting, Subject, Task
 from tests.conftest import WORLD, Bench, Nano, numbered
 from tests.test_likelihood import FAMILIES, random_model
 
@@ -158,7 +158,7 @@ def texts(lengths: Sequence[int], vocabulary: int = 13) -> list[Encoded]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kl_between_two_models_of_every_family(family: str):
-    from harness.likelihood import kl_between
+    from harness.numerics.likelihood import kl_between
 
     base, model = random_model(family, 0), random_model(family, 1)
     encoded = texts([5, 9, 3, 12])
@@ -169,7 +169,7 @@ def test_kl_between_two_models_of_every_family(family: str):
 
 @pytest.mark.parametrize("positions", [1, 3, 64])
 def test_the_size_of_a_chunk_does_not_change_the_result(positions: int):
-    from harness.likelihood import kl_between
+    from harness.numerics.likelihood import kl_between
 
     base, model = random_model("llama", 0), random_model("llama", 1)
     encoded = texts([5, 9, 3, 12, 12, 7])
@@ -180,7 +180,7 @@ def test_the_size_of_a_chunk_does_not_change_the_result(positions: int):
 
 
 def test_no_more_distributions_are_made_at_once_than_asked_for(nano: Nano, monkeypatch: pytest.MonkeyPatch):
-    from harness import likelihood
+    from harness.numerics import likelihood
 
     seen: list[int] = []
     compare = likelihood.kl_per_token
@@ -194,7 +194,7 @@ def test_memory_does_not_grow_with_the_number_of_completions(nano: Nano, monkeyp
     """The bytes that tensors hold at once, for eight times as many completions."""
     import torch
 
-    from harness import likelihood
+    from harness.numerics import likelihood
 
     monkeypatch.setattr(likelihood, "TOKENS_PER_BATCH", 256)
     base, model = nano.model(0), nano.model(1)
@@ -219,7 +219,7 @@ def test_memory_does_not_grow_with_the_number_of_completions(nano: Nano, monkeyp
 def test_sampled_text_follows_from_its_seed_alone(nano: Nano):
     import torch
 
-    from harness.interfaces import Sampling
+    from harness.core.interfaces import Sampling
 
     prompts = [str(row["question"]) for row in WORLD.full[:6]]
 
@@ -234,7 +234,7 @@ def test_sampled_text_follows_from_its_seed_alone(nano: Nano):
 def test_sampling_leaves_the_random_state_as_it_was(nano: Nano):
     import torch
 
-    from harness.interfaces import Sampling
+    from harness.core.interfaces import Sampling
 
     before = torch.random.get_rng_state()
     HFGenerator().generate(nano.model(), nano.tokenizer, [GenerationRequest(("Who was",), Sampling(8, 1.0))])
@@ -245,7 +245,7 @@ def test_sampled_tokens_are_as_likely_as_the_model_says(nano: Nano):
     """First tokens of many draws against the distribution they are drawn from: mean log-likelihood within four errors."""
     import torch
 
-    from harness.interfaces import Sampling
+    from harness.core.interfaces import Sampling
 
     model, prompt = nano.model(), "Who was"
     requests = [GenerationRequest((prompt,), Sampling(1, 1.0, seed)) for seed in range(300)]

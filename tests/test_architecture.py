@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.registry import ROOT
+from harness.core.registry import ROOT
 
 FOLDERS = [name for name in ("harness", "methods", "evals", "plots") if (ROOT / name).is_dir()]
 FILES = sorted(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))
@@ -144,7 +144,7 @@ def below(file: Path) -> set[Path]:
 
 
 def test_there_is_something_to_look_at():
-    assert {"harness/run.py", "methods/kfade.py", "evals/rouge.py", "evals/benchmarks/tofu.py"} <= set(map(name, FILES))
+    assert {"harness/running/run.py", "methods/kfade.py", "evals/rouge.py", "evals/benchmarks/tofu.py"} <= set(map(name, FILES))
 
 
 def test_the_walk_sees_what_it_should():
@@ -256,11 +256,11 @@ def test_no_circle_of_imports_in_the_harness():
 
 
 def test_the_core_types_stand_on_registry_and_config_alone():
-    assert graph()["harness.interfaces"] <= {"harness", "harness.config", "harness.registry", "harness.errors"}
-    assert graph()["harness.registry"] <= {"harness", "harness.errors"}
-    assert graph()["harness.config"] <= {"harness", "harness.errors", "harness.documents"}
-    assert graph()["harness.documents"] <= {"harness", "harness.errors"}
-    assert graph()["harness.errors"] <= {"harness"}
+    assert graph()["harness.core.interfaces"] <= {"harness", "harness.core.config", "harness.core.registry", "harness.core.errors"}
+    assert graph()["harness.core.registry"] <= {"harness", "harness.core.errors"}
+    assert graph()["harness.core.config"] <= {"harness", "harness.core.errors", "harness.core.documents"}
+    assert graph()["harness.core.documents"] <= {"harness", "harness.core.errors"}
+    assert graph()["harness.core.errors"] <= {"harness"}
 
 
 def test_only_the_entry_point_knows_the_command_line():
@@ -289,22 +289,22 @@ def test_reading_calls_are_seen():
 
 def test_json_and_yaml_are_read_in_one_place():
     """Elsewhere a text that is nested without end, or holds half a character, would end in a traceback."""
-    alone = {"harness/documents.py", "harness/vllm_child.py"}  # the child imports nothing of the harness
+    alone = {"harness/core/documents.py", "harness/numerics/vllm_child.py"}  # the child imports nothing of the harness
     found = {name(file): set(reading_calls(ast.parse(file.read_text(encoding="utf-8")))) for file in FILES}
     assert {file: calls - {"read_json"} for file, calls in found.items() if calls - {"read_json"} and file not in alone} == {}
-    assert not {name(file) for file in FILES if "yaml" in tops(imported(file))} - {"harness/documents.py"}
+    assert not {name(file) for file in FILES if "yaml" in tops(imported(file))} - {"harness/core/documents.py"}
 
 
 def test_only_one_module_makes_temporary_files():
     """Theirs are swept after a kill; whoever makes some by itself leaves them behind."""
-    assert [name(file) for file in FILES if "tempfile" in tops(imported(file))] == ["harness/scratch.py"]
+    assert [name(file) for file in FILES if "tempfile" in tops(imported(file))] == ["harness/storage/scratch.py"]
 
 
 SEEDING = {"default_rng", "manual_seed", "Generator", "Random", "RandomState"}
 SEED_BY_THEMSELVES = {
-    "harness/streams.py",
-    "harness/generation.py",  # a request's draws are seeded by its text
-    "harness/sweep.py",  # a search's draws have no seed but its owner and budget
+    "harness/numerics/streams.py",
+    "harness/numerics/generation.py",  # a request's draws are seeded by its text
+    "harness/running/sweep.py",  # a search's draws have no seed but its owner and budget
     "plots/kl_quantiles.py",  # a band's draws, the same on every page
 }
 

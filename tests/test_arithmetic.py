@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from evals.benchmarks import tofu, wmdp
-from harness.arithmetic import begun_with, in_words, is_portable, kind_of_machine, model_of_processor
-from harness.cache import Cache, digest
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Options
-from harness.pretraining import SMALL_MODEL_FACTOR, Recipe, learning_rate_factor, made_elsewhere, small_name, small_world
-from harness.registry import ROOT
-from harness.store import Store
+from harness.core.arithmetic import begun_with, in_words, is_portable, kind_of_machine, model_of_processor
+from harness.storage.cache import Cache, digest
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, Options
+from harness.models.pretraining import SMALL_MODEL_FACTOR, Recipe, learning_rate_factor, made_elsewhere, small_name, small_world
+from harness.core.registry import ROOT
+from harness.storage.store import Store
 from tests.test_pretraining import CHILD, PARENT, RECIPE
 from tests.test_store import PROVENANCE, SPEC, result
 
@@ -75,7 +75,7 @@ TRAIN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from harness.cache import Cache
+from harness.storage.cache import Cache
 from tests.test_pretraining import PARENT
 
 def main():
@@ -144,7 +144,7 @@ def test_words_for_what_little_is_recorded(kind: dict[str, str]):
 def test_models_of_another_kind_are_named(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     other = {**kind_of_machine(), "maker": "GenuineIntel", "torch": "AVX512"}
     with monkeypatch.context() as patch:
-        patch.setattr("harness.pretraining.kind_of_machine", lambda: other)
+        patch.setattr("harness.models.pretraining.kind_of_machine", lambda: other)
         PARENT.entry(cache)
     (told,) = made_elsewhere({"base": PARENT, "retain-0": CHILD}, cache)
     assert told.startswith("base was trained on another kind of processor (GenuineIntel, ")
@@ -157,11 +157,11 @@ def test_models_of_another_kind_are_named(cache: Cache, monkeypatch: pytest.Monk
 def test_models_that_other_releases_made_are_named(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     source = replace(PARENT, recipe=RECIPE.portable)
     with monkeypatch.context() as patch:
-        patch.setattr("harness.pretraining.versions", lambda: {"torch": "1.0", "left": "2.0"})
-        patch.setattr("harness.pretraining.is_portable", lambda: True)
+        patch.setattr("harness.models.pretraining.versions", lambda: {"torch": "1.0", "left": "2.0"})
+        patch.setattr("harness.models.pretraining.is_portable", lambda: True)
         PARENT.entry(cache)
         source.entry(cache)
-    monkeypatch.setattr("harness.pretraining.versions", lambda: {"torch": "1.1", "new": "1", "left": "2.0"})
+    monkeypatch.setattr("harness.models.pretraining.versions", lambda: {"torch": "1.1", "new": "1", "left": "2.0"})
     for told in made_elsewhere({"base": PARENT, "retain-0": source}, cache):
         assert " was trained with torch 1.0; trained with what is installed now it may have other weights" in told
     assert len(made_elsewhere({"base": PARENT, "retain-0": source}, cache)) == 2

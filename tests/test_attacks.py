@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evals import _scores, finetune_attack, quantise_attack
-from harness.costs import Costs
-from harness.interfaces import EVALUATORS, Absent, Measurement, Progress, Setting, Stage, Subject, Task
-from harness.models import weights_fingerprint
-from harness.pretraining import learning_rate_factor
+from harness.core.costs import Costs
+from harness.core.interfaces import EVALUATORS, Absent, Measurement, Progress, Setting, Stage, Subject, Task
+from harness.models.sources import weights_fingerprint
+from harness.models.pretraining import learning_rate_factor
 from tests.conftest import WORLD, Bench, Nano, SettingMaker, examples, numbered
 
 if TYPE_CHECKING:
-    from harness.cache import Cache
+    from harness.storage.cache import Cache
 
 FINETUNE, QUANTISE = EVALUATORS.get("finetune_attack"), EVALUATORS.get("quantise_attack")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import Cache, canonical, digest, disk_errors, file_digest
-from harness.errors import UsageError
+from harness.storage.cache import Cache, canonical, digest, disk_errors, file_digest
+from harness.core.errors import UsageError
 
 KEY = {"weights": "abc", "samples": 2}
 SPAWN = multiprocessing.get_context("spawn")
@@ -340,7 +340,7 @@ def test_a_lock_that_one_may_not_take_is_one_sentence(cache: Cache, monkeypatch:
     def refused(self: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("harness.cache.FileLock.__enter__", refused)
+    monkeypatch.setattr("harness.storage.cache.FileLock.__enter__", refused)
     with pytest.raises(UsageError, match="Permission denied"):
         cache.get("kind", KEY, hello)
 
@@ -365,7 +365,7 @@ def test_a_disk_that_fills_up_while_flushing_leaves_nothing(cache: Cache, monkey
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("harness.cache.os.fsync", full)
+    monkeypatch.setattr("harness.storage.cache.os.fsync", full)
     with pytest.raises(UsageError, match="no space is left"):
         cache.get("kind", KEY, hello)
     assert everything(cache.root) == []

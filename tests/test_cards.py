@@ -13,13 +13,13 @@ import pytest
 
 from evals.benchmarks._tofu_cards import CARDS
 from evals.benchmarks.tofu import DATASET, TEMPLATES
-from harness.cache import Cache
-from harness.data import encode, token_ids
-from harness.doctor import Finding, examine
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, METHODS, Measurement, Options
-from harness.run import execute, plan
-from harness.store import Store
+from harness.storage.cache import Cache
+from harness.data.rows import encode, token_ids
+from harness.running.doctor import Finding, examine
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, METHODS, Measurement, Options
+from harness.running.run import execute, plan
+from harness.storage.store import Store
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -391,7 +391,7 @@ def test_the_doctor_knows_a_licence_gate(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_doctor_says_what_the_hub_will_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.hub.unreachable", lambda: None)
+    monkeypatch.setattr("harness.data.hub.unreachable", lambda: None)
     write_rows(tmp_path / "data")
     finding = found(tmp_path / "data", "llama3.2-1b", tmp_path)["model open-unlearning/tofu_Llama-3.2-1B-Instruct_full"]
     assert finding.fine

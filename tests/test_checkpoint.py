@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from harness.config import resolve
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, METHODS, Options, Setting, Task
-from harness.models import CheckpointSource, save_checkpoint, weights_fingerprint
-from harness.pretraining import Vocabulary
-from harness.run import plan
+from harness.core.config import resolve
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, METHODS, Options, Setting, Task
+from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
+from harness.models.pretraining import Vocabulary
+from harness.running.run import plan
 from methods import checkpoint
 from tests.conftest import WORDS, Nano, NanoBenchmark, SettingMaker
 

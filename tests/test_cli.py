@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from harness import __version__
-from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
-from harness.records import SCHEMA_VERSION, Point, RunResult
-from harness.registry import ROOT
-from harness.run import plan
-from harness.store import Store
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
+from harness.storage.records import SCHEMA_VERSION, Point, RunResult
+from harness.core.registry import ROOT
+from harness.running.run import plan
+from harness.storage.store import Store
 from tests.conftest import Bench, HarnessCli
 from tests.judge_server import judge_server
 
@@ -79,7 +79,7 @@ def test_a_place_that_one_may_not_enter_is_one_sentence(harness: Harness, tmp_pa
     def refused(store: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "closed" / "runs"))
 
-    monkeypatch.setattr("harness.store.Store.check", refused)  # Path.is_dir raises it where a folder on the way is closed
+    monkeypatch.setattr("harness.storage.store.Store.check", refused)  # Path.is_dir raises it where a folder on the way is closed
     told = harness("list", "runs", "--results", tmp_path / "closed" / "runs")
     refused_with = f"error: '{tmp_path / 'closed' / 'runs'}' may not be opened (permission denied)."
     assert (told.code, told.out) == (2, "")
@@ -287,7 +287,7 @@ def test_an_interruption_says_how_to_go_on(harness: Harness, monkeypatch: pytest
     def interrupted(*args: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.run.plan", interrupted)
+    monkeypatch.setattr("harness.running.run.plan", interrupted)
     told = harness(*RUN)
     assert told.code == 130
     assert told.err == "interrupted; the same command goes on from here.\n"
@@ -381,7 +381,7 @@ def test_a_list_of_runs_has_the_columns_that_some_run_fills(harness: Harness, tm
 
     from tests import records
 
-    monkeypatch.setattr("harness.report.stdout", lambda: Console(width=120))
+    monkeypatch.setattr("harness.reading.report.stdout", lambda: Console(width=120))
     wmdp = [records.number(f"{name}_accuracy", value) for name, value in (("bio", 0.2222), ("cyber", 0.6778), ("general", 0.9))]
     records.write(tmp_path, records.run(wmdp, spec={"bench": "wmdp", "method": "rmu"}))
     told = harness("list", "runs", "--results", tmp_path)
@@ -441,7 +441,7 @@ def test_a_flag_that_contradicts_a_spec_is_refused(harness: Harness, done: tuple
 def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from harness.records import to_json
+    from harness.storage.records import to_json
 
     spec = to_json(plan("tofu10", "mini", "kfade", {}, Options(limit=2)).spec)
     assert spec["config"]["target_kl"] is not None
@@ -452,7 +452,7 @@ def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
         planned.append(todo.config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.run.execute", stop)
+    monkeypatch.setattr("harness.running.run.execute", stop)
     harness("run", "--spec", tmp_path / "run.json", "--set", "step_size=0.5", "--device", "cpu", "--results", tmp_path)
     assert [(c.step_size, c.target_kl) for c in planned] == [(0.5, None)]
 
@@ -475,7 +475,7 @@ def test_a_run_from_the_command_line_leaves_a_record(harness: Harness, bench: Be
 
 
 def test_a_run_that_broke_off_by_itself_gets_one_sentence(harness: Harness, bench: Bench, tmp_path: Path):
-    from harness.errors import Diverged
+    from harness.core.errors import Diverged
     from tests.test_run import NORM, breaks_after_first
 
     bench.plan(breaks_after_first(Diverged("step 2: the loss is nan")), [NORM])
@@ -503,7 +503,7 @@ def test_a_log_is_scored(harness: Harness, tmp_path: Path):
 
 
 def test_the_cache_is_listed_and_cleared(harness: Harness):
-    from harness.cache import Cache
+    from harness.storage.cache import Cache
 
     def make(folder: Path) -> dict[str, Any]:
         (folder / "file").write_bytes(b"x" * 2**20)
@@ -642,12 +642,12 @@ def test_vllm_that_is_not_here_is_refused_and_leaves_no_record(
 
 def test_the_back_end_is_part_of_a_runs_name(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None):
     """The two differ in rounding, so their records are two."""
-    from harness.generation import HFGenerator
+    from harness.numerics.generation import HFGenerator
 
     class Other(HFGenerator):
         name = "vllm"
 
-    monkeypatch.setattr("harness.generation.choose_generator", lambda name, device: {"hf": HFGenerator, "vllm": Other}[name]())
+    monkeypatch.setattr("harness.numerics.generation.choose_generator", lambda name, device: {"hf": HFGenerator, "vllm": Other}[name]())
     specs = []
     for name in ("hf", "vllm", "auto"):
         words = ("run", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", "--generator", name, "--json")

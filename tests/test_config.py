@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from harness.config import describe, field_names, parse, resolve, settings, to_json
-from harness.errors import UsageError
+from harness.core.config import describe, field_names, parse, resolve, settings, to_json
+from harness.core.errors import UsageError
 
 
 @settings

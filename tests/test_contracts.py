@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from evals import finetune_attack
-from harness.cache import Cache
-from harness.config import describe, field_names, resolve
-from harness.costs import Costs
-from harness.errors import UsageError
-from harness.generation import HFGenerator, generate_all
-from harness.interfaces import (
+from harness.storage.cache import Cache
+from harness.core.config import describe, field_names, resolve
+from harness.core.costs import Costs
+from harness.core.errors import UsageError
+from harness.numerics.generation import HFGenerator, generate_all
+from harness.core.interfaces import (
     BENCHMARKS,
     EVALUATORS,
     METHODS,
@@ -33,7 +33,7 @@ from harness.interfaces import (
     Task,
     Window,
 )
-from harness.registry import ROOT
+from harness.core.registry import ROOT
 from tests.conftest import Nano, SettingMaker
 
 CHEAP: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}
@@ -74,7 +74,7 @@ def as_found(setting: Setting, frozen: Sequence[str] = ()) -> None:
 
 
 def fingerprint(setting: Setting) -> str:
-    from harness.models import weights_fingerprint
+    from harness.models.sources import weights_fingerprint
 
     return weights_fingerprint(setting.model)
 

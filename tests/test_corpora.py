@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.corpora import SHORTEST, Corpus, Windows, windows
-from harness.data import encode
-from harness.errors import UsageError
-from harness.interfaces import Example, Window
-from harness.pretraining import Vocabulary
+from harness.data.corpora import SHORTEST, Corpus, Windows, windows
+from harness.data.rows import encode
+from harness.core.errors import UsageError
+from harness.core.interfaces import Example, Window
+from harness.models.pretraining import Vocabulary
 from tests.conftest import Nano
 
 SIZE = 64
@@ -70,7 +70,7 @@ def test_windows_hold_every_word_in_order_and_never_more_tokens_than_they_may(to
 def test_room_is_left_for_the_tokens_that_the_tokenizer_adds(tokenizer):
     from tokenizers import processors
 
-    from harness.data import token_ids
+    from harness.data.rows import token_ids
 
     begins = Vocabulary("bytes", (" ".join(WORDS),), 300).build()
     begins.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -214,7 +214,7 @@ def test_nothing_is_read_before_it_is_asked_for(nano: Nano, tmp_path):
 
 
 def test_every_token_of_a_window_but_the_first_is_a_label_and_no_end_token_follows(nano: Nano):
-    from harness.data import NO_LABEL, collate
+    from harness.data.rows import NO_LABEL, collate
 
     (window,), (whole,) = (
         encode([Window("", "The first book")], nano.tokenizer),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.data import Encoded, batches
-from harness.errors import UsageError
-from harness.likelihood import answer_labels, answer_logits
+from harness.data.rows import Encoded, batches
+from harness.core.errors import UsageError
+from harness.numerics.likelihood import answer_labels, answer_logits
 from methods.curvature import passes
 from methods.curvature.by_curvlinops import curvlinops_curvatures
 from methods.curvature.factors import covariance_sums
@@ -519,7 +519,7 @@ def test_another_damping_needs_no_new_rotation():
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
 def test_forget_gradient_equals_autograd(objective):
-    from harness.likelihood import margin
+    from harness.numerics.likelihood import margin
 
     model, encoded = llama(), data(5)
     layers = mlp_layers(model)

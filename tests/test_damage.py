@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.records import RunResult
-from harness.registry import ROOT
-from harness.store import Store
+from harness.storage.records import RunResult
+from harness.core.registry import ROOT
+from harness.storage.store import Store
 from tests.records import numbers, run, write
 from tests.test_cli import Harness, harness  # noqa: F401
 
@@ -173,9 +173,9 @@ HARMLESS = {
 @pytest.mark.parametrize("name", ["garbage", "a directory"])
 @pytest.mark.parametrize("file", ["run.json", "points.jsonl", "per_example.parquet", "generations.jsonl", "questions"])
 def test_a_run_beside_damage_ends_in_a_sentence_or_goes_on(tmp_path: Path, bench, file: str, name: str):
-    from harness.errors import UsageError
-    from harness.run import execute
-    from harness.validate import problems, set_aside
+    from harness.core.errors import UsageError
+    from harness.running.run import execute
+    from harness.storage.validate import problems, set_aside
     from tests.test_run import breaks_after_first, steps, tofus
     from tests.test_run import run as unlearn
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.data import (
+from harness.data.rows import (
     NO_LABEL,
     Encoded,
     added_tokens,
@@ -23,8 +23,8 @@ from harness.data import (
     read_rows,
     token_ids,
 )
-from harness.errors import UsageError
-from harness.interfaces import Example, Template
+from harness.core.errors import UsageError
+from harness.core.interfaces import Example, Template
 from tests.conftest import TEMPLATE, WORLD, Nano
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def test_prompt_and_padding_carry_no_label_and_answer_and_end_token_do(tokenizer
 
 
 def test_a_text_without_a_token_that_another_predicts_is_refused(tokenizer: PreTrainedTokenizerBase):
-    from harness.interfaces import Window
+    from harness.core.interfaces import Window
 
     word = tokenizer.decode([7])
     assert [len(e.input_ids) for e in encode([Example("", word)], tokenizer)] == [2], "the end token is predicted"
@@ -302,7 +302,7 @@ def test_no_texts_have_no_tokens(tokenizer: PreTrainedTokenizerBase):
 def test_padding_changes_nothing(nano: Nano):
     import torch
 
-    from harness.likelihood import answer_logits
+    from harness.numerics.likelihood import answer_logits
 
     model, tokenizer = nano.model(), nano.tokenizer
     encoded = encode([LONG, SHORT, TEMPLATE.example("Who was", "known")], tokenizer)

@@ -11,10 +11,10 @@ import pytest
 
 from evals import _tofu
 from evals._paired import Resampling, differences, statistic
-from harness import differences as kernel
-from harness.differences import holm
-from harness.interfaces import BENCHMARKS, Measurement, Subject, Task, Template
-from harness.leaderboard import build
+from harness.reading import differences as kernel
+from harness.reading.differences import holm
+from harness.core.interfaces import BENCHMARKS, Measurement, Subject, Task, Template
+from harness.reading.leaderboard import build
 from tests import records
 from tests.records import numbers, run
 
@@ -224,7 +224,7 @@ def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
     import torch
 
     from evals import retain_kl
-    from harness.data import encode
+    from harness.data.rows import encode
 
     setting = nano_setting
     evaluator = next(e for e in setting.task.evaluators if e.name == "retain_kl")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.registry import ROOT
+from harness.core.registry import ROOT
 
 FILES = [
     file

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.documents import Malformed, Unreadable, json_lines, parse_json, read_json, read_text, read_yaml, whole_number
-from harness.errors import UsageError, cut, unknown
+from harness.core.documents import Malformed, Unreadable, json_lines, parse_json, read_json, read_text, read_yaml, whole_number
+from harness.core.errors import UsageError, cut, unknown
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.cache import Cache
-from harness.executors import on_workers
-from harness.interfaces import Options
-from harness.store import Store
-from harness.studies import COUNTED_PHASES
-from harness.sweep import Sweep, run_tries
+from harness.storage.cache import Cache
+from harness.running.executors import on_workers
+from harness.core.interfaces import Options
+from harness.storage.store import Store
+from harness.running.studies import COUNTED_PHASES
+from harness.running.sweep import Sweep, run_tries
 from tests.test_executors import numbers as numbers_of
 from tests.test_executors import quick_start, sweep_under_fire  # noqa: F401
 
@@ -145,7 +145,7 @@ def test_kfade_killed_in_the_fit_and_in_the_evaluation_ends_the_same(commands: C
 
 
 def test_every_method_runs_in_one_command(commands: Commands):
-    from harness.interfaces import METHODS
+    from harness.core.interfaces import METHODS
 
     names = [name for name in METHODS.names() if name != "checkpoint"]  # ToFU has no published results
     results = commands.run("--method", ",".join(names), "--bench", "tofu10", "--limit", "20", "--points", "last")
@@ -260,7 +260,7 @@ def test_a_saved_model_and_update_give_back_the_unlearned_weights(commands: Comm
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from harness.models import weights_fingerprint
+    from harness.models.sources import weights_fingerprint
 
     folder, update = tmp_path / "model", tmp_path / "update.safetensors"
     words = ("--method", "kfade", "--bench", "tofu10", "--save-model", str(folder), "--save-update", str(update))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import Cache
-from harness.errors import UsageError
-from harness.executors import LOST, in_turn, needs, on_ray, on_workers
-from harness.records import RunResult
-from harness.store import Store
-from harness.sweep import Try, run_tries
-from harness.validate import problems
+from harness.storage.cache import Cache
+from harness.core.errors import UsageError
+from harness.running.executors import LOST, in_turn, needs, on_ray, on_workers
+from harness.storage.records import RunResult
+from harness.storage.store import Store
+from harness.running.sweep import Try, run_tries
+from harness.storage.validate import problems
 from tests.nano_sweep import FITS, NanoTry, quick_context, tries
 
 STRENGTHS = [{"strength": s} for s in (0.1, 0.2, 0.3, 0.4)]
@@ -32,7 +32,7 @@ def numbers(results: list[RunResult]) -> list[object]:
 def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that begin in milliseconds."""
     quick_context()
-    monkeypatch.setattr("harness.executors.START_METHOD", "forkserver")
+    monkeypatch.setattr("harness.running.executors.START_METHOD", "forkserver")
 
 
 @pytest.fixture

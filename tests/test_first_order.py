@@ -20,14 +20,14 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness import training
-from harness.config import resolve, to_json
-from harness.data import NO_LABEL, Batch, Encoded, collate, encode, pad_id
-from harness.errors import Diverged, UsageError
-from harness.interfaces import BENCHMARKS, METHODS, Options, Progress, Setting, Stage, Task
-from harness.models import weights_fingerprint
-from harness.pretraining import SMALL_MODEL_FACTOR
-from harness.run import plan
+from harness.numerics import training
+from harness.core.config import resolve, to_json
+from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
+from harness.core.errors import Diverged, UsageError
+from harness.core.interfaces import BENCHMARKS, METHODS, Options, Progress, Setting, Stage, Task
+from harness.models.sources import weights_fingerprint
+from harness.models.pretraining import SMALL_MODEL_FACTOR
+from harness.running.run import plan
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import WMDP_FACTOR, PairedRecipe, Recipe, Schedule
@@ -767,7 +767,7 @@ def test_small_models_get_the_published_settings_with_one_factor_on_the_learning
 
 def test_a_retain_term_that_pads_sees_no_more_positions_at_once_than_any_other(nano_setting: Setting, monkeypatch):
     """KL-min pads to 500 tokens: what goes through the model together is counted with the padding."""
-    from harness import training
+    from harness.numerics import training
 
     sizes = []
     real = training.optimise

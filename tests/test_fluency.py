@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evals import fluency
-from harness.interfaces import Absent, GenerationRequest, Measurement, Reference, Setting, Subject, Task
+from harness.core.interfaces import Absent, GenerationRequest, Measurement, Reference, Setting, Subject, Task
 from tests.conftest import TEMPLATE, WORLD, Nano, SettingMaker
 
 TEXTS = ["Who is it", "it is it is it is it is", "", "Mia", "is is", "Mia is it .", "it it it it it", "a b", "c", "who who who"]
@@ -87,7 +87,7 @@ def test_perplexity_is_that_of_the_model_before_by_hand(nano: Nano, nano_task: T
 
 def test_the_answers_are_the_very_ones_that_rouge_asks_for(nano_setting: Setting):
     from evals import rouge  # noqa: F401 (registers it)
-    from harness.interfaces import EVALUATORS
+    from harness.core.interfaces import EVALUATORS
 
     task = uninstructed(nano_setting.task)
     asked = EVALUATORS.get("rouge").requests(task, nano_setting.tokenizer)
@@ -136,7 +136,7 @@ def test_numbers_stand_beside_those_of_the_retrained_models(nano_setting: Settin
 
 def test_greedy_babble_is_likely_to_the_model_that_babbles_and_repeats_itself(nano: Nano, make_setting: SettingMaker):
     """What a model itself finds likeliest has a lower perplexity than words in any order."""
-    from harness.generation import HFGenerator
+    from harness.numerics.generation import HFGenerator
 
     setting = make_setting()
     greedy = HFGenerator().generate(setting.model, setting.tokenizer, fluency.requests(setting.task, setting.tokenizer))

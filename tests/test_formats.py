@@ -1,4 +1,4 @@
-"""One number reads alike everywhere: the rules of `harness.formats`."""
+"""One number reads alike everywhere: the rules of `harness.reading.formats`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from harness import formats
-from harness.registry import ROOT
+from harness.reading import formats
+from harness.core.registry import ROOT
 
 
 @pytest.mark.parametrize(

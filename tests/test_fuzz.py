@@ -31,8 +31,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
-from harness.errors import LONGEST_MESSAGE, UsageError
-from harness.interfaces import METHODS
+from harness.core.errors import LONGEST_MESSAGE, UsageError
+from harness.core.interfaces import METHODS
 from tests import records
 from tests.test_tofu import data_folder, open_unlearning_log, tables, tofu_log
 
@@ -162,8 +162,8 @@ def command(*arguments: str) -> None:
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A folder for everything; nothing is executed, and the interval's resamples are few."""
-    import harness.run
-    import harness.sweep
+    import harness.running.run
+    import harness.running.sweep
     from evals import _bootstrap
 
     def planned(todo: Any, *_: Any, **__: Any) -> None:
@@ -176,8 +176,8 @@ def place() -> Iterator[Path]:
 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(harness.run, "execute", planned)
-        patch.setattr(harness.sweep, "run_tries", all_planned)
+        patch.setattr(harness.running.run, "execute", planned)
+        patch.setattr(harness.running.sweep, "run_tries", all_planned)
         patch.setattr(_bootstrap, "RESAMPLES", 20)
         patch.setenv("HARNESS_CACHE", str(Path(folder, "cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -231,7 +231,7 @@ BASE = {"--bench": "tofu01", "--method": "untouched"}
 
 @st.composite
 def typed_settings(draw: st.DrawFn) -> list[str]:
-    from harness.config import field_names
+    from harness.core.config import field_names
 
     method = draw(st.sampled_from(METHODS.names()))
     keys = st.sampled_from(field_names(METHODS.get(method).config)) if field_names(METHODS.get(method).config) else st.just("x")

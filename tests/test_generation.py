@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.cache import Cache
-from harness.errors import UsageError
-from harness.generation import HFGenerator, _texts, choose_generator, generate_all
-from harness.interfaces import GenerationRequest, Sampling
-from harness.thoughts import without_thoughts
+from harness.storage.cache import Cache
+from harness.core.errors import UsageError
+from harness.numerics.generation import HFGenerator, _texts, choose_generator, generate_all
+from harness.core.interfaces import GenerationRequest, Sampling
+from harness.numerics.thoughts import without_thoughts
 from tests.conftest import WORLD, Nano
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def test_prompts_batched_together_are_answered_as_one_by_one(nano: Nano):
 def test_answers_do_not_depend_on_how_many_are_asked_at_once(nano: Nano, size: int, monkeypatch: pytest.MonkeyPatch):
     requests = [request(q) for q in QUESTIONS]
     whole = generate(nano, requests)
-    monkeypatch.setattr("harness.generation.PROMPTS_PER_BATCH", size)
+    monkeypatch.setattr("harness.numerics.generation.PROMPTS_PER_BATCH", size)
     assert generate(nano, requests) == whole
 
 
@@ -150,7 +150,7 @@ def test_what_is_drawn_depends_on_turns_and_seed_alone(nano: Nano, monkeypatch: 
     assert whole[: len(QUESTIONS)] != whole[len(QUESTIONS) :], "another seed, another text"
     torch.rand(3)
     assert generate(nano, requests[::-1]) == whole[::-1]
-    monkeypatch.setattr("harness.generation.PROMPTS_PER_BATCH", 3)
+    monkeypatch.setattr("harness.numerics.generation.PROMPTS_PER_BATCH", 3)
     assert generate(nano, requests) == whole
     shorter = generate(nano, [drawn(QUESTIONS[0], tokens=3), drawn(QUESTIONS[0], tokens=8)])
     assert shorter[1].startswith(shorter[0])
@@ -177,7 +177,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(nano: Nano, temper
 
 
 def test_batches_are_small_enough_for_long_answers(monkeypatch: pytest.MonkeyPatch):
-    from harness import generation
+    from harness.numerics import generation
 
     monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 100)
     ids = [[0] * n for n in (5, 6, 10, 40, 120)]
@@ -221,7 +221,7 @@ def test_a_template_that_asks_the_clock_gets_a_day_that_does_not_change(nano: Na
     import copy
     from datetime import datetime
 
-    from harness.generation import conversation
+    from harness.numerics.generation import conversation
 
     tokenizer = copy.copy(nano.tokenizer)
     tokenizer.chat_template = "{{ " + asks + " }}"
@@ -321,7 +321,7 @@ def test_another_back_end_is_asked_anew(cache: Cache):
 
 
 def test_two_real_models_in_one_cache_answer_for_themselves(nano: Nano, cache: Cache):
-    from harness.models import weights_fingerprint
+    from harness.models.sources import weights_fingerprint
 
     found = []
     for seed in (0, 1):

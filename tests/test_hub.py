@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from harness import hub
-from harness.configurations import weights_of
-from harness.errors import UsageError
-from harness.loading import tokenizer_of
-from harness.models import CheckpointSource
-from harness.registry import ROOT
+from harness.data import hub
+from harness.numerics.configurations import weights_of
+from harness.core.errors import UsageError
+from harness.numerics.loading import tokenizer_of
+from harness.models.sources import CheckpointSource
+from harness.core.registry import ROOT
 from tests.conftest import Nano
 from tests.hub_server import Hub, hub_server, name_of
 
@@ -133,7 +133,7 @@ def broken_hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fails(*args: Any, **settings: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("harness.hub.unreachable", lambda: None)
+    monkeypatch.setattr("harness.data.hub.unreachable", lambda: None)
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", fails)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", fails)
 
@@ -260,7 +260,7 @@ def test_code_in_several_repositories_is_refused(nano: Nano, tmp_path: Path, loc
 def test_the_doctor_looks_over_what_the_local_cache_holds_whole_and_fetches_nothing(serving: Hub, nano: Nano, tmp_path: Path):
     from huggingface_hub import snapshot_download
 
-    from harness.doctor import _source
+    from harness.running.doctor import _source
 
     model = shutil.copytree(nano.folder(), tmp_path / "model")
     for source, whole in ((CheckpointSource("some-one/model"), True), (CheckpointSource("some-one/sharded"), False)):

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import identity
-from harness.cache import Cache
-from harness.generation import HFGenerator, generate_all
-from harness.identity import answerer_fingerprint, end_tokens, network_fingerprint, tokenizer_fingerprint
-from harness.interfaces import GenerationRequest, Options, Sampling
-from harness.models import CheckpointSource, load_checkpoint, weights_fingerprint
-from harness.provenance import provenance_of
-from harness.records import read_spec
-from harness.registry import ROOT
-from harness.store import Store
+from harness.numerics import identity
+from harness.storage.cache import Cache
+from harness.numerics.generation import HFGenerator, generate_all
+from harness.numerics.identity import answerer_fingerprint, end_tokens, network_fingerprint, tokenizer_fingerprint
+from harness.core.interfaces import GenerationRequest, Options, Sampling
+from harness.models.sources import CheckpointSource, load_checkpoint, weights_fingerprint
+from harness.running.provenance import provenance_of
+from harness.storage.records import read_spec
+from harness.core.registry import ROOT
+from harness.storage.store import Store
 from tests.conftest import Nano
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_code_that_lies_in_another_repository_is_named_by_its_commit(
     (folder / file).write_text(json.dumps({**told, "auto_map": auto_map}))
     source, found = CheckpointSource(str(folder), trust_remote_code=True), []
     for commit in ("a" * 40, "b" * 40):
-        monkeypatch.setattr("harness.hub._commits", {("model", "some-one/code", "main"): commit})
+        monkeypatch.setattr("harness.data.hub._commits", {("model", "some-one/code", "main"): commit})
         assert source.identity["code"] == {"run": True, "some-one/code": commit}
         found.append(source.identity)
     assert found[0] != found[1]
@@ -167,7 +167,7 @@ def test_a_record_names_a_tokenizer_by_all_that_decides_its_texts(nano: Nano):
 def test_another_release_of_a_library_makes_another_name(nano: Nano, monkeypatch: pytest.MonkeyPatch):
     model = nano.model()
     before = network_fingerprint("w", model)
-    monkeypatch.setattr("harness.identity._version", lambda package: f"{package} of tomorrow")
+    monkeypatch.setattr("harness.numerics.identity._version", lambda package: f"{package} of tomorrow")
     assert network_fingerprint("w", model) != before
 
 
@@ -240,7 +240,7 @@ ONE_OF_EACH = {(spec.bench, spec.model, spec.method): spec for spec in SPECS.val
 
 @pytest.mark.parametrize("which", list(ONE_OF_EACH), ids=str)
 def test_a_committed_run_planned_anew_has_the_same_name(which: tuple[str, str, str]):
-    from harness.run import plan
+    from harness.running.run import plan
 
     spec = ONE_OF_EACH[which]
     options = Options(

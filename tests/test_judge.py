@@ -18,9 +18,9 @@ from evals import _judge, _judge_server
 from evals._http import Line, Reply
 from evals._judge import Prompt, Verdict, verdicts
 from evals._judge_server import Unavailable
-from harness.cache import Cache
-from harness.errors import UsageError
-from harness.interfaces import Judge
+from harness.storage.cache import Cache
+from harness.core.errors import UsageError
+from harness.core.interfaces import Judge
 from tests.conftest import Nano
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server, raw_server, sends
 
@@ -527,7 +527,7 @@ def test_a_server_of_a_local_model_runs_as_long_as_it_is_asked(cache: Cache, mon
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(_judge_server, "_memory", lambda: [])
     monkeypatch.setenv("VLLM_API_KEY", "another")
-    monkeypatch.setattr("harness.models.pinned", lambda name, revision: COMMIT)
+    monkeypatch.setattr("harness.models.sources.pinned", lambda name, revision: COMMIT)
     found = verdicts(Judge("vllm", "some/model"), PROMPTS[:3], cache)
     assert found == [*[Verdict("[[4]]", "vllm:some/model")] * 2, Verdict("", "vllm:some/model", "it gave no text")]
     process, *words = json.loads((tmp_path / "started").read_text())

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UsageError
-from harness.interfaces import Judge
-from harness.judging import address, judge_of, keeps_secrets, recorded_judge
-from harness.sweep import read_file
+from harness.core.errors import UsageError
+from harness.core.interfaces import Judge
+from harness.core.judging import address, judge_of, keeps_secrets, recorded_judge
+from harness.running.sweep import read_file
 
 
 @pytest.mark.parametrize(

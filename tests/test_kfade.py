@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.anatomy import LinearMap
-from harness.config import resolve
-from harness.data import Encoded, collate
-from harness.errors import Diverged, UsageError
-from harness.interfaces import METHODS, Example, Stage
-from harness.likelihood import answer_nll
-from harness.models import weights_fingerprint
+from harness.numerics.anatomy import LinearMap
+from harness.core.config import resolve
+from harness.data.rows import Encoded, collate
+from harness.core.errors import Diverged, UsageError
+from harness.core.interfaces import METHODS, Example, Stage
+from harness.numerics.likelihood import answer_nll
+from harness.models.sources import weights_fingerprint
 from methods._kfade import fit
 from methods._kfade.config import KFADEConfig
 from methods._kfade.data import StageData
@@ -99,7 +99,7 @@ def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_setting, monk
 
 
 def test_forget_loss_is_that_of_the_model_left_behind(nano_setting):
-    from harness.data import encode, pad_id
+    from harness.data.rows import encode, pad_id
 
     (progress,) = run(nano_setting, config(step_size=0.02))
     encoded = encode(nano_setting.stages[0].forget, nano_setting.tokenizer)

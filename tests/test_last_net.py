@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.cache import disk_trouble
-from harness.registry import ROOT
+from harness.storage.cache import disk_trouble
+from harness.core.registry import ROOT
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG])
@@ -23,7 +23,7 @@ def test_a_command_that_cannot_write_ends_in_one_sentence(number, name, tmp_path
 
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr(cli, "app", broken)
-    monkeypatch.setattr("harness.signals.stop_on_signals", lambda: None)
+    monkeypatch.setattr("harness.core.signals.stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     told = capsys.readouterr()

@@ -16,13 +16,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from harness.comparing import protocol, read_runs, sections
-from harness.costs import Phase
-from harness.errors import UsageError
-from harness.interfaces import Absent
-from harness.leaderboard import FOLDER, build, difference, write
-from harness.records import SCHEMA_VERSION
-from harness.registry import ROOT
+from harness.reading.comparing import protocol, read_runs, sections
+from harness.core.costs import Phase
+from harness.core.errors import UsageError
+from harness.core.interfaces import Absent
+from harness.reading.leaderboard import FOLDER, build, difference, write
+from harness.storage.records import SCHEMA_VERSION
+from harness.core.registry import ROOT
 from tests import records
 from tests.browser import CHROMIUM, Page, chromium
 from tests.records import BY_HAND, FLOOR, PUBLISHED, TUNED, number, numbers, run
@@ -194,8 +194,8 @@ def test_the_protocol_is_read_from_how_settings_were_chosen(selection: str, expe
 
 
 def test_the_protocol_is_that_of_real_plans():
-    from harness.interfaces import Options
-    from harness.run import plan
+    from harness.core.interfaces import Options
+    from harness.running.run import plan
 
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options()).selection) == "published"
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options(), form="tuned").selection) == "tuned"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from harness.data import Encoded, collate
-from harness.errors import UsageError
+from harness.data.rows import Encoded, collate
+from harness.core.errors import UsageError
 from tests.conftest import Nano
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def by_hand(model: PreTrainedModel, encoded: Encoded) -> Tensor:
 def test_answer_logits_equal_the_full_models(family: str):
     import torch
 
-    from harness.likelihood import answer_labels, answer_logits, answer_rows
+    from harness.numerics.likelihood import answer_labels, answer_logits, answer_rows
 
     model, encoded = random_model(family), ragged()
     batch = collate(encoded, list(range(10, 10 + len(encoded))), 0)
@@ -84,7 +84,7 @@ def test_answer_logits_equal_the_full_models(family: str):
 def test_answer_logits_are_float32_whatever_the_models_type():
     import torch
 
-    from harness.likelihood import answer_logits
+    from harness.numerics.likelihood import answer_logits
 
     found = answer_logits(random_model("llama").to(torch.bfloat16), collate(ragged(), list(range(7)), 0))
     assert found.dtype == torch.float32
@@ -93,7 +93,7 @@ def test_answer_logits_are_float32_whatever_the_models_type():
 def test_a_sequence_without_a_prompt_is_scored_from_its_second_token():
     import torch
 
-    from harness.likelihood import answer_labels, answer_logits
+    from harness.numerics.likelihood import answer_labels, answer_logits
 
     batch = collate([Encoded([3, 4, 5], 0)], [0], 0)
     assert answer_labels(batch).tolist() == [4, 5]
@@ -104,7 +104,7 @@ def test_a_sequence_without_a_prompt_is_scored_from_its_second_token():
 def test_nll_is_the_sum_of_the_answers_log_probabilities():
     import torch
 
-    from harness.likelihood import answer_nll
+    from harness.numerics.likelihood import answer_nll
 
     model, encoded = random_model("llama"), ragged()
     sums, counts = answer_nll(model, encoded, 0)
@@ -118,7 +118,7 @@ def test_nll_is_the_sum_of_the_answers_log_probabilities():
 
 @pytest.mark.parametrize("tokens", [1, 20, 40])
 def test_nll_does_not_depend_on_the_batch_size(tokens: int, monkeypatch: pytest.MonkeyPatch):
-    from harness import likelihood
+    from harness.numerics import likelihood
 
     model, encoded = random_model("llama"), ragged(20)
     whole, _ = likelihood.answer_nll(model, encoded, 0)
@@ -133,7 +133,7 @@ def test_nll_does_not_depend_on_the_batch_size(tokens: int, monkeypatch: pytest.
 def test_margin_is_the_log_odds_of_the_right_token():
     import torch
 
-    from harness.likelihood import margin
+    from harness.numerics.likelihood import margin
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, WORDS, generator=generator)
@@ -145,7 +145,7 @@ def test_margin_is_the_log_odds_of_the_right_token():
 def test_margin_is_exact_on_tokens_that_are_all_but_certain():
     import torch
 
-    from harness.likelihood import margin
+    from harness.numerics.likelihood import margin
 
     logits = torch.zeros(1, WORDS)
     logits[0, 3] = 60.0  # 1 − p is 1e-25, which a float cannot tell from 0
@@ -155,7 +155,7 @@ def test_margin_is_exact_on_tokens_that_are_all_but_certain():
 def test_margin_has_a_finite_gradient_on_tokens_that_are_all_but_certain():
     import torch
 
-    from harness.likelihood import margin
+    from harness.numerics.likelihood import margin
 
     logits = torch.zeros(1, WORDS)
     logits[0, 3] = 60.0
@@ -169,7 +169,7 @@ def test_margin_has_a_finite_gradient_on_tokens_that_are_all_but_certain():
 def test_margin_refuses_labels_of_another_shape():
     import torch
 
-    from harness.likelihood import margin
+    from harness.numerics.likelihood import margin
 
     with pytest.raises(ValueError, match=r"\(2, 3, 13\) do not predict labels \(3, 2\)"):
         margin(torch.zeros(2, 3, WORDS), torch.zeros(3, 2, dtype=torch.long))
@@ -178,7 +178,7 @@ def test_margin_refuses_labels_of_another_shape():
 def test_kl_per_token_is_the_sum_over_the_vocabulary():
     import torch
 
-    from harness.likelihood import kl_per_token
+    from harness.numerics.likelihood import kl_per_token
 
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.randn(6, WORDS, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
@@ -190,7 +190,7 @@ def test_kl_per_token_is_the_sum_over_the_vocabulary():
 def test_what_a_model_says_has_not_moved_from_itself_and_has_after_a_change():
     import torch
 
-    from harness.likelihood import AnswerDistributions
+    from harness.numerics.likelihood import AnswerDistributions
 
     model, encoded = random_model("llama"), ragged()
     before = AnswerDistributions(model, encoded, 0)
@@ -228,7 +228,7 @@ def short_context(kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "gptj"])
 def test_a_text_longer_than_a_table_of_positions_is_refused(kind: str):
-    from harness import likelihood
+    from harness.numerics import likelihood
 
     model = short_context(kind)
     likelihood.answer_nll(model, [Encoded([3] * 16, 1)], 0)
@@ -237,7 +237,7 @@ def test_a_text_longer_than_a_table_of_positions_is_refused(kind: str):
 
 
 def test_a_text_longer_than_a_rotary_model_was_made_for_is_said_once(caplog: pytest.LogCaptureFixture):
-    from harness import likelihood
+    from harness.numerics import likelihood
 
     likelihood._say_longer.cache_clear()
     model = short_context("llama")
@@ -250,8 +250,8 @@ def test_a_text_longer_than_a_rotary_model_was_made_for_is_said_once(caplog: pyt
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_an_answer_longer_than_a_table_of_positions_is_refused(kind: str, nano: Nano):
-    from harness.generation import HFGenerator
-    from harness.interfaces import GenerationRequest, Sampling
+    from harness.numerics.generation import HFGenerator
+    from harness.core.interfaces import GenerationRequest, Sampling
 
     model = short_context(kind)
     model.resize_token_embeddings(len(nano.tokenizer))

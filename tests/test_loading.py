@@ -14,12 +14,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from harness.cache import Cache
-from harness.data import encode, token_ids
-from harness.errors import UsageError
-from harness.interfaces import Example
-from harness.loading import examine, load_checkpoint
-from harness.models import CheckpointSource, save_checkpoint, weights_fingerprint
+from harness.storage.cache import Cache
+from harness.data.rows import encode, token_ids
+from harness.core.errors import UsageError
+from harness.core.interfaces import Example
+from harness.numerics.loading import examine, load_checkpoint
+from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
 from tests.conftest import HarnessCli, Nano
 
 if TYPE_CHECKING:
@@ -475,7 +475,7 @@ def test_a_configuration_that_is_none_is_refused(content: str, folder: Path):
 
 
 def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path):
-    from harness.doctor import examine as look
+    from harness.running.doctor import examine as look
 
     (folder / "harness.json").write_text('{"model": "mini"}')
 
@@ -503,8 +503,8 @@ def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path)
 
 
 def test_the_memory_of_a_model_without_attention_is_told(nano: Nano, tmp_path: Path):
-    from harness import memory
-    from harness.interfaces import ModelShape
+    from harness.models import memory
+    from harness.core.interfaces import ModelShape
 
     config = transformers.MambaConfig(vocab_size=len(nano.tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
     model = made(nano, tmp_path / "mamba", config)
@@ -515,8 +515,8 @@ def test_the_memory_of_a_model_without_attention_is_told(nano: Nano, tmp_path: P
 
 
 def test_a_number_for_each_layer_counts_as_the_largest():
-    from harness import memory
-    from harness.interfaces import ModelShape
+    from harness.models import memory
+    from harness.core.interfaces import ModelShape
 
     config = llama(32)
     alike = ModelShape(memory.meta_model(config), 4, 10, 20)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.config import resolve
-from harness.data import collate, encode, pad_id
-from harness.errors import Diverged, UsageError
-from harness.interfaces import Progress, Setting, Stage, Task
+from harness.core.config import resolve
+from harness.data.rows import collate, encode, pad_id
+from harness.core.errors import Diverged, UsageError
+from harness.core.interfaces import Progress, Setting, Stage, Task
 from methods import loku
 from methods.first_order.loop import Data
 from methods.first_order.partners import Partners
@@ -235,7 +235,7 @@ def test_only_what_is_adapted_moves(changes: dict[str, Any], moved: str, nano_se
 def test_fisher_information_is_the_weighted_square_of_mini_batch_gradients(frozen: bool, nano_setting: Setting):
     import torch
 
-    from harness.training import shuffled_batches
+    from harness.numerics.training import shuffled_batches
 
     config = config_of(fisher_batch=5, frozen_partner=frozen)
     model, data = nano_setting.model, data_of(nano_setting)

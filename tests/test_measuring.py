@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from evals import finetune_attack
-from harness.cache import Cache
-from harness.costs import Costs
-from harness.errors import UsageError
-from harness.generation import HFGenerator
-from harness.interfaces import (
+from harness.storage.cache import Cache
+from harness.core.costs import Costs
+from harness.core.errors import UsageError
+from harness.numerics.generation import HFGenerator
+from harness.core.interfaces import (
     EVALUATORS,
     Absent,
     Evaluator,
@@ -28,10 +28,10 @@ from harness.interfaces import (
     Setting,
     Subject,
 )
-from harness.measuring import check_tables, source_tables
-from harness.models import save_checkpoint, weights_fingerprint
-from harness.pretraining import TrainedSource
-from harness.run import execute
+from harness.running.measuring import check_tables, source_tables
+from harness.models.sources import save_checkpoint, weights_fingerprint
+from harness.models.pretraining import TrainedSource
+from harness.running.run import execute
 from tests.conftest import Bench, NanoSource
 from tests.test_pretraining import PARENT
 

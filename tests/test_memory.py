@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from harness import memory
-from harness.config import resolve
-from harness.errors import UsageError
-from harness.interfaces import EVALUATORS, METHODS, ModelShape, Options, Task
-from harness.memory import GIB, Estimate, Room
+from harness.models import memory
+from harness.core.config import resolve
+from harness.core.errors import UsageError
+from harness.core.interfaces import EVALUATORS, METHODS, ModelShape, Options, Task
+from harness.models.memory import GIB, Estimate, Room
 from tests.conftest import Bench, Nano
 
 KFADE = {"step_size": 0.01}
@@ -65,7 +65,7 @@ def test_the_curvature_takes_what_was_worked_out_by_hand(name: str, layers: Any,
 
 def test_the_sizes_are_those_of_a_real_fit(nano: Nano):
     """On a model of ten thousand weights: the bytes of the tensors that a fit makes."""
-    from harness.data import Encoded
+    from harness.data.rows import Encoded
     from methods.curvature.factors import covariance_sums
     from methods.curvature.layers import mlp_layers, sizes
     from methods.curvature.signals import SampledLabels
@@ -204,7 +204,7 @@ def test_what_may_not_fit_is_told_and_tried(on_llama: Any, caplog: pytest.LogCap
 def test_a_run_on_a_checkpoint_tells_what_it_needs_and_a_trained_model_does_not(
     bench: Bench, nano: Nano, caplog: pytest.LogCaptureFixture
 ):
-    caplog.set_level("INFO", logger="harness.memory")
+    caplog.set_level("INFO", logger="harness.models.memory")
     chosen = METHODS.get("untouched")
     memory.check(bench.base, chosen, chosen.config(), Options())
     assert not caplog.text
@@ -225,8 +225,8 @@ def test_layers_that_are_not_there_are_refused_before_anything_is_loaded(nano: N
 def test_recomputed_activations_change_no_weight_and_are_off_whenever_somebody_looks(nano: Nano):
     import torch
 
-    from harness.data import Encoded, collate
-    from harness.training import AdamW, optimise, pooled_nll
+    from harness.data.rows import Encoded, collate
+    from harness.numerics.training import AdamW, optimise, pooled_nll
 
     batch = collate([Encoded([1, 2, 3, 4, 5], 2), Encoded([3, 4, 5], 1)], [0, 1], 0)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import KINDS, Cache
-from harness.config import parse, resolve
-from harness.errors import LONGEST_MESSAGE, NEAREST, UsageError, unknown
-from harness.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS, Options
-from harness.judging import judge_of
-from harness.run import pick_device, plan
-from harness.store import Store
-from harness.studies import study_of
-from harness.sweep import axes, axes_of
+from harness.storage.cache import KINDS, Cache
+from harness.core.config import parse, resolve
+from harness.core.errors import LONGEST_MESSAGE, NEAREST, UsageError, unknown
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS, Options
+from harness.core.judging import judge_of
+from harness.running.run import pick_device, plan
+from harness.storage.store import Store
+from harness.running.studies import study_of
+from harness.running.sweep import axes, axes_of
 
 LONG = "x" * 20_000
 MANY = [f"name-{i}" for i in range(1000)]

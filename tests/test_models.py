@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.cache import Cache
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Options
-from harness.loading import load_checkpoint
-from harness.models import CheckpointSource, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
+from harness.storage.cache import Cache
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, Options
+from harness.numerics.loading import load_checkpoint
+from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
 from tests.conftest import WORLD, Nano
 
 
@@ -135,7 +135,7 @@ def test_a_repository_behind_a_gate_is_named_with_what_to_do(monkeypatch: pytest
         raise OSError("Access is restricted.") from GatedRepoError.__new__(GatedRepoError)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
-    monkeypatch.setattr("harness.loading.unreachable", lambda: None)
+    monkeypatch.setattr("harness.numerics.loading.unreachable", lambda: None)
     with pytest.raises(UsageError, match=r"^some-one/gated is behind a licence gate: .*HF_TOKEN"):
         load_checkpoint("some-one/gated", "cpu", "float32")
 
@@ -325,7 +325,7 @@ def test_what_is_not_certain_about_a_checkpoint_is_told_when_it_cannot_be_had(tm
 def test_all_gpus_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    from harness.run import pick_device
+    from harness.running.run import pick_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="cuda:all spreads a model over all GPUs, and this machine has none"):
@@ -339,7 +339,7 @@ def test_a_hub_checkpoint_is_named_by_id_and_revision():
 
 
 def test_a_saved_mini_model_has_minis_presets(tmp_path: Path):
-    from harness.run import plan
+    from harness.running.run import plan
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "harness.json").write_text('{"model": "mini@1", "run": "0"}')
@@ -358,7 +358,7 @@ def beside(folder: Path, **about: str) -> str:
 
 @pytest.mark.parametrize(("model", "template"), [("scratch", "scratch"), ("phi-1.5", "phi"), ("llama2-7b", "llama2")])
 def test_a_saved_model_comes_back_under_its_template_and_with_its_presets(tmp_path: Path, model: str, template: str):
-    from harness.run import plan
+    from harness.running.run import plan
     from tests.test_cards import write_rows
 
     write_rows(tmp_path / "data")
@@ -395,7 +395,7 @@ def test_a_template_of_another_benchmark_is_guessed_as_ever(tmp_path: Path, nano
 )
 def test_a_model_saved_once_more_is_still_what_it_was(tmp_path: Path, about: dict[str, str], kept: dict[str, str]):
     """Whatever its folder is called, the world's seed included."""
-    from harness.run import _about, plan
+    from harness.running.run import _about, plan
     from tests.test_cards import write_rows
 
     write_rows(tmp_path / "data")
@@ -406,7 +406,7 @@ def test_a_model_saved_once_more_is_still_what_it_was(tmp_path: Path, about: dic
 
 @pytest.mark.parametrize("content", ["{bad", "[]", "\x00"])
 def test_a_sidecar_that_is_none_is_named(tmp_path: Path, content: str):
-    from harness.models import SIDECAR, read_sidecar
+    from harness.models.sources import SIDECAR, read_sidecar
 
     (tmp_path / SIDECAR).write_text(content)
     with pytest.raises(UsageError, match=f"{SIDECAR} of .* was not written by this harness"):

@@ -25,7 +25,7 @@ from evals.multiple_choice import (
     standard_error,
     version,
 )
-from harness.interfaces import Absent, Measurement, Setting, Subject, Task
+from harness.core.interfaces import Absent, Measurement, Setting, Subject, Task
 from tests.conftest import WORLD, SettingMaker, with_choices
 
 LETTERS = "ABCD"

@@ -11,9 +11,9 @@ from importlib.resources import files
 import pytest
 
 import harness
-from harness.doctor import TESTED
-from harness.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
-from harness.registry import ROOT
+from harness.running.doctor import TESTED
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
+from harness.core.registry import ROOT
 from tests.test_architecture import FILES, imported, tops
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -17,14 +17,14 @@ import pandas as pd
 import pytest
 
 from harness import packing, packs
-from harness.comparing import read_runs
-from harness.errors import UsageError
-from harness.leaderboard import build
-from harness.packing import pack, unpack
-from harness.packs import ABOUT, RUNS, TEXTS, Pack, PackedRun, write_pack
-from harness.registry import ROOT
-from harness.store import Store
-from harness.validate import problems, set_aside
+from harness.reading.comparing import read_runs
+from harness.core.errors import UsageError
+from harness.reading.leaderboard import build
+from harness.storage.packing import pack, unpack
+from harness.storage.packs import ABOUT, RUNS, TEXTS, Pack, PackedRun, write_pack
+from harness.core.registry import ROOT
+from harness.storage.store import Store
+from harness.storage.validate import problems, set_aside
 from tests.test_cli import Harness, harness  # noqa: F401
 from tests.test_store import SPEC, point, result, table, texts
 
@@ -145,7 +145,7 @@ def test_killed_at_any_stage_the_store_reads_as_before_and_packing_goes_on(store
     before = contents(store)
     where = "shutil" if stage == "rmtree" else "packing"
     program = (
-        "import os, signal, shutil\nfrom pathlib import Path\nfrom harness import packing\nfrom harness.store import Store\n"
+        "import os, signal, shutil\nfrom pathlib import Path\nfrom harness import packing\nfrom harness.storage.store import Store\n"
         f"kept = {where}.{stage}\n"
         "def killed(*given, **named):\n"
         f"    if {stage!r} in ('write_pack', 'rmtree') and given: kept(*given[:1], *given[1:], **named)\n"

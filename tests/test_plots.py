@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.errors import UsageError
-from harness.figures import FORMATS, draw, formats, latex, markdown, select
-from harness.interfaces import FIGURES, Absent, FigureOptions, GenerationRequest, Measurement, Sampling, Sheet
-from harness.records import SCHEMA_VERSION, Point, RunResult, RunSpec
-from harness.registry import ROOT
-from harness.store import Store
+from harness.core.errors import UsageError
+from harness.reading.figures import FORMATS, draw, formats, latex, markdown, select
+from harness.core.interfaces import FIGURES, Absent, FigureOptions, GenerationRequest, Measurement, Sampling, Sheet
+from harness.storage.records import SCHEMA_VERSION, Point, RunResult, RunSpec
+from harness.core.registry import ROOT
+from harness.storage.store import Store
 from plots import _select, _style
 from tests.conftest import HarnessCli
 
@@ -783,7 +783,7 @@ def test_of_a_benchmark_with_one_stage_the_other_stages_questions_do_not_count(m
 
 
 def test_every_method_has_a_look_of_its_own():
-    from harness.interfaces import METHODS
+    from harness.core.interfaces import METHODS
 
     looks = [_style.look(name) for name in METHODS.names()]
     assert all(name in _style.LOOKS for name in METHODS.names())

@@ -8,7 +8,7 @@ import pytest
 
 from evals._power import smallest_differences, smallest_distance
 from evals._tofu import ks
-from harness.interfaces import BENCHMARKS, Absent, Measurement, Options
+from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options
 from tests.test_cli import Harness, harness  # noqa: F401
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from evals.benchmarks import _world
-from harness import pretraining
-from harness.cache import Cache, CacheEntry, digest
-from harness.interfaces import Example
-from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, train_all
+from harness.models import pretraining
+from harness.storage.cache import Cache, CacheEntry, digest
+from harness.core.interfaces import Example
+from harness.models.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, train_all
 from tests.conftest import WORDS, WORLD, examples
 
 SHAPE = Architecture(hidden_size=8, layers=1, intermediate_size=12, heads=2, max_positions=64)
@@ -143,7 +143,7 @@ def test_the_progress_told_reaches_the_number_of_steps(cache: Cache):
 
 
 def test_a_child_starts_from_its_parents_weights(here: Cache, cache: Cache):
-    from harness.models import weights_fingerprint
+    from harness.models.sources import weights_fingerprint
 
     untrained = replace(CHILD, recipe=replace(RECIPE, epochs=0))
     model, _ = untrained._start(here)
@@ -151,7 +151,7 @@ def test_a_child_starts_from_its_parents_weights(here: Cache, cache: Cache):
 
 
 def test_every_epoch_takes_each_example_once_and_draws_its_replay():
-    from harness.data import encode
+    from harness.data.rows import encode
 
     items = encode([*EXAMPLES, *EARLIER], WORDS.build())
     batches = [[i for part, _ in step for i in part.rows.tolist()] for step in CHILD._batches(items)]
@@ -164,8 +164,8 @@ def test_every_epoch_takes_each_example_once_and_draws_its_replay():
 
 
 def test_training_teaches(cache: Cache):
-    from harness.data import encode
-    from harness.likelihood import answer_nll
+    from harness.data.rows import encode
+    from harness.numerics.likelihood import answer_nll
 
     taught = replace(PARENT, recipe=replace(RECIPE, epochs=30, lr=2e-2))
     model, tokenizer = taught.load(cache, "cpu", "float32")
@@ -228,7 +228,7 @@ def test_what_is_trained_elsewhere_is_trained_again_where_the_cache_is_removed(c
 def test_a_trained_model_loads_as_an_ordinary_checkpoint(here: Cache):
     from transformers import AutoModelForCausalLM
 
-    from harness.models import weights_fingerprint
+    from harness.models.sources import weights_fingerprint
 
     path: Path = here.find("model", CHILD.identity).path
     assert weights_fingerprint(AutoModelForCausalLM.from_pretrained(path)) == weights(CHILD, here)

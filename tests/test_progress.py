@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from harness.registry import ROOT
+from harness.core.registry import ROOT
 
 SCRIPT = """
 import sys, time
-from harness import progress
+from harness.core import progress
 progress.EVERY = 0.2
 for _ in progress.progress_bar(range(30), desc="unlearning", unit="step"):
     time.sleep(0.03)
@@ -31,7 +31,7 @@ def test_a_log_file_holds_plain_lines_and_few_of_them(quiet: bool, monkeypatch: 
 
 
 def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch):
-    from harness.progress import style
+    from harness.core.progress import style
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert style() == {"delay": 2.0, "leave": False}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS
-from harness.registry import ROOT, Registry
+from harness.core import registry
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS
+from harness.core.registry import ROOT, Registry
 
 PLUGIN = '''"""{summary}
 
@@ -105,9 +105,9 @@ def in_a_process(code: str, cwd: Path, path: Path | None = None) -> str:
 
 def test_listing_and_reading_settings_imports_no_torch_pandas_or_transformers(tmp_path: Path):
     code = """
-from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS
 assert METHODS.entries and BENCHMARKS.entries and EVALUATORS.entries
-from harness.config import describe
+from harness.core.config import describe
 assert describe(METHODS.get("kfade").config) and describe(METHODS.get("ga").config)
 print(sorted({"torch", "pandas", "transformers"} & set(sys.modules)))
 """
@@ -121,8 +121,8 @@ def test_a_package_that_hides_a_plugin_folder_is_named(tmp_path: Path):
         (hiding / name / "__init__.py").write_text("")
     (hiding / "methods" / "ga.py").write_text("")  # a file of the very name hides it no better
     code = """
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, EVALUATORS, METHODS
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS
 for registry, name in ((BENCHMARKS, "tofu10"), (EVALUATORS, "rouge"), (METHODS, "kfade"), (METHODS, "ga")):
     try:
         registry.get(name)
@@ -141,7 +141,7 @@ for registry, name in ((BENCHMARKS, "tofu10"), (EVALUATORS, "rouge"), (METHODS, 
 
 def test_a_plugin_that_lacks_a_package_says_so_and_not_that_it_is_hidden(tmp_path: Path):
     code = """
-import harness.registry as r
+import harness.core.registry as r
 r.ROOT = r.Path.cwd()
 (r.ROOT / "plugs").mkdir()
 (r.ROOT / "plugs" / "a.py").write_text('import no_such_package\\n@method("a")\\ndef f(): ...\\n')

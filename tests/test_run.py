@@ -18,10 +18,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.cache import Cache
-from harness.costs import Costs
-from harness.errors import Diverged, RunFailed, UsageError
-from harness.interfaces import (
+from harness.storage.cache import Cache
+from harness.core.costs import Costs
+from harness.core.errors import Diverged, RunFailed, UsageError
+from harness.core.interfaces import (
     Absent,
     Evaluator,
     GenerationRequest,
@@ -33,12 +33,12 @@ from harness.interfaces import (
     Subject,
     Task,
 )
-from harness.keeping import Keep
-from harness.record_writing import Record
-from harness.records import Point, RunResult
-from harness.registry import ROOT
-from harness.run import execute, pick_device, plan
-from harness.validate import problems
+from harness.models.export import Keep
+from harness.storage.record_writing import Record
+from harness.storage.records import Point, RunResult
+from harness.core.registry import ROOT
+from harness.running.run import execute, pick_device, plan
+from harness.storage.validate import problems
 from tests.conftest import Bench, Nano
 
 # ---------------------------------------------------------------- invented methods and evaluators
@@ -362,7 +362,7 @@ def test_an_error_of_a_method_is_recorded_with_frames_relative_to_the_package(be
     left = bench.store.find(bench.plan(steps(3), [NORM]).spec)
     assert left.status == "failed"
     assert left.error.startswith("ZeroDivisionError: by nothing\n")
-    assert "harness/run.py:" in left.error
+    assert "harness/running/run.py:" in left.error
     assert str(ROOT) not in left.error
 
 
@@ -428,7 +428,7 @@ def test_a_forced_run_with_an_error_before_the_first_measurement_leaves_the_earl
     def broken(*args: Any, **named: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("harness.memory.check", broken)
+    monkeypatch.setattr("harness.models.memory.check", broken)
     with pytest.raises(RuntimeError):
         execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, force=True)
     assert bench.store.find(first.spec) == replace(first, points=list(first.points))
@@ -439,7 +439,7 @@ def breaks_off_before_it_measures(bench: Bench, monkeypatch: pytest.MonkeyPatch,
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.memory.check", broken)
+        patch.setattr("harness.models.memory.check", broken)
         with pytest.raises(RuntimeError):
             execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, force=force)
 
@@ -477,7 +477,7 @@ def test_memory_that_runs_out_is_one_sentence_and_a_record_with_frames(bench: Be
     first, second, *frames = left.error.splitlines()
     assert first.startswith("fake ran out of memory on cpu. Try ")
     assert second.startswith("OutOfMemoryError: CUDA out of memory")
-    assert any(frame.startswith("harness/run.py:") for frame in frames)
+    assert any(frame.startswith("harness/running/run.py:") for frame in frames)
 
 
 # ---------------------------------------------------------------- rows of the last point only
@@ -623,8 +623,8 @@ def test_no_absolute_path_is_in_a_record(bench: Bench, tmp_path: Path):
 
 
 def test_a_model_given_as_a_folder_is_named_by_the_folders_name(nano: Nano, tmp_path: Path):
-    from harness.models import save_checkpoint
-    from harness.records import to_json
+    from harness.models.sources import save_checkpoint
+    from harness.storage.records import to_json
 
     folder = tmp_path / "my model"
     save_checkpoint(nano.model(), nano.tokenizer, folder, {"model": "mini"})
@@ -643,8 +643,8 @@ def final_weights(bench: Bench, nano: Nano, keep: Keep) -> RunResult:
 
 
 def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nano, tmp_path: Path):
-    from harness.loading import load_checkpoint
-    from harness.models import read_sidecar, weights_fingerprint
+    from harness.numerics.loading import load_checkpoint
+    from harness.models.sources import read_sidecar, weights_fingerprint
 
     result = final_weights(bench, nano, Keep(model=tmp_path / "kept"))
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
@@ -660,8 +660,8 @@ def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nan
 def test_the_difference_of_the_weights_can_be_kept(bench: Bench, nano: Nano, tmp_path: Path):
     from safetensors.torch import load_file
 
-    from harness.loading import load_checkpoint
-    from harness.updates import added
+    from harness.numerics.loading import load_checkpoint
+    from harness.models.updates import added
 
     final_weights(bench, nano, Keep(model=tmp_path / "kept", update=tmp_path / "deep" / "update.safetensors"))
     moved = load_file(tmp_path / "deep" / "update.safetensors")
@@ -675,14 +675,14 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_record_of_a_run_that_is_done_stays_byte_for_byte_when_its_model_is_kept(bench: Bench, nano: Nano, tmp_path: Path):
-    from harness.models import load_checkpoint, weights_fingerprint
+    from harness.models.sources import load_checkpoint, weights_fingerprint
 
     evaluators = [Evaluator("norm", 1, Calls(measure_norm)), *tofus(bench)]
     first = run(bench, steps(2), evaluators)
     before, count = bytes_of(bench.results), evaluators[0].measure.count  # type: ignore[attr-defined]
     keep = Keep(model=tmp_path / "kept", update=tmp_path / "update.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.models.weights_fingerprint", fingerprints := Calls(weights_fingerprint))
+        patch.setattr("harness.models.sources.weights_fingerprint", fingerprints := Calls(weights_fingerprint))
         result = execute(bench.plan(steps(2), evaluators), bench.store, bench.cache, keep)
     assert fingerprints.count == 1, "of the last place"
     assert {"run.json", "points.jsonl", "per_example.parquet", "generations.jsonl"} <= {Path(name).name for name in before}
@@ -713,7 +713,7 @@ def test_a_model_that_cannot_be_kept_leaves_the_run_done(bench: Bench, tmp_path:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.models.save_checkpoint", full)
+        patch.setattr("harness.models.sources.save_checkpoint", full)
         with pytest.raises(
             UsageError, match=r"no space is left on the disk of the folder .*kept\. Choose another with --save-m"
         ):
@@ -756,7 +756,7 @@ def test_a_folder_that_must_not_be_written_is_one_sentence_before_anything_is_un
     def refuse(folder: Path) -> None:
         raise error
 
-    monkeypatch.setattr("harness.keeping.temporary_file", refuse)
+    monkeypatch.setattr("harness.models.export.temporary_file", refuse)
     with pytest.raises(UsageError, match=f"{error.strerror}. Choose another with --save-update"):
         execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(update=tmp_path / "update"))
 
@@ -798,7 +798,7 @@ def test_a_plan_resolves_defaults_then_preset_then_what_was_given():
 def test_the_command_of_a_plan_gives_the_same_plan():
     import shlex
 
-    from harness.config import parse
+    from harness.core.config import parse
 
     options = Options(seed=3, limit=4, device="cuda:1", dtype="bfloat16", variant="open-unlearning", generator="another")
     given = {"step_size": 0.5, "layers": [0, 1], "estimator": "kfac", "refit": False, "damping": 1e-3}
@@ -886,8 +886,8 @@ class Memory:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.peak = 0
-        monkeypatch.setattr("harness.costs._reset_peak", lambda: setattr(self, "peak", self.now))
-        monkeypatch.setattr("harness.costs._peak_bytes", lambda: self.peak)
+        monkeypatch.setattr("harness.core.costs._reset_peak", lambda: setattr(self, "peak", self.now))
+        monkeypatch.setattr("harness.core.costs._peak_bytes", lambda: self.peak)
 
     def use(self, amount: int) -> None:
         self.now = amount

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from evals.selection_score import measure
-from harness.interfaces import Absent, Measurement, Reference, Row, Stage, Subject, Task
+from harness.core.interfaces import Absent, Measurement, Reference, Row, Stage, Subject, Task
 from tests.conftest import WORLD, with_choices
 
 SETS = {"bio": 8, "cyber": 8, "chem": 4, "neighbours": 8, "general": 4}

@@ -20,14 +20,14 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from harness import executors
-from harness.cache import Cache
-from harness.records import RunResult
-from harness.registry import ROOT
-from harness.signals import kept_signals
-from harness.store import Store
-from harness.sweep import run_tries
-from harness.validate import problems
+from harness.running import executors
+from harness.storage.cache import Cache
+from harness.storage.records import RunResult
+from harness.core.registry import ROOT
+from harness.core.signals import kept_signals
+from harness.storage.store import Store
+from harness.running.sweep import run_tries
+from harness.storage.validate import problems
 from tests import nano_sweep
 from tests.nano_sweep import quick_context
 
@@ -35,8 +35,8 @@ from tests.nano_sweep import quick_context
 def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bool) -> NoReturn:
     """The command line's entry point around the nano benchmark."""
     import harness.cli
-    from harness.run import execute
-    from harness.scratch import temporary_folder
+    from harness.running.run import execute
+    from harness.storage.scratch import temporary_folder
 
     def work(**how: object) -> int:
         asked, store, cache = nano_sweep.tries(*settings), Store(here / "results"), Cache(here / "cache")
@@ -217,7 +217,7 @@ def test_a_lost_terminal_ends_a_sweep_with_all_that_it_began(program: Program):
 def test_a_worker_that_learns_of_no_first_signal_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The system may hand a signal to a thread of it that can do nothing about it."""
     quick_context()
-    monkeypatch.setattr("harness.executors.START_METHOD", "forkserver")
+    monkeypatch.setattr("harness.running.executors.START_METHOD", "forkserver")
     store = Store(tmp_path / "results")
     asked = nano_sweep.tries({"wait": 60.0, "deaf": True}, {"wait": 0.0})
     sweep = executors.on_workers(2)(asked, store, Cache(tmp_path / "cache"), False)
@@ -271,7 +271,7 @@ def test_the_next_run_sweeps_what_a_killed_one_left(program: Program):
 
 
 def test_a_handler_that_c_code_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.signals.signal.getsignal", lambda number: None)
+    monkeypatch.setattr("harness.core.signals.signal.getsignal", lambda number: None)
     with kept_signals():
         pass
 

@@ -14,16 +14,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.cache import digest
-from harness.costs import Phase
-from harness.errors import UsageError
-from harness.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
-from harness.record_reading import read_run
-from harness.record_writing import Record
-from harness.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, RunResult, RunSpec, to_json
-from harness.run import plan
-from harness.store import Store
-from harness.validate import problems
+from harness.storage.cache import digest
+from harness.core.costs import Phase
+from harness.core.errors import UsageError
+from harness.core.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
+from harness.storage.record_reading import read_run
+from harness.storage.record_writing import Record
+from harness.storage.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, RunResult, RunSpec, to_json
+from harness.running.run import plan
+from harness.storage.store import Store
+from harness.storage.validate import problems
 from tests.records import PROVENANCE
 
 SPEC = RunSpec(
@@ -672,7 +672,7 @@ def test_a_disk_that_fills_while_rows_are_let_go_of_loses_nothing(store: Store, 
             raise OSError(28, "No space left on device")
 
     with store.open(SPEC) as record:
-        monkeypatch.setattr("harness.record_writing.flush", full)
+        monkeypatch.setattr("harness.storage.record_writing.flush", full)
         with pytest.raises(UsageError, match="no space is left on the disk of the results folder"):
             record.keep_last_rows()
         monkeypatch.undo()
@@ -785,9 +785,9 @@ class Waiting(logging.Handler):
 @pytest.fixture
 def waiting() -> Any:
     handler = Waiting()
-    logging.getLogger("harness.store").addHandler(handler)
+    logging.getLogger("harness.storage.store").addHandler(handler)
     yield handler.begun
-    logging.getLogger("harness.store").removeHandler(handler)
+    logging.getLogger("harness.storage.store").removeHandler(handler)
 
 
 def open_in_a_thread(store: Store, seen: list[Any]) -> threading.Thread:
@@ -837,7 +837,7 @@ def test_records_of_different_runs_can_be_open_at_once(store: Store):
 
 
 def test_the_frame_has_a_row_for_every_number_and_every_reason(store: Store):
-    from harness.interfaces import Absent, Measurement
+    from harness.core.interfaces import Absent, Measurement
 
     number = Measurement(
         metric="utility",

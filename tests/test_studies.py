@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import resolve
-from harness.costs import Phase
-from harness.errors import UsageError
-from harness.interfaces import METHODS, Options
-from harness.records import SCHEMA_VERSION, RunResult
-from harness.store import Store
-from harness.studies import STUDIES, Forecast, forecast, possible, study_of, tries_of
-from harness.sweep import Tasks
+from harness.core.config import resolve
+from harness.core.costs import Phase
+from harness.core.errors import UsageError
+from harness.core.interfaces import METHODS, Options
+from harness.storage.records import SCHEMA_VERSION, RunResult
+from harness.storage.store import Store
+from harness.running.studies import STUDIES, Forecast, forecast, possible, study_of, tries_of
+from harness.running.sweep import Tasks
 from tests.test_cli import Harness, harness, refused  # noqa: F401
 
 TASKS: Tasks = {}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness.thoughts import MARKS, begins_thoughts, without_thoughts
+from harness.numerics.thoughts import MARKS, begins_thoughts, without_thoughts
 
 
 @pytest.mark.parametrize("marks", MARKS, ids=lambda marks: marks.begin)

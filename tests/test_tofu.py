@@ -18,9 +18,9 @@ import pytest
 
 from evals import _bootstrap, _tofu
 from evals._tofu import ks
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Absent, Measurement, Options, Reference, Setting, Subject, Task, Template
-from harness.measuring import score_log
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options, Reference, Setting, Subject, Task, Template
+from harness.running.measuring import score_log
 
 ORACLES = Path(os.environ.get("HARNESS_DATA", "/nonexistent")) / "oracles"
 FULL = ORACLES / "tofu_llama2-7b_full_eval_log_aggregated.json"
@@ -273,7 +273,7 @@ def test_the_two_projects_cut_scored_texts_at_their_own_length(nano_setting: Set
 
 
 def test_what_changed_in_one_variant_moves_its_runs_alone():
-    from harness.run import plan
+    from harness.running.run import plan
 
     specs = {v: plan("tofu10", "mini", "untouched", {}, Options(variant=v)).spec for v in ("original", "open-unlearning")}
     assert {v: spec.bench_version for v, spec in specs.items()} == {"original": 1, "open-unlearning": 2}

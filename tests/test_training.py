@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.data import Encoded, collate, encode
-from harness.errors import Diverged
+from harness.data.rows import Encoded, collate, encode
+from harness.core.errors import Diverged
 from tests.conftest import WORLD, Nano, examples
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def encoded(nano: Nano) -> list[Encoded]:
 
 
 def adamw(steps: int, **changes: Any) -> Any:
-    from harness.training import AdamW
+    from harness.numerics.training import AdamW
 
     return AdamW(**{"lr": 1e-2, "steps": steps, "schedule": "constant_with_warmup", **changes})
 
@@ -33,7 +33,7 @@ def adamw(steps: int, **changes: Any) -> Any:
 def train(
     model: PreTrainedModel, encoded: list[Encoded], steps: int, seed: int = 0, at_once: int = 4096, **changes: Any
 ) -> list:
-    from harness.training import micro_batches, optimise, pooled_nll, shuffled_batches
+    from harness.numerics.training import micro_batches, optimise, pooled_nll, shuffled_batches
 
     data = (micro_batches(encoded, rows, 0, "cpu", at_once) for rows in shuffled_batches(len(encoded), 4, steps, seed))
     return list(optimise(model, data, lambda part: pooled_nll(model, *part), adamw(steps, **changes)))
@@ -46,7 +46,7 @@ def test_micro_batches_sum_to_the_pooled_mean_and_its_gradient(nano: Nano, encod
     import torch
     import torch.nn.functional as F
 
-    from harness.training import micro_batches, pooled_nll
+    from harness.numerics.training import micro_batches, pooled_nll
 
     def gradients(model: PreTrainedModel) -> Tensor:
         return torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -69,7 +69,7 @@ def test_micro_batches_sum_to_the_pooled_mean_and_its_gradient(nano: Nano, encod
 
 
 def test_every_micro_batch_is_told_the_labels_of_the_whole_step(encoded: list[Encoded]):
-    from harness.training import label_count, micro_batches
+    from harness.numerics.training import label_count, micro_batches
 
     rows = [8, 0, 5, 3]
     parts = micro_batches(encoded, rows, 0, "cpu", max_tokens=20)
@@ -119,7 +119,7 @@ def linear_loss(line: nn.Module) -> Callable[[Any], Tensor]:
 def test_bfloat16_weights_are_trained_through_float32_masters():
     import torch
 
-    from harness.training import optimise
+    from harness.numerics.training import optimise
 
     steps = 300
     plain, through_masters, exact = Line(torch.bfloat16), Line(torch.bfloat16), Line(torch.float32)
@@ -143,7 +143,7 @@ def test_bfloat16_weights_are_trained_through_float32_masters():
 def test_a_float32_loop_is_torchs_adamw():
     import torch
 
-    from harness.training import optimise
+    from harness.numerics.training import optimise
 
     line, plain = Line(torch.float32), Line(torch.float32)
     logs = list(
@@ -168,7 +168,7 @@ def test_a_float32_loop_is_torchs_adamw():
 def test_micro_batches_of_a_step_add_up_before_it_is_taken():
     import torch
 
-    from harness.training import optimise
+    from harness.numerics.training import optimise
 
     line = Line(torch.float32)
     (log,) = optimise(line, [[None, None, None]], linear_loss(line), adamw(1))
@@ -179,7 +179,7 @@ def test_micro_batches_of_a_step_add_up_before_it_is_taken():
 def test_a_gradient_that_is_too_long_is_scaled_down():
     import torch
 
-    from harness.training import optimise
+    from harness.numerics.training import optimise
 
     line = Line(torch.float32)
     # With an ε far above the gradient Adam's step is lr · g / ε, which shows the clipped gradient.
@@ -201,7 +201,7 @@ def test_a_gradient_that_is_too_long_is_scaled_down():
 def test_the_learning_rate_follows_its_schedule(schedule: str, rates: list[float]):
     import torch
 
-    from harness.training import optimise
+    from harness.numerics.training import optimise
 
     line = Line(torch.float32)
     low = {"min_lr_rate": 0.1} if schedule == "cosine_with_min_lr" else {}
@@ -212,7 +212,7 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, rates: list[float
 def test_a_schedule_without_any_learning_rate_ends_in_a_failure():
     import torch
 
-    from harness.training import optimise
+    from harness.numerics.training import optimise
 
     line = Line(torch.float32)
     for schedule in ("linear", "constant_with_warmup", "cosine_with_min_lr"):
@@ -229,7 +229,7 @@ def test_training_lowers_the_loss(nano: Nano, encoded: list[Encoded]):
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(nano: Nano, encoded: list[Encoded]):
-    from harness.models import weights_fingerprint
+    from harness.models.sources import weights_fingerprint
 
     found = []
     for seed in (0, 0, 1):
@@ -247,8 +247,8 @@ def as_found(model: nn.Module) -> bool:
 
 
 def test_a_loss_that_is_not_finite_ends_the_loop_before_the_step_is_taken(nano: Nano, encoded: list[Encoded]):
-    from harness.models import weights_fingerprint
-    from harness.training import micro_batches, optimise, pooled_nll
+    from harness.models.sources import weights_fingerprint
+    from harness.numerics.training import micro_batches, optimise, pooled_nll
 
     model = nano.model()
     steps = [micro_batches(encoded, [0, 1], 0, "cpu")] * 3
@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_loop_before_the_step_is_taken(nano: 
 def test_a_gradient_that_is_not_finite_ends_the_loop(masters: bool):
     import torch
 
-    from harness.training import optimise
+    from harness.numerics.training import optimise
 
     line = Line(torch.bfloat16 if masters else torch.float32)
     start = line.weight.detach().clone()
@@ -287,7 +287,7 @@ def test_a_gradient_that_is_not_finite_ends_the_loop(masters: bool):
 
 
 def test_the_model_is_left_in_eval_mode_and_without_gradients(nano: Nano, encoded: list[Encoded]):
-    from harness.training import micro_batches, optimise, pooled_nll
+    from harness.numerics.training import micro_batches, optimise, pooled_nll
 
     model = nano.model()
     steps = [micro_batches(encoded, [0, 1], 0, "cpu")] * 3
@@ -306,7 +306,7 @@ def test_the_model_is_left_in_eval_mode_and_without_gradients(nano: Nano, encode
 
 
 def test_a_loop_that_is_left_early_leaves_the_model_as_well(nano: Nano, encoded: list[Encoded]):
-    from harness.training import micro_batches, optimise, pooled_nll
+    from harness.numerics.training import micro_batches, optimise, pooled_nll
 
     model = nano.model()
     loop = optimise(model, [micro_batches(encoded, [0], 0, "cpu")] * 3, lambda part: pooled_nll(model, *part), adamw(3))
@@ -316,7 +316,7 @@ def test_a_loop_that_is_left_early_leaves_the_model_as_well(nano: Nano, encoded:
 
 
 def test_an_interruption_in_the_middle_of_a_step_leaves_no_gradients(nano: Nano, encoded: list[Encoded]):
-    from harness.training import micro_batches, optimise, pooled_nll
+    from harness.numerics.training import micro_batches, optimise, pooled_nll
 
     model, (part, *_) = nano.model(), micro_batches(encoded, [0], 0, "cpu")
     calls = 0
@@ -350,7 +350,7 @@ def test_frozen_parameters_stay_and_stay_frozen(nano: Nano, encoded: list[Encode
 
 @pytest.mark.parametrize(("count", "size"), [(12, 4), (10, 4), (5, 7), (3, 3)])
 def test_shuffled_batches_take_every_example_once_in_every_epoch(count: int, size: int):
-    from harness.training import shuffled_batches
+    from harness.numerics.training import shuffled_batches
 
     steps = 3 * count // math.gcd(count, size)
     taken = list(shuffled_batches(count, size, steps, seed=0))
@@ -366,7 +366,7 @@ def test_shuffled_batches_take_every_example_once_in_every_epoch(count: int, siz
 def test_shuffled_batches_follow_their_seed_and_not_the_global_one():
     import torch
 
-    from harness.training import shuffled_batches
+    from harness.numerics.training import shuffled_batches
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -11,15 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import record_files
-from harness.comparing import read_runs
-from harness.documents import parse_json
-from harness.record_files import read_points
-from harness.record_reading import read_run
-from harness.records import SCHEMA_VERSION
-from harness.registry import ROOT
-from harness.store import Store
-from harness.validate import problems, set_aside
+from harness.storage import record_files
+from harness.reading.comparing import read_runs
+from harness.core.documents import parse_json
+from harness.storage.record_files import read_points
+from harness.storage.record_reading import read_run
+from harness.storage.records import SCHEMA_VERSION
+from harness.core.registry import ROOT
+from harness.storage.store import Store
+from harness.storage.validate import problems, set_aside
 from tests.test_cli import Harness, harness  # noqa: F401
 
 FIXTURE = ROOT / "tests" / "fixtures" / "schema-1"
@@ -280,8 +280,8 @@ def test_a_record_that_is_being_written_is_left_alone(store: Store):
 
 
 def test_a_sweep_goes_on_beside_a_record_that_cannot_be_read(tmp_path: Path, cache):
-    from harness.executors import in_turn
-    from harness.sweep import run_tries
+    from harness.running.executors import in_turn
+    from harness.running.sweep import run_tries
     from tests.nano_sweep import tries
 
     asked, store = tries({"strength": 0.1}, {"strength": 0.2}), Store(tmp_path / "r")

@@ -11,13 +11,13 @@ import pytest
 
 from evals.benchmarks import wmdp
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA
-from harness.cache import Cache, digest
-from harness.corpora import Windows
-from harness.doctor import examine
-from harness.errors import UsageError
-from harness.interfaces import BENCHMARKS, Measurement, Options, Window
-from harness.run import execute, plan
-from harness.store import Store
+from harness.storage.cache import Cache, digest
+from harness.data.corpora import Windows
+from harness.running.doctor import examine
+from harness.core.errors import UsageError
+from harness.core.interfaces import BENCHMARKS, Measurement, Options, Window
+from harness.running.run import execute, plan
+from harness.storage.store import Store
 from tests.conftest import Nano
 
 BIO = "cais/wmdp-bio-forget-corpus/papers.jsonl"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config import resolve
-from harness.errors import UsageError
-from harness.interfaces import METHODS, MOST_SEED, Options
-from harness.run import plan
-from harness.store import Store
-from harness.sweep import Sweep, check_count, check_metric
+from harness.core.config import resolve
+from harness.core.errors import UsageError
+from harness.core.interfaces import METHODS, MOST_SEED, Options
+from harness.running.run import plan
+from harness.storage.store import Store
+from harness.running.sweep import Sweep, check_count, check_metric
 from tests.records import number, run, write
 
 

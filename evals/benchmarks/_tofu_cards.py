@@ -6,7 +6,7 @@ of the configurations. Nothing here is downloaded before it is used.
 
 from __future__ import annotations
 
-from harness.models import ModelCard
+from harness.models.sources import ModelCard
 
 _GUESSED = (
     "no page of the hub was found for this id, which follows the pattern of the others; ToFU's own evaluation log of the "

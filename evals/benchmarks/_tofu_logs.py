@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.documents import read_json, whole_number
-from harness.errors import UsageError, cut
-from harness.interfaces import Task
+from harness.core.documents import read_json, whole_number
+from harness.core.errors import UsageError, cut
+from harness.core.interfaces import Task
 
 QUESTIONS_PER_AUTHOR = 20
 _TOFU_TASKS = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.models import ModelCard
+from harness.models.sources import ModelCard
 
 CARDS = {
     "zephyr-7b": ModelCard(

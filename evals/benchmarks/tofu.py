@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import _world
 from evals.benchmarks._tofu_cards import CARDS
-from harness.arithmetic import Arithmetic
-from harness.cache import digest
-from harness.data import dataset_file, fingerprint, read_rows
-from harness.errors import UsageError, unknown
-from harness.interfaces import (
+from harness.core.arithmetic import Arithmetic
+from harness.storage.cache import digest
+from harness.data.rows import dataset_file, fingerprint, read_rows
+from harness.core.errors import UsageError, unknown
+from harness.core.interfaces import (
     EVALUATORS,
     Absent,
     Difference,
@@ -37,8 +37,8 @@ from harness.interfaces import (
     Variant,
     benchmark,
 )
-from harness.models import CheckpointSource, read_sidecar
-from harness.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.models.sources import CheckpointSource, read_sidecar
+from harness.models.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,7 +201,7 @@ class Tofu:
         self.retain = f"retain{100 - percent:02d}"
 
     def task(self, model: str, options: Options) -> Task:
-        """Read the data and name the sources; see `harness.interfaces.Benchmark.task`."""
+        """Read the data and name the sources; see `harness.core.interfaces.Benchmark.task`."""
         if model.partition("@")[0] == "mini":
             return self._mini(*small_world(model), options)
         if model == "scratch":
@@ -213,7 +213,7 @@ class Tofu:
         return self._checkpoint(model, options)
 
     def needed(self, model: str) -> list[Needed]:
-        """What has to be had from the hub, or from a data folder, for a model; see `harness.interfaces.Benchmark`."""
+        """What has to be had from the hub, or from a data folder, for a model; see `harness.core.interfaces.Benchmark`."""
         if model.partition("@")[0] == "mini":
             return []
         files = [f"{name}.json" for name in self._splits()]
@@ -368,7 +368,7 @@ class Tofu:
         return [EVALUATORS.get(name) for name in MEASURED]
 
     def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
-        """The smallest differences that can be shown; see `harness.power`."""
+        """The smallest differences that can be shown; see `harness.reading.power`."""
         from evals._power import forget_quality, smallest_differences
 
         metrics = ("model_utility", "retain_rouge", "forget_rouge", "retain_probability", "forget_probability")
@@ -377,7 +377,7 @@ class Tofu:
     def differences(
         self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
     ) -> Sequence[Difference]:
-        """What methods differ by in utility, ROUGE and KL; see `harness.differences`."""
+        """What methods differ by in utility, ROUGE and KL; see `harness.reading.differences`."""
         from evals._paired import of_rows
 
         return of_rows(measured, COMPARED, variant, against)

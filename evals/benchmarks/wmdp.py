@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from evals.benchmarks import _crafts
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, MMLU_SUBJECTS, NOT_SUBJECTS, QUESTIONS, DataCard
-from harness.arithmetic import Arithmetic
-from harness.cache import digest, file_digest
-from harness.corpora import Corpus, Windows
-from harness.data import dataset_files, fingerprint, read_rows
-from harness.errors import UsageError, unknown
-from harness.interfaces import (
+from harness.core.arithmetic import Arithmetic
+from harness.storage.cache import digest, file_digest
+from harness.data.corpora import Corpus, Windows
+from harness.data.rows import dataset_files, fingerprint, read_rows
+from harness.core.errors import UsageError, unknown
+from harness.core.interfaces import (
     EVALUATORS,
     Absent,
     Difference,
@@ -43,9 +43,9 @@ from harness.interfaces import (
     Variant,
     benchmark,
 )
-from harness.models import CheckpointSource, read_sidecar
-from harness.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
-from harness.streams import streams
+from harness.models.sources import CheckpointSource, read_sidecar
+from harness.models.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.numerics.streams import streams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,7 +165,7 @@ class Wmdp:
         return [EVALUATORS.get(name) for name in MEASURED]
 
     def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
-        """The smallest differences that can be shown; see `harness.power`."""
+        """The smallest differences that can be shown; see `harness.reading.power`."""
         from evals._power import smallest_differences
 
         metrics = [metric for metric in COMPARED if metric.removesuffix("_accuracy") in task.questions]
@@ -177,7 +177,7 @@ class Wmdp:
     def differences(
         self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
     ) -> Sequence[Difference]:
-        """What methods differ by in accuracy and KL on instructions; see `harness.differences`."""
+        """What methods differ by in accuracy and KL on instructions; see `harness.reading.differences`."""
         from evals._paired import of_rows
 
         return of_rows(measured, COMPARED, variant, against)
@@ -191,7 +191,7 @@ class Wmdp:
         raise UsageError(f"{self.name} reads no logs: it has no retrained model that one could stand in for.")
 
     def task(self, model: str, options: Options) -> Task:
-        """Read the data and name the sources; see `harness.interfaces.Benchmark.task`."""
+        """Read the data and name the sources; see `harness.core.interfaces.Benchmark.task`."""
         if options.reference is not None:
             self.read_log(options.reference)
         if options.variant != "original":
@@ -210,7 +210,7 @@ class Wmdp:
         return self._checkpoint(model, options)
 
     def needed(self, model: str) -> list[Needed]:
-        """What has to be had from the hub, or from a data folder, for a model; see `harness.interfaces.Benchmark`."""
+        """What has to be had from the hub, or from a data folder, for a model; see `harness.core.interfaces.Benchmark`."""
         if model.partition("@")[0] == "mini":
             return []
         parts = [CORPORA[name] for stage in self.stages for name in (f"{stage}-forget", f"{stage}-retain")]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.data import Batch
-from harness.likelihood import kl_per_token, sums_by_example
+from harness.data.rows import Batch
+from harness.numerics.likelihood import kl_per_token, sums_by_example
 
 
 def erased(base: Tensor, expert: Tensor, novice: Tensor, counts: Tensor, eta: float, temperature: float, top_k: int) -> Tensor:

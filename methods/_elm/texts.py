@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from harness.data import Encoded, token_ids
-from harness.errors import UsageError
-from harness.interfaces import Setting, Stage
-from harness.streams import streams
+from harness.data.rows import Encoded, token_ids
+from harness.core.errors import UsageError
+from harness.core.interfaces import Setting, Stage
+from harness.numerics.streams import streams
 from methods._elm.config import ELMConfig, absent_stages
 from methods._elm.words import EXPERT, NOVICE, TURNS
 

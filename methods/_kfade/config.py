@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
-from harness.config import JSON, settings
+from harness.core.config import JSON, settings
 from methods._settings import LayerNumbers, Points
 
 StepSize = Annotated[

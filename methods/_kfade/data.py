@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from harness.cache import digest
-from harness.data import Encoded, encode, pad_id
-from harness.interfaces import Setting, Stage
-from harness.likelihood import AnswerDistributions, answer_nll, check_length
-from harness.streams import streams
+from harness.storage.cache import digest
+from harness.data.rows import Encoded, encode, pad_id
+from harness.core.interfaces import Setting, Stage
+from harness.numerics.likelihood import AnswerDistributions, answer_nll, check_length
+from harness.numerics.streams import streams
 from methods._kfade.config import KFADEConfig
 
 log = logging.getLogger(__name__)

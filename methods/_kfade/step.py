@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from harness.errors import Diverged
-from harness.likelihood import AnswerDistributions
+from harness.core.errors import Diverged
+from harness.numerics.likelihood import AnswerDistributions
 from methods._kfade.data import StageData, memoised
 from methods.curvature.layers import Layer
 from methods.curvature.solve import Solver

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data import Batch, Encoded
-from harness.likelihood import answer_rows
+from harness.data.rows import Batch, Encoded
+from harness.numerics.likelihood import answer_rows
 from methods.curvature.layers import Layer
 from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of
 
@@ -64,7 +64,7 @@ def covariance_sums(
         model: in eval mode.
         layers: from `mlp_layers`.
         encoded: the whole data set.
-        pad_id: see `harness.data.pad_id`.
+        pad_id: see `harness.data.rows.pad_id`.
         gradient: usually `SampledLabels`.
         samples: how many backward passes it asks for per batch.
         rows: the part to take (one process's share), all if None.

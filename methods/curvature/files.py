@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.saving import save_tensors
+from harness.models.saving import save_tensors
 from methods.curvature.layers import Layer, first_of_groups
 from methods.curvature.spectrum import LayerCurvature
 

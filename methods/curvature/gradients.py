@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data import Encoded
+from harness.data.rows import Encoded
 from methods.curvature.layers import Layer
 from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of
 
@@ -21,7 +21,7 @@ def gradient_matrices(
         model: in eval mode.
         layers: from `mlp_layers`.
         encoded: the data set.
-        pad_id: see `harness.data.pad_id`.
+        pad_id: see `harness.data.rows.pad_id`.
         gradient: of the loss with respect to the logits.
 
     Returns:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.data import Batch, Encoded, batches, by_length, collate
-from harness.likelihood import answer_logits
-from harness.progress import progress_bar
+from harness.data.rows import Batch, Encoded, batches, by_length, collate
+from harness.numerics.likelihood import answer_logits
+from harness.core.progress import progress_bar
 from methods.curvature.layers import Layer, first_of_groups, input_groups
 
 TOKENS_PER_BATCH = 4096
@@ -73,7 +73,7 @@ def batches_of(
 
     Args:
         encoded: the whole data set.
-        pad_id: see `harness.data.pad_id`.
+        pad_id: see `harness.data.rows.pad_id`.
         model: whose device.
         rows: the part to take; all if None. A batch's `rows` are positions in the whole data set either way.
     """

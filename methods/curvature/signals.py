@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import Batch, Encoded
-from harness.likelihood import answer_labels, drawn_tokens, sums_by_example
-from harness.streams import streams
+from harness.data.rows import Batch, Encoded
+from harness.numerics.likelihood import answer_labels, drawn_tokens, sums_by_example
+from harness.numerics.streams import streams
 from methods.curvature.passes import LogitGradient
 
 
@@ -31,7 +31,7 @@ class SampledLabels:
         samples: draws per label.
         seed: of the draws.
 
-    >>> from harness.data import collate
+    >>> from harness.data.rows import collate
     >>> examples = [Encoded([5, 1, 2], prompt_tokens=1)]
     >>> certain = torch.tensor([[0.0, 999, 0], [0, 0, 999]])  # tokens 1 and 2, without doubt
     >>> (gradient,) = SampledLabels(examples, 1, 0)(certain, collate(examples, [0], 0))
@@ -67,7 +67,7 @@ def true_labels(labels_in_all: int, objective: Literal["cross_entropy", "margin"
         objective: which.
         margin_clip: 0 for the paper's form.
 
-    >>> from harness.data import collate
+    >>> from harness.data.rows import collate
     >>> batch = collate([Encoded([5, 1], prompt_tokens=1)], [0], 0)
     >>> logits = torch.tensor([[0.25, 0.5, 0.25]]).log()
     >>> [g.round(decimals=2).tolist() for g in true_labels(1, "cross_entropy", 0)(logits, batch)]
@@ -109,7 +109,7 @@ class SequenceObjective:
 
     At S = S_θ0 the weight of npo is 1:
 
-    >>> from harness.data import collate
+    >>> from harness.data.rows import collate
     >>> batch = collate([Encoded([5, 1], prompt_tokens=1)], [0], 0)
     >>> logits = torch.tensor([[0.5, 0.5]]).log()
     >>> (gradient,) = SequenceObjective(1, "npo", 0.1, 0.0, before=[float(np.log(2))])(logits, batch)

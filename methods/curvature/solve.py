@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.errors import Diverged, UsageError
+from harness.core.errors import Diverged, UsageError
 from methods.curvature.layers import Layer
 from methods.curvature.spectrum import LayerCurvature
 
@@ -48,7 +48,7 @@ class Solver:
         gradients: one [out, in (+ 1)] matrix per layer.
 
     >>> from torch import nn
-    >>> from harness.anatomy import LinearMap
+    >>> from harness.numerics.anatomy import LinearMap
     >>> layer = Layer(LinearMap("down_proj", nn.Linear(2, 1, bias=False), transposed=False), block=0)
     >>> diagonal = LayerCurvature(None, None, None, None, corrected=torch.tensor([[1.0, 3.0]]))
     >>> solver = Solver([layer], [diagonal], [torch.tensor([[2.0, 4.0]])])

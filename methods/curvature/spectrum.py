@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data import Batch, Encoded
-from harness.errors import Diverged
-from harness.likelihood import answer_rows
-from harness.progress import progress_bar
+from harness.data.rows import Batch, Encoded
+from harness.core.errors import Diverged
+from harness.numerics.likelihood import answer_rows
+from harness.core.progress import progress_bar
 from methods.curvature.factors import Sums
 from methods.curvature.layers import Layer, input_groups
 from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of
@@ -132,7 +132,7 @@ def square_sums(
         model: in eval mode.
         layers: from `mlp_layers`.
         encoded: the whole data set.
-        pad_id: see `harness.data.pad_id`.
+        pad_id: see `harness.data.rows.pad_id`.
         gradient: usually `SampledLabels`, with the draws of the first pass.
         bases: a basis per layer.
         samples: how many backward passes it asks for per batch.

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import anatomy
-from harness.anatomy import LinearMap
-from harness.errors import UsageError
-from harness.streams import streams
+from harness.numerics import anatomy
+from harness.numerics.anatomy import LinearMap
+from harness.core.errors import UsageError
+from harness.numerics.streams import streams
 from methods._settings import ANY_ARCHITECTURE
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Adapters:
     @contextmanager
     def without(self) -> Iterator[None]:
         """Inside, the model answers as if it had no adapters, in eval mode and without gradients."""
-        from harness.training import evaluating
+        from harness.numerics.training import evaluating
 
         adapters: list[Any] = [self._model.get_submodule(linear.name) for linear in self._maps]
         for adapter in adapters:

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.interfaces import Progress, Setting, Stage
+from harness.core.interfaces import Progress, Setting, Stage
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import Recipe, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.data import Batch, Encoded
-    from harness.training import MakeOptimiser, StepLog
+    from harness.data.rows import Batch, Encoded
+    from harness.numerics.training import MakeOptimiser, StepLog
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Data:
     retain: Sequence[Encoded]
     """The retain set."""
     pad: int
-    """See `harness.data.pad_id`."""
+    """See `harness.data.rows.pad_id`."""
     stage: Stage
     """The same as text."""
     steps: Sequence[Sequence[int]]
@@ -93,7 +93,7 @@ def unlearn(
     Raises:
         Diverged: at a loss or gradient that is not finite.
     """
-    from harness import training
+    from harness.numerics import training
 
     plans = [Schedule.of(recipe, len(stage.forget)) for stage in setting.stages]
     total, taken = sum(plan.steps for plan in plans), 0
@@ -109,9 +109,9 @@ def unlearn(
 
 
 def _data(setting: Setting, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:
-    from harness.data import encode, pad_id
-    from harness.likelihood import check_length
-    from harness.training import shuffled_batches
+    from harness.data.rows import encode, pad_id
+    from harness.numerics.likelihood import check_length
+    from harness.numerics.training import shuffled_batches
 
     tokenizer, length = setting.tokenizer, recipe.max_length
     steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, setting.seed))
@@ -176,7 +176,7 @@ def _parts(
     all_labels: int,
     padded_to: int = 1,
 ) -> list[Part]:
-    from harness.training import TOKENS_PER_MICRO_BATCH, micro_batches
+    from harness.numerics.training import TOKENS_PER_MICRO_BATCH, micro_batches
 
     labels, at_once = sum(e.label_count for e in texts), max(1, TOKENS_PER_MICRO_BATCH // padded_to)
     parts = []

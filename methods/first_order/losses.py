@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.interfaces import Setting
+from harness.core.interfaces import Setting
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from harness.data import Batch, Encoded
+    from harness.data.rows import Batch, Encoded
 
 
 def answer_nll_sums(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def answer_nll_sums(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tenso
     """
     import torch.nn.functional as F
 
-    from harness.likelihood import answer_labels, answer_logits, sums_by_example
+    from harness.numerics.likelihood import answer_labels, answer_logits, sums_by_example
 
     losses = F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="none")
     return sums_by_example(losses, batch), batch.counts.float()
@@ -36,7 +36,7 @@ def reference_nll(setting: Setting, sequences: Sequence[Encoded], pad: int) -> T
     """
     import torch
 
-    from harness.likelihood import answer_nll
+    from harness.numerics.likelihood import answer_nll
 
     setting.costs.count(sum(len(e.input_ids) for e in sequences))
     sums, _ = answer_nll(setting.model, sequences, pad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.streams import streams
+from harness.numerics.streams import streams
 
 
 class Partners:

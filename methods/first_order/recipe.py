@@ -12,9 +12,9 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from harness.config import JSON, settings
-from harness.interfaces import Held, ModelShape
-from harness.pretraining import SMALL_MODEL_FACTOR, SMALL_MODELS
+from harness.core.config import JSON, settings
+from harness.core.interfaces import Held, ModelShape
+from harness.models.pretraining import SMALL_MODEL_FACTOR, SMALL_MODELS
 from methods._settings import BatchSize, Epochs, Steps, Tokens
 
 WMDP = ("wmdp", "wmdp-bio", "wmdp-cyber")
@@ -89,8 +89,8 @@ def evenly(steps: int, points: int) -> frozenset[int]:
 
 
 def held(shape: ModelShape, recipe: Recipe) -> list[Held]:
-    """What AdamW on all weights holds; see `harness.memory.adamw`."""
-    from harness.memory import adamw
+    """What AdamW on all weights holds; see `harness.models.memory.adamw`."""
+    from harness.models.memory import adamw
 
     return adamw(shape)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.interfaces import Setting, Stage, Task
-from harness.streams import streams
+from harness.core.interfaces import Setting, Stage, Task
+from harness.numerics.streams import streams
 
 if TYPE_CHECKING:
-    from harness.data import Encoded
+    from harness.data.rows import Encoded
 
 
 class Refusals:
@@ -31,7 +31,7 @@ class Refusals:
 
     def __call__(self, step: int, row: int) -> Encoded:
         """The forget question of that row, answered with the sentence drawn for it."""
-        from harness.data import encode
+        from harness.data.rows import encode
 
         sentence = self.drawn(step, row)
         if (row, sentence) not in self._encoded:

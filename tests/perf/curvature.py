@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import methods
-from harness.data import Encoded
+from harness.data.rows import Encoded
 from tests.perf._machine import gemm_rate, machine, table, write
 
 KFAC_REACH = 1.15

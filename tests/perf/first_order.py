@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.cache import Cache
-from harness.config import field_names, resolve
-from harness.costs import Costs
-from harness.data import pad_id
-from harness.interfaces import METHODS, Example, Setting, Stage, Task, Template
-from harness.likelihood import answer_logits, answer_nll
-from harness.pretraining import Vocabulary
+from harness.storage.cache import Cache
+from harness.core.config import field_names, resolve
+from harness.core.costs import Costs
+from harness.data.rows import pad_id
+from harness.core.interfaces import METHODS, Example, Setting, Stage, Task, Template
+from harness.numerics.likelihood import answer_logits, answer_nll
+from harness.models.pretraining import Vocabulary
 from methods.first_order import loop
 from methods.first_order.recipe import Schedule
 from methods.first_order.refusals import Refusals
@@ -106,7 +106,7 @@ class Floor:
             for side, part in step:
                 self._both(self._logits(side, part))
         if self.name == "dpo":
-            from harness.training import micro_batches
+            from harness.numerics.training import micro_batches
 
             for batch, _ in micro_batches(self.refused, list(range(len(self.refused))), self.pad, "cpu"):
                 self._both(answer_logits(self.model, batch))

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.registry import ROOT
+from harness.core.registry import ROOT
 from tests.browser import CHROMIUM, chromium
 from tests.perf._machine import machine, table, write
 from tests.perf.commands import Figure, limit

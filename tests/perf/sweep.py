@@ -38,7 +38,7 @@ SWEEP = (
 def measure(results: Path, jobs: int) -> list[Figure]:
     """One sweep."""
     timed("run", "--method", "untouched", "--bench", "tofu10", "--results", str(results), "--quiet")
-    from harness.cache import Cache
+    from harness.storage.cache import Cache
 
     for kind in ("curvature", "gradient", "generations"):
         shutil.rmtree(Cache().root / kind, ignore_errors=True)

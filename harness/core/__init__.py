@@ -1,0 +1,1 @@
+"""What things are: methods, benchmarks, evaluators, metrics and figures, and what passes between them. No torch."""

@@ -1,0 +1,136 @@
+"""Settings: `key=value` text becomes a frozen, typed object, and the object becomes JSON again.
+
+A settings class is a plain class with annotated fields and a line of text under each:
+
+    @settings
+    class Config:
+        damping: PositiveFloat = 1e-8
+        \"\"\"λ in G + λI.\"\"\"
+
+Unknown keys, wrong types, values out of range and contradictions are refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from harness.core.documents import Malformed, parse_json
+from harness.core.errors import UsageError, cut, unknown
+
+JSON = Any
+"""Plain JSON data: what `json` can write. (Precise recursive types would be invariant and fit nothing.)"""
+T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, strict=False)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(pydantic.Field,))
+def settings(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only, validated settings class.
+
+    A class attribute `_alternatives`, a tuple of tuples of field names, names settings of which only one can hold:
+    a later layer that sets one of them clears the others.
+    """
+    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=_STRICT)  # type: ignore[return-value]
+
+
+def parse(assignments: Iterable[str]) -> dict[str, JSON]:
+    """Turn `["damping=1e-2", "layers=[3,4]", "estimator=kfac"]` into a dictionary.
+
+    A value is read as JSON where it is JSON and as text otherwise.
+
+    Raises:
+        UsageError: for an item without `=`, or a key given twice.
+    """
+    values: dict[str, JSON] = {}
+    for item in assignments:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"'{cut(item)}' is not a setting. Write it as key=value, for example damping=1e-2.")
+        if key in values:
+            raise UsageError(f"the setting '{cut(key)}' is given twice.")
+        if not item.isascii() and re.search("[\ud800-\udfff]", item):
+            raise UsageError(f"the setting '{cut(key)}' holds bytes that are no UTF-8.")
+        try:
+            values[key] = parse_json(text, key)
+        except Malformed:
+            values[key] = {"none": None, "true": True, "false": False}.get(text.lower(), text)
+    return values
+
+
+def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
+    """The settings object from its defaults and the layers over them, the last one winning.
+
+    Args:
+        cls: a class made by `settings`.
+        layers: from the weakest (a preset) to the strongest (the command line).
+        owner: whose settings these are, for messages, such as "kfade".
+
+    Raises:
+        UsageError: for an unknown key (with the nearest one), a wrong type, a value out of range, or
+            settings that contradict each other.
+    """
+    fields = field_names(cls)
+    merged: dict[str, JSON] = {}
+    for layer in layers:
+        for key in layer:
+            if key not in fields:
+                raise unknown(f"setting of {owner}", key, fields, f"harness show {owner}")
+        for group in getattr(cls, "_alternatives", ()):
+            given = [key for key in group if layer.get(key) is not None]
+            if len(given) > 1:
+                raise UsageError(f"{owner}: {' and '.join(given)} contradict each other; give one of them.")
+            if given:
+                merged.update({key: None for key in group if key not in layer})
+        merged.update(layer)
+    try:
+        return TypeAdapter(cls).validate_python(merged)
+    except ValidationError as error:
+        details = error.errors()
+        # Of a list whose items are wrong pydantic also says that it is too short.
+        told = [detail for detail in details if detail["type"] != "too_short"] or details
+        raise UsageError("; ".join(_sentence(owner, detail) for detail in told) + ".") from None
+
+
+def _sentence(owner: str, detail: Any) -> str:
+    # Settings are flat: what follows the setting's name is an index, or which of its types was tried.
+    key = next((part for part in detail["loc"] if isinstance(part, str) and not part.startswith("function-")), "")
+    message = detail["msg"].removeprefix("Value error, ").rstrip(".")
+    message = message[:1].lower() + message[1:]
+    if not key:
+        return f"{owner}: {message}"
+    return f"{owner}: {key}={cut(json.dumps(detail['input'], default=str))} is not allowed: {message}"
+
+
+def field_names(cls: type) -> list[str]:
+    """The settings a class has, in the order they are written."""
+    return list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
+def describe(cls: type) -> list[tuple[str, JSON, str]]:
+    """Each setting's name, default and the text written under it."""
+    schema = TypeAdapter(cls).json_schema()
+    # A class knows only the lines under its own settings, not those it inherits.
+    told = {
+        name: field.description
+        for base in reversed(cls.__mro__)
+        for name, field in getattr(base, "__pydantic_fields__", {}).items()
+        if field.description
+    }
+    return [
+        (name, field.get("default"), " ".join(str(told.get(name, "")).split()))
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def to_json(config: Any) -> dict[str, JSON]:
+    """Plain JSON data out of a settings object; `resolve` gives it back."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")  # type: ignore[no-any-return]

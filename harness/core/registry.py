@@ -1,0 +1,115 @@
+"""Plug-ins are found by looking at a folder: one file, one docstring, one decorator.
+
+A listing reads the files with `ast` and imports none of them, so it needs no torch; only the file
+that was asked for is imported. Files whose name begins with `_` are helpers and are passed over.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from harness.core.errors import UsageError, unknown
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds `harness/` and, beside it, the plug-in folders."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing knows of a plug-in without importing it."""
+
+    name: str
+    """The registered name."""
+    module: str
+    """The module that registers it, such as `methods.kfade`."""
+    summary: str
+    """The first line of the module's docstring."""
+
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to plug-ins of one kind.
+
+    Args:
+        kind: what one is called in messages, such as "method".
+        package: the dotted folder that holds them, such as "methods" or "evals.benchmarks".
+        decorator: the decorator whose literal string arguments are the names a file registers.
+        listing: the command that lists them.
+    """
+
+    def __init__(self, kind: str, package: str, decorator: str, listing: str = "") -> None:
+        self.kind = kind
+        self.package = package
+        self.decorator = decorator
+        self.listing = listing
+        self._registered: dict[str, T] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where this kind's files lie."""
+        return ROOT.joinpath(*self.package.split("."))
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Every plug-in in the folder, by name, in alphabetical order."""
+        found: dict[str, Entry] = {}
+        for file in sorted(self.folder.glob("[!_]*.py")):
+            tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+            summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+            for name in self._names(tree):
+                if name in found:
+                    raise UsageError(f"{self.kind} '{name}' is registered twice: {found[name].module} and {file.stem}.")
+                found[name] = Entry(name, f"{self.package}.{file.stem}", summary)
+        return dict(sorted(found.items()))
+
+    def _names(self, tree: ast.Module) -> list[str]:
+        calls = [
+            call
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            for call in node.decorator_list
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == self.decorator
+        ]
+        return [a.value for call in calls for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return list(self.entries)
+
+    def register(self, name: str, plugin: T) -> None:
+        """Called by the decorators, while a plug-in's file is being imported."""
+        self._registered[name] = plugin
+
+    def get(self, name: str) -> T:
+        """The plug-in of that name, importing its file if need be.
+
+        Raises:
+            UsageError: if there is none (with the nearest name), or if another installed package
+                hides the folder.
+        """
+        if name not in self._registered:
+            if name not in self.entries:
+                raise unknown(self.kind, name, self.entries, self.listing)
+            self._import(self.entries[name].module)
+        return self._registered[name]
+
+    def _import(self, module_name: str) -> None:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module_name.startswith(error.name):
+                raise
+            module = importlib.import_module(self.package.partition(".")[0])
+        file = Path(module.__file__ or next(iter(module.__path__))).resolve()
+        if not file.is_relative_to(self.folder):
+            raise UsageError(
+                f"the package '{self.package}' of this project is hidden by {file}. "
+                f"Uninstall that package, or put {ROOT} first on PYTHONPATH."
+            )

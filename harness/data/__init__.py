@@ -1,0 +1,1 @@
+"""Rows out of files, tokens, corpora, and the hub they come from."""

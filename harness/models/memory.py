@@ -1,0 +1,319 @@
+"""What a run will hold in memory, estimated from configurations before any weight is read.
+
+Weights, optimiser state and curvature are counted exactly, from the model's shapes on the meta device; activations and the
+key-value cache of generation are rough. A run is refused only for what is certain; what is rough is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.core.config import JSON, field_names, to_json
+from harness.core.config import resolve as resolve_settings
+from harness.numerics.configurations import meta_model
+from harness.core.errors import UsageError
+from harness.core.interfaces import Evaluator, Held, Method, ModelShape, Options, Task
+from harness.numerics.loading import ALL_GPUS
+from harness.models.sources import CheckpointSource
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+TOKENS_AT_ONCE = 4096
+"""Padded tokens of one training or curvature pass (`harness.numerics.training`, `methods.curvature`)."""
+TOKENS_WHEN_READING = 8192
+"""Padded tokens of one evaluation pass (`harness.numerics.likelihood`)."""
+PROMPTS_AT_ONCE = 256
+"""Prompts that are answered together (`harness.numerics.generation`)."""
+ANSWERED_TOKENS = 200
+"""Tokens of a prompt and its answer together (ToFU's limit)."""
+_RAN_OUT = re.compile(r"out of memory|can(?:no|')t allocate memory|ALLOC_FAILED", re.IGNORECASE)
+"""What torch's RuntimeErrors say of CUDA, MPS, the CPU and cuBLAS."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run holds at its largest moment."""
+
+    working: Mapping[str, int]
+    """For certain while the method works: name → bytes, the weights first."""
+    rough: int
+    """What comes on top of it then: activations and logits."""
+    measured: Mapping[str, int]
+    """For certain while a point is measured, by the evaluator that takes most; likewise."""
+    measuring: int
+    """All that is held then, keys and values of generated text included."""
+    cpu: int
+    """What the method, or an evaluator, holds in the machine's memory instead."""
+
+    @property
+    def certain(self) -> Mapping[str, int]:
+        """What is held for certain, at the moment when that is most."""
+        return max(self.working, self.measured, key=lambda parts: sum(parts.values()))
+
+    @property
+    def total(self) -> int:
+        """Bytes at the largest moment."""
+        return max(sum(self.working.values()) + self.rough, self.measuring)
+
+    def __str__(self) -> str:
+        parts = {**self.working, "activations": self.rough, "while a point is measured": self.measuring}
+        told = ", ".join(f"{what} {gib(size)}" for what, size in parts.items() if size)
+        return f"{gib(self.total)} GiB ({told})" + (f" and {gib(self.cpu)} on the CPU" if self.cpu > GIB / 10 else "")
+
+
+def gib(size: float) -> str:
+    """A number of bytes in GiB, to be read."""
+    return f"{size / GIB:.0f}" if size >= 9.95 * GIB else f"{size / GIB:.1f}"
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | None:
+    """A checkpoint's shape and the task's, or None where its configuration cannot be read or brings code of its own.
+
+    What is wrong with such a checkpoint is told when it is loaded.
+    """
+    try:
+        model = meta_model(source.config())
+    except UsageError:
+        return None
+    retain = [example for stage in task.stages for example in stage.retain]
+    characters = sum(len(e.tag + e.answer) for e in retain) / max(1, len(retain))
+    rows = max((len(stage.retain) for stage in task.stages), default=0)
+    return ModelShape(model, 2 if dtype == "bfloat16" else 4, rows, round(characters / 4) + 1)
+
+
+# ---------------------------------------------------------------- what is held
+
+
+def estimate(shape: ModelShape, held: Sequence[Held], evaluators: Sequence[Evaluator] = ()) -> Estimate:
+    """A run's largest moment: while the method works, or while a point is measured.
+
+    Args:
+        shape: of the model.
+        held: what the method says it holds.
+        evaluators: what measures; one at a time holds something.
+    """
+    weights = Held("weights", shape.parameters * shape.weight_bytes)
+    working = [weights, *(h for h in held if h.where == "device")]
+    kept = [h for h in working if h.while_measured]
+    read = Held("evaluation", measuring_bytes(shape), certain=False)
+    measured = [[*kept, read], *([*kept, *(h for h in e.memory(shape) if h.where == "device")] for e in evaluators)]
+    return Estimate(
+        working=_certain(working),
+        rough=sum(h.bytes for h in working if not h.certain),
+        measured=max(map(_certain, measured), key=lambda parts: sum(parts.values())),
+        measuring=max(sum(h.bytes for h in moment) for moment in measured),
+        cpu=sum(h.bytes for h in held if h.where == "cpu")
+        + max((sum(h.bytes for h in e.memory(shape) if h.where == "cpu") for e in evaluators), default=0),
+    )
+
+
+def _certain(held: Sequence[Held]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for each in held:  # a method and an evaluator may both hold an optimiser
+        if each.certain and each.bytes:
+            found[each.what] = found.get(each.what, 0) + each.bytes
+    return found
+
+
+def adamw(shape: ModelShape) -> list[Held]:
+    """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
+    from harness.numerics.training import RECOMPUTED_FROM
+
+    float32 = 4 * shape.parameters
+    return [
+        Held("gradients", float32, while_measured=False),
+        Held("AdamW moments", 2 * float32),
+        Held("float32 masters", 0 if shape.weight_bytes == 4 else float32),
+        activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM),
+    ]
+
+
+def activations(shape: ModelShape, trained: bool = True, recomputed: bool = False) -> Held:
+    """What one forward and backward pass over `TOKENS_AT_ONCE` tokens keeps, and the logits of its labels; rough.
+
+    Args:
+        shape: of the model.
+        trained: whether weights need gradients, and so their inputs are kept: some 14 tensors of the hidden size and 4 of the
+            MLP's in each layer, else 8 and 3.
+        recomputed: whether only one layer's are kept, and the inputs of the others.
+    """
+    hidden, layers = _hidden(shape), _size(shape, "num_hidden_layers", 1)
+    inner = _size(shape, "intermediate_size", 4 * hidden)
+    width = 14 * hidden + 4 * inner if trained else 8 * hidden + 3 * inner
+    kept = width + layers * hidden if recomputed else width * layers
+    logits = 3 * TOKENS_AT_ONCE * shape.vocabulary * 4
+    return Held("activations", TOKENS_AT_ONCE * kept * shape.weight_bytes + logits, while_measured=False, certain=False)
+
+
+def measuring_bytes(shape: ModelShape) -> int:
+    """What evaluation takes: the keys and values of the prompts answered together, or the logits of a pass; rough.
+
+    A model without attention keeps states that are small beside either.
+    """
+    layers, heads = _size(shape, "num_hidden_layers", 1), _size(shape, "num_attention_heads", 0)
+    key_heads = _size(shape, "num_key_value_heads", heads)
+    width = _size(shape, "head_dim", _hidden(shape) // max(1, heads))
+    keys_and_values = PROMPTS_AT_ONCE * ANSWERED_TOKENS * layers * 2 * key_heads * width * shape.weight_bytes
+    logits = 2 * TOKENS_WHEN_READING * shape.vocabulary * 4
+    return max(keys_and_values, logits)
+
+
+def _hidden(shape: ModelShape) -> int:
+    return _size(shape, "hidden_size", int(shape.model.get_input_embeddings().weight.shape[1]))  # type: ignore[index]
+
+
+def _size(shape: ModelShape, field: str, default: int) -> int:
+    """A number of the configuration, the largest where it is one a layer; the default where it says none."""
+    value = getattr(shape.model.config, field, None) or default
+    return max(map(int, value)) if isinstance(value, list | tuple) else int(value)
+
+
+# ---------------------------------------------------------------- does it fit
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a device has."""
+
+    device: str
+    """Its name."""
+    total: int
+    """Bytes."""
+    free: int
+    """Of them free."""
+
+    def __str__(self) -> str:
+        taken = self.total - self.free > self.total / 10 and self.device.startswith("cuda")
+        return f"{self.device} has {gib(self.total)} GiB" + (f" ({gib(self.free)} of them free)" if taken else "")
+
+
+def room_on(device: str) -> Room:
+    """What a device has; what torch holds back there for its next tensors, from an earlier run perhaps, counts as free.
+
+    Of the CPU, and of mps which shares its memory, all counts as free: what others hold can be swapped out.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cuda":
+        import torch
+
+        which = range(torch.cuda.device_count()) if device == ALL_GPUS else [int(number or 0)]
+        pairs = [torch.cuda.mem_get_info(i) for i in which]
+        held_back = sum(torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in which)
+        name = device if number else f"{kind}:0"
+        return Room(name, sum(total for _, total in pairs), sum(free for free, _ in pairs) + held_back)
+    import psutil
+
+    memory = psutil.virtual_memory().total
+    return Room("the CPU" if kind == "cpu" else kind, memory, memory)
+
+
+def check(task: Task, method: Method[Any], config: Any, options: Options) -> None:
+    """Tell what a run on a checkpoint needs, and refuse it where it cannot fit.
+
+    Raises:
+        UsageError: saying what it needs, what there is, and which settings would fit by the same estimate.
+    """
+    source = task.sources.get("base")
+    if not isinstance(source, CheckpointSource):
+        return
+    shape = shape_of(source, task, options.dtype)
+    if shape is None:
+        return
+    found, room = estimate(shape, method.memory(shape, config), task.evaluators), room_on(options.device)
+    log.info("%s on %s needs about %s, %s", method.name, task.model, found, room)
+    certain = sum(found.certain.values())
+    if certain <= room.free:
+        if found.total > room.free:
+            log.warning("this may not fit: about %s GiB are needed, %s", gib(found.total), room)
+        return
+    parts = ", ".join(f"{what} {gib(size)}" for what, size in found.certain.items())
+    ways = _ways_out(shape, task, method, config, options, room)
+    raise UsageError(
+        f"{room}, {method.name} on {task.model} needs {gib(certain)} GiB ({parts}) beside its activations. "
+        + (f"Set {' or '.join(ways)}." if ways else "No setting known here makes it fit; take a larger GPU or a smaller model.")
+    )
+
+
+def machine_bytes(task: Task, method: Method[Any], config: Any, options: Options) -> int:
+    """What a run on a checkpoint takes of the machine's memory, about; 0 where nothing is known of it.
+
+    A model passes through the machine's memory on its way to a GPU.
+    """
+    source = task.sources.get("base")
+    shape = shape_of(source, task, options.dtype) if isinstance(source, CheckpointSource) else None
+    if shape is None:
+        return 0
+    found = estimate(shape, method.memory(shape, config), task.evaluators)
+    return found.cpu + (found.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
+
+
+def _ways_out(shape: ModelShape, task: Task, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
+    """Settings and flags that fit by the same estimate: one change if one is enough, else two together."""
+    large = [e.name for e in task.evaluators if e.memory(shape)]
+    others = [e for e in task.evaluators if e.name not in large]
+
+    def fits(
+        shape: ModelShape, settings: Mapping[str, JSON], free: int, evaluators: Sequence[Evaluator] = task.evaluators
+    ) -> bool:
+        try:
+            changed = resolve_settings(method.config, to_json(config), settings, owner=method.name)
+            return estimate(shape, method.memory(shape, changed), evaluators).total <= free
+        except UsageError:
+            return False
+
+    settings = _smaller(method, config)
+    half = replace(shape, weight_bytes=2) if options.dtype == "float32" else None
+    ways = [_typed(s) for s in settings if fits(shape, s, room.free)]
+    if half and fits(half, {}, room.free):
+        ways.append("--dtype bfloat16")
+    if large and others and fits(shape, {}, room.free, others):
+        ways.append(f"--evals {','.join(e.name for e in others)}")
+    if not ways and half:
+        ways = [f"{_typed(s)} with --dtype bfloat16" for s in settings if fits(half, s, room.free)]
+    if options.device.startswith("cuda") and options.device != ALL_GPUS and fits(shape, {}, room_on(ALL_GPUS).free):
+        ways.append("--device cuda:all")
+    return ways
+
+
+def _smaller(method: Method[Any], config: Any) -> list[Mapping[str, JSON]]:
+    """The settings that the method proposes where memory is short, and that are not set already."""
+    known, now = set(field_names(method.config)), to_json(config)
+    return [s for s in method.smaller if set(s) <= known and any(now.get(k) != v for k, v in s.items())]
+
+
+def _typed(settings: Mapping[str, JSON]) -> str:
+    from harness.storage.cache import canonical
+
+    return " ".join(f"{key}={value if isinstance(value, str) else canonical(value)}" for key, value in settings.items())
+
+
+# ---------------------------------------------------------------- it did not fit
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether it says that a device, or the machine, had no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
+
+
+def advice(method: Method[Any], config: Any, options: Options) -> str:
+    """What to say of a run that ran out of memory: where, and what to try."""
+    kind = options.device.partition(":")[0]
+    ways = [f"--set {_typed(settings)}" for settings in _smaller(method, config)]
+    if options.dtype == "float32":
+        ways.append("--dtype bfloat16")
+    if kind == "cuda" and options.device != ALL_GPUS:
+        ways.append(f"--device {ALL_GPUS}")
+    if kind != "cpu":
+        ways.append("--device cpu")
+    others = f"{', '.join(ways)}, or " if ways else ""
+    return f"{method.name} ran out of memory on {options.device}. Try {others}fewer rows with --limit."

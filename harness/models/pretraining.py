@@ -1,0 +1,467 @@
+"""Small models trained on the spot, several at a time in processes of their own, kept in the cache.
+
+A `TrainedSource` is a recipe with its data. Models that share a parent start from its weights, as ToFU's full and
+retain models share a pretrained one. They are saved as ordinary checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from multiprocessing.sharedctypes import SynchronizedArray
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from harness.core.arithmetic import PORTABLE, Arithmetic, begun_with, in_words, is_portable, kind_of_machine
+from harness.storage.cache import Cache, CacheEntry, digest
+from harness.core.config import JSON
+from harness.core.errors import UsageError
+from harness.numerics.identity import versions
+from harness.core.interfaces import MOST_SEED, Example, ModelSource, Task
+from harness.core.progress import progress_bar
+from harness.core.signals import ignore_signals
+from harness.numerics.streams import streams
+from harness.core.workers import follow_parent, prepare_for_workers
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+    from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.data.rows import Batch, Encoded
+
+SMALL_MODELS = ("mini", "scratch")
+"""Families of models that are trained on the spot."""
+SMALL_MODEL_FACTOR = 100.0
+"""What a published learning rate is multiplied with on them, for every first-order method and for fine-tuning attacks alike;
+chosen on mini@1 (see results/tuning/README.md)."""
+
+RECIPE_VERSION = 1
+"""Raised when this file changes what a recipe yields."""
+
+
+def small_world(model: str) -> tuple[int, Arithmetic]:
+    """The world's seed and the arithmetic that a mini model's name says: `mini`, `mini@1`, `mini@portable`, `mini@1-portable`.
+
+    Raises:
+        UsageError: for another name.
+    """
+    found = re.fullmatch(r"mini(?:@(?:([0-9]{1,10})(-portable)?|(portable)))?", model)
+    if not found or int(found[1] or 0) > MOST_SEED:
+        raise UsageError(
+            f"'{model[:80]}' is no model: after mini@ comes the world's seed, such as mini@1; or portable, for weights that "
+            "are the same on every x86-64 processor; or both, mini@1-portable."
+        )
+    return int(found[1] or 0), "portable" if found[2] or found[3] else ""
+
+
+def small_name(seed: int, arithmetic: Arithmetic) -> str:
+    """The name of a mini model, as it is recorded: `mini` is short for `mini@0`."""
+    parts = [part for part in (str(seed) if seed else "", arithmetic) if part]
+    return f"mini@{'-'.join(parts)}" if parts else "mini"
+
+
+def learning_rate_factor(task: Task) -> float:
+    """What a published learning rate is multiplied with on a task's model."""
+    return SMALL_MODEL_FACTOR if (task.family or task.model.partition("@")[0]) in SMALL_MODELS else 1.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A small Llama."""
+
+    hidden_size: int
+    """Width of the residual stream."""
+    layers: int
+    """Decoder layers."""
+    intermediate_size: int
+    """Width of the MLP."""
+    heads: int = 4
+    """Attention heads."""
+    max_positions: int = 512
+    """Longest text."""
+    tied_embeddings: bool = False
+    """Whether input and output share one embedding."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained."""
+
+    epochs: int
+    """Passes over the examples."""
+    batch_size: int
+    """Examples in a step."""
+    lr: float
+    """Peak learning rate of AdamW; 5 % warm-up, then a cosine."""
+    min_lr_rate: float = 0.1
+    """Where the cosine ends, as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's moment decay rates."""
+    threads: int = 1
+    """Threads of the process; fixed, since sums depend on it."""
+    tokens_at_once: int = 512
+    """Padded tokens of one forward pass."""
+    arithmetic: Arithmetic = ""
+    """`portable`: in a process that gives the same weights on every x86-64 processor; see `harness.core.arithmetic`."""
+
+    @property
+    def portable(self) -> Recipe:
+        """The same recipe with weights that do not depend on the processor, nor on the number of threads."""
+        return replace(self, arithmetic="portable", threads=1)
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """All of it; recipes were named before there was a choice of arithmetic, which is left out where it is the usual."""
+        told = {**asdict(self), "betas": list(self.betas)}
+        return told if self.arithmetic else {name: value for name, value in told.items() if name != "arithmetic"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer is made from."""
+
+    kind: Literal["words", "bytes"]
+    """Whole words from a closed list, or byte-level BPE learnt from texts."""
+    texts: tuple[str, ...]
+    """The words, or the texts."""
+    size: int = 0
+    """Tokens of a BPE."""
+
+    def build(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        special = ["<pad>", "<eos>", "<unk>"]
+        if self.kind == "words":
+            words = [word if word in ".,?" else f"▁{word}" for word in self.texts]
+            tokens = {token: i for i, token in enumerate([*special, *words])}
+            tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex("[.,?]"), "isolated")]
+            )
+            tokenizer.decoder = decoders.Metaspace()
+        else:
+            tokenizer = Tokenizer(models.BPE())
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            trainer = trainers.BpeTrainer(
+                vocab_size=self.size,
+                special_tokens=special,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            )
+            tokenizer.train_from_iterator(self.texts, trainer)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="right"
+        )
+
+
+@dataclass(frozen=True)
+class TrainedSource:
+    """A model made by training on the spot."""
+
+    name: str
+    """For progress bars, such as `mini@0 retain90-1`."""
+    examples: tuple[Example, ...]
+    """What it learns."""
+    recipe: Recipe
+    """How."""
+    architecture: Architecture
+    """Its shape."""
+    vocabulary: Vocabulary
+    """Its tokenizer."""
+    seed: int
+    """Initial weights (without a parent), data order, replay."""
+    parent: TrainedSource | None = None
+    """The model it starts from."""
+    replay: tuple[tuple[tuple[Example, ...], int], ...] = ()
+    """Pools of earlier examples, and how many of each are drawn anew every epoch."""
+
+    @cached_property
+    def identity(self) -> Mapping[str, JSON]:
+        """Everything above but the name, large parts as digests."""
+        return {
+            "kind": "trained",
+            "version": RECIPE_VERSION,
+            "recipe": self.recipe.identity,
+            "architecture": asdict(self.architecture),
+            "vocabulary": digest(asdict(self.vocabulary)),
+            "examples": digest([asdict(e) for e in self.examples]),
+            "replay": digest([[[asdict(e) for e in pool], count] for pool, count in self.replay]),
+            "seed": self.seed,
+            "parent": digest(self.parent.identity) if self.parent else None,
+        }
+
+    def entry(self, cache: Cache, progress: Callable[[int, int], None] = lambda done, steps: None) -> CacheEntry:
+        """The cached checkpoint, trained in this process if it is not there, or in one of its own if its recipe wants that.
+
+        Args:
+            cache: where.
+            progress: told after every step how many are done, of how many.
+        """
+        while self._elsewhere:
+            train_all([self], cache)
+            if found := cache.find("model", self.identity):  # else the cache was removed in between: it is trained again
+                return found
+        return cache.get("model", self.identity, lambda folder: self._train(cache, folder, progress))
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether this process computes in another way than the recipe wants."""
+        return self.recipe.arithmetic == "portable" and not is_portable()
+
+    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model in eval mode and its tokenizer, trained first where it is not cached."""
+        from harness.numerics.loading import load_checkpoint
+
+        while True:
+            train_all([self], cache)
+            entry = self.entry(cache)
+            try:
+                return load_checkpoint(str(entry.path), device, dtype)
+            except UsageError:
+                if cache.find(entry.kind, entry.key):
+                    raise
+                # The cache was removed in between: it is trained again.
+
+    def seconds(self, cache: Cache) -> float | None:
+        """What training it took, its parent's share not counted."""
+        found = cache.find("model", self.identity)
+        return found.seconds if found else None
+
+    def _train(self, cache: Cache, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, JSON]:
+        if self._elsewhere:
+            raise RuntimeError("a portable model is trained in a process of its own, see harness.core.arithmetic")
+        import torch
+
+        from harness.numerics import training
+        from harness.data.rows import encode
+        from harness.models.sources import save_checkpoint, weights_fingerprint
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.recipe.threads)
+        try:
+            model, tokenizer = self._start(cache)
+            items = encode([*self.examples, *(e for pool, _ in self.replay for e in pool)], tokenizer)
+            steps = self._steps()
+            adamw = training.AdamW(
+                lr=self.recipe.lr,
+                steps=steps,
+                warmup=max(1, steps // 20),
+                schedule="cosine_with_min_lr",
+                min_lr_rate=self.recipe.min_lr_rate,
+                betas=self.recipe.betas,
+            )
+            log = None
+            for log in training.optimise(
+                model,
+                self._batches(items),
+                lambda part: training.pooled_nll(model, *part),
+                adamw,
+            ):
+                progress(log.step, steps)
+            save_checkpoint(model, tokenizer, folder, {"recipe": self.name})
+            return {
+                "weights": weights_fingerprint(model),
+                "loss": log.loss if log else None,
+                "name": self.name,
+                "arithmetic": {**kind_of_machine()},
+                "libraries": versions(),
+            }
+        finally:
+            torch.set_num_threads(threads)
+
+    def _start(self, cache: Cache) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        import torch
+        from transformers import LlamaForCausalLM
+
+        if self.parent:
+            return self.parent.load(cache, "cpu", "float32")
+        tokenizer = self.vocabulary.build()
+        with torch.random.fork_rng(devices=[]):
+            streams(self.seed, "initial weights").seed_torch()
+            return LlamaForCausalLM(self._config(tokenizer)), tokenizer
+
+    def _config(self, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+        from transformers import LlamaConfig
+
+        shape = self.architecture
+        return LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=shape.max_positions,
+            tie_word_embeddings=shape.tied_embeddings,
+            initializer_range=shape.initializer_range,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def _epoch_size(self) -> int:
+        return len(self.examples) + sum(count for _, count in self.replay)
+
+    def _steps(self) -> int:
+        return self.recipe.epochs * math.ceil(self._epoch_size() / self.recipe.batch_size)
+
+    def _batches(self, items: Sequence[Encoded]) -> Iterator[list[tuple[Batch, int]]]:
+        """Every epoch anew: all examples and a fresh draw of each replay pool, shuffled.
+
+        Batches mix lengths (sorting the epoch by length was tried: the loss stayed five times higher, since length
+        goes with the kind of question); within a batch shorter and longer ones are padded apart.
+        """
+        from harness.numerics.training import micro_batches
+
+        rng = streams(self.seed, "order").python()
+        for _ in range(self.recipe.epochs):
+            order = list(range(len(self.examples)))
+            start = len(self.examples)
+            for pool, count in self.replay:
+                order += rng.sample(range(start, start + len(pool)), count)
+                start += len(pool)
+            rng.shuffle(order)
+            for k in range(0, len(order), self.recipe.batch_size):
+                yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", self.recipe.tokens_at_once)
+
+
+def weights_digest(source: ModelSource, cache: Cache) -> str:
+    """A digest that names a source's weights as they are here: part of the keys of what was computed with them.
+
+    A recipe does not decide the weights, the kind of machine does too: a model that is trained on the spot is named by what
+    this cache holds of it, and trained first where it holds nothing.
+    """
+    from harness.models.sources import source_digest
+
+    if not isinstance(source, TrainedSource):
+        return source_digest(source)
+    train_all([source], cache)
+    return digest([source.identity, source.entry(cache).facts["weights"]])[:16]
+
+
+def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str]:
+    """Which of the cached models were made by another kind of machine or other libraries, where others would be made here now.
+
+    One sentence each.
+    """
+    trained = {name: source for name, source in sources.items() if isinstance(source, TrainedSource)}
+    if not trained:
+        return []
+    here, releases, notes = kind_of_machine(), versions(), []
+    for name, source in trained.items():
+        entry = cache.find("model", source.identity)
+        facts = entry.facts if entry else {}
+        made_with, made = facts.get("libraries", {}), facts.get("arithmetic")
+        if others := [f"{package} {release}" for package, release in made_with.items() if releases.get(package) != release]:
+            notes.append(
+                f"{name} was trained with {', '.join(others)}; trained with what is installed now it may have other weights "
+                "(harness cache clear model has it made again)."
+            )
+        if isinstance(made, dict) and made != here and source.recipe.arithmetic != "portable":
+            notes.append(
+                f"{name} was trained on another kind of processor ({in_words(made)}); trained here ({in_words(here)}) it would "
+                "have other weights."
+            )
+    return notes
+
+
+# ---------------------------------------------------------------- several at a time
+
+
+def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
+    """Train what is not cached, parents first, as many at a time as there are cores.
+
+    Raises:
+        UsageError: if the cache cannot be written.
+        BrokenProcessPool: if a training process is killed.
+    """
+    wanted = {digest(s.identity): s for source in sources for s in _lineage(source)}
+    missing = {key: s for key, s in wanted.items() if not cache.find("model", s.identity)}
+    for elsewhere in (False, True):
+        _train_missing({key: s for key, s in missing.items() if s._elsewhere == elsewhere}, cache, elsewhere)
+
+
+def _train_missing(missing: dict[str, TrainedSource], cache: Cache, elsewhere: bool) -> None:
+    """Train them all, in processes that compute alike everywhere or as this one does."""
+    if not missing:
+        return
+    workers = min(len(missing), os.cpu_count() or 1)
+    if workers == 1 and not elsewhere:
+        for source in missing.values():
+            with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
+                source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
+        return
+    prepare_for_workers()
+    context = multiprocessing.get_context("spawn")
+    steps = context.Array("l", [0] * len(missing))
+    label = f"training {len(missing)} models ({next(reversed(missing.values())).name} …)"
+    slots = {key: i for i, key in enumerate(missing)}
+    total = sum(s._steps() for s in missing.values())
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(steps,))
+    try:
+        with progress_bar(total=total, desc=label, unit="step", leave=True) as bar:
+            with begun_with(PORTABLE if elsewhere else {}):
+                running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
+            while missing or running:
+                for key, source in list(missing.items()):
+                    if source.parent is None or digest(source.parent.identity) not in {*missing, *running.values()}:
+                        running[pool.submit(_train_one, source, cache.root, slots[key])] = key
+                        del missing[key]
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                _show(bar, sum(steps[:]), total)
+                for future in done:
+                    del running[future]
+                    future.result()
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # they listen to no signal that can be ignored
+            process.join()
+        cache.sweep()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _lineage(source: TrainedSource) -> Iterator[TrainedSource]:
+    if source.parent:
+        yield from _lineage(source.parent)
+    yield source
+
+
+def _show(bar: tqdm[object], done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
+
+
+_steps_of_all: SynchronizedArray[int] | None = None
+
+
+def _start_worker(steps: SynchronizedArray[int]) -> None:
+    global _steps_of_all
+    _steps_of_all = steps
+    follow_parent()
+    ignore_signals()  # whoever started it ends it, and sweeps what it had half made
+
+
+def _warm_up() -> None:
+    import torch  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+
+def _train_one(source: TrainedSource, root: Path, slot: int) -> None:
+    def progress(done: int, steps: int) -> None:
+        if _steps_of_all is not None:
+            _steps_of_all[slot] = done
+
+    source.entry(Cache(root), progress)

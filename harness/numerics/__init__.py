@@ -1,0 +1,1 @@
+"""What is computed with a model: likelihoods, training, generation; how checkpoints are loaded."""

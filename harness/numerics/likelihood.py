@@ -1,0 +1,284 @@
+"""What a model thinks of given answers: the numerics that methods and evaluators share.
+
+Logits are computed at answer positions only, and everything after them in float32. Batches are right-padded and
+the models causal, so no attention mask is passed: padding cannot reach a token before it, and attention without a
+mask is the fast path.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.numerics import anatomy
+from harness.data.rows import Batch, Encoded, batches
+from harness.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+TOKENS_PER_BATCH = 8192
+"""Padded tokens of one forward pass where the result does not depend on it."""
+
+POSITIONS_AT_ONCE = 256
+"""Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
+
+# Families whose logits are the output embedding applied to the last hidden state, with nothing after it.
+_PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3"}
+
+
+def check_length(model: PreTrainedModel, tokens: int) -> None:
+    """Whether a text fits a model's context window; said once where the model only gets worse behind it.
+
+    Args:
+        model: any.
+        tokens: of the longest text.
+
+    Raises:
+        UsageError: if the model has no positions for it.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(most, int) or tokens <= most or (room := anatomy.window(model)) is None:
+        return
+    if room.ends:
+        raise UsageError(
+            f"a text has {tokens} tokens, and this {model.config.model_type} has positions for {room.tokens}. Cut texts where "
+            f"there is a setting for it (max_length={room.tokens}), or take a model with a longer context."
+        )
+    _say_longer(model.config.model_type, room.tokens)
+
+
+@cache
+def _say_longer(kind: str, window: int) -> None:
+    log.warning("a text has more than the %d tokens that this %s is made for", window, kind)
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The last hidden state at the positions that predict a label, row by row.
+
+    Returns:
+        [N, D] with N the number of labels in the batch, in the model's dtype.
+    """
+    check_length(model, batch.input_ids.shape[1])
+    # On several GPUs the last layers lie elsewhere than the batch; on one device `to` does nothing.
+    output = model.base_model(input_ids=batch.input_ids, use_cache=False)
+    return output.last_hidden_state.to(batch.labels.device)[:, :-1][batch.scored]  # type: ignore[no-any-return]
+
+
+def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The logits that predict the labels, row by row.
+
+    Returns:
+        [N, V] float32, in the order of `answer_labels(batch)`.
+    """
+    if model.config.model_type in _PLAIN_HEADS:
+        logits = model.get_output_embeddings()(hidden_states(model, batch))
+        return logits.float().to(batch.labels.device)  # type: ignore[no-any-return]
+    check_length(model, batch.input_ids.shape[1])
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits.to(batch.labels.device)
+    return logits[:, :-1][batch.scored].float()  # type: ignore[no-any-return]
+
+
+def answer_labels(batch: Batch) -> Tensor:
+    """[N] the labelled tokens, row by row."""
+    return batch.labels[:, 1:][batch.scored]
+
+
+def answer_rows(batch: Batch) -> Tensor:
+    """[N] for each label, the position of its example in the list the batches were made from."""
+    return batch.rows.repeat_interleave(batch.counts)
+
+
+def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
+    """[B] the sum of each example's values.
+
+    Args:
+        values: [N] one for each label, in the order of `answer_labels(batch)`.
+        batch: the examples.
+    """
+    counts = batch.counts
+    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return values.new_zeros(len(counts)).index_add(0, owner, values)
+
+
+def drawn_tokens(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    """[N] a token drawn from each row's distribution: where the cumulative probability reaches the uniform number.
+
+    Args:
+        cumulative: [N, V] probabilities, summed up.
+        uniform: [N] in [0, 1).
+
+    >>> drawn_tokens(torch.tensor([[0.25, 0.75, 1.0]]).repeat(3, 1), torch.tensor([0.2, 0.5, 0.9])).tolist()
+    [0, 1, 2]
+    """
+    # Scaled by the last entry, which rounding keeps from being exactly 1.
+    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None])
+    return tokens[:, 0].clamp_(max=cumulative.shape[1] - 1)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """How far the right token's logit stands above all others together.
+
+    m = z_y − log Σ_{i≠y} exp(z_i) = log(p_y / (1 − p_y))   (Park et al. 2023, arXiv:2303.14186; K-FADE, section 3)
+
+    Args:
+        logits: [..., V], unnormalised, already predicting `labels`.
+        labels: [...] token ids.
+
+    Returns:
+        [...] in nats, float32.
+
+    Raises:
+        ValueError: if the shapes do not match.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not predict labels {tuple(labels.shape)}")
+    z = logits.float()
+    index = labels.unsqueeze(-1)
+    others = z.scatter(-1, index, float("-inf"))
+    return z.gather(-1, index).squeeze(-1) - others.logsumexp(dim=-1)
+
+
+def kl_per_token(base_log_probs: Tensor, log_probs: Tensor) -> Tensor:
+    """KL(base ‖ current) at each position, exact over the vocabulary.
+
+    Args:
+        base_log_probs: [N, V] log-softmax of the model before unlearning.
+        log_probs: [N, V] log-softmax of the model now.
+
+    Returns:
+        [N] in nats; never negative but for rounding.
+    """
+    return F.kl_div(log_probs, base_log_probs, reduction="none", log_target=True).sum(dim=-1)
+
+
+@torch.no_grad()
+def answer_nll(
+    model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int, progress: Callable[[int], object] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each example's negative log-likelihood, summed over its labels, and their number.
+
+    Args:
+        model: in eval mode.
+        encoded: the examples.
+        pad_id: see `harness.data.rows.pad_id`.
+        progress: told after each batch how many examples it held.
+
+    Returns:
+        ([N] nats, [N] token counts), both float64.
+    """
+    sums = torch.zeros(len(encoded), dtype=torch.float64)
+    counts = torch.zeros(len(encoded), dtype=torch.float64)
+    for batch in batches(encoded, pad_id, TOKENS_PER_BATCH, model.device):
+        losses = F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="none")
+        rows = answer_rows(batch).cpu()
+        sums.index_add_(0, rows, losses.double().cpu())
+        counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
+        if progress:
+            progress(len(batch.rows))
+    return sums.numpy(), counts.numpy()
+
+
+@torch.no_grad()
+def kl_between(
+    base: PreTrainedModel,
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    pad_id: int,
+    progress: Callable[[int], object] | None = None,
+    positions: int = POSITIONS_AT_ONCE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each example's KL(base ‖ model), summed over its labels and exact over the vocabulary, and their number.
+
+    Both models read a batch side by side, and their distributions are made and compared some positions at a time: nothing is
+    kept but two numbers an example, however many there are.
+
+    Args:
+        base: in eval mode, on the same device.
+        model: likewise.
+        encoded: the examples.
+        pad_id: see `harness.data.rows.pad_id`.
+        progress: told after each batch how many examples it held.
+        positions: how many distributions are compared at a time.
+
+    Returns:
+        ([N] nats, [N] token counts), both float64.
+    """
+    sums = torch.zeros(len(encoded), dtype=torch.float64)
+    counts = torch.zeros(len(encoded), dtype=torch.float64)
+    for batch in batches(encoded, pad_id, TOKENS_PER_BATCH, model.device):
+        rows = answer_rows(batch).cpu()
+        before, now = (_logits_by_part(m, batch) for m in (base, model))
+        parts = [slice(start, start + positions) for start in range(0, len(rows), positions)]
+        found = [kl_per_token(before(part).log_softmax(dim=-1), now(part).log_softmax(dim=-1)) for part in parts]
+        sums.index_add_(0, rows, torch.cat(found).double().cpu())
+        counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
+        if progress:
+            progress(len(batch.rows))
+    return sums.numpy(), counts.numpy()
+
+
+def _logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], Tensor]:
+    """Makes `answer_logits(model, batch)[part]`, where it can without making the others."""
+    if model.config.model_type in _PLAIN_HEADS:
+        hidden, head = hidden_states(model, batch), model.get_output_embeddings()
+        return lambda part: head(hidden[part]).float().to(batch.labels.device)
+    logits = answer_logits(model, batch)
+    return lambda part: logits[part]
+
+
+class AnswerDistributions:
+    """What the model says now at every answer position of some examples, to measure later how far it has moved.
+
+    Holds the log-probabilities on the CPU: labels × vocabulary × 4 bytes.
+
+    Args:
+        model: the model before unlearning.
+        encoded: the examples.
+        pad_id: see `harness.data.rows.pad_id`.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int) -> None:
+        self._batches = list(batches(encoded, pad_id, TOKENS_PER_BATCH, "cpu"))
+        self._base = [self._log_probs(model, batch).cpu() for batch in self._batches]
+        self.labels = sum(len(base) for base in self._base)
+        """Number of answer positions."""
+
+    @torch.no_grad()
+    def kl(self, model: PreTrainedModel) -> float:
+        """Mean KL(before ‖ now) per answer token, in nats."""
+        total = sum(
+            float(kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().sum())
+            for batch, base in zip(self._batches, self._base, strict=True)
+        )
+        return total / self.labels
+
+    @torch.no_grad()
+    def kl_sums(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
+        """Each example's KL(before ‖ now), summed over its answer tokens, and their number.
+
+        Returns:
+            ([N] nats, [N] token counts) in the order of the examples, both float64.
+        """
+        examples = sum(len(batch.rows) for batch in self._batches)
+        sums, counts = torch.zeros(examples, dtype=torch.float64), torch.zeros(examples, dtype=torch.float64)
+        for base, batch in zip(self._base, self._batches, strict=True):
+            found = kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().cpu()
+            rows = answer_rows(batch)
+            sums.index_add_(0, rows, found)
+            counts.index_add_(0, rows, torch.ones_like(found))
+        return sums.numpy(), counts.numpy()
+
+    @staticmethod
+    @torch.no_grad()
+    def _log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+        return answer_logits(model, batch.to(model.device)).log_softmax(dim=-1)

@@ -1,0 +1,224 @@
+"""One AdamW loop: it trains the mini models, runs the first-order methods and the fine-tuning attack.
+
+A step sees several micro-batches; the caller scales each loss so that they sum to the step's loss, hence the result does not
+depend on how a batch was cut. Weights that are not float32 are trained through float32 masters, as the
+original's DeepSpeed configuration does: at a learning rate of 1e-5 bfloat16 weights would not move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, get_scheduler
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from harness.data.rows import Batch, Encoded, by_length, collate
+from harness.core.errors import Diverged
+from harness.numerics.likelihood import answer_labels, answer_logits
+from harness.numerics.streams import streams
+
+B = TypeVar("B")
+TOKENS_PER_MICRO_BATCH = 4096
+RECOMPUTED_FROM = 1_000_000_000
+"""Parameters from which training on a GPU recomputes activations in the backward pass instead of keeping them."""
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """One optimiser step that was taken."""
+
+    step: int
+    """1 for the first."""
+    loss: float
+    """The step's loss before it."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    """What it used."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The optimiser's constants (torch.optim.AdamW) and the schedule."""
+
+    lr: float
+    """Peak learning rate."""
+    steps: int
+    """How many steps in all."""
+    warmup: int = 0
+    """How many of them warm up."""
+    schedule: Literal["linear", "constant_with_warmup", "cosine_with_min_lr"] = "linear"
+    """A schedule of transformers; as there, the first step of a warm-up has learning rate 0."""
+    min_lr_rate: float | None = None
+    """Where a cosine ends, as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Moment decay rates."""
+    eps: float = 1e-8
+    """In the denominator."""
+    weight_decay: float = 0.0
+    """Decoupled; on all parameters, as in the original."""
+    max_gradient_norm: float = 1.0
+    """The gradient is scaled down to this norm."""
+
+
+MakeOptimiser = Callable[[Sequence[tuple[str, Tensor]]], torch.optim.Optimizer]
+"""Named float32 parameters → their optimiser."""
+
+
+def optimise(
+    model: PreTrainedModel,
+    steps: Iterable[Sequence[B]],
+    loss: Callable[[B], Tensor],
+    adamw: AdamW,
+    make_optimiser: MakeOptimiser | None = None,
+    recompute: bool | None = None,
+) -> Iterator[StepLog]:
+    """Minimise a loss, yielding after every step.
+
+    Args:
+        model: trained in place; in eval mode and without gradient checkpointing at every yield, so that it can be measured,
+            and without gradients when the loop ends, however it ends.
+        steps: for each step its micro-batches.
+        loss: of one micro-batch, scaled so that the micro-batches of a step sum to the step's loss.
+        adamw: the optimiser and its schedule.
+        make_optimiser: another optimiser under the same schedule.
+        recompute: whether activations are recomputed in the backward pass (gradient checkpointing): less memory, the same
+            result. By default on a GPU from `RECOMPUTED_FROM` parameters on.
+
+    Raises:
+        Diverged: at a loss or gradient that is not finite; after the last step, if the learning rate was 0 at all of them.
+    """
+    names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
+    masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
+    if make_optimiser:
+        optimiser = make_optimiser(list(zip(names, masters, strict=True)))
+    else:
+        optimiser = torch.optim.AdamW(
+            masters, lr=adamw.lr, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay, fused=True
+        )
+    scheduler = get_scheduler(
+        adamw.schedule,
+        optimiser,
+        num_warmup_steps=adamw.warmup,
+        num_training_steps=adamw.steps,
+        scheduler_specific_kwargs={} if adamw.min_lr_rate is None else {"min_lr_rate": adamw.min_lr_rate},
+    )
+    if recompute is None:
+        recompute = parameters[0].device.type == "cuda" and sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
+    _training(model, True, recompute)
+    highest = 0.0
+    try:
+        for number, micro_batches in enumerate(steps, start=1):
+            rate = float(scheduler.get_last_lr()[0])
+            highest = max(highest, rate)
+            total = 0.0
+            for micro_batch in micro_batches:
+                value = loss(micro_batch)
+                value.backward()
+                total += float(value.detach())
+            for master, parameter in zip(masters, parameters, strict=True):
+                if master is not parameter and parameter.grad is not None:
+                    master.grad, parameter.grad = parameter.grad.float(), None
+            norm = float(torch.nn.utils.clip_grad_norm_(masters, adamw.max_gradient_norm))
+            if not (math.isfinite(total) and math.isfinite(norm)):
+                raise Diverged(f"step {number}: the loss is {total} and its gradient's norm {norm}")
+            optimiser.step()
+            scheduler.step()
+            optimiser.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for master, parameter in zip(masters, parameters, strict=True):
+                    if master is not parameter:
+                        parameter.copy_(master)
+            _training(model, False, recompute)
+            yield StepLog(number, total, norm, rate)
+            _training(model, True, recompute)
+        if adamw.warmup and not highest:
+            raise Diverged(
+                "nothing was trained, for a warm-up's first step has learning rate 0 and there was no other; take more steps, "
+                "or leave out the warm-up"
+            )
+    finally:
+        _training(model, False, recompute)
+        for parameter in parameters:
+            parameter.grad = None
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model that trains speaks as it is measured: without dropout and without gradients."""
+    trained = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(trained)
+
+
+def _training(model: PreTrainedModel, on: bool, recompute: bool) -> None:
+    model.train(on)
+    if not recompute:
+        return
+    # Not by the model's own switch, which leaves a hook on its embeddings.
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = on
+            module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+
+
+def pooled_nll(model: PreTrainedModel, batch: Batch, labels_in_step: int) -> Tensor:
+    """A micro-batch's share of the token-pooled mean negative log-likelihood of its step (POOL in ToFU's code).
+
+    Σ_b Σ_t −log p(y_t) / (labels of the whole step)
+    """
+    return F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="sum") / labels_in_step
+
+
+def label_count(batches: Iterable[Batch]) -> int:
+    """How many labels some batches hold together."""
+    return sum(int(batch.counts.sum()) for batch in batches)
+
+
+def micro_batches(
+    encoded: Sequence[Encoded] | Mapping[int, Encoded],
+    rows: Sequence[int],
+    pad_id: int,
+    device: torch.device | str,
+    max_tokens: int = TOKENS_PER_MICRO_BATCH,
+) -> list[tuple[Batch, int]]:
+    """One step's batch cut into parts of similar length, each with the number of labels of the whole step.
+
+    Args:
+        encoded: the data set.
+        rows: which of it the step takes.
+        pad_id: see `harness.data.rows.pad_id`.
+        device: where the parts go.
+        max_tokens: padded tokens that go through the model at once; the step's result does not depend on it.
+    """
+    groups = by_length([encoded[i] for i in rows], max_tokens)
+    parts = [collate([encoded[rows[i]] for i in group], [rows[i] for i in group], pad_id).to(device) for group in groups]
+    labels = label_count(parts)
+    return [(part, labels) for part in parts]
+
+
+def shuffled_batches(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Positions of examples, batch after batch: epochs in random order one behind the other, cut into `steps` batches.
+
+    An epoch whose size is no multiple of the batch runs over into the next one, as in ToFU's trainer.
+    """
+    generator = streams(seed, "batches").torch()
+    stream: list[int] = []
+    for _ in range(steps):
+        while len(stream) < batch_size:
+            stream += torch.randperm(examples, generator=generator).tolist()
+        yield stream[:batch_size]
+        stream = stream[batch_size:]

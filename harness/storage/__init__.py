@@ -1,0 +1,1 @@
+"""What lies on disk: records, their store, the cache, temporary files."""

@@ -1,0 +1,65 @@
+"""Records as one table: a row for every number there is, and for every reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from harness.storage.cache import canonical, digest
+from harness.core.interfaces import Absent, Measurement
+from harness.storage.records import RunResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:
+    """One row per (run, point, metric), and per (run, arm, metric) of the reference arms; see `Store.frame`.
+
+    Args:
+        runs: each with its folder relative to `runs`.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for folder, result in runs:
+        spec = result.spec
+        run = {
+            "run": spec.run_id,
+            "bench": spec.bench,
+            "model": spec.model,
+            "source": digest(spec.sources.get("base"))[:8],
+            "method": spec.method,
+            "method_version": spec.method_version,
+            "seed": spec.seed,
+            "variant": spec.variant,
+            "retain": spec.retain,
+            "limit": spec.limit,
+            "selection": result.selection,
+            "status": result.status,
+            "folder": folder,
+            "config": canonical(spec.config),
+            "comparable": spec.comparable,
+        }
+        places: list[tuple[Any, ...]] = [
+            ("method", p.index, p.step, p.unlearn_seconds, canonical(p.logged), p.measurements) for p in result.points
+        ]
+        places += [(arm, None, None, None, None, found) for arm, found in result.arms.items()]
+        for arm, index, step, seconds, logged, found in places:
+            line = {**run, "arm": arm, "index": index, "step": step, "seconds": seconds, "logged": logged}
+            rows += [{**line, **_flat(item)} for item in found]
+    table = pd.DataFrame(rows)
+    return table.sort_values(["folder", "arm", "index", "metric"], ignore_index=True) if len(table) else table
+
+
+def _flat(item: Measurement | Absent) -> dict[str, Any]:
+    """A measurement as one row's columns."""
+    if isinstance(item, Absent):
+        return {"metric": item.metric, "absent": item.reason}
+    told = {
+        name: getattr(item, name)
+        for name in ("metric", "version", "value", "unit", "better", "n", "reference", "floor", "note")
+    }
+    for name, pair in (("", item.interval_95), ("across_", item.across_references)):
+        told[f"{name}low"], told[f"{name}high"] = pair or (None, None)
+    return {**told, "interval_method": item.interval_method, "resampled": item.resampled, "absent": None}
