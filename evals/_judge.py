@@ -28,13 +28,13 @@ from threading import Event
 
 from evals._http import BrokenOff, Line, Reply, TooLate, TooLong, Unreachable, exchange
 from evals._judge_server import Unavailable, address
-from harness.storage.cache import Cache
 from harness.core.config import JSON
 from harness.core.documents import parse_json, read_json
 from harness.core.errors import UsageError
 from harness.core.interfaces import Judge
 from harness.core.judging import keeps_secrets
 from harness.numerics.thoughts import without_thoughts
+from harness.storage.cache import Cache
 
 log = logging.getLogger("harness.core.judging")
 """Named for the command line, which shows what it says of costs."""

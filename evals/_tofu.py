@@ -85,10 +85,10 @@ def hold_before(setting: Setting) -> None:
 
 
 def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
-    from harness.storage.cache import digest
     from harness.data.rows import pad_id
-    from harness.numerics.likelihood import AnswerDistributions
     from harness.models.pretraining import weights_digest
+    from harness.numerics.likelihood import AnswerDistributions
+    from harness.storage.cache import digest
 
     task = setting.task
     rows = [(row["question"], row["answer"]) for row in task.questions.get("retain", ())]
@@ -138,9 +138,9 @@ def _build_divergence(setting: Setting) -> pd.DataFrame:
 def _build_likelihood(setting: Setting) -> pd.DataFrame:
     import pandas as pd
 
+    from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import answer_nll
-    from harness.core.progress import progress_bar
 
     task = setting.task
     asked = [(name, row) for name in TASKS for row in task.questions.get(name, ())]

@@ -134,10 +134,10 @@ def _build(subject: Subject) -> pd.DataFrame:
 
 def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """KL(base ‖ now) of each (prompt, completion), summed over its tokens, and their number; see `kl_between`."""
+    from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import kl_between
     from harness.numerics.loading import placement
-    from harness.core.progress import progress_bar
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)

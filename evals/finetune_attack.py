@@ -25,7 +25,18 @@ import numpy as np
 
 from evals import _scores
 from evals._bootstrap import mean_interval
-from harness.core.interfaces import EVALUATORS, Absent, Example, Held, Measurement, ModelShape, Setting, Subject, Task, evaluator
+from harness.core.interfaces import (
+    EVALUATORS,
+    Absent,
+    Example,
+    Held,
+    Measurement,
+    ModelShape,
+    Setting,
+    Subject,
+    Task,
+    evaluator,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,10 +154,10 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
     """The untouched model's scores along an attack, and the file with its weights at the end; made once and kept."""
     import pandas as pd
 
-    from harness.storage.cache import digest
-    from harness.numerics.identity import versions
     from harness.models.pretraining import weights_digest
     from harness.models.saving import save_tensors
+    from harness.numerics.identity import versions
+    from harness.storage.cache import digest
 
     task = setting.task
 
@@ -180,9 +191,9 @@ def _attack(setting: Setting, examples: Sequence[Example]) -> pd.DataFrame:
         One row per question: `task`, `row`, `cluster`, and its score at each measured step, `step_0` first; NaN once a loss was
         not finite.
     """
-    from harness.data.rows import encode, pad_id
     from harness.core.errors import Diverged
     from harness.core.progress import progress_bar
+    from harness.data.rows import encode, pad_id
     from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
 
     asked, steps = _scores.forgotten(setting.task), POINTS[-1]

@@ -7,11 +7,12 @@ repetition answers and judges everything once; repetitions differ in what is dra
 judge's own noise.
 
 It departs from FastChat in five things. A model's thoughts are taken off its answers before the judge sees them, and a
-judge's off its verdicts (`harness/numerics/thoughts.py`). Of several ratings in a verdict the last one counts, where FastChat takes the
-first: a judge that reasons weighs some before it comes to its own. A conversation is rendered by the tokenizer's own template
-instead of FastChat's copies of them (zephyr's begins there with an empty system message); a tokenizer that has none gets the
-benchmark's template, and an empty line between the answer and the second turn. Answers are drawn from the whole distribution,
-whatever top-k or top-p the checkpoint suggests. Each answer has random numbers of its own, seeded by the repetition.
+judge's off its verdicts (`harness/numerics/thoughts.py`). Of several ratings in a verdict the last one counts, where FastChat
+takes the first: a judge that reasons weighs some before it comes to its own. A conversation is rendered by the tokenizer's
+own template instead of FastChat's copies of them (zephyr's begins there with an empty system message); a tokenizer that has
+none gets the benchmark's template, and an empty line between the answer and the second turn. Answers are drawn from the whole
+distribution, whatever top-k or top-p the checkpoint suggests. Each answer has random numbers of its own, seeded by the
+repetition.
 
 Questions, reference answers and judge prompts are FastChat's files, read from the user's copy: `DIR/mt_bench/question.jsonl`,
 `reference_answer/gpt-4.jsonl`, `judge_prompts.jsonl`. (No data set of the hub holds all three in this form.)
@@ -31,9 +32,9 @@ from evals import _judge, _tofu
 from evals._bootstrap import METHOD, mean_interval
 from evals._judge_server import Unavailable
 from harness.core.config import JSON
-from harness.data.rows import fingerprint, read_rows
 from harness.core.errors import UsageError
 from harness.core.interfaces import Absent, GenerationRequest, Measurement, Row, Sampling, Setting, Subject, Task, evaluator
+from harness.data.rows import fingerprint, read_rows
 from harness.numerics.thoughts import begins_thoughts, without_thoughts
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
-from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
 from harness.core.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
+from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
 
 if TYPE_CHECKING:
     import pandas as pd

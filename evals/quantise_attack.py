@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evals import _scores
-from harness.numerics import anatomy
 from harness.core.interfaces import Absent, Better, Measurement, Setting, Subject, evaluator
+from harness.numerics import anatomy
 
 if TYPE_CHECKING:
     import numpy as np

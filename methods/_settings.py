@@ -11,11 +11,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from harness.numerics import anatomy
-from harness.numerics.anatomy import MOST_LAYERS
 from harness.core.errors import UsageError, cut
 from harness.core.interfaces import Task
 from harness.models.pretraining import Architecture, TrainedSource
+from harness.numerics import anatomy
+from harness.numerics.anatomy import MOST_LAYERS
 
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 """Passes over a data set."""

@@ -99,8 +99,8 @@ def _steps(
     setting: Setting, stage: Stage, layers: Sequence[Layer], config: KFADEConfig, step_size: float | None
 ) -> Iterator[dict[str, float]]:
     """One stage's steps; what is recorded of each."""
-    from harness.numerics.identity import network_fingerprint
     from harness.models.sources import weights_fingerprint
+    from harness.numerics.identity import network_fingerprint
     from methods._kfade.data import StageData
     from methods._kfade.fit import fit, forget_gradient
     from methods._kfade.step import monitoring, take_step

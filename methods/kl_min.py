@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from harness.numerics import anatomy
 from harness.core.config import settings
 from harness.core.errors import UsageError
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, method
+from harness.numerics import anatomy
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held, small_model_presets
 

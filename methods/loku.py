@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat
 
-from harness.numerics.anatomy import LinearMap
 from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.numerics.anatomy import LinearMap
 from harness.numerics.streams import streams
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
 from methods.first_order.adapters import Adapters, Kind, linear_maps

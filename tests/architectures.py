@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.storage.cache import Cache
 from harness.core.config import resolve
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
 from harness.core.interfaces import EVALUATORS, METHODS, Setting, Stage, Subject, Task
+from harness.storage.cache import Cache
 from tests.conftest import TEMPLATE, WORDS, WORLD, examples, numbered
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from evals.benchmarks import _world, tofu
-from harness.storage.cache import Cache
 from harness.core.config import settings
 from harness.core.costs import Costs
 from harness.core.interfaces import (
@@ -38,10 +37,11 @@ from harness.core.interfaces import (
     Task,
     Template,
 )
-from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
-from harness.models.pretraining import Vocabulary
 from harness.core.registry import ROOT
+from harness.models.pretraining import Vocabulary
+from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
 from harness.running.run import Plan, plan
+from harness.storage.cache import Cache
 from harness.storage.store import Store
 
 if TYPE_CHECKING:

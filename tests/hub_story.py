@@ -62,10 +62,10 @@ def run(root: Path, results: str = "first", offline: bool = False, between: Any 
 
     import huggingface_hub.constants
 
-    from harness.data import hub
-    from harness.storage.cache import Cache
     from harness.core.interfaces import Options
+    from harness.data.rows import hub
     from harness.running.run import execute, plan
+    from harness.storage.cache import Cache
     from harness.storage.store import Store
 
     huggingface_hub.constants.HF_HUB_OFFLINE = offline

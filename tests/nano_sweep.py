@@ -30,8 +30,8 @@ from harness.core.interfaces import (
     Subject,
     Task,
 )
-from harness.storage.records import Trial
 from harness.running.sweep import Tasks, Try
+from harness.storage.records import Trial
 from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, numbered
 
 NANO = Nano(Path("unused"))
@@ -45,7 +45,14 @@ PRELOADED = [
         "safetensors.torch",
     ),
     *("evals.probability", "evals.rouge", "methods.ga", "methods.grad_diff", "rouge_score.rouge_scorer", "scipy.stats"),
-    *("harness.running.executors", "harness.numerics.generation", "harness.numerics.likelihood", "harness.models.memory", "methods.kfade", "methods._kfade.fit"),
+    *(
+        "harness.running.executors",
+        "harness.numerics.generation",
+        "harness.numerics.likelihood",
+        "harness.models.memory",
+        "methods.kfade",
+        "methods._kfade.fit",
+    ),
     *("harness.cli", "tests.nano_sweep"),
 ]
 """All that a run imports."""

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from evals import alpaca_kl
-from harness.storage.cache import Cache
 from harness.core.costs import Costs
+from harness.core.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Setting, Subject, Task
 from harness.data.rows import Encoded
 from harness.numerics.generation import HFGenerator, generate_all
-from harness.core.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Setting, Subject, Task
+from harness.storage.cache import Cache
 from tests.conftest import WORLD, Bench, Nano, numbered
 from tests.test_likelihood import FAMILIES, random_model
 

@@ -12,11 +12,11 @@ import pytest
 
 from evals.benchmarks import tofu, wmdp
 from harness.core.arithmetic import begun_with, in_words, is_portable, kind_of_machine, model_of_processor
-from harness.storage.cache import Cache, digest
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Options
-from harness.models.pretraining import SMALL_MODEL_FACTOR, Recipe, learning_rate_factor, made_elsewhere, small_name, small_world
 from harness.core.registry import ROOT
+from harness.models.pretraining import SMALL_MODEL_FACTOR, Recipe, learning_rate_factor, made_elsewhere, small_name, small_world
+from harness.storage.cache import Cache, digest
 from harness.storage.store import Store
 from tests.test_pretraining import CHILD, PARENT, RECIPE
 from tests.test_store import PROVENANCE, SPEC, result

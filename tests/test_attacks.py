@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from evals import _scores, finetune_attack, quantise_attack
 from harness.core.costs import Costs
 from harness.core.interfaces import EVALUATORS, Absent, Measurement, Progress, Setting, Stage, Subject, Task
-from harness.models.sources import weights_fingerprint
 from harness.models.pretraining import learning_rate_factor
+from harness.models.sources import weights_fingerprint
 from tests.conftest import WORLD, Bench, Nano, SettingMaker, examples, numbered
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.storage.cache import Cache, canonical, digest, disk_errors, file_digest
 from harness.core.errors import UsageError
+from harness.storage.cache import Cache, canonical, digest, disk_errors, file_digest
 
 KEY = {"weights": "abc", "samples": 2}
 SPAWN = multiprocessing.get_context("spawn")

@@ -13,12 +13,12 @@ import pytest
 
 from evals.benchmarks._tofu_cards import CARDS
 from evals.benchmarks.tofu import DATASET, TEMPLATES
-from harness.storage.cache import Cache
-from harness.data.rows import encode, token_ids
-from harness.running.doctor import Finding, examine
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, METHODS, Measurement, Options
+from harness.data.rows import encode, token_ids
+from harness.running.doctor import Finding, examine
 from harness.running.run import execute, plan
+from harness.storage.cache import Cache
 from harness.storage.store import Store
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import pytest
 
 from harness import __version__
 from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
-from harness.storage.records import SCHEMA_VERSION, Point, RunResult
 from harness.core.registry import ROOT
 from harness.running.run import plan
+from harness.storage.records import SCHEMA_VERSION, Point, RunResult
 from harness.storage.store import Store
 from tests.conftest import Bench, HarnessCli
 from tests.judge_server import judge_server
@@ -40,7 +40,7 @@ Harness = Callable[..., Told]
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Harness]:
     """Runs the entry point in this process, from an empty folder."""
-    from harness.cli import main
+    from harness.cli.entry import main
 
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setenv("COLUMNS", "160")
@@ -79,7 +79,9 @@ def test_a_place_that_one_may_not_enter_is_one_sentence(harness: Harness, tmp_pa
     def refused(store: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "closed" / "runs"))
 
-    monkeypatch.setattr("harness.storage.store.Store.check", refused)  # Path.is_dir raises it where a folder on the way is closed
+    monkeypatch.setattr(
+        "harness.storage.store.Store.check", refused
+    )  # Path.is_dir raises it where a folder on the way is closed
     told = harness("list", "runs", "--results", tmp_path / "closed" / "runs")
     refused_with = f"error: '{tmp_path / 'closed' / 'runs'}' may not be opened (permission denied)."
     assert (told.code, told.out) == (2, "")
@@ -181,7 +183,9 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
     }  # fmt: skip
     shown = harness(*words, "--bench", "tofu10").out
     assert "1/1 untouched seed 0: done" in shown
-    assert harness(*words, "--bench", "tofu10", "--quiet").out == ""
+    quiet = harness(*words, "--bench", "tofu10", "--quiet").out
+    assert "1/1" not in quiet
+    assert "untouched" in quiet, "the table stays"
     show = ("show", done[1].spec.run_id, "--results", done[0])
     assert "try 1 of 1" not in harness(*show).out, "a record that was done before the sweep stays as it is"
     record = done[0] / "runs" / done[1].spec.folder / "run.json"
@@ -194,9 +198,9 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
 def test_single_runs_of_a_sweep_show_no_bars(words: list[str]):
     """tqdm asks for TQDM_DISABLE once, when it is imported: it takes a process in which nothing has done that before."""
     script = (
-        "import sys; from harness import cli\n"
+        "import sys; from harness.cli import sweeps; from harness.cli.entry import main\n"
         "def tries(*_): print('disabled:', __import__('tqdm').tqdm([]).disable); sys.exit(0)\n"
-        f"cli._run_tries = tries; sys.argv = ['harness', *{words!r}]; cli.main()"
+        f"sweeps._run_tries = tries; sys.argv = ['harness', *{words!r}]; main()"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -363,9 +367,10 @@ def test_a_run_that_is_done_is_shown_as_recorded(harness: Harness, done: tuple[P
     assert str(results) in text
 
 
-def test_quiet_says_nothing(harness: Harness, done: tuple[Path, RunResult]):
+def test_quiet_keeps_the_table(harness: Harness, done: tuple[Path, RunResult]):
     told = harness(*DONE, "--results", done[0], "--quiet")
-    assert (told.code, told.out, told.err) == (0, "", "")
+    assert (told.code, told.err) == (0, "")
+    assert "forget_quality" in told.out
 
 
 def test_a_run_is_shown_by_the_beginning_of_its_name(harness: Harness, done: tuple[Path, RunResult]):
@@ -435,7 +440,11 @@ def test_a_recorded_run_can_be_asked_for_again_by_its_record(harness: Harness, d
 def test_a_flag_that_contradicts_a_spec_is_refused(harness: Harness, done: tuple[Path, RunResult], words: tuple[str, str]):
     results, result = done
     file = results / "runs" / result.spec.folder / "run.json"
-    refused(harness("run", "--spec", file, "--device", "cpu", "--results", results, *words), f"--spec and {words[0]}", "--set")
+    refused(
+        harness("run", "--spec", file, "--device", "cpu", "--results", results, *words),
+        f"--spec and {words[0]}".replace("--form", "--preset"),
+        "--set",
+    )
 
 
 def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
@@ -647,7 +656,9 @@ def test_the_back_end_is_part_of_a_runs_name(harness: Harness, tmp_path: Path, m
     class Other(HFGenerator):
         name = "vllm"
 
-    monkeypatch.setattr("harness.numerics.generation.choose_generator", lambda name, device: {"hf": HFGenerator, "vllm": Other}[name]())
+    monkeypatch.setattr(
+        "harness.numerics.generation.choose_generator", lambda name, device: {"hf": HFGenerator, "vllm": Other}[name]()
+    )
     specs = []
     for name in ("hf", "vllm", "auto"):
         words = ("run", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", "--generator", name, "--json")

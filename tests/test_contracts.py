@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from evals import finetune_attack
-from harness.storage.cache import Cache
 from harness.core.config import describe, field_names, resolve
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.numerics.generation import HFGenerator, generate_all
 from harness.core.interfaces import (
     BENCHMARKS,
     EVALUATORS,
@@ -34,6 +32,8 @@ from harness.core.interfaces import (
     Window,
 )
 from harness.core.registry import ROOT
+from harness.numerics.generation import HFGenerator, generate_all
+from harness.storage.cache import Cache
 from tests.conftest import Nano, SettingMaker
 
 CHEAP: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}

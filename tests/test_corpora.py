@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.corpora import SHORTEST, Corpus, Windows, windows
-from harness.data.rows import encode
 from harness.core.errors import UsageError
 from harness.core.interfaces import Example, Window
+from harness.data.corpora import SHORTEST, Corpus, Windows, windows
+from harness.data.rows import encode
 from harness.models.pretraining import Vocabulary
 from tests.conftest import Nano
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.data.rows import Encoded, batches
 from harness.core.errors import UsageError
+from harness.data.rows import Encoded, batches
 from harness.numerics.likelihood import answer_labels, answer_logits
 from methods.curvature import passes
 from methods.curvature.by_curvlinops import curvlinops_curvatures

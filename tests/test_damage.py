@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.storage.records import RunResult
 from harness.core.registry import ROOT
+from harness.storage.records import RunResult
 from harness.storage.store import Store
 from tests.records import numbers, run, write
 from tests.test_cli import Harness, harness  # noqa: F401

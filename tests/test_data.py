@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.core.errors import UsageError
+from harness.core.interfaces import Example, Template
 from harness.data.rows import (
     NO_LABEL,
     Encoded,
@@ -23,8 +25,6 @@ from harness.data.rows import (
     read_rows,
     token_ids,
 )
-from harness.core.errors import UsageError
-from harness.core.interfaces import Example, Template
 from tests.conftest import TEMPLATE, WORLD, Nano
 
 if TYPE_CHECKING:

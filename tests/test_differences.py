@@ -11,9 +11,9 @@ import pytest
 
 from evals import _tofu
 from evals._paired import Resampling, differences, statistic
+from harness.core.interfaces import BENCHMARKS, Measurement, Subject, Task, Template
 from harness.reading import differences as kernel
 from harness.reading.differences import holm
-from harness.core.interfaces import BENCHMARKS, Measurement, Subject, Task, Template
 from harness.reading.leaderboard import build
 from tests import records
 from tests.records import numbers, run

@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.storage.cache import Cache
-from harness.running.executors import on_workers
 from harness.core.interfaces import Options
-from harness.storage.store import Store
+from harness.running.executors import on_workers
 from harness.running.studies import COUNTED_PHASES
 from harness.running.sweep import Sweep, run_tries
+from harness.storage.cache import Cache
+from harness.storage.store import Store
 from tests.test_executors import numbers as numbers_of
 from tests.test_executors import quick_start, sweep_under_fire  # noqa: F401
 

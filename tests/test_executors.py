@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError
 from harness.running.executors import LOST, in_turn, needs, on_ray, on_workers
+from harness.running.sweep import Try, run_tries
+from harness.storage.cache import Cache
 from harness.storage.records import RunResult
 from harness.storage.store import Store
-from harness.running.sweep import Try, run_tries
 from harness.storage.validate import problems
 from tests.nano_sweep import FITS, NanoTry, quick_context, tries
 

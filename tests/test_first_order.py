@@ -20,13 +20,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.numerics import training
 from harness.core.config import resolve, to_json
-from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import BENCHMARKS, METHODS, Options, Progress, Setting, Stage, Task
-from harness.models.sources import weights_fingerprint
+from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
 from harness.models.pretraining import SMALL_MODEL_FACTOR
+from harness.models.sources import weights_fingerprint
+from harness.numerics import training
 from harness.running.run import plan
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.partners import Partners

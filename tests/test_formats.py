@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from harness.reading import formats
 from harness.core.registry import ROOT
+from harness.reading import formats
 
 
 @pytest.mark.parametrize(

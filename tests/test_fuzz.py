@@ -128,7 +128,7 @@ class Endless(BaseException):
 
 def command(*arguments: str) -> None:
     """Run the entry point here, and hold that it obeys."""
-    from harness.cli import main
+    from harness.cli.entry import main
 
     def late(*_: object) -> None:
         raise Endless(f"longer than {LONGEST:.0f} s")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError
-from harness.numerics.generation import HFGenerator, _texts, choose_generator, generate_all
 from harness.core.interfaces import GenerationRequest, Sampling
+from harness.numerics.generation import HFGenerator, _texts, choose_generator, generate_all
 from harness.numerics.thoughts import without_thoughts
+from harness.storage.cache import Cache
 from tests.conftest import WORLD, Nano
 
 if TYPE_CHECKING:

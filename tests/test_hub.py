@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from harness.data import hub
-from harness.numerics.configurations import weights_of
 from harness.core.errors import UsageError
-from harness.numerics.loading import tokenizer_of
-from harness.models.sources import CheckpointSource
 from harness.core.registry import ROOT
+from harness.data.rows import hub
+from harness.models.sources import CheckpointSource
+from harness.numerics.configurations import weights_of
+from harness.numerics.loading import tokenizer_of
 from tests.conftest import Nano
 from tests.hub_server import Hub, hub_server, name_of
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.core.interfaces import GenerationRequest, Options, Sampling
+from harness.core.registry import ROOT
+from harness.models.sources import CheckpointSource, load_checkpoint, weights_fingerprint
 from harness.numerics import identity
-from harness.storage.cache import Cache
 from harness.numerics.generation import HFGenerator, generate_all
 from harness.numerics.identity import answerer_fingerprint, end_tokens, network_fingerprint, tokenizer_fingerprint
-from harness.core.interfaces import GenerationRequest, Options, Sampling
-from harness.models.sources import CheckpointSource, load_checkpoint, weights_fingerprint
 from harness.running.provenance import provenance_of
+from harness.storage.cache import Cache
 from harness.storage.records import read_spec
-from harness.core.registry import ROOT
 from harness.storage.store import Store
 from tests.conftest import Nano
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from harness.core.errors import UsageError
+from harness.core.fields import read
 from harness.core.interfaces import Judge
 from harness.core.judging import address, judge_of, keeps_secrets, recorded_judge
-from harness.running.sweep import read_file
+from harness.running.request import SweepRequest, request_file
 
 
 @pytest.mark.parametrize(
@@ -121,4 +122,4 @@ def test_a_record_with_an_odd_judge_is_refused(told: dict[str, Any]):
 def test_a_sweeps_file_can_ask_neither_for_remote_code_nor_for_another_server(tmp_path: Path, line: str, said: str):
     (tmp_path / "sweep.yaml").write_text(f"method: ga\nbench: tofu10\njudge: openai:gpt-4\n{line}\n")
     with pytest.raises(UsageError, match=said):
-        read_file(tmp_path / "sweep.yaml")
+        read(SweepRequest, request_file(SweepRequest, tmp_path / "sweep.yaml"))

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.numerics.anatomy import LinearMap
 from harness.core.config import resolve
-from harness.data.rows import Encoded, collate
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import METHODS, Example, Stage
-from harness.numerics.likelihood import answer_nll
+from harness.data.rows import Encoded, collate
 from harness.models.sources import weights_fingerprint
+from harness.numerics.anatomy import LinearMap
+from harness.numerics.likelihood import answer_nll
 from methods._kfade import fit
 from methods._kfade.config import KFADEConfig
 from methods._kfade.data import StageData

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
-from harness.storage.cache import disk_trouble
+from harness.cli import entry
 from harness.core.registry import ROOT
+from harness.storage.cache import disk_trouble
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG])
@@ -22,10 +22,10 @@ def test_a_command_that_cannot_write_ends_in_one_sentence(number, name, tmp_path
         raise OSError(number, os.strerror(number), name)
 
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr(entry, "app", broken)
     monkeypatch.setattr("harness.core.signals.stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        entry.main()
     told = capsys.readouterr()
     assert (ended.value.code, told.out) == (2, "")
     assert told.err.startswith("error: ")
@@ -48,7 +48,7 @@ def test_libraries_that_tell_the_number_in_words_are_understood(message: str):
 
 
 def ended(words: list[str], stdout: int | Path = subprocess.PIPE, before: str = "") -> subprocess.CompletedProcess[str]:
-    script = f"import sys\n{before}\nfrom harness import cli\nsys.argv = ['harness', *{words!r}]\ncli.main()"
+    script = f"import sys\n{before}\nfrom harness.cli import entry\nsys.argv = ['harness', *{words!r}]\nentry.main()"
     with open(stdout, "w") if isinstance(stdout, Path) else open(os.devnull, "w") as file:  # noqa: PTH123
         to = file if isinstance(stdout, Path) else stdout
         return subprocess.run([sys.executable, "-c", script], stdout=to, stderr=subprocess.PIPE, text=True, cwd=ROOT)

@@ -16,13 +16,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from harness.reading.comparing import protocol, read_runs, sections
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.interfaces import Absent
+from harness.core.registry import ROOT
+from harness.reading.comparing import protocol, read_runs, sections
 from harness.reading.leaderboard import FOLDER, build, difference, write
 from harness.storage.records import SCHEMA_VERSION
-from harness.core.registry import ROOT
 from tests import records
 from tests.browser import CHROMIUM, Page, chromium
 from tests.records import BY_HAND, FLOOR, PUBLISHED, TUNED, number, numbers, run
@@ -435,7 +435,7 @@ def test_the_command_and_its_check(store: Path, harness_cli):
 
 def test_the_command_needs_nothing_heavy(store: Path):
     script = (
-        "import sys; from harness.cli import app; app(['leaderboard', '--results', sys.argv[1]], standalone_mode=False);"
+        "import sys; from harness.cli.entry import app; app(['leaderboard', '--results', sys.argv[1]], standalone_mode=False);"
         "print(sorted({'torch', 'transformers', 'matplotlib', 'scipy', 'pandas', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(store)], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from harness.data.rows import Encoded, collate
 from harness.core.errors import UsageError
+from harness.data.rows import Encoded, collate
 from tests.conftest import Nano
 
 if TYPE_CHECKING:
@@ -250,8 +250,8 @@ def test_a_text_longer_than_a_rotary_model_was_made_for_is_said_once(caplog: pyt
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_an_answer_longer_than_a_table_of_positions_is_refused(kind: str, nano: Nano):
-    from harness.numerics.generation import HFGenerator
     from harness.core.interfaces import GenerationRequest, Sampling
+    from harness.numerics.generation import HFGenerator
 
     model = short_context(kind)
     model.resize_token_embeddings(len(nano.tokenizer))

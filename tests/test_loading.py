@@ -14,12 +14,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from harness.storage.cache import Cache
-from harness.data.rows import encode, token_ids
 from harness.core.errors import UsageError
 from harness.core.interfaces import Example
-from harness.numerics.loading import examine, load_checkpoint
+from harness.data.rows import encode, token_ids
 from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
+from harness.numerics.loading import examine, load_checkpoint
+from harness.storage.cache import Cache
 from tests.conftest import HarnessCli, Nano
 
 if TYPE_CHECKING:
@@ -298,14 +298,14 @@ def test_an_empty_file_of_weights_is_no_interruption(folder: Path, nano: Nano, h
 def test_a_file_that_ends_early_is_not_taken_for_the_end_of_the_terminal(monkeypatch: pytest.MonkeyPatch):
     from typer import Abort
 
-    from harness import cli
+    from harness.cli import entry
 
-    def ends(**_: Any) -> None:
+    def ends(*_: Any, **__: Any) -> None:
         raise Abort from EOFError("Ran out of input")
 
-    monkeypatch.setattr(cli, "app", ends)
+    monkeypatch.setattr(entry, "app", ends)
     with pytest.raises(EOFError, match="Ran out of input"):
-        cli.main()
+        entry.main()
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -503,8 +503,8 @@ def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path)
 
 
 def test_the_memory_of_a_model_without_attention_is_told(nano: Nano, tmp_path: Path):
-    from harness.models import memory
     from harness.core.interfaces import ModelShape
+    from harness.models import memory
 
     config = transformers.MambaConfig(vocab_size=len(nano.tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
     model = made(nano, tmp_path / "mamba", config)
@@ -515,8 +515,8 @@ def test_the_memory_of_a_model_without_attention_is_told(nano: Nano, tmp_path: P
 
 
 def test_a_number_for_each_layer_counts_as_the_largest():
-    from harness.models import memory
     from harness.core.interfaces import ModelShape
+    from harness.models import memory
 
     config = llama(32)
     alike = ModelShape(memory.meta_model(config), 4, 10, 20)

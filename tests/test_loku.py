@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.core.config import resolve
-from harness.data.rows import collate, encode, pad_id
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import Progress, Setting, Stage, Task
+from harness.data.rows import collate, encode, pad_id
 from methods import loku
 from methods.first_order.loop import Data
 from methods.first_order.partners import Partners

@@ -12,10 +12,8 @@ import pandas as pd
 import pytest
 
 from evals import finetune_attack
-from harness.storage.cache import Cache
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.numerics.generation import HFGenerator
 from harness.core.interfaces import (
     EVALUATORS,
     Absent,
@@ -28,10 +26,12 @@ from harness.core.interfaces import (
     Setting,
     Subject,
 )
-from harness.running.measuring import check_tables, source_tables
-from harness.models.sources import save_checkpoint, weights_fingerprint
 from harness.models.pretraining import TrainedSource
+from harness.models.sources import save_checkpoint, weights_fingerprint
+from harness.numerics.generation import HFGenerator
+from harness.running.measuring import check_tables, source_tables
 from harness.running.run import execute
+from harness.storage.cache import Cache
 from tests.conftest import Bench, NanoSource
 from tests.test_pretraining import PARENT
 

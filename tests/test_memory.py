@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from harness.models import memory
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.interfaces import EVALUATORS, METHODS, ModelShape, Options, Task
+from harness.models import memory
 from harness.models.memory import GIB, Estimate, Room
 from tests.conftest import Bench, Nano
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.storage.cache import KINDS, Cache
 from harness.core.config import parse, resolve
 from harness.core.errors import LONGEST_MESSAGE, NEAREST, UsageError, unknown
 from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS, Options
 from harness.core.judging import judge_of
 from harness.running.run import pick_device, plan
-from harness.storage.store import Store
 from harness.running.studies import study_of
 from harness.running.sweep import axes, axes_of
+from harness.storage.cache import KINDS, Cache
+from harness.storage.store import Store
 
 LONG = "x" * 20_000
 MANY = [f"name-{i}" for i in range(1000)]
@@ -94,7 +94,7 @@ def test_every_kind_that_is_kept_can_be_cleared(tmp_path: Path):
     kept = set()
     for folder in ("harness", "methods", "evals"):
         for file in (Path(__file__).parents[1] / folder).rglob("*.py"):
-            kept |= set(re.findall(r"cache\.get\(\s*\"([a-z]+)\"", file.read_text(encoding="utf-8")))
+            kept |= set(re.findall(r"(?:cache\.get\(|cached\(\w+,)\s*\"([a-z]+)\"", file.read_text(encoding="utf-8")))
     assert kept == set(KINDS)
     assert [Cache(tmp_path).clear(kind) for kind in KINDS] == [0] * len(KINDS)
     with pytest.raises(UsageError, match=r"no kind of cache entry called 'curvatures'\. Did you mean 'curvature'"):

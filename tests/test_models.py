@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Options
-from harness.numerics.loading import load_checkpoint
 from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
+from harness.numerics.loading import load_checkpoint
+from harness.storage.cache import Cache
 from tests.conftest import WORLD, Nano
 
 

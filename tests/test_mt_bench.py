@@ -16,15 +16,15 @@ import pytest
 
 from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError
-from harness.numerics.generation import HFGenerator
 from harness.core.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, Setting, Subject, Task
-from harness.running.measuring import measure, source_tables
-from harness.models.sources import save_checkpoint
 from harness.models.pretraining import Vocabulary
-from harness.storage.records import to_json
+from harness.models.sources import save_checkpoint
+from harness.numerics.generation import HFGenerator
+from harness.running.measuring import measure, source_tables
 from harness.running.run import execute
+from harness.storage.cache import Cache
+from harness.storage.records import to_json
 from tests.conftest import Bench, SettingMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server
 

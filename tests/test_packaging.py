@@ -11,9 +11,9 @@ from importlib.resources import files
 import pytest
 
 import harness
-from harness.running.doctor import TESTED
 from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
 from harness.core.registry import ROOT
+from harness.running.doctor import TESTED
 from tests.test_architecture import FILES, imported, tops
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -95,9 +95,9 @@ def test_the_version_is_read_from_the_package():
 
 
 def test_the_command_leads_to_the_entry_point():
-    from harness.cli import main
+    from harness.cli.entry import main
 
-    assert PROJECT["project"]["scripts"] == {"harness": "harness.cli:main"}
+    assert PROJECT["project"]["scripts"] == {"harness": "harness.cli.entry:main"}
     assert callable(main)
 
 

@@ -17,12 +17,12 @@ import pandas as pd
 import pytest
 
 from harness import packing, packs
-from harness.reading.comparing import read_runs
 from harness.core.errors import UsageError
+from harness.core.registry import ROOT
+from harness.reading.comparing import read_runs
 from harness.reading.leaderboard import build
 from harness.storage.packing import pack, unpack
 from harness.storage.packs import ABOUT, RUNS, TEXTS, Pack, PackedRun, write_pack
-from harness.core.registry import ROOT
 from harness.storage.store import Store
 from harness.storage.validate import problems, set_aside
 from tests.test_cli import Harness, harness  # noqa: F401

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 
 from harness.core.errors import UsageError
-from harness.reading.figures import FORMATS, draw, formats, latex, markdown, select
 from harness.core.interfaces import FIGURES, Absent, FigureOptions, GenerationRequest, Measurement, Sampling, Sheet
-from harness.storage.records import SCHEMA_VERSION, Point, RunResult, RunSpec
 from harness.core.registry import ROOT
+from harness.reading.figures import FORMATS, draw, formats, latex, markdown, select
+from harness.storage.records import SCHEMA_VERSION, Point, RunResult, RunSpec
 from harness.storage.store import Store
 from plots import _select, _style
 from tests.conftest import HarnessCli
@@ -216,7 +216,7 @@ def test_an_unchanged_store_gives_the_same_bytes(name: str, filled: Maker, tmp_p
 
 @pytest.mark.parametrize("name", FIGURES.names())
 def test_no_runs_is_one_sentence_with_the_command(name: str, make: Maker, capsys: pytest.CaptureFixture[str], monkeypatch):
-    from harness.cli import main
+    from harness.cli.entry import main
 
     monkeypatch.setattr(sys, "argv", ["harness", "plot", name, "--results", str(make.store.root), "--bench", "tofu05"])
     with pytest.raises(SystemExit) as left:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from evals.benchmarks import _world
-from harness.models import pretraining
-from harness.storage.cache import Cache, CacheEntry, digest
 from harness.core.interfaces import Example
 from harness.models.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, train_all
+from harness.models.sources import pretraining
+from harness.storage.cache import Cache, CacheEntry, digest
 from tests.conftest import WORDS, WORLD, examples
 
 SHAPE = Architecture(hidden_size=8, layers=1, intermediate_size=12, heads=2, max_positions=64)

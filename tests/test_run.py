@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.storage.cache import Cache
 from harness.core.costs import Costs
 from harness.core.errors import Diverged, RunFailed, UsageError
 from harness.core.interfaces import (
@@ -33,11 +32,12 @@ from harness.core.interfaces import (
     Subject,
     Task,
 )
+from harness.core.registry import ROOT
 from harness.models.export import Keep
+from harness.running.run import execute, pick_device, plan
+from harness.storage.cache import Cache
 from harness.storage.record_writing import Record
 from harness.storage.records import Point, RunResult
-from harness.core.registry import ROOT
-from harness.running.run import execute, pick_device, plan
 from harness.storage.validate import problems
 from tests.conftest import Bench, Nano
 
@@ -643,8 +643,8 @@ def final_weights(bench: Bench, nano: Nano, keep: Keep) -> RunResult:
 
 
 def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nano, tmp_path: Path):
-    from harness.numerics.loading import load_checkpoint
     from harness.models.sources import read_sidecar, weights_fingerprint
+    from harness.numerics.loading import load_checkpoint
 
     result = final_weights(bench, nano, Keep(model=tmp_path / "kept"))
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
@@ -660,8 +660,8 @@ def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nan
 def test_the_difference_of_the_weights_can_be_kept(bench: Bench, nano: Nano, tmp_path: Path):
     from safetensors.torch import load_file
 
-    from harness.numerics.loading import load_checkpoint
     from harness.models.updates import added
+    from harness.numerics.loading import load_checkpoint
 
     final_weights(bench, nano, Keep(model=tmp_path / "kept", update=tmp_path / "deep" / "update.safetensors"))
     moved = load_file(tmp_path / "deep" / "update.safetensors")

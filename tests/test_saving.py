@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.storage.cache import Cache, disk_errors
 from harness.core.errors import UsageError
-from harness.models.sources import save_checkpoint
 from harness.models.saving import save_tensors
+from harness.models.sources import save_checkpoint
+from harness.storage.cache import Cache, disk_errors
 from tests.conftest import Nano
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3).T}

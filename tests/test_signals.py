@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from harness.running import executors
-from harness.storage.cache import Cache
-from harness.storage.records import RunResult
 from harness.core.registry import ROOT
 from harness.core.signals import kept_signals
-from harness.storage.store import Store
+from harness.running import executors
 from harness.running.sweep import run_tries
+from harness.storage.cache import Cache
+from harness.storage.records import RunResult
+from harness.storage.store import Store
 from harness.storage.validate import problems
 from tests import nano_sweep
 from tests.nano_sweep import quick_context
@@ -34,11 +34,11 @@ from tests.nano_sweep import quick_context
 
 def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bool) -> NoReturn:
     """The command line's entry point around the nano benchmark."""
-    import harness.cli
+    import harness.cli.entry
     from harness.running.run import execute
     from harness.storage.scratch import temporary_folder
 
-    def work(**how: object) -> int:
+    def work(*words: object, **how: object) -> int:
         asked, store, cache = nano_sweep.tries(*settings), Store(here / "results"), Cache(here / "cache")
         if jobs:
             run_tries(asked, store, cache, executors.on_workers(jobs))
@@ -47,8 +47,8 @@ def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bo
                 execute(asked[0].plan({}), store, cache, force=force)
         return 0
 
-    harness.cli.app = work  # type: ignore[assignment]
-    harness.cli.main()
+    harness.cli.entry.app = work  # type: ignore[assignment]
+    harness.cli.entry.main()
     sys.exit()
 
 
@@ -232,8 +232,8 @@ def test_a_worker_that_learns_of_no_first_signal_is_asked_again(tmp_path: Path, 
 
 def test_a_signal_that_is_ignored_stays_so(program: Program):
     code = (
-        "import os, signal, time\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nimport harness.cli\n"
-        "harness.cli.app = lambda standalone_mode: os.kill(os.getpid(), signal.SIGHUP) or 7\nharness.cli.main()\n"
+        "import os, signal, time\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nimport harness.cli.entry\n"
+        "harness.cli.entry.app = lambda words, standalone_mode: os.kill(os.getpid(), signal.SIGHUP) or 7\nharness.cli.entry.main()\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=env, cwd=program.here, check=False).returncode == 7

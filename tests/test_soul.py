@@ -12,11 +12,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.config import resolve
-from harness.data.rows import Batch, Encoded, collate, encode, pad_id
 from harness.core.errors import UsageError
 from harness.core.interfaces import Progress, Setting
-from harness.numerics.likelihood import answer_logits, answer_nll
+from harness.data.rows import Batch, Encoded, collate, encode, pad_id
 from harness.models.sources import weights_fingerprint
+from harness.numerics.likelihood import answer_logits, answer_nll
 from harness.numerics.training import micro_batches, shuffled_batches
 from methods.first_order import sophia
 from methods.first_order.partners import Partners

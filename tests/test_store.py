@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.storage.cache import digest
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
+from harness.running.run import plan
+from harness.storage.cache import digest
 from harness.storage.record_reading import read_run
 from harness.storage.record_writing import Record
 from harness.storage.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, RunResult, RunSpec, to_json
-from harness.running.run import plan
 from harness.storage.store import Store
 from harness.storage.validate import problems
 from tests.records import PROVENANCE

@@ -11,10 +11,10 @@ from harness.core.config import resolve
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.interfaces import METHODS, Options
-from harness.storage.records import SCHEMA_VERSION, RunResult
-from harness.storage.store import Store
 from harness.running.studies import STUDIES, Forecast, forecast, possible, study_of, tries_of
 from harness.running.sweep import Tasks
+from harness.storage.records import SCHEMA_VERSION, RunResult
+from harness.storage.store import Store
 from tests.test_cli import Harness, harness, refused  # noqa: F401
 
 TASKS: Tasks = {}

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from harness.storage.cache import Cache
 from harness.core.errors import Diverged, UsageError
-from harness.running.executors import in_turn
+from harness.core.fields import read
 from harness.core.interfaces import Evaluator, Measurement, Options, Progress, Setting
-from harness.storage.records import Trial
 from harness.reading.report import comparison, sweep_table
-from harness.storage.store import Store
+from harness.running.executors import in_turn
+from harness.running.request import SweepRequest, request_file
 from harness.running.sweep import (
     Span,
     Sweep,
@@ -27,10 +26,12 @@ from harness.running.sweep import (
     draws,
     grid,
     last_value,
-    read_file,
     run_all,
     run_tries,
 )
+from harness.storage.cache import Cache
+from harness.storage.records import Trial
+from harness.storage.store import Store
 from tests import records
 from tests.conftest import Bench
 from tests.nano_sweep import tries
@@ -166,11 +167,11 @@ def test_a_file_says_what_flags_say(tmp_path: Path):
         "method: [kfade, ga]\nbench: wmdp\nretain: general\nseeds: [0, 1]\nlimit: 20\nset: {epochs: 2}\n"
         "grid:\n  kfade.layers: [[0], [0, 1]]\n  ga.lr: 1e-4..1e-2\n  damping: [1e-4, 0.1]\n"
     )
-    told = read_file(file)
-    assert (told["method"], told["bench"], told["seeds"], told["limit"]) == ("kfade,ga", "wmdp", "0,1", 20)
-    assert told["retain"] == "general"
-    assert told["set"] == {"epochs": 2}
-    assert told["grid"] == {"kfade.layers": [[0], [0, 1]], "ga.lr": Span(1e-4, 1e-2), "damping": [1e-4, 0.1]}
+    asked = read(SweepRequest, request_file(SweepRequest, file))
+    assert (asked.method, asked.bench, asked.seeds, asked.limit) == (("kfade", "ga"), ("wmdp",), (0, 1), 20)
+    assert asked.retain == "general"
+    assert asked.settings == {"epochs": 2}
+    assert asked.grid == {"kfade.layers": [[0], [0, 1]], "ga.lr": Span(1e-4, 1e-2), "damping": [1e-4, 0.1]}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_a_file_says_what_flags_say(tmp_path: Path):
 def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path, text: str, said: str):
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(UsageError, match=said):
-        read_file(tmp_path / "sweep.yaml")
+        read(SweepRequest, request_file(SweepRequest, tmp_path / "sweep.yaml"))
 
 
 # ---------------------------------------------------------------- doing them

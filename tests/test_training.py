@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.data.rows import Encoded, collate, encode
 from harness.core.errors import Diverged
+from harness.data.rows import Encoded, collate, encode
 from tests.conftest import WORLD, Nano, examples
 
 if TYPE_CHECKING:

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.models import memory
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError, reason, without_secrets
-from harness.reading.figures import draw
-from harness.numerics.generation import HFGenerator
 from harness.core.interfaces import FIGURES, Figure, FigureOptions, GenerationRequest, Sampling, Sheet, Task
-from harness.models.sources import CheckpointSource, load_checkpoint
-from harness.storage.records import read_spec, to_json
+from harness.models.sources import CheckpointSource, load_checkpoint, memory
+from harness.numerics.generation import HFGenerator
+from harness.reading.figures import draw
 from harness.running.run import without_paths
+from harness.storage.cache import Cache
+from harness.storage.records import read_spec, to_json
 from tests.conftest import Nano
 from tests.records import SPEC
 from tests.test_models import Touch, change_config

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError
-from harness.numerics.loading import load_checkpoint
 from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, weights_fingerprint
 from harness.models.updates import UNDO, added, changed, difference, put_onto, take_back
+from harness.numerics.loading import load_checkpoint
+from harness.storage.cache import Cache
 from tests.conftest import HarnessCli, Nano
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.storage import record_files
-from harness.reading.comparing import read_runs
 from harness.core.documents import parse_json
+from harness.core.registry import ROOT
+from harness.reading.comparing import read_runs
+from harness.storage import record_files
 from harness.storage.record_files import read_points
 from harness.storage.record_reading import read_run
 from harness.storage.records import SCHEMA_VERSION
-from harness.core.registry import ROOT
 from harness.storage.store import Store
 from harness.storage.validate import problems, set_aside
 from tests.test_cli import Harness, harness  # noqa: F401

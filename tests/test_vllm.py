@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from evals.multiple_choice import Scored, by_vllm, log_likelihoods
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError
-from harness.numerics.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
 from harness.core.interfaces import GenerationRequest, Options, Sampling, Setting
 from harness.core.registry import ROOT
+from harness.numerics.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
 from harness.numerics.vllm import _environment
+from harness.storage.cache import Cache
 from tests.conftest import WORDS, WORLD, Nano, SettingMaker, with_choices
 from tests.test_generation import QUESTIONS, Counting, request
 

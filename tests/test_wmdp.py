@@ -11,12 +11,12 @@ import pytest
 
 from evals.benchmarks import wmdp
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA
-from harness.storage.cache import Cache, digest
-from harness.data.corpora import Windows
-from harness.running.doctor import examine
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Measurement, Options, Window
+from harness.data.corpora import Windows
+from harness.running.doctor import examine
 from harness.running.run import execute, plan
+from harness.storage.cache import Cache, digest
 from harness.storage.store import Store
 from tests.conftest import Nano
 

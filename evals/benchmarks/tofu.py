@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmarks import _world
 from evals.benchmarks._tofu_cards import CARDS
 from harness.core.arithmetic import Arithmetic
-from harness.storage.cache import digest
-from harness.data.rows import dataset_file, fingerprint, read_rows
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import (
     EVALUATORS,
@@ -37,8 +35,10 @@ from harness.core.interfaces import (
     Variant,
     benchmark,
 )
-from harness.models.sources import CheckpointSource, read_sidecar
+from harness.data.rows import dataset_file, fingerprint, read_rows
 from harness.models.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.models.sources import CheckpointSource, read_sidecar
+from harness.storage.cache import digest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,9 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from evals.benchmarks import _crafts
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, MMLU_SUBJECTS, NOT_SUBJECTS, QUESTIONS, DataCard
 from harness.core.arithmetic import Arithmetic
-from harness.storage.cache import digest, file_digest
-from harness.data.corpora import Corpus, Windows
-from harness.data.rows import dataset_files, fingerprint, read_rows
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import (
     EVALUATORS,
@@ -43,9 +40,12 @@ from harness.core.interfaces import (
     Variant,
     benchmark,
 )
-from harness.models.sources import CheckpointSource, read_sidecar
+from harness.data.corpora import Corpus, Windows
+from harness.data.rows import dataset_files, fingerprint, read_rows
 from harness.models.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.models.sources import CheckpointSource, read_sidecar
 from harness.numerics.streams import streams
+from harness.storage.cache import digest, file_digest
 
 if TYPE_CHECKING:
     import pandas as pd

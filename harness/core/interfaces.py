@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.storage.cache import Cache
     from harness.core.costs import Costs
+    from harness.storage.cache import Cache
 
 C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)

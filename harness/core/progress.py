@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 DELAY = 2.0
 """Seconds before there is a bar at all."""
+VARIABLE = "HARNESS_PROGRESS"
+"""Says which: `auto`, `bar`, `plain` or `none`; `--progress` sets it, so that worker processes know it too."""
 EVERY = 30.0
 """Seconds between plain lines."""
 
@@ -31,7 +34,10 @@ def progress_bar(
 
 def style(leave: bool = False) -> dict[str, Any]:
     """What decides how tqdm shows progress here, for bars that others make."""
-    if sys.stderr.isatty():
+    chosen = os.environ.get(VARIABLE, "auto")
+    if chosen == "none":
+        return {"disable": True}
+    if chosen == "bar" or (chosen == "auto" and sys.stderr.isatty()):
         return {"delay": DELAY, "leave": leave}
     # Whoever updates seldom is asked by tqdm's own thread, at the latest when the next line is due.
     line = "{desc}: {n_fmt} of {total_fmt} ({unit}), {elapsed}, about {remaining} left"

@@ -1,4 +1,4 @@
-"""Plug-ins are found by looking at a folder: one file, one docstring, one decorator.
+"""Plug-ins are found by looking at folders: one file, one docstring, one decorator.
 
 A listing reads the files with `ast` and imports none of them, so it needs no torch; only the file
 that was asked for is imported. Files whose name begins with `_` are helpers and are passed over.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from harness.core.errors import UsageError, unknown
+from harness.core.errors import UsageError, reason, unknown
+from harness.core.plugins import PluginFile, plugin_files
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds `harness/` and, beside it, the plug-in folders."""
@@ -29,6 +33,8 @@ class Entry:
     """The module that registers it, such as `methods.kfade`."""
     summary: str
     """The first line of the module's docstring."""
+    file: PluginFile | None = None
+    """Where it lies, if it is none of the built-in ones."""
 
 
 T = TypeVar("T")
@@ -50,23 +56,42 @@ class Registry(Generic[T]):
         self.decorator = decorator
         self.listing = listing
         self._registered: dict[str, T] = {}
+        self._entries: dict[tuple[PluginFile, ...], dict[str, Entry]] = {}
 
     @property
     def folder(self) -> Path:
         """Where this kind's files lie."""
         return ROOT.joinpath(*self.package.split("."))
 
-    @cached_property
+    @property
     def entries(self) -> dict[str, Entry]:
-        """Every plug-in in the folder, by name, in alphabetical order."""
+        """Every plug-in, by name, in alphabetical order: the folder's, then those of `harness.core.plugins`.
+
+        Raises:
+            UsageError: if two have one name.
+        """
+        outside = tuple(plugin_files())
+        if outside not in self._entries:
+            self._entries[outside] = self._found(outside)
+        return self._entries[outside]
+
+    def _found(self, outside: Sequence[PluginFile]) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
-        for file in sorted(self.folder.glob("[!_]*.py")):
-            tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+        places = [(file, f"{self.package}.{file.stem}", None) for file in sorted(self.folder.glob("[!_]*.py"))]
+        for file, module, plugin in [*places, *((each.path, each.module, each) for each in outside)]:
+            try:
+                tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+            except (SyntaxError, ValueError, OSError) as error:
+                if plugin is None:
+                    raise
+                log.warning("the plug-in %s cannot be read and is left out (%s)", file, reason(error))
+                continue
             summary = (ast.get_docstring(tree) or "").partition("\n")[0]
             for name in self._names(tree):
                 if name in found:
-                    raise UsageError(f"{self.kind} '{name}' is registered twice: {found[name].module} and {file.stem}.")
-                found[name] = Entry(name, f"{self.package}.{file.stem}", summary)
+                    first = found[name].file or found[name].module
+                    raise UsageError(f"{self.kind} '{name}' is registered twice: {first} and {plugin or file.stem}.")
+                found[name] = Entry(name, module, summary, plugin)
         return dict(sorted(found.items()))
 
     def _names(self, tree: ast.Module) -> list[str]:
@@ -97,7 +122,13 @@ class Registry(Generic[T]):
         if name not in self._registered:
             if name not in self.entries:
                 raise unknown(self.kind, name, self.entries, self.listing)
-            self._import(self.entries[name].module)
+            entry = self.entries[name]
+            if entry.file:
+                entry.file.load()
+            else:
+                self._import(entry.module)
+            if name not in self._registered:
+                raise UsageError(f"{entry.file or entry.module} did not register {self.kind} '{name}'.")
         return self._registered[name]
 
     def _import(self, module_name: str) -> None:

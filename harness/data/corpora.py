@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
-from harness.data.rows import added_tokens, token_ids
 from harness.core.documents import json_lines, place
 from harness.core.errors import UsageError
 from harness.core.interfaces import Example, Window
+from harness.data.rows import added_tokens, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from harness.models.sources import CheckpointSource
 
 log = logging.getLogger(__name__)
 
@@ -155,13 +154,20 @@ def _between_words(text: str, at: int) -> bool:
     return text[at].isspace() or text[at - 1].isspace()
 
 
+class Tokenizing(Protocol):
+    """What has a tokenizer, such as a checkpoint."""
+
+    def tokens(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded without the weights."""
+
+
 @dataclass(frozen=True)
 class Windows(Sequence[Example]):
     """Windows of one corpus, or of several in turn, cut when they are first looked at."""
 
     corpora: tuple[Corpus, ...]
     """Whose."""
-    source: CheckpointSource
+    source: Tokenizing
     """Whose tokenizer counts."""
     size: int
     """Tokens of a window."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.storage.cache import disk_errors
 from harness.core.config import JSON
 from harness.core.errors import UsageError
+from harness.storage.cache import disk_errors
 from harness.storage.scratch import temporary_file
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class Keep:
         Raises:
             UsageError: for a place that cannot be written, or a full disk.
         """
-        from harness.models.sources import save_checkpoint
         from harness.models.saving import save_tensors
+        from harness.models.sources import save_checkpoint
         from harness.models.updates import changed
 
         if self.model:

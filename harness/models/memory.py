@@ -14,11 +14,11 @@ from typing import Any
 
 from harness.core.config import JSON, field_names, to_json
 from harness.core.config import resolve as resolve_settings
-from harness.numerics.configurations import meta_model
 from harness.core.errors import UsageError
 from harness.core.interfaces import Evaluator, Held, Method, ModelShape, Options, Task
-from harness.numerics.loading import ALL_GPUS
 from harness.models.sources import CheckpointSource
+from harness.numerics.configurations import meta_model
+from harness.numerics.loading import ALL_GPUS
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harness.core.arithmetic import PORTABLE, Arithmetic, begun_with, in_words, is_portable, kind_of_machine
-from harness.storage.cache import Cache, CacheEntry, digest
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.numerics.identity import versions
 from harness.core.interfaces import MOST_SEED, Example, ModelSource, Task
 from harness.core.progress import progress_bar
 from harness.core.signals import ignore_signals
-from harness.numerics.streams import streams
 from harness.core.workers import follow_parent, prepare_for_workers
+from harness.numerics.identity import versions
+from harness.numerics.streams import streams
+from harness.storage.cache import Cache, CacheEntry, digest
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -243,9 +243,9 @@ class TrainedSource:
             raise RuntimeError("a portable model is trained in a process of its own, see harness.core.arithmetic")
         import torch
 
-        from harness.numerics import training
         from harness.data.rows import encode
         from harness.models.sources import save_checkpoint, weights_fingerprint
+        from harness.numerics import training
 
         threads = torch.get_num_threads()
         torch.set_num_threads(self.recipe.threads)

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.storage.cache import Cache, digest
 from harness.core.config import JSON
-from harness.numerics.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder, read_config, weights_of
 from harness.core.documents import Malformed, read_json
 from harness.core.errors import UsageError
-from harness.data.hub import pinned
-from harness.numerics.identity import SIDECAR, folder_identity, foreign_code
 from harness.core.interfaces import ModelSource
-from harness.numerics.loading import Examined, examine, load_checkpoint, tokenizer_of
+from harness.data.hub import pinned
 from harness.models.saving import for_older_readers, same_mode
+from harness.numerics.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder, read_config, weights_of
+from harness.numerics.identity import SIDECAR, folder_identity, foreign_code
+from harness.numerics.loading import Examined, examine, load_checkpoint, tokenizer_of
+from harness.storage.cache import Cache, digest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from harness.storage.cache import Cache, disk_errors
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.numerics.identity import UNDO
-from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, weights_fingerprint
 from harness.models.saving import save_tensors
+from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, weights_fingerprint
+from harness.numerics.identity import UNDO
+from harness.storage.cache import Cache, disk_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.numerics.adapters import ADAPTER_CONFIG, adapter_of
-from harness.numerics.anatomy import MOST_LAYERS
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
 from harness.data.hub import file_of, files_of, pinned, unreachable
-from harness.numerics.identity import IDLE, code_revision
 from harness.data.refusals import quiet, refused
+from harness.numerics.adapters import ADAPTER_CONFIG, adapter_of
+from harness.numerics.anatomy import MOST_LAYERS
+from harness.numerics.identity import IDLE, code_revision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

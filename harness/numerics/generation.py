@@ -19,18 +19,18 @@ from unittest.mock import patch
 
 from jinja2 import TemplateError
 
-from harness.numerics import anatomy
-from harness.storage.cache import digest, disk_errors
-from harness.data.rows import check_rows, token_ids
 from harness.core.documents import read_json
 from harness.core.errors import UsageError, cut
-from harness.numerics.identity import end_tokens, versions
 from harness.core.interfaces import GenerationRequest
-from harness.numerics.loading import ALL_GPUS
 from harness.core.progress import progress_bar
-from harness.storage.scratch import temporary_folder
+from harness.data.rows import check_rows, token_ids
+from harness.numerics import anatomy
+from harness.numerics.identity import end_tokens, versions
+from harness.numerics.loading import ALL_GPUS
 from harness.numerics.thoughts import MARKED
 from harness.numerics.vllm import Engine, Prompt, engine
+from harness.storage.cache import digest, disk_errors
+from harness.storage.scratch import temporary_folder
 
 if TYPE_CHECKING:
     import torch

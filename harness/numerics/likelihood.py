@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.numerics import anatomy
-from harness.data.rows import Batch, Encoded, batches
 from harness.core.errors import UsageError
+from harness.data.rows import Batch, Encoded, batches
+from harness.numerics import anatomy
 
 if TYPE_CHECKING:
     import numpy as np

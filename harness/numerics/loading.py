@@ -1,9 +1,9 @@
 """Checkpoints read from the hub or a folder: the configuration, the tokenizer, the weights, and what is refused of them.
 
-What a checkpoint is called, and what names its weights, is told in `harness.models.sources`. Of a multimodal checkpoint the part that
-reads and writes text is loaded; an adapter is merged into the weights (`harness.numerics.adapters`). Before any weight is read, the
-model is put together on the meta device and its names and shapes are compared with those in the files, so that what does not
-fit is told at once and takes no memory.
+What a checkpoint is called, and what names its weights, is told in `harness.models.sources`. Of a multimodal checkpoint the
+part that reads and writes text is loaded; an adapter is merged into the weights (`harness.numerics.adapters`). Before any
+weight is read, the model is put together on the meta device and its names and shapes are compared with those in the files, so
+that what does not fit is told at once and takes no memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.core.errors import UsageError
+from harness.data.hub import file_of, pinned, unreachable
+from harness.data.refusals import quiet, refused
+from harness.data.rows import MODEL_ROWS
 from harness.numerics.adapters import NO_ADAPTER, merged
 from harness.numerics.configurations import (
     TOKENIZER_FILES,
@@ -26,11 +30,7 @@ from harness.numerics.configurations import (
     weights_of,
     whole_config,
 )
-from harness.data.rows import MODEL_ROWS
-from harness.core.errors import UsageError
-from harness.data.hub import file_of, pinned, unreachable
 from harness.numerics.identity import code_revision
-from harness.data.refusals import quiet, refused
 
 if TYPE_CHECKING:
     from torch import nn

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from harness.data.rows import Batch, Encoded, by_length, collate
 from harness.core.errors import Diverged
+from harness.data.rows import Batch, Encoded, by_length, collate
 from harness.numerics.likelihood import answer_labels, answer_logits
 from harness.numerics.streams import streams
 

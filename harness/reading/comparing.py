@@ -17,11 +17,11 @@ from statistics import median
 from typing import Any, Literal
 
 from harness.core.arithmetic import in_words
-from harness.storage.cache import canonical, digest
 from harness.core.costs import Phase
-from harness.reading.differences import differences
 from harness.core.errors import UsageError
 from harness.core.interfaces import Absent, Difference, Measurement
+from harness.reading.differences import differences
+from harness.storage.cache import canonical, digest
 from harness.storage.records import Point, RunResult, RunSpec
 from harness.storage.store import Store
 

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.storage.cache import canonical, disk_errors
-from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import FIGURES, FigureOptions, Sheet
+from harness.storage.cache import disk_errors
 from harness.storage.store import Store
 
 if TYPE_CHECKING:
@@ -70,32 +69,6 @@ def select(store: Store, bench: str = "", model: str = "", methods: Sequence[str
             f"Make some: harness run {' '.join(words)} --results {store.root}"
         )
     return there
-
-
-def of_study(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The runs' table, cut down to a study's settings and the reference arms.
-
-    Raises:
-        UsageError: if there is no such study, or none of its runs; names the command that makes them.
-    """
-    from harness.running.studies import settings_of, study_of
-
-    study, wanted = study_of(name), set()
-    for bench, model in set(zip(runs["bench"], runs["model"], strict=True)):
-        wanted |= {(bench, model, *each) for each in settings_of(study, bench, model)}
-    told = zip(runs["bench"], runs["model"], runs["method"], runs["config"], strict=True)
-    there = runs[[each in wanted for each in told]]
-    if there.empty:
-        raise UsageError(f"there are no runs of the study {name}. Make them: harness study {name}")
-    if study.by and not any(_several(of, study.by) for _, of in there.groupby(["bench", "model", "method"], sort=True)):
-        raise UsageError(f"of the study {name} no two values of '{study.by}' have been run. Make them: harness study {name}")
-    return there
-
-
-def _several(runs: pd.DataFrame, setting: str) -> bool:
-    """Whether a setting has more than one value in them."""
-    values = {canonical(parse_json(text, "a setting").get(setting)) for text in runs["config"].unique()}
-    return len(values) > 1
 
 
 def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chosen: Sequence[str]) -> list[Path]:

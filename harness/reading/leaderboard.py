@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.storage.cache import disk_errors
-from harness.reading.comparing import DIRECTIONS, Row, Section, Value, differences_of, read_runs, sections, single
 from harness.core.interfaces import Absent
+from harness.reading.comparing import DIRECTIONS, Row, Section, Value, differences_of, read_runs, sections, single
 from harness.reading.page import (
     LEGEND,
     gib,
@@ -31,6 +30,7 @@ from harness.reading.page import (
     told_unfinished,
 )
 from harness.reading.published import read_published
+from harness.storage.cache import disk_errors
 from harness.storage.store import Store
 
 FOLDER = "leaderboard"

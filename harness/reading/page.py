@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from harness.core.interfaces import Absent, Difference, Measurement
 from harness.reading.comparing import (
     DIRECTIONS,
     HEADLINE,
@@ -23,7 +24,6 @@ from harness.reading.comparing import (
     single,
 )
 from harness.reading.differences import LEVEL
-from harness.core.interfaces import Absent, Difference, Measurement
 
 LEGEND = (
     "What stands for a run is its last point. Several seeds: the median, with the range over seeds below it; "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.reading.comparing import REFERENCE_ARMS
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options
+from harness.reading.comparing import REFERENCE_ARMS
 from harness.storage.store import Store
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.core.costs import Phase
-from harness.reading.differences import LEVEL
 from harness.core.interfaces import Absent, Difference, Measurement
+from harness.reading.differences import LEVEL
 from harness.storage.records import Point, RunResult
 
 _ARROWS = {"higher": "↑", "lower": "↓", "closer": "→ retrained"}

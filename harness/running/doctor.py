@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.data.rows import cached_snapshot, matching
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
-from harness.data.hub import files_of
 from harness.core.interfaces import BENCHMARKS, ModelSource, Needed, Options
+from harness.data.hub import files_of
+from harness.data.rows import cached_snapshot, matching
 
 TESTED = {
     "torch": ("2.11", "2.13"),

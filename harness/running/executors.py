@@ -20,14 +20,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from harness.storage.cache import Cache
 from harness.core.errors import UsageError, reason
+from harness.core.signals import Stopped, kept_signals, stop_on_signals
+from harness.core.workers import follow_parent, prepare_for_workers
 from harness.data.hub import Commits, known_commits, take_commits
 from harness.running.run import attempt
-from harness.core.signals import Stopped, kept_signals, stop_on_signals
-from harness.storage.store import Store
 from harness.running.sweep import Tasks, Try
-from harness.core.workers import follow_parent, prepare_for_workers
+from harness.storage.cache import Cache
+from harness.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,13 @@ def _end(workers: Sequence[_Worker]) -> None:
     for worker in alive:
         worker.process.kill()
         worker.process.join()
+
+
+def executor_of(name: str, jobs: int | None = None) -> Executor:
+    """Where runs are done: `ray`, or here (`local`), so many at a time."""
+    if name == "ray":
+        return on_ray(jobs)
+    return on_workers(jobs) if jobs and jobs > 1 else in_turn
 
 
 def _idle(workers: Sequence[_Worker]) -> _Worker | None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.storage.cache import Cache, digest
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
 from harness.core.interfaces import (
@@ -25,6 +24,7 @@ from harness.core.interfaces import (
     Template,
     Variant,
 )
+from harness.storage.cache import Cache, digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,9 +113,9 @@ def check_tables(tables: Mapping[str, pd.DataFrame], whose: str = "what is kept 
 
 def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
     """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
+    from harness.models.pretraining import weights_digest
     from harness.numerics.generation import generate_all
     from harness.numerics.identity import answerer_fingerprint
-    from harness.models.pretraining import weights_digest
 
     requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
     ours = [request for request in requests if request.by == "subject"]
@@ -199,10 +199,10 @@ def source_tables(
     """
     import pandas as pd
 
+    from harness.models.pretraining import weights_digest
+    from harness.models.sources import source_digest, weights_fingerprint
     from harness.numerics.generation import VERSION as GENERATION_VERSION
     from harness.numerics.identity import versions
-    from harness.models.sources import source_digest, weights_fingerprint
-    from harness.models.pretraining import weights_digest
 
     def make(folder: Path) -> None:
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")

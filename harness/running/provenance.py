@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.core.arithmetic import kind_of_machine, model_of_processor
+from harness.core.registry import ROOT
 from harness.numerics.identity import tokenizer_fingerprint
 from harness.storage.records import Provenance
-from harness.core.registry import ROOT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

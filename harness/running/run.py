@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.arithmetic import in_words
-from harness.storage.cache import Cache, canonical, disk_errors, file_digest
 from harness.core.config import JSON, describe, resolve, to_json
 from harness.core.costs import Costs
 from harness.core.documents import whole_number
@@ -40,16 +39,17 @@ from harness.core.interfaces import (
     Subject,
     Task,
 )
+from harness.core.progress import progress_bar
 from harness.models.export import Keep
 from harness.numerics.loading import ALL_GPUS
+from harness.numerics.streams import streams
 from harness.running.measuring import measure, source_tables
-from harness.core.progress import progress_bar
 from harness.running.provenance import provenance_of
+from harness.storage.cache import Cache, canonical, disk_errors, file_digest
 from harness.storage.record_writing import Record
 from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, Status, Trial
 from harness.storage.scratch import sweep, temporary_folder
 from harness.storage.store import Store
-from harness.numerics.streams import streams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -249,8 +249,8 @@ def _let_go(cache: Cache) -> None:
 def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Setting:
     """The model before unlearning, with all that a method is told; where models are trained, these others along with it."""
     from harness.models import memory
-    from harness.models.sources import source_digest
     from harness.models.pretraining import TrainedSource, train_all
+    from harness.models.sources import source_digest
 
     task, options, costs = todo.task, todo.options, Costs()
     memory.check(task, todo.method, todo.config, options)
@@ -265,9 +265,9 @@ def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Se
 def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:
     import torch
 
-    from harness.numerics.generation import choose_generator
-    from harness.models.sources import weights_fingerprint
     from harness.models.pretraining import made_elsewhere
+    from harness.models.sources import weights_fingerprint
+    from harness.numerics.generation import choose_generator
 
     task, options = todo.task, todo.options
     generator = choose_generator(todo.spec.generator, options.device)

@@ -12,15 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from harness.storage.cache import canonical
 from harness.core.config import JSON, resolve, to_json
-from harness.core.errors import unknown
+from harness.core.documents import parse_json
+from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import METHODS, Form, Options
 from harness.running.run import Plan
-from harness.storage.store import Store
 from harness.running.sweep import Sweep, Tasks, Try
+from harness.storage.cache import canonical
+from harness.storage.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SMALL = ("mini", "scratch")
 """Model families that are trained on the spot."""
@@ -204,6 +208,30 @@ def settings_of(study: Study, bench: str, model: str) -> set[tuple[str, str]]:
         config = resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method)
         found.add((todo.method, canonical(to_json(config))))
     return found
+
+
+def runs_of(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs' table, cut down to a study's settings and the reference arms.
+
+    Raises:
+        UsageError: if there is no such study, or none of its runs; names the command that makes them.
+    """
+    study, wanted = study_of(name), set()
+    for bench, model in set(zip(runs["bench"], runs["model"], strict=True)):
+        wanted |= {(bench, model, *each) for each in settings_of(study, bench, model)}
+    names = zip(runs["bench"], runs["model"], runs["method"], runs["config"], strict=True)
+    kept = runs[[each in wanted for each in names]]
+    if kept.empty:
+        raise UsageError(f"there are no runs of the study {name}. Make them: harness study {name}")
+    if study.by and not any(_several(of, study.by) for _, of in kept.groupby(["bench", "model", "method"], sort=True)):
+        raise UsageError(f"of the study {name} no two values of '{study.by}' have been run. Make them: harness study {name}")
+    return kept
+
+
+def _several(runs: pd.DataFrame, setting: str) -> bool:
+    """Whether a setting has more than one value in them."""
+    values = {canonical(parse_json(text, "a setting").get(setting)) for text in runs["config"].unique()}
+    return len(values) > 1
 
 
 def possible(tries: Sequence[Try], tasks: Tasks) -> tuple[list[Try], list[str]]:

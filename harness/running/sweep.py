@@ -11,16 +11,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.storage.cache import Cache
 from harness.core.config import JSON, parse
-from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut, unknown
 from harness.core.interfaces import BENCHMARKS, Form, Measurement, Options, Task
-from harness.storage.records import SCHEMA_VERSION, RunResult, RunSpec, Trial
 from harness.running.run import Plan, attempt, plan
+from harness.storage.cache import Cache
+from harness.storage.records import SCHEMA_VERSION, RunResult, RunSpec, Trial
 from harness.storage.store import Store
 
 if TYPE_CHECKING:
@@ -88,6 +86,28 @@ def span(axis: str, text: str) -> Span:
     if not numbers or not 0 < low < high:
         raise UsageError(f"'{cut(axis)}' is no span. Write it as key=low..high with 0 < low < high, for example lr=1e-5..1e-3.")
     return Span(low, high)
+
+
+def listed_axes(values: Mapping[object, JSON], where: str) -> dict[str, list[JSON] | Span]:
+    """Axes out of a mapping: name → list of values, or a span as text.
+
+    Args:
+        values: as a file or Python says them.
+        where: whence they are, for messages.
+
+    Raises:
+        UsageError: for an axis without a list of values.
+    """
+    return {str(key): _axis(where, str(key), of_axis) for key, of_axis in values.items()}
+
+
+def _axis(where: str, key: str, values: JSON) -> list[JSON] | Span:
+    if isinstance(values, str) and ".." in values:
+        return span(f"{key}={values}", values)
+    if not isinstance(values, list | tuple) or not values:
+        raise UsageError(f"{where}: the axis '{cut(key)}' has no list of values. Write it as {key}: [value, value].")
+    # YAML takes 1e-4 for a word, the command line and JSON for a number.
+    return [parse([f"_={value}"])["_"] if isinstance(value, str) else value for value in values]
 
 
 def axes_of(method: str, methods: Sequence[str], found: Axes) -> Axes:
@@ -281,66 +301,6 @@ def check_count(count: int, yes: bool) -> None:
         raise UsageError(f"that is {count:.2g} runs, more than one command can hold ({MOST_RUNS_AT_ALL:,}).")
     if count > MOST_RUNS and not yes:
         raise UsageError(f"that is {count} runs; if you mean it, add --yes.")
-
-
-# ---------------------------------------------------------------- a sweep in a file
-
-_WORDS = (
-    *("method", "bench", "model", "seeds", "form", "search", "by", "device", "dtype", "generator", "evals", "points"),
-    *("variant", "retain", "data_dir", "reference", "judge", "judge_repetitions"),
-)
-_NUMBERS = ("budget", "limit")
-_IN_FILES = (*_WORDS, *_NUMBERS, "grid", "set")
-_TYPED_ONLY = {
-    "trust_remote_code": "it runs code that comes with a checkpoint",
-    "judge_url": "it says where the models' answers and your key are sent",
-}
-"""What a file cannot ask for, and why: it takes the user's own word."""
-
-
-def read_file(path: Path) -> dict[str, JSON]:
-    """A sweep written down: the flags' names, with lists and mappings where flags have commas.
-
-        method: [kfade, ga]
-        bench: tofu10
-        grid:
-          kfade.target_kl: [0.05, 0.1]
-          ga.lr: 1e-4..1e-2
-
-    Returns:
-        The flags' values: lists joined with commas, `set` as settings, `grid` as axes.
-
-    Raises:
-        UsageError: if it cannot be read, is no mapping, names no flag or one that must be typed, or has an empty grid.
-    """
-    told = read_yaml(path, path.name)
-    if not isinstance(told, dict):
-        raise UsageError(f"{path.name} is no sweep: write flags' names and values, such as method: kfade.")
-    for key in told:
-        if why := _TYPED_ONLY.get(str(key)):
-            flag = f"--{key.replace('_', '-')}"
-            raise UsageError(f"{path.name}: {key} is not taken from a file, for {why}. Take it out and type {flag}.")
-        if key not in _IN_FILES:
-            raise unknown(f"entry of a sweep's file ({path.name})", str(key), _IN_FILES)
-    for key in ("grid", "set"):
-        if key in told and (not isinstance(told[key], dict) or not told[key]):
-            raise UsageError(f"{path.name}: '{key}' is empty; write settings and their values under it.")
-    for key in _NUMBERS:
-        if key in told and not (type(told[key]) is int and 1 <= told[key] < 2**32):
-            raise UsageError(f"{path.name}: {key}={cut(str(told[key]))} is no whole number from 1 to {2**32 - 1:,}.")
-    words = {
-        key: ",".join(map(str, told[key] if isinstance(told[key], list) else [told[key]])) for key in _WORDS if key in told
-    }
-    return {**told, **words, "grid": {str(key): _axis(path, key, values) for key, values in told.get("grid", {}).items()}}
-
-
-def _axis(path: Path, key: str, values: JSON) -> list[JSON] | Span:
-    if isinstance(values, str) and ".." in values:
-        return span(f"{key}={values}", values)
-    if not isinstance(values, list) or not values:
-        raise UsageError(f"{path.name}: the axis '{cut(key)}' has no list of values. Write it as key: [value, value].")
-    # YAML takes 1e-4 for a word, the command line and JSON for a number.
-    return [parse([f"_={value}"])["_"] if isinstance(value, str) else value for value in values]
 
 
 # ---------------------------------------------------------------- doing them

@@ -30,10 +30,10 @@ from typing import TypeVar
 import platformdirs
 from filelock import FileLock
 
-from harness.storage import scratch
 from harness.core.config import JSON
 from harness.core.documents import parse_json, read_json
 from harness.core.errors import UsageError, cut, unknown
+from harness.storage import scratch
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from harness.storage.cache import disk_errors
 from harness.core.documents import parse_json, read_json
 from harness.core.errors import UsageError
+from harness.storage.cache import disk_errors
 from harness.storage.packs import SUFFIX, Pack, PackedRun, opened, write_pack
 from harness.storage.record_files import POINTS, ROWS, RUN, TEXTS, lines_of, read_points
 from harness.storage.record_writing import PART, run_text, whole_file

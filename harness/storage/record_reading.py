@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness.storage.cache import canonical
 from harness.core.documents import Malformed, Unreadable, place, read_json
 from harness.core.errors import UsageError
+from harness.storage.cache import canonical
 from harness.storage.record_files import RUN, check_kinds, fault, read_points
 from harness.storage.records import SCHEMA_VERSION, RunResult
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.storage.cache import disk_errors, flush
 from harness.core.documents import Malformed
 from harness.core.interfaces import GenerationRequest
+from harness.storage.cache import disk_errors, flush
 from harness.storage.record_files import POINTS, ROWS, RUN, TEXTS, lines_of, point_of, read_rows
 from harness.storage.records import Point, RunResult, to_json
 

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, StringConstraints, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from harness.storage.cache import digest
 from harness.core.config import JSON
 from harness.core.costs import Phase
 from harness.core.interfaces import Absent, Measurement, Points, Retain, Variant
+from harness.storage.cache import digest
 
 SCHEMA_VERSION = 6
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and

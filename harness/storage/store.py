@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from harness.storage.cache import disk_errors
 from harness.core.documents import Malformed, Unreadable, read_json
 from harness.core.errors import UsageError, cut
-from harness.storage.frames import frame_of
 from harness.core.interfaces import Row
+from harness.storage.cache import disk_errors
+from harness.storage.frames import frame_of
 from harness.storage.packs import SUFFIX, Pack, opened
 from harness.storage.record_files import ROWS, RUN, TEXTS, Question, read_questions, read_rows, read_texts
 from harness.storage.record_reading import newer_schema, read_run

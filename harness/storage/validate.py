@@ -14,10 +14,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.storage.cache import disk_errors
 from harness.core.documents import Malformed, Unreadable, place, read_json
 from harness.core.errors import UsageError
 from harness.core.interfaces import EVALUATORS
+from harness.storage.cache import disk_errors
 from harness.storage.packs import SUFFIX, Pack, opened
 from harness.storage.record_files import FILES, POINTS, ROWS, RUN, TEXTS, lines_of, read_questions, read_rows, read_texts
 from harness.storage.record_reading import newer_schema, parse_run

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.storage.cache import digest
 from harness.core.config import JSON
-from harness.data.rows import Encoded
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
-from harness.numerics.identity import answerer_fingerprint, end_tokens
 from harness.core.interfaces import METHODS, Setting
-from harness.numerics.likelihood import drawn_tokens
+from harness.data.rows import Encoded
 from harness.models.sources import weights_fingerprint
+from harness.numerics.identity import answerer_fingerprint, end_tokens
+from harness.numerics.likelihood import drawn_tokens
+from harness.storage.cache import digest
 from methods._elm.config import ELMConfig
 from methods._elm.texts import Concept, Entry
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.data.rows import Batch, Encoded, collate, pad_id
 from harness.core.interfaces import Setting
+from harness.data.rows import Batch, Encoded, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
 from harness.numerics.streams import streams
 from methods._elm.config import ELMConfig

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from harness.storage.cache import digest
-from harness.data.rows import Encoded, encode, pad_id
 from harness.core.interfaces import Setting, Stage
+from harness.data.rows import Encoded, encode, pad_id
 from harness.numerics.likelihood import AnswerDistributions, answer_nll, check_length
 from harness.numerics.streams import streams
+from harness.storage.cache import digest
 from methods._kfade.config import KFADEConfig
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.core.config import JSON
-from harness.numerics.identity import versions
 from harness.models.saving import save_tensors
+from harness.numerics.identity import versions
 from methods._kfade.data import StageData, sequences_digest
 from methods.curvature.by_curvlinops import curvlinops_curvatures
 from methods.curvature.factors import covariance_sums

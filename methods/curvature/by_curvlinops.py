@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from harness.data.rows import Encoded
 from harness.core.errors import UsageError
+from harness.data.rows import Encoded
 from methods.curvature import passes
 from methods.curvature.layers import Layer
 from methods.curvature.spectrum import LayerCurvature, eigenvectors

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from harness.core.errors import UsageError
 from harness.numerics import anatomy
 from harness.numerics.anatomy import LinearMap
-from harness.core.errors import UsageError
 from methods._settings import ANY_ARCHITECTURE
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from harness.core.progress import progress_bar
 from harness.data.rows import Batch, Encoded, batches, by_length, collate
 from harness.numerics.likelihood import answer_logits
-from harness.core.progress import progress_bar
 from methods.curvature.layers import Layer, first_of_groups, input_groups
 
 TOKENS_PER_BATCH = 4096

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data.rows import Batch, Encoded
 from harness.core.errors import Diverged
-from harness.numerics.likelihood import answer_rows
 from harness.core.progress import progress_bar
+from harness.data.rows import Batch, Encoded
+from harness.numerics.likelihood import answer_rows
 from methods.curvature.factors import Sums
 from methods.curvature.layers import Layer, input_groups
 from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of

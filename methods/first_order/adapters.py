@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core.errors import UsageError
 from harness.numerics import anatomy
 from harness.numerics.anatomy import LinearMap
-from harness.core.errors import UsageError
 from harness.numerics.streams import streams
 from methods._settings import ANY_ARCHITECTURE
 

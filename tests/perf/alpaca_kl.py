@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from evals import alpaca_kl
+from harness.core.costs import Costs
+from harness.core.interfaces import Setting, Task, Template
+from harness.data.rows import batches, pad_id
+from harness.models.pretraining import Vocabulary
 from harness.numerics import likelihood
 from harness.storage.cache import Cache
-from harness.core.costs import Costs
-from harness.data.rows import batches, pad_id
-from harness.core.interfaces import Setting, Task, Template
-from harness.models.pretraining import Vocabulary
 from tests.perf._machine import gemm_rate, machine, table, write
 from tests.perf.curvature import SIZES, build
 from tests.perf.first_order import seconds

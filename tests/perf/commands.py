@@ -78,12 +78,12 @@ def limit(what: str, values: list[float], at_most: float) -> Figure:
 
 def further_weights(again: int) -> list[Figure]:
     """The weights for one further damping, with curvature and forget gradient cached and loaded."""
-    from harness.storage.cache import Cache
     from harness.core.config import resolve
     from harness.core.costs import Costs
     from harness.core.interfaces import METHODS, Options, Setting
     from harness.models.sources import source_digest, weights_fingerprint
     from harness.running.run import plan
+    from harness.storage.cache import Cache
     from methods._kfade.data import StageData
     from methods._kfade.fit import fit, forget_gradient
     from methods.curvature.layers import mlp_layers
@@ -115,12 +115,12 @@ def worlds(seeds: list[int]) -> list[Figure]:
     """What the untouched model and the retrained ones score, over world seeds."""
     from evals import _tofu
     from evals._tofu import ks
-    from harness.storage.cache import Cache
-    from harness.numerics.generation import HFGenerator
     from harness.core.interfaces import Options, Subject
-    from harness.running.measuring import source_tables
     from harness.models.pretraining import train_all
+    from harness.numerics.generation import HFGenerator
+    from harness.running.measuring import source_tables
     from harness.running.run import plan
+    from harness.storage.cache import Cache
 
     untouched: list[float] = []
     utility: list[float] = []

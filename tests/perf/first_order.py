@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.storage.cache import Cache
 from harness.core.config import field_names, resolve
 from harness.core.costs import Costs
-from harness.data.rows import pad_id
 from harness.core.interfaces import METHODS, Example, Setting, Stage, Task, Template
-from harness.numerics.likelihood import answer_logits, answer_nll
+from harness.data.rows import pad_id
 from harness.models.pretraining import Vocabulary
+from harness.numerics.likelihood import answer_logits, answer_nll
+from harness.storage.cache import Cache
 from methods.first_order import loop
 from methods.first_order.recipe import Schedule
 from methods.first_order.refusals import Refusals

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.numerics import generation
-from harness.numerics.generation import Generator, HFGenerator, VLLMGenerator
 from harness.core.interfaces import GenerationRequest, Sampling
 from harness.models.pretraining import Vocabulary
+from harness.numerics import generation
+from harness.numerics.generation import Generator, HFGenerator, VLLMGenerator
 from tests.perf._machine import gemm_rate, machine, table, write
 from tests.test_vllm import TIE, gap_at_first_difference
 

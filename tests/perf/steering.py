@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.storage.cache import Cache
 from harness.core.config import resolve
 from harness.core.costs import Costs
-from harness.data.rows import Batch, collate, pad_id
 from harness.core.interfaces import BENCHMARKS, METHODS, Options, Setting
+from harness.data.rows import Batch, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
+from harness.storage.cache import Cache
 from methods import rmu
 from methods._elm.config import ELMConfig
 from methods._elm.continuations import continuations

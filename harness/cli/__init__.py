@@ -1,0 +1,1 @@
+"""The commands, one file for each group: parse, resolve, hand over. Nothing is computed here."""

@@ -1,0 +1,50 @@
+"""The program that the commands are registered with.
+
+Torch is imported only by the commands that need it: listing, showing and finding a run that is done do without.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from harness import __version__
+
+# Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+RUN, READ, LOOK, KEEP = "Run", "Read results", "Look around", "Keep house"
+"""Headings of `harness --help`."""
+
+app = typer.Typer(
+    help="Unlearning methods for language models behind one interface, measured alike.",
+    epilog="harness run --method kfade --bench tofu10 · harness list methods · harness leaderboard",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Trained mini models, curvature and texts kept between runs.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache", rich_help_panel=KEEP)
+results_app = typer.Typer(no_args_is_help=True, help="Results as they are stored.")
+app.add_typer(results_app, name="results", rich_help_panel=KEEP)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"unlearning-harness {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    plugins: Annotated[
+        str, typer.Option("--plugins", envvar="HARNESS_PLUGINS", metavar="DIR", help="A folder with methods and evaluators.")
+    ] = "",
+) -> None:
+    """Unlearning methods for language models behind one interface, measured alike."""

@@ -1,0 +1,93 @@
+"""The entry point: one clear sentence and exit code 2 for what the user can put right."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+
+import typer
+
+from harness.cli import keeping, listing, pages, runs, sweeps  # noqa: F401  (they register their commands)
+from harness.cli.app import app
+from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut
+from harness.core.plugins import add_plugins
+
+INTERRUPTED = 130
+"""What typer gives back of a command that was ended, from the keyboard or by a signal."""
+_NO_PLACE = {
+    errno.ENAMETOOLONG: "is too long for the name of a file or folder",
+    errno.EACCES: "may not be opened (permission denied). Make it and the folders it lies in readable, or name another",
+}
+"""What is wrong with what any flag that names a file may name, by the system's number of the error."""
+
+
+def _flush() -> None:
+    """Write out what was printed, as long as it can be told that this failed.
+
+    Raises:
+        UsageError: where stdout cannot be written, such as a file on a full disk.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more at its end
+        raise UsageError(f"the output cannot be written: {error.strerror}. Write it elsewhere.") from error
+
+
+def _with_plugins(words: list[str]) -> list[str]:
+    """The words without `--plugins DIR`, which may stand anywhere, since what a command knows depends on it."""
+    kept, folders = [], []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag != "--plugins":
+            kept.append(word)
+        elif folder := value if equals else next(rest, ""):
+            folders.append(folder)
+        else:
+            raise UsageError("--plugins names no folder.")
+    add_plugins(*folders)
+    return kept
+
+
+def main() -> None:
+    """Run the command that was typed and leave with its exit status."""
+    from harness.core.signals import exit_status, stop_on_signals
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    stop_on_signals()
+    if not sys.stderr.isatty():  # in a log file libraries draw no bars; transformers asks the hub's library
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        code = app(_with_plugins(sys.argv[1:]), standalone_mode=False) or 0
+        _flush()
+    except (typer.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes any file that ends early for the end of the terminal's input
+            raise error.__cause__ from None
+        code = INTERRUPTED
+    except (UsageError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        # Options that typer itself refuses: unknown flags, wrong choices.
+        if hasattr(error, "format_message"):
+            if message := error.format_message():  # empty where the help was shown for want of a command
+                print(f"error: {cut(message, LONGEST_MESSAGE)}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):
+            print(f"error: '{cut(str(error.filename))}' {why}.", file=sys.stderr)
+            sys.exit(2)
+        from harness.storage.cache import disk_trouble
+
+        if trouble := disk_trouble(error):
+            print(f"error: {trouble}", file=sys.stderr)
+            sys.exit(2)
+        raise
+    if code == INTERRUPTED:
+        code = exit_status()
+        print("interrupted; the same command goes on from here.", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,139 @@
+"""`harness doctor`, `validate` and `cache`: what is here, whether it is whole, and what may go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli.app import KEEP, app, cache_app, results_app
+from harness.cli.control import Json, Results, results_root
+from harness.cli.listing import print_rows
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", envvar="HARNESS_DATA", help="A folder laid out by hub id, used before the hub.")
+]
+
+
+@app.command(rich_help_panel=KEEP)
+def doctor(
+    bench: Annotated[str, typer.Option("--bench", "-b", help="Also look at what this benchmark needs.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Also look at what this model needs.")] = "mini",
+    data_dir: DataDir = None,
+    results: Results = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is here, what is missing, and where to get it."""
+    from harness.running.doctor import examine
+
+    findings = examine(bench, model, data_dir, results_root(results))
+    if as_json:
+        print(json.dumps([vars(f) for f in findings]))
+    else:
+        from rich.table import Table
+        from rich.text import Text
+
+        from harness.reading.report import stdout
+
+        table = Table(header_style="bold")
+        for heading in ("", "what", "found"):
+            table.add_column(heading)
+        for finding in findings:
+            mark = Text("ok", style="green") if finding.fine else Text("!", style="red")
+            table.add_row(mark, finding.what, finding.found)
+        stdout().print(table)
+    if any(not f.fine for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=KEEP)
+def validate(
+    results: Results = None,
+    aside: Annotated[bool, typer.Option("--set-aside", help="Move records that cannot be read out of the way.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every record of a store; exit code 1 and one line for each problem."""
+    from harness.storage.store import Store
+    from harness.storage.validate import problems, set_aside
+
+    store = Store(results_root(results))
+    found = list(problems(store))
+    if as_json:
+        print(json.dumps([vars(problem) for problem in found], ensure_ascii=False))
+    else:
+        for problem in found:
+            print(problem)
+        if not found:
+            count = len(store.places())
+            print(f"{count} record{'s' * (count != 1)}, no problem")
+    for problem in found if aside else ():
+        if problem.unreadable:
+            target = set_aside(store, problem)
+            print(f"set aside: {target}" if target else f"left alone, it is being written: {problem.where}", file=sys.stderr)
+    if found:
+        raise typer.Exit(1)
+
+
+@results_app.command("pack")
+def results_pack(results: Results = None) -> None:
+    """Put the finished runs of each benchmark into one file, a fifth of the size; every command reads them there."""
+    from harness.storage.packing import pack
+    from harness.storage.store import Store
+
+    for packing in pack(Store(results_root(results))):
+        if packing.runs:
+            print(f"{packing.path}: {packing.runs} runs, {packing.bytes / 2**20:.2f} MiB", flush=True)
+        for sentence in packing.left:
+            print(f"left in its folder: {sentence}", file=sys.stderr)
+
+
+@results_app.command("unpack")
+def results_unpack(
+    name: Annotated[str, typer.Argument(metavar="[RUN]", help="Only the run whose id begins so, to copy it elsewhere.")] = "",
+    results: Results = None,
+) -> None:
+    """Give packed runs folders of their own again; prints them."""
+    from harness.storage.packing import unpack
+    from harness.storage.store import Store
+
+    for folder in unpack(Store(results_root(results)), name):
+        print(folder)
+
+
+@cache_app.command("list")
+def cache_list(as_json: Json = False) -> None:
+    """What is kept, how large it is, and what it cost to make."""
+    from harness.storage.cache import Cache
+
+    cache = Cache()
+    rows: list[dict[str, Any]] = [
+        {
+            "kind": entry.kind,
+            "entry": entry.path.name[:12],
+            "about": str(entry.facts.get("name", "")),
+            "MiB": round(entry.bytes / 2**20, 2),
+            "seconds": round(entry.seconds, 1),
+        }
+        for entry in cache.entries()
+    ]
+    print_rows(rows, as_json)
+    if not as_json:
+        print(f"{sum(row['MiB'] for row in rows):.1f} MiB in {cache.root}")
+
+
+@cache_app.command("clear")
+def cache_clear(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            help="Only this kind: model, curvature, gradient, continuations, generations, evaluations, verdicts, attack."
+        ),
+    ] = None,
+) -> None:
+    """Remove what is kept; what another process is making is left alone."""
+    from harness.storage.cache import Cache
+
+    print(f"freed {Cache().clear(kind) / 2**20:.1f} MiB")

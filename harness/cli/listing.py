@@ -1,0 +1,232 @@
+"""`harness list`, `show`, `score` and `power`: what there is and what it says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli.app import LOOK, READ, app
+from harness.cli.control import Json, Results, results_root
+from harness.cli.flags import Words, command
+from harness.core.errors import UsageError
+from harness.core.fields import read
+from harness.running.request import PowerRequest, ScoreRequest
+
+
+class Kind(StrEnum):
+    """What `harness list` can list."""
+
+    methods = "methods"
+    benches = "benches"
+    models = "models"
+    evals = "evals"
+    studies = "studies"
+    figures = "figures"
+    runs = "runs"
+
+
+@app.command("list", rich_help_panel=LOOK)
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: Results = None, as_json: Json = False) -> None:
+    """List what there is."""
+    rows: list[dict[str, Any]]
+    if kind is Kind.runs:
+        rows = _run_rows(results_root(results))
+    elif kind is Kind.studies:
+        from harness.running.studies import STUDIES
+
+        rows = [{"name": name, "about": study.about} for name, study in STUDIES.items()]
+    elif kind is Kind.models:
+        from harness.core.interfaces import BENCHMARKS
+
+        known: dict[str, tuple[str, list[str]]] = {}
+        for bench in BENCHMARKS.names():
+            for name, about in BENCHMARKS.get(bench).models.items():
+                known.setdefault(name, (about, []))[1].append(bench)
+        rows = [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
+    else:
+        from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
+
+        registries = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS, Kind.figures: FIGURES}
+        registry: Any = registries[kind]
+        rows = [{"name": entry.name, "about": entry.summary} for entry in registry.entries.values()]
+    print_rows(rows, as_json)
+
+
+_LISTED = ("forget_quality", "model_utility", "bio_accuracy", "cyber_accuracy", "general_accuracy", "mmlu_accuracy")
+"""What a list of runs says of their last points; a column that would be empty is left out of the table."""
+_USUAL = {"retain": "all"}
+"""What goes without saying: a column that holds nothing else is left out as well."""
+
+
+def _run_rows(root: Path) -> list[dict[str, Any]]:
+    from harness.core.interfaces import Measurement
+    from harness.storage.store import Store
+
+    rows = []
+    store = Store(root)
+    store.check()
+    for place in store.places():
+        try:
+            result = store.read(place)
+        except UsageError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        last = result.points[-1].measurements if result.points else ()
+        values = {m.metric: m.value for m in last if isinstance(m, Measurement)}
+        spec = result.spec
+        rows.append(
+            {
+                "run": spec.run_id,
+                "bench": spec.bench,
+                "model": spec.model,
+                "retain": spec.retain,
+                "method": spec.method,
+                "seed": spec.seed,
+                "status": result.status,
+                "points": len(result.points),
+                **{metric: values.get(metric) for metric in _LISTED},
+            }
+        )
+    return rows
+
+
+def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """A table of rows with equal keys, or JSON."""
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    from harness.reading.report import Columns, number, stdout
+
+    if not rows:
+        print("none")
+        return
+    names = [name for name in rows[0] if any(row[name] not in (None, _USUAL.get(name)) for row in rows)]
+    headings = [name.removesuffix("_accuracy").replace("_", " ") for name in names]
+    table: Columns | Table
+    if any(isinstance(value, int | float) for value in rows[0].values()):
+        table = Columns(headings, left=range(len(names)))
+    else:
+        table = Table(*headings, header_style="bold")  # of words, which may be wrapped
+    for row in rows:
+        told = [row[name] for name in names]
+        table.add_row(*[number(v, 3) if isinstance(v, float) else "–" if v is None else str(v) for v in told])
+    stdout().print(table)
+
+
+@app.command(rich_help_panel=LOOK)
+def show(
+    name: Annotated[str, typer.Argument(help="A run's id (its beginning is enough), or a method's name.")],
+    results: Results = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run as it is recorded, or a method's settings."""
+    from harness.core.config import describe
+    from harness.core.interfaces import METHODS
+    from harness.reading.report import run_report, settings_table, stdout
+    from harness.storage.records import to_json
+    from harness.storage.store import Store
+
+    if name in METHODS.names():
+        method = METHODS.get(name)
+        rows = describe(method.config)
+        if as_json:
+            print(json.dumps([{"setting": n, "default": d, "about": a} for n, d, a in rows]))
+            return
+        stdout().print(settings_table(rows, f"{name} ({method.source}), version {method.version}"))
+        for form, presets in (("published", method.presets), ("tuned", method.tuned)):
+            for (bench, family), preset in presets.items():
+                where = f"{'any benchmark' if bench == '*' else bench} on {family}"
+                told = ", ".join(f"{k}={v}" for k, v in preset.items())
+                stdout().print(f"{form} form for {where}: {told}", highlight=False)
+        return
+    folder, result = Store(results_root(results)).by_id(name)
+    if as_json:
+        print(json.dumps(to_json(result), ensure_ascii=False))
+        return
+    console = stdout()
+    console.print(run_report(result))
+    about = {}
+    if result.spec.method in METHODS.names():  # else it is another installation's, or no longer there
+        about = {name: meaning for name, _, meaning in describe(METHODS.get(result.spec.method).config)}
+    if result.spec.config:
+        rows = [(key, value, about.get(key, "")) for key, value in result.spec.config.items()]
+        console.print(settings_table(rows, "settings"))
+    if result.provenance:
+        from harness.core.arithmetic import in_words
+
+        console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
+        packages = ", ".join(f"{package} {version}" for package, version in result.provenance.packages.items())
+        console.print(f"made with {packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False)
+        if kind := in_words(result.provenance.arithmetic):
+            console.print(f"rounding of {kind}", soft_wrap=True, highlight=False)
+    console.print(f"record: {folder}", soft_wrap=True, highlight=False)
+
+
+@command(app, ScoreRequest, panel=READ)
+def score(
+    words: Words,
+    log: Annotated[Path, typer.Argument(help="An evaluation log: ToFU's, SimNPO's, NPO's or open-unlearning's.")],
+    as_json: Json = False,
+) -> None:
+    """Compute the metrics of an evaluation log that another program wrote."""
+    from dataclasses import asdict
+
+    from harness.core.interfaces import BENCHMARKS
+    from harness.reading.report import measurement_table, measurements, stdout
+    from harness.running.measuring import score_log
+
+    request = read(ScoreRequest, words.environment, words.typed)
+    scored = score_log(BENCHMARKS.get(request.bench), log, request.reference, request.variant)
+    first = next(iter(scored.values()))
+    if as_json:
+        print(json.dumps({m.metric: asdict(m) for m in first}))
+        return
+    stdout().print(measurement_table({name: measurements(values) for name, values in scored.items()}, digits=6))
+    for item in first:
+        if reason := getattr(item, "reason", None) or getattr(item, "note", None):
+            stdout().print(f"{item.metric}: {reason}", style="dim", soft_wrap=True)
+
+
+@command(app, PowerRequest, panel=READ)
+def power(words: Words, results: Results = None, as_json: Json = False) -> None:
+    """Say the smallest difference that a benchmark can show.
+
+    harness power --bench tofu10
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from harness.core.interfaces import Absent, Options
+    from harness.reading.power import smallest_differences
+    from harness.reading.report import number, stdout
+    from harness.storage.store import Store
+
+    request = read(PowerRequest, words.environment, words.typed)
+    if not request.bench:
+        raise UsageError("give --bench (see harness list benches).")
+    options = Options(limit=request.limit, data_dir=request.data_dir, variant=request.variant)
+    smallest = smallest_differences(request.bench, request.model, Store(results_root(results)), options)
+    if as_json:
+        print(json.dumps([asdict(item) for item in smallest]))
+        return
+    table = Table(
+        title=f"differences under these are mostly not shown by one seed on {request.bench} with {request.model}",
+        title_justify="left",
+        header_style="bold",
+    )
+    for heading in ("metric", "smallest difference", "rows", "how", "note"):
+        table.add_column(heading)
+    for item in smallest:
+        if isinstance(item, Absent):
+            table.add_row(item.metric, "absent", "", "", f"{item.reason}; run several methods: harness run --method a,b")
+        else:
+            table.add_row(item.metric, number(item.value), str(item.n), item.interval_method or "", item.note or "")
+    stdout().print(table)

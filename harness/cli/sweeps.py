@@ -1,0 +1,131 @@
+"""`harness sweep` and `harness study`: many runs, each a record of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.app import RUN, app
+from harness.cli.control import SweepControl, no_bars, print_json, report_failures, tell_costs
+from harness.cli.flags import Words, command
+from harness.core.fields import read
+from harness.running.request import StudyRequest, SweepRequest, request_file
+
+if TYPE_CHECKING:
+    from harness.running.sweep import Try
+    from harness.storage.records import RunResult
+
+
+@command(app, SweepRequest, SweepControl, panel=RUN)
+def sweep(
+    words: Words,
+    control: SweepControl,
+    file: Annotated[Path | None, typer.Argument(help="Flags in a YAML file; those given here win.")] = None,
+) -> None:
+    """Run a grid of settings; every trial is a record, finished ones are skipped, failed ones kept.
+
+    harness sweep -m ga,npo -b tofu10 --grid lr=1e-4,1e-3 --seeds 0,1,2
+
+    harness sweep sweep.yaml --jobs 2 --dry-run
+    """
+    no_bars()
+    from harness.running.sweep import check_count
+
+    layers = [words.environment, request_file(SweepRequest, file) if file else {}, words.typed]
+    asked = read(SweepRequest, *layers).sweep()
+    check_count(asked.count(), control.yes)
+    tries = asked.tries()
+    if control.dry_run:
+        _forecast(tries, control, "sweep", {})
+    else:
+        _run(tries, control, asked.by)
+
+
+@command(app, StudyRequest, SweepControl, panel=RUN)
+def study(
+    words: Words,
+    control: SweepControl,
+    name: Annotated[str, typer.Argument(help="Which one; see harness list studies.")],
+) -> None:
+    """Run one of the paper's ablations or tables; finished runs are skipped.
+
+    harness study hessian --dry-run
+
+    harness study hessian --bench tofu05 --jobs 2
+    """
+    no_bars()
+    from harness.running.studies import possible, study_of, tries_of
+    from harness.running.sweep import check_count
+
+    request, chosen = read(StudyRequest, words.environment, words.typed), study_of(name)
+    asked = tries_of(chosen, request.bench, request.model, request.seeds, request.options())
+    check_count(len(asked), control.yes)
+    tries, left_out = possible(asked, {})
+    about = {"study": name, "about": chosen.about, "left_out": left_out}
+    if control.dry_run or not control.silent:
+        _forecast(tries, control, name, about)
+    if not control.dry_run:
+        _run(tries, control)
+
+
+def _forecast(tries: Sequence[Try], control: SweepControl, name: str, about: dict[str, Any]) -> None:
+    """Say how many runs are left and how long they will take; each of them too where that is all that was asked."""
+    from harness.running.studies import forecast
+    from harness.storage.store import Store
+
+    expected = forecast([todo.plan({}) for todo in tries], Store(control.root), control.jobs or 1)
+    left_out = about.get("left_out", [])
+    if control.json:
+        print_json({**about, **vars(expected), "tries": [str(todo) for todo in tries]})
+        return
+    lines = [f"{name}: {about['about']}"] if about else []
+    for line in (*lines, f"{expected}.", *left_out, *(map(str, tries) if control.dry_run else ())):
+        print(line, flush=True)
+
+
+def _run(tries: Sequence[Try], control: SweepControl, by: str = "") -> None:
+    """Do them and show the table."""
+    results = _run_tries(tries, control)
+    if control.json:
+        from harness.storage.records import to_json
+
+        print_json([to_json(result) for result in results])
+    else:
+        from harness.reading.report import stdout, sweep_table
+
+        stdout().print(sweep_table([todo.chosen for todo in tries], results, by))
+    report_failures(tries, results)
+
+
+def _run_tries(tries: Sequence[Try], control: SweepControl) -> list[RunResult]:
+    """Do them, and say how far it is: a live table on a terminal, a line for each run elsewhere."""
+    if not control.silent:
+        tell_costs()
+    from rich.live import Live
+
+    from harness.reading.report import Watch, stderr
+    from harness.running.executors import executor_of
+    from harness.running.sweep import run_tries
+    from harness.storage.cache import Cache
+    from harness.storage.store import Store
+
+    several = len({todo.bench for todo in tries}) > 1
+    watch = Watch([f"{todo.method} on {todo.bench}" if several else todo.method for todo in tries])
+    console = stderr()
+    shown = (console.is_terminal or control.progress == "bar") and control.progress != "plain" and not control.silent
+
+    def say(index: int, result: RunResult) -> None:
+        watch.add(index, result.status)
+        if not control.silent:
+            line = f"{watch.finished}/{len(tries)} {tries[index].label(several)}: {result.status}"
+            live.console.print(line, soft_wrap=True, highlight=False) if shown else print(line, flush=True)
+
+    def watched(left: Sequence[Try], *others: Any) -> Iterator[tuple[int, str]]:
+        watch.begin()
+        return executor_of(control.executor, control.jobs)(left, *others)
+
+    with Live(watch, console=console, auto_refresh=shown, transient=True, redirect_stdout=False) as live:
+        return run_tries(tries, Store(control.root), Cache(), watched, say)

@@ -1,0 +1,126 @@
+"""Where plug-ins lie besides the built-in folders: folders that somebody names, and installed packages.
+
+`HARNESS_PLUGINS` holds folders or files, parted as in PATH (`--plugins DIR` adds to it, so that worker processes find them
+too); an installed package names a module under the entry point group `harness.plugins`. Nothing is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+
+from harness.core.errors import UsageError, reason
+
+VARIABLE = "HARNESS_PLUGINS"
+GROUP = "harness.plugins"
+
+
+@dataclass(frozen=True)
+class PluginFile:
+    """A file that may register something."""
+
+    path: Path
+    """Where it is."""
+    module: str
+    """The name it is imported by."""
+    installed: bool = False
+    """Whether that name is an installed package's; else the file is loaded from where it is."""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def load(self) -> ModuleType:
+        """Import it, once.
+
+        Raises:
+            UsageError: naming the file and the error, if its code breaks off.
+        """
+        if self.module in sys.modules:
+            return sys.modules[self.module]
+        try:
+            if self.installed:
+                return importlib.import_module(self.module)
+            return _load_file(self.path, self.module)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"the plug-in {self.path} cannot be imported ({reason(error)}).") from error
+
+
+def _load_file(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "a .py file has one"
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.parent)
+    if folder not in sys.path:  # a plug-in may be several files
+        sys.path.append(folder)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def add_plugins(*paths: str | Path) -> None:
+    """Look for plug-ins in these folders or files too, here and in the processes that this one starts.
+
+    Raises:
+        UsageError: for one that is not there.
+    """
+    known = [part for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    for path in paths:
+        place = str(Path(path).expanduser().absolute())
+        if not Path(place).exists():
+            raise UsageError(f"--plugins {path}: there is no such file or folder.")
+        if place not in known:
+            known.append(place)
+    os.environ[VARIABLE] = os.pathsep.join(known)
+
+
+def plugin_files() -> list[PluginFile]:
+    """Every file that may register something, besides the built-in ones.
+
+    Raises:
+        UsageError: for a folder that is named and not there.
+    """
+    named = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    found = [_file(file) for place in named for file in _files(place)]
+    return [*found, *_installed()]
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if place.is_file():
+        yield place
+    elif place.is_dir():
+        yield from sorted(place.glob("[!_]*.py"))
+    else:
+        raise UsageError(f"{VARIABLE} names {place}, and there is no such file or folder.")
+
+
+def _file(path: Path) -> PluginFile:
+    place = path.resolve()
+    return PluginFile(place, f"harness_plugin_{place.stem}_{sha256(str(place).encode()).hexdigest()[:8]}")
+
+
+@cache
+def _installed() -> tuple[PluginFile, ...]:
+    """Modules of installed packages; a package is every file in it that does not begin with `_`."""
+    found: list[PluginFile] = []
+    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.value):
+        spec = importlib.util.find_spec(point.module)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            found += [PluginFile(file, f"{point.module}.{file.stem}", True) for file in sorted(Path(folder).glob("[!_]*.py"))]
+        if spec and spec.origin and not spec.submodule_search_locations:
+            found.append(PluginFile(Path(spec.origin), point.module, True))
+    return tuple(found)

@@ -1,0 +1,169 @@
+"""Recorded runs in Python: a sequence of results that can be looked at as a table, by its answers, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from typing import TYPE_CHECKING, overload
+
+from harness.core.errors import UsageError
+from harness.core.interfaces import Difference, Measurement
+from harness.reading.differences import differences
+from harness.storage.records import RunResult
+from harness.storage.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.storage.records import RunSpec
+
+MOST_SHOWN = 20
+"""Runs that a notebook shows; the table has all of them."""
+REFERENCES = {"before": "untouched", "retrained": "retrained"}
+"""Column of `samples` → the method whose recorded answers stand there."""
+
+
+class Comparison(Sequence[Difference]):
+    """By how much methods differ in each metric, on the same rows."""
+
+    def __init__(self, differences: Sequence[Difference]) -> None:
+        self._differences = differences
+
+    @overload
+    def __getitem__(self, index: int) -> Difference: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Difference]: ...
+    def __getitem__(self, index: int | slice) -> Difference | Sequence[Difference]:
+        return self._differences[index]
+
+    def __len__(self) -> int:
+        return len(self._differences)
+
+    def table(self) -> pd.DataFrame:
+        """One row for each two methods and metric; the columns are the fields of `Difference`."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(each) for each in self])
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html(index=False)) if len(self) else "<p>nothing to compare</p>"
+
+
+class Runs(Sequence[RunResult]):
+    """Results of runs, with the store that holds their rows and answers.
+
+    Args:
+        results: in any order.
+        store: where they are recorded.
+    """
+
+    def __init__(self, results: Sequence[RunResult], store: Store) -> None:
+        self._results = list(results)
+        self.store = store
+
+    @overload
+    def __getitem__(self, index: int) -> RunResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> Runs: ...
+    def __getitem__(self, index: int | slice) -> RunResult | Runs:
+        return Runs(self._results[index], self.store) if isinstance(index, slice) else self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __iter__(self) -> Iterator[RunResult]:
+        return iter(self._results)
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{r.spec.method} on {r.spec.bench} seed {r.spec.seed}" for r in self._results[:MOST_SHOWN])
+        more = f", and {len(self) - MOST_SHOWN} more" if len(self) > MOST_SHOWN else ""
+        return f"<{len(self)} run{'s' * (len(self) != 1)}: {names}{more}>"
+
+    def table(self) -> pd.DataFrame:
+        """Everything that was measured: one row a run, point and metric; see `Store.frame` for the columns."""
+        frame = self.store.frame()
+        if frame.empty:
+            return frame
+        return frame[frame["folder"].isin([result.spec.folder.as_posix() for result in self])].reset_index(drop=True)
+
+    def samples(self, task: str = "") -> pd.DataFrame:
+        """Questions with the true answer and what was answered at the last point.
+
+        Args:
+            task: only these questions, such as `forget`.
+
+        Returns:
+            Columns `run`, `method`, `task`, `question`, `true`, `before`, `after`, `retrained`; the answers before and of the
+            retrained model are those of recorded runs of `untouched` and `retrained`, and None where there are none.
+        """
+        import pandas as pd
+
+        rows = []
+        for result in self:
+            after = self._answers(result.spec, result)
+            ends = {column: self._reference(result.spec, method) for column, method in REFERENCES.items()}
+            for question in self.store.questions(result.spec):
+                if task and question.task != task:
+                    continue
+                turns = tuple(question.turns)
+                answers = {column: texts.get(turns) for column, texts in ends.items()}
+                rows.append(
+                    {
+                        "run": result.spec.run_id,
+                        "method": result.spec.method,
+                        "task": question.task,
+                        "question": question.question,
+                        "true": question.answer,
+                        "before": answers["before"],
+                        "after": after.get(turns),
+                        "retrained": answers["retrained"],
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def compare(self, against: str = "") -> Comparison:
+        """By how much these runs' methods differ, at their last points, on the same rows.
+
+        Args:
+            against: the method that all others are compared with; each with each if empty.
+
+        Raises:
+            UsageError: if the runs are of several benchmarks, models or settings, or none is of that method.
+        """
+        named: dict[str, list[tuple[RunSpec, int]]] = {}
+        for result in self:
+            if result.points:
+                named.setdefault(result.spec.method, []).append((result.spec, result.points[-1].index))
+        if against and against not in named:
+            raise UsageError(f"none of these runs is of {against}; there are: {', '.join(sorted(named)) or 'none'}.")
+        if len({result.spec.comparable for result in self}) > 1:
+            raise UsageError("these runs are not all on one benchmark, model and data; load_runs(path, bench=…) picks them.")
+        for method, runs in named.items():
+            if len({str(sorted(spec.config.items(), key=str)) for spec, _ in runs}) > 1:
+                raise UsageError(f"these runs of {method} differ in their settings; compare those of one setting.")
+        return Comparison(differences(named, self.store, against or None))
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(r))}</tr>" for r in self[:MOST_SHOWN])
+        more = f"<p>and {len(self) - MOST_SHOWN} more</p>" if len(self) > MOST_SHOWN else ""
+        heads = "".join(f"<th>{head}</th>" for head in ("benchmark", "model", "method", "seed", "status", "last point"))
+        return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}"
+
+    def _answers(self, spec: RunSpec, result: RunResult | None) -> Mapping[tuple[str, ...], str]:
+        return self.store.texts(spec.folder.as_posix(), result.points[-1].index) if result and result.points else {}
+
+    def _reference(self, spec: RunSpec, method: str) -> Mapping[tuple[str, ...], str]:
+        """The answers of a recorded run of a reference method on the same data, of the lowest seed that has any."""
+        alike = [r for r in self.store.runs() if r.spec.method == method and r.spec.comparable == spec.comparable]
+        for result in sorted(alike, key=lambda r: r.spec.seed):
+            if texts := self._answers(result.spec, result):
+                return texts
+        return {}
+
+
+def _cells(result: RunResult) -> list[str]:
+    last = result.points[-1].measurements if result.points else ()
+    values = [f"{m.metric} {m.value:.4g}" for m in last if isinstance(m, Measurement)]
+    spec = result.spec
+    return [spec.bench, spec.model, spec.method, str(spec.seed), result.status, ", ".join(values[:4])]
