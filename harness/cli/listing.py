@@ -59,12 +59,13 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
 
 _LISTED = ("forget_quality", "model_utility", "bio_accuracy", "cyber_accuracy", "general_accuracy", "mmlu_accuracy")
 """What a list of runs says of their last points; a column that would be empty is left out of the table."""
-_USUAL = {"retain": "all"}
+_USUAL = {"retain": "all", "status": "done"}
 """What goes without saying: a column that holds nothing else is left out as well."""
 
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.core.interfaces import Measurement
+    from harness.reading.comparing import protocol
     from harness.storage.store import Store
 
     rows = []
@@ -86,13 +87,14 @@ def _run_rows(root: Path) -> list[dict[str, Any]]:
                 "model": spec.model,
                 "retain": spec.retain,
                 "method": spec.method,
+                "preset": protocol(result.selection),
                 "seed": spec.seed,
                 "status": result.status,
                 "points": len(result.points),
                 **{metric: values.get(metric) for metric in _LISTED},
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: [row[name] for name in ("bench", "model", "method", "preset", "seed")])
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
