@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from evals._http import BrokenOff, TooLate, TooLong, Unreachable, exchange
-from harness.interfaces import Judge
-from harness.models import CheckpointSource
-from harness.scratch import temporary_file
-from harness.vllm import CPU_CACHE_GIB, child, free_share
+from harness.core.interfaces import Judge
+from harness.models.sources import CheckpointSource
+from harness.numerics.vllm import CPU_CACHE_GIB, child, free_share
+from harness.storage.scratch import temporary_file
 
-log = logging.getLogger("harness.judging")
+log = logging.getLogger("harness.core.judging")
 
 SECONDS_TO_SERVE = 1800.0
 """How long vLLM may take to load a model."""

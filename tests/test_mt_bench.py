@@ -16,15 +16,15 @@ import pytest
 
 from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
-from harness.cache import Cache
-from harness.errors import UsageError
-from harness.generation import HFGenerator
-from harness.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, Setting, Subject, Task
-from harness.measuring import measure, source_tables
-from harness.models import save_checkpoint
-from harness.pretraining import Vocabulary
-from harness.records import to_json
-from harness.run import execute
+from harness.core.errors import UsageError
+from harness.core.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, Setting, Subject, Task
+from harness.models.pretraining import Vocabulary
+from harness.models.sources import save_checkpoint
+from harness.numerics.generation import HFGenerator
+from harness.running.measuring import measure, source_tables
+from harness.running.run import execute
+from harness.storage.cache import Cache
+from harness.storage.records import to_json
 from tests.conftest import Bench, SettingMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server
 
@@ -497,7 +497,7 @@ def test_the_same_model_is_judged_once(judged: Any, make_setting: SettingMaker):
 
 
 def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_task: Task):
-    from harness.interfaces import Reference
+    from harness.core.interfaces import Reference
 
     _, low = judged(lambda number, asked: Answer("[[2]]"))
     found, subject = judged(by_turn)
@@ -515,7 +515,7 @@ def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_ta
 def one_step(setting: Setting, config: Any) -> Iterator[Any]:
     import torch
 
-    from harness.interfaces import Progress
+    from harness.core.interfaces import Progress
 
     with torch.no_grad():
         setting.model.lm_head.weight.mul_(0.5)

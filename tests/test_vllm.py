@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from evals.multiple_choice import Scored, by_vllm, log_likelihoods
-from harness.cache import Cache
-from harness.errors import UsageError
-from harness.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
-from harness.interfaces import GenerationRequest, Options, Sampling, Setting
-from harness.registry import ROOT
-from harness.vllm import _environment
+from harness.core.errors import UsageError
+from harness.core.interfaces import GenerationRequest, Options, Sampling, Setting
+from harness.core.registry import ROOT
+from harness.numerics.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
+from harness.numerics.vllm import _environment
+from harness.storage.cache import Cache
 from tests.conftest import WORDS, WORLD, Nano, SettingMaker, with_choices
 from tests.test_generation import QUESTIONS, Counting, request
 
@@ -192,7 +192,7 @@ def test_a_vllm_that_fails_shows_its_last_words_and_the_way_out(
 
 def test_a_vllm_that_never_comes_up_is_given_up(nano: Nano, stand_in: Path, monkeypatch: pytest.MonkeyPatch):
     (stand_in / "vllm.py").write_text("import time\ntime.sleep(600)")
-    monkeypatch.setattr("harness.vllm.SECONDS_TO_START", 0.5)
+    monkeypatch.setattr("harness.numerics.vllm.SECONDS_TO_START", 0.5)
     with pytest.raises(UsageError, match="did not come up"):
         VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request(QUESTIONS[0])])
 
@@ -209,7 +209,7 @@ def test_vllm_sees_the_models_gpu_alone(device: str, visible: str | None, seen: 
 
 
 def test_the_model_before_unlearning_is_not_put_on_the_gpu_for_vllm(cache: Cache):
-    from harness.measuring import _BaseGenerator
+    from harness.running.measuring import _BaseGenerator
 
     placed = []
 
@@ -251,9 +251,9 @@ def test_of_a_context_that_is_too_long_the_end_is_read(make_setting: SettingMake
 
 PARENT = """
 import os, time
-from harness.scratch import temporary_file
-from harness.signals import stop_on_signals
-from harness.vllm import child
+from harness.storage.scratch import temporary_file
+from harness.core.signals import stop_on_signals
+from harness.numerics.vllm import child
 
 stop_on_signals()
 with temporary_file() as said, child([{kind!r}, "{{}}"], os.environ, said):
@@ -323,7 +323,7 @@ def only_engine(nano: Nano) -> Iterator[tuple[PreTrainedModel, str]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = wide(nano, device)
     with pytest.MonkeyPatch.context() as patch, served(model, device, model.config.max_position_embeddings) as running:
-        patch.setattr("harness.generation.served", lambda asked, device, room: nullcontext(running))
+        patch.setattr("harness.numerics.generation.served", lambda asked, device, room: nullcontext(running))
         yield model, device
 
 

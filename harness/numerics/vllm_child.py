@@ -1,4 +1,4 @@
-"""The program that holds a vLLM; `harness.vllm` starts it and ends it. It imports nothing of the harness.
+"""The program that holds a vLLM; `harness.numerics.vllm` starts it and ends it. It imports nothing of the harness.
 
 `engine SETTINGS` loads a model with vLLM's settings, given as JSON. It says `"ready"` when the model is loaded; then every line
 it reads holds prompts, and every line it writes, in the same order, their new tokens, or where a prompt comes with candidates
