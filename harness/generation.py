@@ -26,7 +26,7 @@ from harness.documents import read_json
 from harness.errors import UsageError, cut
 from harness.identity import end_tokens, versions
 from harness.interfaces import GenerationRequest
-from harness.loading import ALL_GPUS
+from harness.loading import ALL_GPUS, without_own_settings
 from harness.progress import progress_bar
 from harness.scratch import temporary_folder
 from harness.thoughts import MARKED
@@ -106,7 +106,7 @@ class HFGenerator:
             max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=ends, pad_token_id=pad, do_sample=False
         )
         drawn = any(r.sampling.temperature > 0 for r in requests)
-        with _without_own_settings(model), torch.no_grad():
+        with without_own_settings(model), torch.no_grad():
             out = model.generate(  # type: ignore[operator]
                 torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
                 attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
@@ -189,7 +189,7 @@ def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
         UsageError: if vLLM does not come up with the model.
     """
     with temporary_folder() as folder:
-        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder), _without_own_settings(model):
+        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder), without_own_settings(model):
             model.save_pretrained(folder)
         with engine(folder, str(model.dtype).removeprefix("torch."), device, room) as running:
             yield running
@@ -237,18 +237,6 @@ def _too_long(tokens: int, room: int) -> UsageError:
 def _seed(request: GenerationRequest) -> int:
     """What decides a request's draw: its seed and all turns so far."""
     return int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
-
-
-@contextmanager
-def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Leave aside the settings of the checkpoint's generation_config.json (a repetition penalty, say), but for its ends."""
-    from transformers import GenerationConfig
-
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 Answer = Callable[[Sequence[list[int]], Sequence[GenerationRequest]], Iterable[tuple[GenerationRequest, str]]]

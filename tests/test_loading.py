@@ -20,6 +20,7 @@ from harness.errors import UsageError
 from harness.interfaces import Example
 from harness.loading import examine, load_checkpoint
 from harness.models import CheckpointSource, save_checkpoint, weights_fingerprint
+from tests import architectures
 from tests.conftest import HarnessCli, Nano
 
 if TYPE_CHECKING:
@@ -443,6 +444,30 @@ def test_impossible_sizes_are_named(changes: dict[str, Any], told: str, folder: 
     change(folder / "config.json", **changes)
     with pytest.raises(UsageError, match=told):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "told"),
+    [
+        ("llama", {"text_config": ""}, r"says '' of its text part; a configuration is wanted there"),
+        ("bloom", {"is_encoder_decoder": True}, r"is_encoder_decoder=True; only a decoder alone can be unlearned here"),
+        ("bloom", {"sliding_window": [1]}, r"the model of .* cannot be loaded: TypeError: "),
+        (
+            "llama",
+            {"attention_dropout": 2.0},
+            r"the model of .* cannot be loaded: dropout probability has to be between 0 and 1",
+        ),
+    ],
+)
+def test_what_is_used_only_when_a_model_reads_or_answers_is_told_when_it_is_loaded(
+    family: str, changes: dict[str, Any], told: str, nano: Nano, tmp_path: Path
+):
+    """Found by fuzzing: transformers takes these configurations, and the model's first answer, or step, ended in a traceback."""
+    save_checkpoint(architectures.model(family), nano.tokenizer, tmp_path / "c", {})
+    assert not load(tmp_path / "c").training
+    change(tmp_path / "c" / "config.json", **changes)
+    with pytest.raises(UsageError, match=told):
+        load(tmp_path / "c")
 
 
 def test_layers_without_end_are_refused_before_anything_counts_them(nano: Nano, tmp_path: Path):
