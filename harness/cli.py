@@ -621,13 +621,21 @@ def _report_failures(runs: Sequence[Try | str], found: Sequence[RunResult]) -> N
 
 
 def _read_spec(path: Path) -> RunSpec:
+    from pydantic import ValidationError
+
+    from harness.record_files import fault, lacks
     from harness.records import read_spec
 
     try:
-        return read_spec(read_json(path, path.name)["spec"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).rstrip(".") if isinstance(error, UsageError) else type(error).__name__
-        raise UsageError(f"{cut(str(path))} is no run.json of this harness ({why}).") from error
+        told = read_json(path, path.name)
+        if isinstance(told, dict) and "spec" in told:
+            return read_spec(told["spec"])
+        why = lacks(["spec"])
+    except ValidationError as error:
+        why = fault(error)
+    except UsageError as error:
+        why = str(error).rstrip(".")
+    raise UsageError(f"{cut(str(path))} is no run.json of this harness ({why}).")
 
 
 @app.command("list")
