@@ -15,7 +15,7 @@ from harness.data import cached_snapshot, matching
 from harness.documents import read_json
 from harness.errors import UsageError
 from harness.hub import files_of
-from harness.interfaces import BENCHMARKS, ModelSource, Needed, Options
+from harness.interfaces import BENCHMARKS, ModelSource, Needed, Options, Task
 
 TESTED = {
     "torch": ("2.11", "2.13"),
@@ -134,6 +134,7 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
     cache = Cache()
     for name, source in task.sources.items():
         findings.append(_source(f"model {name}", source, source.seconds(cache)))
+    findings += _answers(task)
     if not task.references and any(e.name == "forget_quality" for e in task.evaluators):
         findings.append(Finding("references", "none: forget quality will be absent; give --reference LOG"))
     return findings
@@ -153,6 +154,21 @@ def _source(what: str, source: ModelSource, seconds: float | None) -> Finding:
     except UsageError as error:
         return Finding(what, str(error), fine=False)
     return Finding(what, f"{where} ({seen.config.model_type}, {seen.dtype})")
+
+
+def _answers(task: Task) -> list[Finding]:
+    """What is wrong with asking the model before unlearning, where it is a checkpoint that is here."""
+    from harness.generation import check_base
+    from harness.models import CheckpointSource
+
+    try:
+        source = task.sources.get("base")
+        if not isinstance(source, CheckpointSource) or (source.folder is None and not _all_here(source)):
+            return []
+        check_base(task)
+    except UsageError as error:
+        return [Finding("answers", str(error), fine=False)]
+    return []
 
 
 def _all_here(source: CheckpointSource) -> bool:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.cache import Cache
+    from harness.interfaces import Task
 
 GeneratorName = Literal["hf", "vllm"]
 VERSION = 2
@@ -93,12 +94,7 @@ class HFGenerator:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        asked_for = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, requests, strict=True))
-        if (room := anatomy.window(model)) and room.ends and asked_for > room.tokens:
-            raise UsageError(
-                f"an answer and its prompt take up to {asked_for} tokens, and this {model.config.model_type} has positions for "
-                f"{room.tokens}. Take a model with a longer context."
-            )
+        _check_room(model, prompts, requests)
         longest = max(len(p) for p in prompts)
         ends = end_tokens(model, tokenizer)
         pad = ends[0]
@@ -116,6 +112,45 @@ class HFGenerator:
         # What is said does not depend on the budget it had, so each answer is cut to its own.
         new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
         return _texts(tokenizer, new, ends)
+
+
+def check_answers(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether a model has positions for all that a task's evaluators ask of it; one on the meta device will do.
+
+    Raises:
+        UsageError: if it certainly has not.
+    """
+    requests = [r for e in task.evaluators for r in e.requests(task, tokenizer) if r.turns]
+    if requests:
+        _check_room(model, _unanswered(tokenizer, requests), requests)
+
+
+def check_base(task: Task) -> None:
+    """`check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
+
+    Raises:
+        UsageError: as that does. What else is wrong with the checkpoint is told when it is loaded.
+    """
+    from harness.configurations import meta_model
+    from harness.models import CheckpointSource
+
+    source = task.sources.get("base")
+    if not isinstance(source, CheckpointSource) or not any(e.asks for e in task.evaluators):
+        return
+    try:
+        model, tokenizer = meta_model(source.config()), source.tokens()
+    except UsageError:
+        return
+    check_answers(task, model, tokenizer)
+
+
+def _check_room(model: PreTrainedModel, prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> None:
+    tokens = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, requests, strict=True))
+    if (room := anatomy.window(model)) and room.ends and tokens > room.tokens:
+        raise UsageError(
+            f"an answer and its prompt take up to {tokens} tokens, and this {model.config.model_type} has positions for "
+            f"{room.tokens}. Take a model with a longer context."
+        )
 
 
 class _Draw:
@@ -220,7 +255,7 @@ def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: 
         UsageError: if one certainly does not fit.
     """
     full = [request for request in requests if request.turns]
-    unanswered = _prompts(tokenizer, full, dict.fromkeys((_until(r, k + 1) for r in full for k in range(len(r.turns))), ""))
+    unanswered = _unanswered(tokenizer, full)
     # An answer that is read again as part of a prompt may be cut into other tokens, and more of them.
     sizes = [len(p) + (2 * len(r.turns) - 1) * r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True)]
     positions = getattr(model.config, "max_position_embeddings", None) or max(sizes)
@@ -228,6 +263,11 @@ def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: 
     if certain > positions:
         raise _too_long(certain, positions)
     return min(max(sizes), positions)
+
+
+def _unanswered(tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> list[list[int]]:
+    """The tokens of conversations whose earlier turns were answered with nothing: the least that they can have."""
+    return _prompts(tokenizer, requests, dict.fromkeys((_until(r, k + 1) for r in requests for k in range(len(r.turns))), ""))
 
 
 def _too_long(tokens: int, room: int) -> UsageError:

@@ -249,11 +249,13 @@ def _let_go(cache: Cache) -> None:
 def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Setting:
     """The model before unlearning, with all that a method is told; where models are trained, these others along with it."""
     from harness import memory
+    from harness.generation import check_base
     from harness.models import source_digest
     from harness.pretraining import TrainedSource, train_all
 
     task, options, costs = todo.task, todo.options, Costs()
     memory.check(task, todo.method, todo.config, options)
+    check_base(task)
     with costs.phase("models"):
         needed = [task.sources[name] for name in ("base", *names) if name in task.sources]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IDS = torch.tensor([[3, 5, 8, 13, 21]])
+OPT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
 
 
@@ -522,6 +523,34 @@ def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path)
         (folder / name).write_bytes(kept)
     change(folder / "config.json", num_hidden_layers=1)
     assert "has no place for" in base().found
+
+
+def test_doctor_and_run_refuse_a_table_of_positions_that_answers_do_not_fit_into(
+    nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before anything is trained; a model whose positions are computed goes on."""
+    from harness import pretraining
+    from harness.doctor import examine as look
+    from harness.interfaces import Options
+    from harness.run import execute, plan
+    from harness.store import Store
+
+    made(nano, tmp_path / "short", transformers.OPTConfig(
+        vocab_size=len(nano.tokenizer), max_position_embeddings=24, ffn_dim=24, word_embed_proj_dim=16, **OPT
+    ))  # fmt: skip
+    (tmp_path / "short" / "harness.json").write_text('{"model": "mini"}')
+    (finding,) = (found for found in look("tofu10", str(tmp_path / "short"), None, tmp_path) if found.what == "answers")
+    assert not finding.fine
+    assert "tokens, and this opt has positions for 24. Take a model with a longer context." in finding.found
+    monkeypatch.setattr(pretraining, "train_all", lambda *_: pytest.fail("a model was trained"))
+    todo = plan("tofu10", str(tmp_path / "short"), "ga", {}, Options())
+    with pytest.raises(UsageError) as told:
+        execute(todo, Store(tmp_path / "results"), Cache(tmp_path / "cache"))
+    assert str(told.value) == finding.found
+
+    shutil.copytree(nano.folder(), tmp_path / "long")
+    (tmp_path / "long" / "harness.json").write_text('{"model": "mini"}')
+    assert not [found for found in look("tofu10", str(tmp_path / "long"), None, tmp_path) if found.what == "answers"]
 
 
 # ---------------------------------------------------------------- models without attention
