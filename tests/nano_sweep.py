@@ -53,7 +53,7 @@ PRELOADED = [
         "methods.kfade",
         "methods._kfade.fit",
     ),
-    *("harness.cli", "tests.nano_sweep"),
+    *("harness.cli.entry", "tests.nano_sweep"),
 ]
 """All that a run imports."""
 

@@ -269,7 +269,8 @@ def test_a_spec_that_is_no_record_is_refused(harness: Harness, tmp_path: Path, c
 def test_a_spec_that_lacks_something_is_refused(harness: Harness, tmp_path: Path, spec: dict[str, Any]):
     told = {"bench": "tofu10", "method": "ga", "seed": 0, "limit": 2, "dtype": "float32", "generator": "hf", "model": "mini"}
     (tmp_path / "run.json").write_text(json.dumps({"spec": {**told, **spec} if "variant" in spec else spec}))
-    refused(harness("run", "--spec", tmp_path / "run.json"))
+    lacking = "run.json is no run.json of this harness (it lacks bench"
+    refused(harness("run", "--spec", tmp_path / "run.json"), lacking if spec == {} else "")
 
 
 @pytest.mark.parametrize("words", [("show", "nothing"), ("show", "0123abcd"), ("score", "nowhere.json"), ("list", "things")])

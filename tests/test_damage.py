@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.core.interfaces import BENCHMARKS, Options
 from harness.core.registry import ROOT
 from harness.storage.records import RunResult
 from harness.storage.store import Store
@@ -132,11 +133,13 @@ def check(harness: Harness, store: Store, *words: str, codes: tuple[int, ...] = 
 @pytest.mark.parametrize("file", CASES)
 def test_no_damage_stops_a_command(harness: Harness, tmp_path: Path, file: str):  # noqa: F811
     ways = (numbers(1e-3, 0.5, 0.7), numbers(0.3, 0.3, 0.75))
+    # The sources of true runs, so that `power` and `study` take these for runs of their kind.
+    true = {name: source.identity for name, source in BENCHMARKS.get("tofu10").task("mini", Options()).sources.items()}
     hurt = {
-        name: run(*ways, spec={"seed": seed, "data": {"full": name}} if file == "questions" else {"seed": seed})
+        name: run(*ways, spec={"seed": seed, "sources": true, **({"data": {"full": name}} if file == "questions" else {})})
         for seed, name in enumerate(CASES[file], start=1)
     }
-    sound = run(numbers(0.1, 0.4, 0.8), spec={"method": "npo"})
+    sound = run(numbers(0.1, 0.4, 0.8), spec={"method": "npo", "sources": true})
     store = store_of(tmp_path / "results", sound, *hurt.values())
     for name, result in hurt.items():
         folder = store.root / "questions" if file == "questions" else store.runs_folder / result.spec.folder
@@ -144,15 +147,15 @@ def test_no_damage_stops_a_command(harness: Harness, tmp_path: Path, file: str):
 
     for result in hurt.values():
         check(harness, store, "show", result.spec.run_id, codes=(0, 2))
-    drawn = (
-        "csv" if file == "questions" else "csv,svg"
-    )  # each of those runs has a drawing of its own, and none reads the questions
+    for figure in ("pareto", "samples", "tables"):
+        drawn = figure == "pareto" and file != "questions"  # each of those runs has a drawing of its own, which reads none
+        check(harness, store, "plot", figure, "--format", "csv,svg" if drawn else "csv")
+    assert "forget_quality_d" in check(harness, store, "power", "--bench", "tofu10")
+    assert " runs, " in check(harness, store, "study", "tofu-table", "--bench", "tofu10", "--dry-run")
     for _ in range(2):
         assert sound.spec.run_id in check(harness, store, "show", sound.spec.run_id)
         assert sound.spec.run_id in check(harness, store, "list", "runs")
         check(harness, store, "leaderboard", codes=(0, 2) if "newer" in hurt and file == "run.json" else (0,))
-        check(harness, store, "plot", "pareto", "--format", drawn)
-        check(harness, store, "plot", "samples", "--format", "csv")
         named = check(harness, store, "validate", codes=(0, 1))
         check(harness, store, "validate", "--set-aside", codes=(0, 1))
     for name, result in hurt.items():

@@ -4,159 +4,29 @@ In the gate some seconds; by hand for an hour, with other draws every time, at l
 
     HARNESS_FUZZ_SECONDS=3600 nice -n 19 pytest -q -s tests/test_fuzz.py
 
-Each kind of input gets its share of the seconds. Nothing is trained: runs are planned and no more.
+Each kind of input gets its share of the seconds. Nothing is trained: runs are planned and no more, checkpoints loaded and asked.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
 import json
-import os
-import resource
 import shutil
-import signal
-import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
-from harness.core.errors import LONGEST_MESSAGE, UsageError
+from harness.core.errors import UsageError
 from harness.core.interfaces import METHODS
-from tests import records
+from tests import architectures, records
+from tests.conftest import Nano
+from tests.fuzzing import DEEP, LONG, bounded, changed, command, fuzz, obeying, odd, spoilt, words
+from tests.test_loading import gemma3, made
 from tests.test_tofu import data_folder, open_unlearning_log, tables, tofu_log
-
-SECONDS = float(os.environ.get("HARNESS_FUZZ_SECONDS", "24"))
-"""For all kinds together."""
-LONG = "HARNESS_FUZZ_SECONDS" in os.environ
-KINDS = 7
-FEWEST = 5
-"""Cases of each kind that are tried however slow the machine is."""
-LONGEST = 60.0
-"""Seconds that one command may take on a busy machine."""
-MOST_BYTES = 2 * 2**30
-"""What commands that only plan may take in memory, beyond what was there before."""
-
-# ---------------------------------------------------------------- odd values
-
-DEEP = "[" * 3000 + "]" * 3000
-NUMBERS = (0, -1, 1, 2, 3, 1e-300, 1e300, 1.5, 10**9, 10**18, 10**30, 10**400, float("nan"), float("inf"))
-PLAIN = (None, True, "", "x", "0", "-1", "NaN", "\0", "٣", "a/b", "../x", "[/x]", "x" * 20_000, [], {}, [[]], [None], {"x": 1})
-odd: st.SearchStrategy[Any] = st.one_of(
-    st.sampled_from([*NUMBERS, *PLAIN, *([n] for n in NUMBERS), [1, 1], [0, 0, 0], [10**9] * 100]),
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-        max_leaves=5,
-    ),
-)
-raw = st.sampled_from(
-    [
-        DEEP,
-        "9" * 5000,
-        "-" + "9" * 5000,
-        r'"\ud800"',
-        "NaN",
-        "1e999",
-        "{",
-        "[",
-        '"',
-        "",
-        "null",
-        "\0",
-        "\ufeff{}",
-        "\udcff",
-        "\r",
-    ]
-)
-"""What no JSON can be made of."""
-words = st.one_of(odd.map(lambda value: json.dumps(value)), raw, st.text(max_size=8)).filter(lambda text: "\0" not in text)
-"""Values as they are typed; an argument holds no zero byte."""
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from places(inner, (*path, key))
-
-
-@st.composite
-def changed(draw: st.DrawFn, document: Any) -> bytes:
-    """The document as JSON with something odd at one or two places, or with its text spoilt."""
-    document = json.loads(json.dumps(document))
-    for _ in range(draw(st.integers(1, 2))):
-        path = draw(st.sampled_from(list(places(document))))
-        value = copy.deepcopy(draw(odd))  # what is drawn may be put into itself
-        if not path:
-            document = value
-            continue
-        owner = document
-        for key in path[:-1]:
-            owner = owner[key]
-        if draw(st.integers(0, 3)) or not isinstance(owner, dict):
-            owner[path[-1]] = value
-        else:
-            del owner[path[-1]]
-    return spoilt(draw, json.dumps(document))
-
-
-def spoilt(draw: st.DrawFn, text: str) -> bytes:
-    """A text, in one case of four cut off, or with something else in it."""
-    content = text.encode("utf-8", "surrogatepass")
-    if draw(st.integers(0, 3)):
-        return content
-    at = draw(st.integers(0, len(content)))
-    return content[:at] + draw(st.one_of(st.binary(max_size=4), raw.map(lambda x: x.encode("utf-8", "surrogatepass"))))
-
-
-# ---------------------------------------------------------------- what is held
-
-
-class Endless(BaseException):
-    """A command that takes longer than any planning may."""
-
-
-def command(*arguments: str) -> None:
-    """Run the entry point here, and hold that it obeys."""
-    from harness.cli.entry import main
-
-    def late(*_: object) -> None:
-        raise Endless(f"longer than {LONGEST:.0f} s")
-
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=how) for how in ("strict", "backslashreplace"))
-    before, code = sys.argv, None
-    sys.argv = ["harness", *arguments]
-    earlier = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as end:
-        code = end.code
-    except (Exception, Endless):
-        shown = " ".join(word if len(word) < 300 else f"{word[:300]}…" for word in arguments)
-        pytest.fail(f"harness {shown}\n{traceback.format_exc()}", pytrace=False)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier)
-        sys.argv = before
-    err.flush()
-    told = err.buffer.getvalue().decode(errors="replace")  # type: ignore[attr-defined]
-    assert code in (0, 1, 2), (arguments, code, told)
-    assert "Traceback" not in told, (arguments, told)
-    if code == 2:
-        assert told.strip(), arguments
-        assert max(map(len, told.splitlines())) < 2 * LONGEST_MESSAGE, (arguments, told)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +44,6 @@ def place() -> Iterator[Path]:
             todo.plan({})
         raise UsageError(f"planned: {len(tries)} runs")
 
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(harness.running.run, "execute", planned)
         patch.setattr(harness.running.sweep, "run_tries", all_planned)
@@ -185,40 +54,9 @@ def place() -> Iterator[Path]:
         patch.setenv("TQDM_DISABLE", "1")
         patch.delenv("HARNESS_DATA", raising=False)
         patch.chdir(folder)
-        yield Path(folder)
-    taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
-    assert taken < MOST_BYTES, f"planning took {taken / 2**30:.1f} GiB"
+        with bounded():
+            yield Path(folder)
 
-
-def fuzz(property_: Callable[[Any], None], strategy: st.SearchStrategy[Any]) -> None:
-    """Draw until the share of the seconds is spent: the same draws every time in the gate, others by hand."""
-    until, seed, count = time.monotonic() + SECONDS / KINDS, int(time.time()) if LONG else 0, 0
-
-    failed = False
-
-    def counted(value: Any) -> None:
-        nonlocal count, failed
-        if failed or count < FEWEST or time.monotonic() < until:  # what failed is tried again, to be made smaller
-            count += 1
-            failed, before = True, failed
-            property_(value)
-            failed = before
-
-    while time.monotonic() < until:
-        settings = hypothesis.settings(
-            max_examples=200 if LONG else 25,
-            deadline=None,
-            database=None,
-            phases=(Phase.generate, Phase.shrink) if LONG else (Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        hypothesis.seed(seed)(settings(given(strategy)(counted)))()
-        seed += 1
-    print(f"{count} cases")
-    assert count >= FEWEST
-
-
-by_hand = pytest.mark.skipif(not LONG, reason="drawing figures takes too long for the gate: set HARNESS_FUZZ_SECONDS")
 
 # ---------------------------------------------------------------- kinds of input
 
@@ -328,18 +166,11 @@ def test_data(place: Path):
     fuzz(read, files())
 
 
-READERS = (
-    ("list", "runs"),
-    ("show", "{run}"),
-    ("validate",),
-    ("leaderboard",),
-    ("plot", "pareto"),
-    ("plot", "samples"),
-    ("run", "--spec", "{spec}"),
-)
+READERS = (("list", "runs"), ("show", "{run}"), ("validate",), ("leaderboard",), ("run", "--spec", "{spec}"))
+FIGURES = (("plot", "pareto"), ("plot", "samples"))
+"""Drawing takes too long for the gate."""
 
 
-@by_hand
 def test_records(place: Path):
     store = place / "store"
     told = records.run(records.numbers(0.1, 0.3, 0.8), records.numbers(0.2, 0.2, 0.7))
@@ -360,7 +191,7 @@ def test_records(place: Path):
     @st.composite
     def damage(draw: st.DrawFn) -> tuple[Path, bytes, tuple[str, ...]]:
         path = draw(st.sampled_from(list(whole)))
-        return path, draw(changed(whole[path])), draw(st.sampled_from(READERS))
+        return path, draw(changed(whole[path])), draw(st.sampled_from(READERS + FIGURES if LONG else READERS))
 
     def read(damaged: tuple[Path, bytes, tuple[str, ...]]) -> None:
         path, content, reader = damaged
@@ -384,3 +215,82 @@ def test_published_tables(place: Path):
         command("leaderboard", "--results", str(store))
 
     fuzz(read, changed(table))
+
+
+FAMILIES = tuple(architectures.FAMILIES) if LONG else ("llama", "gpt2", "gemma3_text", "mixtral", "opt", "mamba")
+OTHER_FIELDS = (
+    *("text_config", "quantization_config", "auto_map", "rope_scaling", "rope_parameters", "rope_theta", "layer_types"),
+    *("sliding_window", "attn_implementation", "_attn_implementation", "experts_implementation", "torch_dtype", "dtype"),
+    *("tie_word_embeddings", "pruned_heads", "is_encoder_decoder", "is_decoder", "add_cross_attention", "use_cache"),
+    *("return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "num_labels", "id2label"),
+    *("tokenizer_class", "eos_token_id", "pad_token_id", "bos_token_id", "max_length", "temperature", "base_model_tp_plan"),
+)
+"""What transformers reads of any family's configuration, or of a tokenizer's or a generation's, where it is there."""
+PLAUSIBLE = st.sampled_from(
+    [
+        *(None, True, False, 0, 1, 2, 3, 5, 8, 15, 17, 64, 1000, 10**5, 10**6, -1, -2, 0.5, 1.0, 2.0, 1e4, -1.0, 1e-12),
+        *("auto", "eager", "sdpa", "flash_attention_2", "flex_attention", "paged", "grouped_mm", "batched_mm", "x/y"),
+        *("float16", "bfloat16", "float64", "int8", "float8_e4m3fn", "gelu", "silu", "gelu_new", "relu", "tanh", "softmax"),
+        *("full_attention", "sliding_attention", "chunked_attention", "linear_attention", "global", "local", "mamba"),
+        *(["sliding_attention", "full_attention"], ["full_attention"], [0, 1], [2], [[["global"], 2]], {"0": [0]}),
+        *({"rope_type": kind, "factor": 2.0} for kind in ("default", "linear", "dynamic", "yarn", "longrope", "llama3")),
+        *({"quant_method": kind, "bits": 4} for kind in ("gptq", "awq", "bitsandbytes", "fp8", "mxfp4", "x")),
+        *({"model_type": kind} for kind in ("llama", "gpt2", "x")),
+        *("llama", "gpt2", "mixtral", "bert", "t5", "qwen2_vl", "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"),
+    ]
+)
+"""What such a field may well say, if not of this checkpoint."""
+LOOKING = ("kfade", "rmu", "elm", "kl_min")
+"""Methods that ask a checkpoint's configuration when they are planned."""
+
+
+def test_configurations(place: Path, nano: Nano):
+    """A checkpoint that says something odd of itself is refused, or it is read, answers, and is planned with."""
+    from harness.models.sources import save_checkpoint
+
+    for family in FAMILIES:
+        save_checkpoint(architectures.model(family), nano.tokenizer, place / family, {})
+    made(nano, place / "multimodal", gemma3(len(nano.tokenizer)))
+    folders = [place / family for family in (*FAMILIES, "multimodal")]
+    for folder in folders:
+        (folder / "harness.json").write_text('{"model": "mini"}')
+    files = [file for folder in folders for file in folder.glob("*.json") if file.name != "tokenizer.json"]
+    told = {file: json.loads(file.read_text()) for file in sorted(files)}
+    configurations = [file for file in told if file.name == "config.json"]
+
+    @st.composite
+    def oddities(draw: st.DrawFn) -> tuple[Path, bytes, str]:
+        file = draw(st.sampled_from(configurations if draw(st.integers(0, 3)) else list(told)))
+        return file, draw(changed(told[file], OTHER_FIELDS, PLAUSIBLE | odd)), draw(st.sampled_from(["", "", *LOOKING]))
+
+    def read(oddity: tuple[Path, bytes, str]) -> None:
+        file, content, method = oddity
+        file.write_bytes(content)
+        try:
+            if method:
+                command("run", "-m", method, "-b", "tofu10", "--model", file.parent.name)
+            else:
+                with obeying(f"{file.parent.name}/{file.name}: {content!r}"):
+                    answered(file.parent)
+        finally:
+            file.write_text(json.dumps(told[file]))
+
+    fuzz(read, oddities())
+
+
+def answered(folder: Path) -> None:
+    """Load a checkpoint, let it read a text and continue one."""
+    import torch
+
+    from harness.core.interfaces import Example, GenerationRequest, Sampling
+    from harness.data.rows import batches, encode, pad_id
+    from harness.numerics.generation import HFGenerator
+    from harness.numerics.likelihood import answer_logits
+    from harness.numerics.loading import load_checkpoint
+
+    model, tokenizer = load_checkpoint(str(folder), "cpu", "float32")
+    encoded = encode([Example("who is", " ", "it is")], tokenizer)
+    with torch.no_grad():
+        for batch in batches(encoded, pad_id(tokenizer), 100, "cpu"):
+            answer_logits(model, batch)
+    HFGenerator().generate(model, tokenizer, [GenerationRequest(("who is",), Sampling(2))])

@@ -370,7 +370,7 @@ def test_a_published_file_that_is_none_is_named(store: Path):
     told: list[str] = []
     build(store, told.append)
     assert told == [
-        "published/x.json is no table of published numbers: fields are missing, unknown or of a wrong type (: Input should be a "
+        "published/x.json is no table of published numbers: a field is unknown or of a wrong type (Input should be a "
         "dictionary or an instance of Paper)"
     ]
 

@@ -20,12 +20,14 @@ from harness.data.rows import encode, token_ids
 from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
 from harness.numerics.loading import examine, load_checkpoint
 from harness.storage.cache import Cache
+from tests import architectures
 from tests.conftest import HarnessCli, Nano
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IDS = torch.tensor([[3, 5, 8, 13, 21]])
+OPT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
 
 
@@ -445,6 +447,30 @@ def test_impossible_sizes_are_named(changes: dict[str, Any], told: str, folder: 
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "told"),
+    [
+        ("llama", {"text_config": ""}, r"says '' of its text part; a configuration is wanted there"),
+        ("bloom", {"is_encoder_decoder": True}, r"is_encoder_decoder=True; only a decoder alone can be unlearned here"),
+        ("bloom", {"sliding_window": [1]}, r"the model of .* cannot be loaded: TypeError: "),
+        (
+            "llama",
+            {"attention_dropout": 2.0},
+            r"the model of .* cannot be loaded: dropout probability has to be between 0 and 1",
+        ),
+    ],
+)
+def test_what_is_used_only_when_a_model_reads_or_answers_is_told_when_it_is_loaded(
+    family: str, changes: dict[str, Any], told: str, nano: Nano, tmp_path: Path
+):
+    """Found by fuzzing: transformers takes these configurations, and the model's first answer, or step, ended in a traceback."""
+    save_checkpoint(architectures.model(family), nano.tokenizer, tmp_path / "c", {})
+    assert not load(tmp_path / "c").training
+    change(tmp_path / "c" / "config.json", **changes)
+    with pytest.raises(UsageError, match=told):
+        load(tmp_path / "c")
+
+
 def test_layers_without_end_are_refused_before_anything_counts_them(nano: Nano, tmp_path: Path):
     """Some configurations make a list of all layers' kinds when they are read: eight gigabytes of it here."""
     config = transformers.JambaConfig(vocab_size=len(nano.tokenizer), num_hidden_layers=2, hidden_size=16).to_dict()
@@ -497,6 +523,34 @@ def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path)
         (folder / name).write_bytes(kept)
     change(folder / "config.json", num_hidden_layers=1)
     assert "has no place for" in base().found
+
+
+def test_doctor_and_run_refuse_a_table_of_positions_that_answers_do_not_fit_into(
+    nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before anything is trained; a model whose positions are computed goes on."""
+    from harness.core.interfaces import Options
+    from harness.models import pretraining
+    from harness.running.doctor import examine as look
+    from harness.running.run import execute, plan
+    from harness.storage.store import Store
+
+    made(nano, tmp_path / "short", transformers.OPTConfig(
+        vocab_size=len(nano.tokenizer), max_position_embeddings=24, ffn_dim=24, word_embed_proj_dim=16, **OPT
+    ))  # fmt: skip
+    (tmp_path / "short" / "harness.json").write_text('{"model": "mini"}')
+    (finding,) = (found for found in look("tofu10", str(tmp_path / "short"), None, tmp_path) if found.what == "answers")
+    assert not finding.fine
+    assert "tokens, and this opt has positions for 24. Take a model with a longer context." in finding.found
+    monkeypatch.setattr(pretraining, "train_all", lambda *_: pytest.fail("a model was trained"))
+    todo = plan("tofu10", str(tmp_path / "short"), "ga", {}, Options())
+    with pytest.raises(UsageError) as told:
+        execute(todo, Store(tmp_path / "results"), Cache(tmp_path / "cache"))
+    assert str(told.value) == finding.found
+
+    shutil.copytree(nano.folder(), tmp_path / "long")
+    (tmp_path / "long" / "harness.json").write_text('{"model": "mini"}')
+    assert not [found for found in look("tofu10", str(tmp_path / "long"), None, tmp_path) if found.what == "answers"]
 
 
 # ---------------------------------------------------------------- models without attention

@@ -282,7 +282,7 @@ def test_a_figure_needs_no_torch(filled: Maker, harness_cli: HarnessCli):
 def test_listing_figures_imports_no_matplotlib():
     code = (
         "import sys; sys.modules['matplotlib'] = sys.modules['pandas'] = None; "
-        "sys.argv = ['harness', 'list', 'figures', '--json']; from harness.cli import main; main()"
+        "sys.argv = ['harness', 'list', 'figures', '--json']; from harness.cli.entry import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

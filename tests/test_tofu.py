@@ -634,3 +634,11 @@ def test_rows_that_end_in_bare_carriage_returns_are_rows(tmp_path):
     file.write_bytes(file.read_bytes().replace(b"\n", b"\r"))
     task = BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=data))
     assert len(task.stages[0].forget) == len(task.stages[0].retain) == 3
+
+
+def test_wrong_answers_where_none_are_asked_for_are_nobodys_business(tmp_path):
+    """Found by fuzzing: a number of them in the training rows ended planning in a traceback."""
+    data = data_folder(tmp_path)
+    file = data / "locuslab" / "TOFU" / "full.json"
+    file.write_text(file.read_text().replace('["he", "they", "it"]', "0", 1))
+    assert BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=data)).questions["forget"][0]["perturbed_answer"]

@@ -109,8 +109,19 @@ def test_evaluators_that_ask_for_no_texts_need_none(store: Store):
     [
         (edit("run.json", lambda t: t[:100]), "run.json: line 7: not valid JSON", True),
         (edit("run.json", lambda t: ""), "run.json: line 1: not valid JSON", True),
-        (edit("run.json", lambda t: '{"what": 1}'), "run.json: JSON of something else", True),
-        (edit("run.json", lambda t: t.replace('"status"', '"state"')), "fields are missing, unknown or of a wrong type", True),
+        (
+            edit("run.json", lambda t: '{"what": 1}'),
+            "run.json: JSON of something else: it lacks schema_version, spec, status",
+            True,
+        ),
+        (edit("run.json", lambda t: "[]"), "run.json: JSON of something else; the object of a record is wanted", True),
+        (
+            edit("run.json", lambda t: t.replace('"method_version"', '"version"')),
+            "or earlier: it lacks spec.method_version",
+            True,
+        ),
+        (edit("run.json", lambda t: t.replace('"status"', '"state"')), "JSON of something else: it lacks status", True),
+        (edit("run.json", lambda t: t.replace('"done"', '"doing"')), "a field is unknown or of a wrong type (status: ", True),
         (lambda where: (where / "run.json").unlink(), "there is no run.json", True),
         (lambda where: (where / "run.json").write_bytes(b"\xff\xfe"), "no UTF-8 text", True),
         (
@@ -220,7 +231,7 @@ def test_questions_that_cannot_be_read_are_named(store: Store):
         '{"task": "forget", "row": 0, "cluster": "a", "turns": ["x"]}\nnull\n'
     )
     (problem,) = problems(store)
-    assert str(problem).startswith("questions/tofu10-1.jsonl: line 2: fields are missing, unknown or of a wrong type")
+    assert str(problem).startswith("questions/tofu10-1.jsonl: line 2: a field is unknown or of a wrong type (Input should be")
 
 
 def test_questions_that_are_being_written_are_no_problem(store: Store):

@@ -298,7 +298,8 @@ class Tofu:
         for name in self._splits():
             fields = _PAIR if not name.endswith("_perturbed") else _OPTIONS if name[:4] in ("real", "worl") else _PERTURBED
             found = read_rows(dataset_file(DATASET, f"{name}.json", data_dir), fields)
-            _check_wrong_answers(name, found)
+            if "perturbed_answer" in fields:  # where it is not asked for, anything may stand there
+                _check_wrong_answers(name, found)
             authored = name.startswith((self.forget, "retain_"))
             rows[name] = [{**row, "author": i // QUESTIONS_PER_AUTHOR if authored else i} for i, row in enumerate(found)]
         return rows
@@ -391,7 +392,7 @@ class Tofu:
 
 def _check_wrong_answers(name: str, rows: Sequence[Row]) -> None:
     """Refuse a split whose rows have different numbers of wrong answers: their losses are averaged as one table."""
-    counts = [len(row["perturbed_answer"]) for row in rows if "perturbed_answer" in row]
+    counts = [len(row["perturbed_answer"]) for row in rows]
     if odd := next((i for i, count in enumerate(counts) if count != counts[0]), None):
         raise UsageError(
             f"{DATASET}/{name}.json, row {odd + 1}: 'perturbed_answer' holds {counts[odd]} answers, the first {counts[0]}."

@@ -112,13 +112,21 @@ def _several(plans: Sequence[Plan], control: RunControl) -> None:
 
 
 def _read_spec(path: Path) -> RunSpec:
+    from pydantic import ValidationError
+
+    from harness.storage.record_files import fault, lacks
     from harness.storage.records import read_spec
 
     try:
-        return read_spec(read_json(path, path.name)["spec"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).rstrip(".") if isinstance(error, UsageError) else type(error).__name__
-        raise UsageError(f"{cut(str(path))} is no run.json of this harness ({why}).") from error
+        document = read_json(path, path.name)
+        if isinstance(document, dict) and "spec" in document:
+            return read_spec(document["spec"])
+        why = lacks(["spec"])
+    except ValidationError as error:
+        why = fault(error)
+    except UsageError as error:
+        why = str(error).rstrip(".")
+    raise UsageError(f"{cut(str(path))} is no run.json of this harness ({why}).")
 
 
 @app.command(rich_help_panel=RUN)

@@ -161,10 +161,12 @@ def _impossible(name: str, field: str, value: object, most: int) -> UsageError:
 
 def text_part(name: str, whole: PretrainedConfig) -> PretrainedConfig:
     """What a configuration says of the part that reads and writes text, looked over; see `read_config`."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
     with refused(name, "configuration"):
-        text: PretrainedConfig = whole.get_text_config()
+        text = whole.get_text_config()
+    if not isinstance(text, PretrainedConfig):
+        raise UsageError(f"the configuration of {name} says {text!r:.60} of its text part; a configuration is wanted there.")
     _check_sizes(name, text)
     if type(text) is type(whole) or "AutoModelForCausalLM" in (getattr(whole, "auto_map", None) or {}):
         return whole
@@ -193,10 +195,17 @@ def meta_model(config: PretrainedConfig, name: str = "this configuration") -> Pr
     """The model of a configuration without its numbers: every tensor lies on the meta device and takes no memory.
 
     Raises:
-        UsageError: where no model can be put together, such as with heads that do not divide the hidden size.
+        UsageError: where no model can be put together, such as with heads that do not divide the hidden size, or one that wants
+            another text beside the one it continues.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     with refused(name, "model"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-any-return]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    if model.config.is_encoder_decoder:
+        raise UsageError(
+            f"the configuration of {name} says is_encoder_decoder={model.config.is_encoder_decoder!r:.60}; "
+            "only a decoder alone can be unlearned here."
+        )
+    return model

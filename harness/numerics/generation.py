@@ -26,7 +26,7 @@ from harness.core.progress import progress_bar
 from harness.data.rows import check_rows, token_ids
 from harness.numerics import anatomy
 from harness.numerics.identity import end_tokens, versions
-from harness.numerics.loading import ALL_GPUS
+from harness.numerics.loading import ALL_GPUS, without_own_settings
 from harness.numerics.thoughts import MARKED
 from harness.numerics.vllm import Engine, Prompt, engine
 from harness.storage.cache import digest, disk_errors
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.core.interfaces import Task
     from harness.storage.cache import Cache
 
 GeneratorName = Literal["hf", "vllm"]
@@ -93,12 +94,7 @@ class HFGenerator:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        asked_for = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, requests, strict=True))
-        if (room := anatomy.window(model)) and room.ends and asked_for > room.tokens:
-            raise UsageError(
-                f"an answer and its prompt take up to {asked_for} tokens, and this {model.config.model_type} has positions for "
-                f"{room.tokens}. Take a model with a longer context."
-            )
+        _check_room(model, prompts, requests)
         longest = max(len(p) for p in prompts)
         ends = end_tokens(model, tokenizer)
         pad = ends[0]
@@ -106,7 +102,7 @@ class HFGenerator:
             max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=ends, pad_token_id=pad, do_sample=False
         )
         drawn = any(r.sampling.temperature > 0 for r in requests)
-        with _without_own_settings(model), torch.no_grad():
+        with without_own_settings(model), torch.no_grad():
             out = model.generate(  # type: ignore[operator]
                 torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
                 attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
@@ -116,6 +112,45 @@ class HFGenerator:
         # What is said does not depend on the budget it had, so each answer is cut to its own.
         new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
         return _texts(tokenizer, new, ends)
+
+
+def check_answers(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether a model has positions for all that a task's evaluators ask of it; one on the meta device will do.
+
+    Raises:
+        UsageError: if it certainly has not.
+    """
+    requests = [r for e in task.evaluators for r in e.requests(task, tokenizer) if r.turns]
+    if requests:
+        _check_room(model, _unanswered(tokenizer, requests), requests)
+
+
+def check_base(task: Task) -> None:
+    """`check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
+
+    Raises:
+        UsageError: as that does. What else is wrong with the checkpoint is told when it is loaded.
+    """
+    from harness.models.sources import CheckpointSource
+    from harness.numerics.configurations import meta_model
+
+    source = task.sources.get("base")
+    if not isinstance(source, CheckpointSource) or not any(e.asks for e in task.evaluators):
+        return
+    try:
+        model, tokenizer = meta_model(source.config()), source.tokens()
+    except UsageError:
+        return
+    check_answers(task, model, tokenizer)
+
+
+def _check_room(model: PreTrainedModel, prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> None:
+    tokens = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, requests, strict=True))
+    if (room := anatomy.window(model)) and room.ends and tokens > room.tokens:
+        raise UsageError(
+            f"an answer and its prompt take up to {tokens} tokens, and this {model.config.model_type} has positions for "
+            f"{room.tokens}. Take a model with a longer context."
+        )
 
 
 class _Draw:
@@ -189,7 +224,7 @@ def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
         UsageError: if vLLM does not come up with the model.
     """
     with temporary_folder() as folder:
-        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder), _without_own_settings(model):
+        with disk_errors("the temporary folder", "Set TMPDIR to another", within=folder), without_own_settings(model):
             model.save_pretrained(folder)
         with engine(folder, str(model.dtype).removeprefix("torch."), device, room) as running:
             yield running
@@ -220,7 +255,7 @@ def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: 
         UsageError: if one certainly does not fit.
     """
     full = [request for request in requests if request.turns]
-    unanswered = _prompts(tokenizer, full, dict.fromkeys((_until(r, k + 1) for r in full for k in range(len(r.turns))), ""))
+    unanswered = _unanswered(tokenizer, full)
     # An answer that is read again as part of a prompt may be cut into other tokens, and more of them.
     sizes = [len(p) + (2 * len(r.turns) - 1) * r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True)]
     positions = getattr(model.config, "max_position_embeddings", None) or max(sizes)
@@ -230,6 +265,11 @@ def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: 
     return min(max(sizes), positions)
 
 
+def _unanswered(tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> list[list[int]]:
+    """The tokens of conversations whose earlier turns were answered with nothing: the least that they can have."""
+    return _prompts(tokenizer, requests, dict.fromkeys((_until(r, k + 1) for r in requests for k in range(len(r.turns))), ""))
+
+
 def _too_long(tokens: int, room: int) -> UsageError:
     return UsageError(f"a conversation takes {tokens} tokens, and vLLM goes no further than {room} here. Take --generator hf.")
 
@@ -237,18 +277,6 @@ def _too_long(tokens: int, room: int) -> UsageError:
 def _seed(request: GenerationRequest) -> int:
     """What decides a request's draw: its seed and all turns so far."""
     return int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
-
-
-@contextmanager
-def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Leave aside the settings of the checkpoint's generation_config.json (a repetition penalty, say), but for its ends."""
-    from transformers import GenerationConfig
-
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 Answer = Callable[[Sequence[list[int]], Sequence[GenerationRequest]], Iterable[tuple[GenerationRequest, str]]]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,7 +82,8 @@ def load_checkpoint(
         model = merged(model, name, pinned(name, revision), not Path(name).is_dir() and unreachable() is not None)
     if device != ALL_GPUS:
         model.to(device)  # type: ignore[arg-type]
-    return model.eval(), words
+    _try_out(found.weights.name, model.eval(), words)
+    return model, words
 
 
 class Examined(NamedTuple):
@@ -171,6 +173,24 @@ def _check_ends(name: str, named: object) -> None:
             f"the generation settings of {name} say eos_token_id={named!r:.60}; it is a token's number or a list of them. Put "
             "its generation_config.json right."
         )
+
+
+def _try_out(name: str, model: PreTrainedModel, words: PreTrainedTokenizerBase) -> None:
+    """Let a model read a word, with dropout and without, and continue it: some of what a configuration says is used only then.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    how = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=words.eos_token_id)
+    ids = torch.tensor([words("a")["input_ids"] or [words.eos_token_id]], device=model.device)
+    gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else []
+    with refused(name, "model"), quiet(), without_own_settings(model), torch.no_grad(), torch.random.fork_rng(gpus):
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)  # type: ignore[operator]
+        model.train()(input_ids=ids, use_cache=False)
+    model.eval()
 
 
 def _check_fit(name: str, told: Mapping[str, Any], model: PreTrainedModel) -> list[str]:
@@ -269,6 +289,18 @@ def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, rows: int) 
     if beyond - tokenizer.get_added_vocab().keys() or any(number is not None and number >= rows for number in every):
         raise UsageError(f"the tokenizer of {name} has {len(tokenizer)} tokens, its model only {rows}.")
     setattr(tokenizer, MODEL_ROWS, rows)
+
+
+@contextmanager
+def without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Leave aside the settings of the checkpoint's generation_config.json (a repetition penalty, say), but for its ends."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def placement(model: PreTrainedModel) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, ModelSource, Needed, Options
+from harness.core.interfaces import BENCHMARKS, ModelSource, Needed, Options, Task
 from harness.data.hub import files_of
 from harness.data.rows import cached_snapshot, matching
 
@@ -134,6 +134,7 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
     cache = Cache()
     for name, source in task.sources.items():
         findings.append(_source(f"model {name}", source, source.seconds(cache)))
+    findings += _answers(task)
     if not task.references and any(e.name == "forget_quality" for e in task.evaluators):
         findings.append(Finding("references", "none: forget quality will be absent; give --reference LOG"))
     return findings
@@ -153,6 +154,21 @@ def _source(what: str, source: ModelSource, seconds: float | None) -> Finding:
     except UsageError as error:
         return Finding(what, str(error), fine=False)
     return Finding(what, f"{where} ({seen.config.model_type}, {seen.dtype})")
+
+
+def _answers(task: Task) -> list[Finding]:
+    """What is wrong with asking the model before unlearning, where it is a checkpoint that is here."""
+    from harness.models.sources import CheckpointSource
+    from harness.numerics.generation import check_base
+
+    try:
+        source = task.sources.get("base")
+        if not isinstance(source, CheckpointSource) or (source.folder is None and not _all_here(source)):
+            return []
+        check_base(task)
+    except UsageError as error:
+        return [Finding("answers", str(error), fine=False)]
+    return []
 
 
 def _all_here(source: CheckpointSource) -> bool:

@@ -251,9 +251,11 @@ def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Se
     from harness.models import memory
     from harness.models.pretraining import TrainedSource, train_all
     from harness.models.sources import source_digest
+    from harness.numerics.generation import check_base
 
     task, options, costs = todo.task, todo.options, Costs()
     memory.check(task, todo.method, todo.config, options)
+    check_base(task)
     with costs.phase("models"):
         needed = [task.sources[name] for name in ("base", *names) if name in task.sources]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)

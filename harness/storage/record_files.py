@@ -13,7 +13,7 @@ written was damaged later. Imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RUN, POINTS, ROWS, TEXTS = FILES = ("run.json", "points.jsonl", "per_example.parquet", "generations.jsonl")
 KEYS = ("task", "row", "cluster")
 """Columns that every row-by-row table has."""
+_NAMED = 8
+"""Fields that a message names; a file that lacks more of them is something else altogether."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -190,10 +192,20 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def fault(error: ValidationError) -> str:
-    """The first thing that is wrong with what a file says: where in it, and what."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"fields are missing, unknown or of a wrong type ({where}: {first['msg']})"
+    """The first thing that is wrong with what a file says, and where; of fields that it lacks, all in that place."""
+    found = error.errors(include_url=False)
+    first = found[0]
+    if first["type"] == "missing":
+        beside = first["loc"][:-1]
+        return lacks([".".join(map(str, e["loc"])) for e in found if e["type"] == "missing" and e["loc"][:-1] == beside])
+    where = "".join(f"{part}." for part in first["loc"]).rstrip(".")
+    return f"a field is unknown or of a wrong type ({f'{where}: ' if where else ''}{first['msg']})"
+
+
+def lacks(fields: Sequence[str]) -> str:
+    """How to say which fields a file does not have."""
+    more = f" and {len(fields) - _NAMED} more" if len(fields) > _NAMED else ""
+    return f"it lacks {', '.join(fields[:_NAMED])}{more}"
 
 
 def _checked(kind: TypeAdapter[Any], told: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness.core.documents import Malformed, Unreadable, place, read_json
 from harness.core.errors import UsageError
 from harness.storage.cache import canonical
-from harness.storage.record_files import RUN, check_kinds, fault, read_points
+from harness.storage.record_files import RUN, check_kinds, fault, lacks, read_points
 from harness.storage.records import SCHEMA_VERSION, RunResult
 
 _RESULT = TypeAdapter(RunResult)
@@ -57,8 +57,12 @@ def result_of(document: Any, points: Sequence[Any], where: str) -> RunResult:
         Malformed: naming what is wrong with it.
         UsageError: if it is of a newer schema.
     """
-    if not isinstance(document, dict) or type(document.get("schema_version")) is not int:
-        raise Malformed(f"{where}: JSON of something else.")
+    if not isinstance(document, dict):
+        raise Malformed(f"{where}: JSON of something else; the object of a record is wanted.")
+    if lacking := [name for name in ("schema_version", "spec", "status") if name not in document]:
+        raise Malformed(f"{where}: JSON of something else: {lacks(lacking)}.")
+    if type(document["schema_version"]) is not int:
+        raise Malformed(f"{where}: schema_version is {document['schema_version']!r:.60} and no whole number.")
     if document["schema_version"] > SCHEMA_VERSION:
         raise UsageError(f"{where}: {_newer(document)}.")
     try:
