@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 RESAMPLES = 2000
 METHOD = f"percentile bootstrap, {RESAMPLES} resamples"

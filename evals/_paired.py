@@ -19,7 +19,7 @@ from evals import _tofu
 from evals._bootstrap import FEWEST_CLUSTERS
 from evals._scores import CHANCE, HAZARDOUS
 from harness.core.interfaces import Better, Difference, Subject, Task, Template, Variant
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
 from harness.numerics.anatomy import LinearMap
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
 from methods.first_order.adapters import Adapters, Kind, linear_maps
 from methods.first_order.loop import Data, Losses, Part, unlearn

@@ -35,7 +35,7 @@ from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, 
 from harness.models.pretraining import SMALL_MODEL_FACTOR
 from harness.numerics import anatomy
 from harness.numerics.anatomy import DecoderLayer
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 from methods._settings import (
     ANY_ARCHITECTURE,
     BatchSize,

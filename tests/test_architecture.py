@@ -290,7 +290,7 @@ def test_only_one_module_makes_temporary_files():
 
 SEEDING = {"default_rng", "manual_seed", "Generator", "Random", "RandomState"}
 SEED_BY_THEMSELVES = {
-    "harness/numerics/streams.py",
+    "harness/core/streams.py",
     "harness/numerics/generation.py",  # a request's draws are seeded by its text
     "harness/running/sweep.py",  # a search's draws have no seed but its owner and budget
     "plots/kl_quantiles.py",  # a band's draws, the same on every page

@@ -407,7 +407,7 @@ def test_runs_are_listed_and_a_broken_record_is_named(harness: Harness, done: tu
     results, result = done
     (row,) = json.loads(harness("list", "runs", "--results", results, "--json").out)
     assert (row["run"], row["status"], row["forget_quality"], row["model_utility"]) == (result.spec.run_id, "done", 0.25, None)
-    assert row["form"] == "published"
+    assert row["preset"] == "published"
     (results / "runs" / result.spec.folder / "run.json").write_text("{")
     told = harness("list", "runs", "--results", results)
     assert told.code == 0

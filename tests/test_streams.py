@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.numerics.streams import HISTORIC, streams
+from harness.core.streams import HISTORIC, streams
 
 SEEDS = (0, 3)
 

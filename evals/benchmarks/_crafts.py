@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Literal
 
 from evals.benchmarks._world import words
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 Row = dict[str, object]
 Role = Literal["bio", "cyber", "neighbours", "general"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 Row = dict[str, object]
 

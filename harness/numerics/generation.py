@@ -125,25 +125,6 @@ def check_answers(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         _check_room(model, _unanswered(tokenizer, requests), requests)
 
 
-def check_base(task: Task) -> None:
-    """`check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
-
-    Raises:
-        UsageError: as that does. What else is wrong with the checkpoint is told when it is loaded.
-    """
-    from harness.models.sources import CheckpointSource
-    from harness.numerics.configurations import meta_model
-
-    source = task.sources.get("base")
-    if not isinstance(source, CheckpointSource) or not any(e.asks for e in task.evaluators):
-        return
-    try:
-        model, tokenizer = meta_model(source.config()), source.tokens()
-    except UsageError:
-        return
-    check_answers(task, model, tokenizer)
-
-
 def _check_room(model: PreTrainedModel, prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> None:
     tokens = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, requests, strict=True))
     if (room := anatomy.window(model)) and room.ends and tokens > room.tokens:

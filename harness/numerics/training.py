@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from harness.core.errors import Diverged
 from harness.data.rows import Batch, Encoded, by_length, collate
 from harness.numerics.likelihood import answer_labels, answer_logits
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 B = TypeVar("B")
 TOKENS_PER_MICRO_BATCH = 4096

@@ -159,7 +159,7 @@ def _source(what: str, source: ModelSource, seconds: float | None) -> Finding:
 def _answers(task: Task) -> list[Finding]:
     """What is wrong with asking the model before unlearning, where it is a checkpoint that is here."""
     from harness.models.sources import CheckpointSource
-    from harness.numerics.generation import check_base
+    from harness.running.measuring import check_base
 
     try:
         source = task.sources.get("base")

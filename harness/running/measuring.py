@@ -67,6 +67,26 @@ def measure(
     return list(found.values())
 
 
+def check_base(task: Task) -> None:
+    """`harness.numerics.generation.check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
+
+    Raises:
+        UsageError: as that does. What else is wrong with the checkpoint is told when it is loaded.
+    """
+    from harness.models.sources import CheckpointSource
+    from harness.numerics.generation import check_answers
+    from harness.numerics.configurations import meta_model
+
+    source = task.sources.get("base")
+    if not isinstance(source, CheckpointSource) or not any(e.asks for e in task.evaluators):
+        return
+    try:
+        model, tokenizer = meta_model(source.config()), source.tokens()
+    except UsageError:
+        return
+    check_answers(task, model, tokenizer)
+
+
 def check_tables(tables: Mapping[str, pd.DataFrame], whose: str = "what is kept row by row") -> None:
     """Refuse tables that a record cannot hold as one: it puts the rows of equal `task`, `row` and `cluster` side by side.
 

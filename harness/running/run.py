@@ -42,7 +42,7 @@ from harness.core.interfaces import (
 from harness.core.progress import progress_bar
 from harness.models.export import Keep
 from harness.numerics.loading import ALL_GPUS
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 from harness.running.measuring import measure, source_tables
 from harness.running.provenance import provenance_of
 from harness.storage.cache import Cache, canonical, disk_errors, file_digest
@@ -251,7 +251,7 @@ def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Se
     from harness.models import memory
     from harness.models.pretraining import TrainedSource, train_all
     from harness.models.sources import source_digest
-    from harness.numerics.generation import check_base
+    from harness.running.measuring import check_base
 
     task, options, costs = todo.task, todo.options, Costs()
     memory.check(task, todo.method, todo.config, options)

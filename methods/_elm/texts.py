@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.core.errors import UsageError
 from harness.core.interfaces import Setting, Stage
 from harness.data.rows import Encoded, token_ids
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 from methods._elm.config import ELMConfig, absent_stages
 from methods._elm.words import EXPERT, NOVICE, TURNS
 

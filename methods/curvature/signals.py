@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_labels, drawn_tokens, sums_by_example
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 from methods.curvature.passes import LogitGradient
 
 

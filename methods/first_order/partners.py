@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 
 class Partners:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.interfaces import Setting, Stage, Task
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 if TYPE_CHECKING:
     from harness.data.rows import Encoded

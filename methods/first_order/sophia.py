@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from harness.data.rows import Batch
 from harness.numerics.likelihood import answer_logits, drawn_tokens
-from harness.numerics.streams import streams
+from harness.core.streams import streams
 
 NEVER_ZERO = 1e-15
 """What `Sophia` adds to its denominator."""
