@@ -50,6 +50,7 @@ LIGHT = (
     "errors",
     "documents",
     "formats",
+    "looks",
     "scratch",
     "judging",
     "signals",
