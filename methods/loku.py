@@ -24,8 +24,8 @@ from pydantic import PositiveFloat
 from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
-from harness.numerics.anatomy import LinearMap
 from harness.core.streams import streams
+from harness.numerics.anatomy import LinearMap
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
 from methods.first_order.adapters import Adapters, Kind, linear_maps
 from methods.first_order.loop import Data, Losses, Part, unlearn

@@ -40,11 +40,11 @@ from harness.core.interfaces import (
     Variant,
     benchmark,
 )
+from harness.core.streams import streams
 from harness.data.corpora import Corpus, Windows
 from harness.data.rows import dataset_files, fingerprint, read_rows
 from harness.models.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
-from harness.core.streams import streams
 from harness.storage.cache import digest, file_digest
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from harness.core.errors import UsageError
 from harness.core.interfaces import MOST_SEED, Example, ModelSource, Task
 from harness.core.progress import progress_bar
 from harness.core.signals import ignore_signals
+from harness.core.streams import streams
 from harness.core.workers import follow_parent, prepare_for_workers
 from harness.numerics.identity import versions
-from harness.core.streams import streams
 from harness.storage.cache import Cache, CacheEntry, digest
 
 if TYPE_CHECKING:

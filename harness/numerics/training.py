@@ -22,9 +22,9 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.core.errors import Diverged
+from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, by_length, collate
 from harness.numerics.likelihood import answer_labels, answer_logits
-from harness.core.streams import streams
 
 B = TypeVar("B")
 TOKENS_PER_MICRO_BATCH = 4096

@@ -68,14 +68,14 @@ def measure(
 
 
 def check_base(task: Task) -> None:
-    """`harness.numerics.generation.check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
+    """`check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
 
     Raises:
         UsageError: as that does. What else is wrong with the checkpoint is told when it is loaded.
     """
     from harness.models.sources import CheckpointSource
-    from harness.numerics.generation import check_answers
     from harness.numerics.configurations import meta_model
+    from harness.numerics.generation import check_answers
 
     source = task.sources.get("base")
     if not isinstance(source, CheckpointSource) or not any(e.asks for e in task.evaluators):

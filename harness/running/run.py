@@ -40,9 +40,9 @@ from harness.core.interfaces import (
     Task,
 )
 from harness.core.progress import progress_bar
+from harness.core.streams import streams
 from harness.models.export import Keep
 from harness.numerics.loading import ALL_GPUS
-from harness.core.streams import streams
 from harness.running.measuring import measure, source_tables
 from harness.running.provenance import provenance_of
 from harness.storage.cache import Cache, canonical, disk_errors, file_digest

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.core.interfaces import Setting
+from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
-from harness.core.streams import streams
 from methods._elm.config import ELMConfig
 from methods._elm.continuations import continuations
 from methods._elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy

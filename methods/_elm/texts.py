@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.core.errors import UsageError
 from harness.core.interfaces import Setting, Stage
-from harness.data.rows import Encoded, token_ids
 from harness.core.streams import streams
+from harness.data.rows import Encoded, token_ids
 from methods._elm.config import ELMConfig, absent_stages
 from methods._elm.words import EXPERT, NOVICE, TURNS
 

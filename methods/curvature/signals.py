@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_labels, drawn_tokens, sums_by_example
-from harness.core.streams import streams
 from methods.curvature.passes import LogitGradient
 
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.errors import UsageError
+from harness.core.streams import streams
 from harness.numerics import anatomy
 from harness.numerics.anatomy import LinearMap
-from harness.core.streams import streams
 from methods._settings import ANY_ARCHITECTURE
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from harness.core.streams import streams
 from harness.data.rows import Batch
 from harness.numerics.likelihood import answer_logits, drawn_tokens
-from harness.core.streams import streams
 
 NEVER_ZERO = 1e-15
 """What `Sophia` adds to its denominator."""
