@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
-from methods._kfade.config import WMDP_FORM, WMDP_SMALL, KFADEConfig
+from methods._kfade.config import WMDP_FORM, WMDP_SMALL, KFADEConfig, missing_back_end
 from methods._settings import absent_layers, of_stage, uneven
 from methods.first_order.recipe import WMDP
 
@@ -48,8 +48,9 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
 
 
 def clash(task: Task, config: KFADEConfig) -> str | None:
-    """Layers that are not there, and as many step sizes as there are no stages."""
-    return absent_layers(task, layers=config.layers) or uneven(len(task.stages), step_size=config.step_size)
+    """Layers that are not there, step sizes that do not fit the stages, a back end that is not installed."""
+    uneven_steps = uneven(len(task.stages), step_size=config.step_size)
+    return absent_layers(task, layers=config.layers) or uneven_steps or missing_back_end(config.backend)
 
 
 @method(

@@ -15,7 +15,7 @@ from harness.models.sources import weights_fingerprint
 from harness.numerics.anatomy import LinearMap
 from harness.numerics.likelihood import answer_nll
 from methods._kfade import fit
-from methods._kfade.config import KFADEConfig
+from methods._kfade.config import KFADEConfig, missing_back_end
 from methods._kfade.data import StageData
 from methods._kfade.step import KL_TOLERANCE, rounding_losses, step_for_kl
 from methods.curvature.layers import Layer, mlp_layers
@@ -239,6 +239,13 @@ def test_a_curvature_is_named_by_the_release_of_the_library_that_fitted_it(nano_
             run(nano_setting, config(backend=backend))
     assert asked[0] == {}
     assert "curvlinops-for-pytorch" in asked[1]
+
+
+def test_a_back_end_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):
+    assert missing_back_end("curvlinops") is None
+    monkeypatch.setattr("methods._kfade.config.find_spec", lambda name: None)
+    assert "pip install 'curvlinops-for-pytorch" in missing_back_end("curvlinops")
+    assert missing_back_end("own") is None
 
 
 def test_curvlinops_as_a_back_end_refuses_ragged_questions(nano_setting):

@@ -31,7 +31,7 @@ def requirement(text: str) -> str:
 
 
 DEPENDENCIES = {requirement(text): text for text in PROJECT["project"]["dependencies"]}
-EXTRAS = {requirement(t) for of in PROJECT["project"].get("optional-dependencies", {}).values() for t in of}
+EXTRAS = {requirement(t): t for of in PROJECT["project"]["optional-dependencies"].values() for t in of}
 APART = {"vllm"}
 """Pins torch and caps transformers, so that it lives in an environment of its own (README) and is no extra of this one."""
 
@@ -107,7 +107,9 @@ def test_everything_that_is_imported_is_declared():
     distributions = packages_distributions()
     for module in sorted(wanted):
         names = {normal(d) for d in distributions.get(module, [module])}
-        assert names & (set(DEPENDENCIES) | EXTRAS | APART), f"'{module}' ({', '.join(names)}) is imported but not declared"
+        assert names & (set(DEPENDENCIES) | set(EXTRAS) | APART), (
+            f"'{module}' ({', '.join(names)}) is imported but not declared"
+        )
 
 
 def test_nothing_is_declared_that_is_not_imported():
@@ -128,7 +130,13 @@ def test_the_doctor_knows_the_bounds_that_are_declared(name: str):
 
 @pytest.mark.parametrize("name", ["torch", "transformers", "curvlinops-for-pytorch"])
 def test_what_numbers_rest_on_has_an_upper_bound(name: str):
-    assert re.search(r"<\d", DEPENDENCIES[name])
+    assert re.search(r"<\d", {**EXTRAS, **DEPENDENCIES}[name])
+
+
+def test_the_plain_installation_pulls_in_no_torchvision():
+    """curvlinops does, through backpack: beside a torch of another build `from transformers import …` would fail."""
+    assert "curvlinops-for-pytorch" not in DEPENDENCIES
+    assert EXTRAS["curvlinops-for-pytorch"] in PROJECT["dependency-groups"]["dev"], "the tests compare with it"
 
 
 def test_the_readme_and_the_licence_that_the_package_names_are_there():

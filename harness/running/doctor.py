@@ -20,7 +20,6 @@ from harness.data.rows import cached_snapshot, matching
 TESTED = {
     "torch": ("2.11", "2.13"),
     "transformers": ("5.17", "5.23"),
-    "curvlinops-for-pytorch": ("3.0.1", "3.0"),
     "lm-eval": ("0.4.13", "0.4.13"),
     "scipy": ("1.14", "1.17"),
     "pandas": ("2.2", "3.1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
@@ -77,6 +78,17 @@ class KFADEConfig:
             raise ValueError("damping=0 divides by eigenvalues that are 0; give a small positive one")
         if self.margin_clip and self.objective != "margin":
             raise ValueError("margin_clip belongs to objective=margin")
+
+
+def missing_back_end(backend: str) -> str | None:
+    """What to install for a back end that is not there; None if it is.
+
+    curvlinops is no dependency of the harness, since it pulls in torchvision, which nothing here needs and which breaks
+    transformers beside a torch of another build.
+    """
+    if backend == "curvlinops" and find_spec("curvlinops") is None:
+        return "backend=curvlinops is not installed: pip install 'curvlinops-for-pytorch>=3.0.1,<3.1', or take backend=own"
+    return None
 
 
 WMDP_FORM: Mapping[str, JSON] = {
