@@ -7,15 +7,16 @@ benchmark's stages, or else the set `forget`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evals import _tofu
-from evals._bootstrap import METHOD, mean_interval
-from harness.core.interfaces import EVALUATORS, Absent, Better, Measurement, Row, Setting, Subject, Task
+from harness.core.interfaces import EVALUATORS, Row, Setting, Subject, Task
+from harness.core.metric import Better, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,9 @@ def scores(setting: Setting, asked: Rows) -> pd.DataFrame:
     task = replace(setting.task, questions=asked, options=replace(setting.task.options, generator="hf"))
     subject = Subject(replace(setting, task=task), task, ())
     if all(_choices(rows) for rows in asked.values()):
-        EVALUATORS.get("multiple_choice").measure(subject)
+        choices = EVALUATORS.get("multiple_choice")
+        with suppress(LookupError):  # what is not finite is told apart below
+            choices.measure(subject, choices.metrics_of(task)[0])
         table = subject.tables["choices"]
         return table[KEYS].assign(score=table["correct"].where(table["choice"] >= 0)).reset_index(drop=True)
     parts = []
@@ -81,43 +84,25 @@ def unit(task: Task) -> str:
     return "share of questions" if any(_choices(rows) for rows in forgotten(task).values()) else "probability"
 
 
-def mean(
-    metric: str,
-    version: int,
-    subject: Subject,
-    rows: Callable[[Subject], tuple[np.ndarray, np.ndarray]],
-    note: str | None = None,
-    wanted: Better = "lower",
-) -> Measurement | Absent:
-    """A mean of scores with its interval.
+def metric(name: str, title: str, about: str, part: str, wanted: Better = "lower", unit: str = "probability") -> Metric:
+    """A mean of scores.
 
     Args:
-        metric: its name.
-        version: of its evaluator.
-        subject: whose.
-        rows: the scores and the clusters of a subject's rows; raises LookupError where there are none.
-        note: for the reader.
+        name: the metric's.
+        title: a short heading.
+        about: what it says.
+        part: the table's column.
         wanted: which way is good where there is no retrained model to come close to.
+        unit: what a score's mean is called; see `unit`.
     """
-    values, clusters = rows(subject)
-    if not np.isfinite(values).all():
-        return Absent(metric=metric, reason=f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite")
-    references = _tofu.reference_values(subject, lambda other: float(rows(other)[0].mean()))
-    references = references if np.isfinite(references).all() else []
-    bounds = mean_interval(values, clusters)
-    return Measurement(
-        metric=metric,
-        version=version,
-        value=float(values.mean()),
-        unit=unit(subject.task),
-        better="closer" if references and wanted == "lower" else wanted,
-        n=len(values),
+    return Metric(
+        name,
+        title=title,
+        unit=unit,
+        better="closer" if wanted == "lower" else wanted,
+        better_alone="lower" if wanted == "lower" else None,
+        about=about,
         range=(0.0, 1.0),
-        reference=references[0] if references else None,
-        across_references=(min(references), max(references)) if references else None,
-        floor=_tofu.spread(references),
-        interval_95=bounds,
-        interval_method=METHOD if bounds else "none: fewer than five groups of questions",
-        resampled="group of questions" if bounds else None,
-        note=note,
+        part=part,
+        cluster="group of questions",
     )

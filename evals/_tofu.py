@@ -10,28 +10,14 @@ Formulas: `evaluate_util.py`, `aggregate_eval_stat.py` and `utils.py` of locusla
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals._bootstrap import METHOD, mean_interval
-from harness.core.interfaces import (
-    Absent,
-    Better,
-    Example,
-    GenerationRequest,
-    Measurement,
-    Row,
-    Sampling,
-    Setting,
-    Subject,
-    Task,
-    Variant,
-)
+from harness.core.interfaces import Example, GenerationRequest, Row, Sampling, Setting, Subject, Task, Variant
+from harness.core.metric import Metric, Rows, harmonic_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,16 +35,6 @@ GENERATION_BATCH = 30
 """Rows that share one length budget in the original."""
 GUARD = 1e-10
 """open-unlearning's addend in denominators."""
-
-
-@dataclass(frozen=True)
-class PerRow:
-    """One number per question."""
-
-    values: np.ndarray
-    """[n]"""
-    clusters: np.ndarray
-    """[n] which author (or, where that is unknown, which row) a question belongs to."""
 
 
 # ---------------------------------------------------------------- the tables
@@ -243,7 +219,7 @@ def wrong_losses(rows: pd.DataFrame) -> np.ndarray:
     return np.array(rows["average_perturb_loss"].tolist(), dtype=float)
 
 
-def probability(subject: Subject, task: str) -> PerRow:
+def probability(subject: Subject, task: str) -> Rows:
     """How likely the true answer is.
 
     retain, forget: p^(1/T) = exp(−loss per token). Real authors, world facts: that over the sum of it and the wrong answers'.
@@ -256,39 +232,35 @@ def probability(subject: Subject, task: str) -> PerRow:
             rows = rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
             guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
             true = true / (true + np.exp(-wrong_losses(rows)).sum(axis=1) + guard)
-    return PerRow(true, rows["cluster"].to_numpy())
+    return Rows(true, rows["cluster"].to_numpy())
 
 
-def rouge(subject: Subject, task: str) -> PerRow:
+def rouge(subject: Subject, task: str) -> Rows:
     """ROUGE-L recall of the greedy answer."""
     rows = rows_of(answers(subject), task, "rougeL_recall")
-    return PerRow(rows["rougeL_recall"].to_numpy(dtype=float), rows["cluster"].to_numpy())
+    return Rows(rows["rougeL_recall"].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
-def retain_kl(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
-    """KL(before unlearning ‖ now) of the retain rows.
-
-    Returns:
-        ([n, 2] nats over the answer's tokens and their number, [n] which author); the ratio of the columns' sums is per token.
-    """
+def retain_kl(subject: Subject) -> Rows:
+    """KL(before unlearning ‖ now) of the retain rows: [n, 2] nats over the answer's tokens and their number."""
     rows = rows_of(divergence(subject), "retain", "kl_sum", "kl_tokens")
-    return rows[["kl_sum", "kl_tokens"]].to_numpy(dtype=float), rows["cluster"].to_numpy()
+    return Rows(rows[["kl_sum", "kl_tokens"]].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
-def log_truth_ratio(subject: Subject, task: str) -> PerRow:
+def log_truth_ratio(subject: Subject, task: str) -> Rows:
     """Log R = mean_j b_j − a: by how much the paraphrase is likelier per token than the wrong answers (geometric mean).
 
     The logarithm, since R overflows on models that have collapsed; KS does not change under it.
     """
     if logged := _logged_ratio(subject, task):
         with np.errstate(divide="ignore"):
-            return PerRow(-np.log(logged.values), logged.clusters)
+            return Rows(-np.log(logged.values), logged.clusters)
     rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
     paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
-    return PerRow(wrong_losses(rows).mean(axis=1) - paraphrased, rows["cluster"].to_numpy())
+    return Rows(wrong_losses(rows).mean(axis=1) - paraphrased, rows["cluster"].to_numpy())
 
 
-def inverse_truth_ratio(subject: Subject, task: str) -> PerRow:
+def inverse_truth_ratio(subject: Subject, task: str) -> Rows:
     """1/R, as both projects' utility takes it.
 
     In open-unlearning's definitions P(wrong) / (P(paraphrase) + 1e-10), which is near 0, not near 1, once a model has
@@ -297,17 +269,17 @@ def inverse_truth_ratio(subject: Subject, task: str) -> PerRow:
     if subject.task.variant == "original":
         ratio = log_truth_ratio(subject, task)
         with np.errstate(over="ignore"):
-            return PerRow(np.exp(-ratio.values), ratio.clusters)
+            return Rows(np.exp(-ratio.values), ratio.clusters)
     if logged := _logged_ratio(subject, task):
         return logged
     rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
     with np.errstate(over="ignore", invalid="ignore"):  # likewise
         paraphrased = np.exp(-rows["avg_paraphrased_loss"].to_numpy(dtype=float))
         inverse = np.exp(-wrong_losses(rows).mean(axis=1)) / (paraphrased + GUARD)
-    return PerRow(inverse, rows["cluster"].to_numpy())
+    return Rows(inverse, rows["cluster"].to_numpy())
 
 
-def tested_ratio(subject: Subject) -> PerRow:
+def tested_ratio(subject: Subject) -> Rows:
     """What forget quality's test compares: log R of the forget rows, in open-unlearning's definitions the guarded 1/R.
 
     The test sees the order of the values alone, which the logarithm keeps and the guard does not.
@@ -322,17 +294,17 @@ def tested_version(task: Task) -> int:
     return 2 if task.variant == "open-unlearning" else 1
 
 
-def _logged_ratio(subject: Subject, task: str) -> PerRow | None:
+def _logged_ratio(subject: Subject, task: str) -> Rows | None:
     """open-unlearning's own 1/R of each row, out of a log that does not hold the losses it is made of; else None."""
     rows = rows_of(likelihood(subject), task)
     if "inverse_truth_ratio" not in rows or rows["inverse_truth_ratio"].isna().any():
         return None
     if all(name in rows and rows[name].notna().all() for name in ("avg_paraphrased_loss", "average_perturb_loss")):
         return None
-    return PerRow(rows["inverse_truth_ratio"].to_numpy(dtype=float), rows["cluster"].to_numpy())
+    return Rows(rows["inverse_truth_ratio"].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
-def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow:
+def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> Rows:
     """ToFU's truth-ratio score of a row, in [0, 1].
 
     retain, real authors, world facts: max(0, 1 − 1/R). forget: min(R, 1/R).
@@ -355,105 +327,57 @@ def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> PerRow
     if task == "forget":
         guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
         with np.errstate(divide="ignore"):
-            return PerRow(np.minimum(inverse, 1 / (inverse + guard)), clusters)
-    return PerRow(np.maximum(0.0, 1 - inverse), clusters)
+            return Rows(np.minimum(inverse, 1 / (inverse + guard)), clusters)
+    return Rows(np.maximum(0.0, 1 - inverse), clusters)
 
 
-def ks(first: np.ndarray, second: np.ndarray) -> tuple[float, float, str | None]:
-    """p-value, D, and a note if scipy fell back from the exact to the asymptotic distribution."""
-    from scipy.stats import ks_2samp
+# ---------------------------------------------------------------- metrics
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = ks_2samp(first, second)
-    note = "asymptotic p-value: the exact one could not be computed" if caught else None
-    return float(result.pvalue), float(result.statistic), note
-
-
-# ---------------------------------------------------------------- measurements
+_TITLES = {"retain": "retain", "real_authors": "authors", "world_facts": "world", "forget": "forget"}
+_SETS = {
+    "retain": "questions about authors to be kept",
+    "real_authors": "questions about real authors",
+    "world_facts": "questions about the world",
+    "forget": "questions about authors to be forgotten",
+}
 
 
-def recorded(subject: Subject, reference: int) -> Subject:
-    """One of the subject's references, seen as a subject of its own."""
-    tables = subject.references[reference].tables
-    return Subject(setting=None, task=subject.task, references=(), tables=dict(tables))
-
-
-def reference_values(subject: Subject, value: Callable[[Subject], float]) -> list[float]:
-    """A number for each reference; empty where a reference's log does not hold what it needs."""
-    try:
-        return [value(recorded(subject, i)) for i in range(len(subject.references))]
-    except LookupError:
-        return []
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """What the references differ by at most: the noise floor, or None with fewer than two."""
-    return max(values) - min(values) if len(values) > 1 else None
-
-
-def means(
-    subject: Subject, kind: str, version: int, unit: str, per_row: Callable[[Subject, str], PerRow]
-) -> list[Measurement | Absent]:
+def means(kind: str, title: str, unit: str, about: str) -> list[Metric]:
     """One mean over rows for each of ToFU's four tasks, named `<task>_<kind>`.
 
     On the forget rows the good value is the retrained model's; elsewhere more is better.
     """
-    found: list[Measurement | Absent] = []
-    for task in TASKS:
-        metric = f"{task}_{kind}"
-        better: Better = "closer" if task == "forget" else "higher"
-        try:
-            rows = per_row(subject, task)
-        except LookupError as error:
-            found.append(Absent(metric=metric, reason=str(error)))
-            continue
-        if not np.isfinite(rows.values).all():
-            broken = int((~np.isfinite(rows.values)).sum())
-            found.append(Absent(metric=metric, reason=f"{broken} of {len(rows.values)} rows are not finite"))
-            continue
-        references = reference_values(subject, lambda other, task=task: float(per_row(other, task).values.mean()))  # type: ignore[misc]
-        bounds = mean_interval(rows.values, rows.clusters)
-        found.append(
-            Measurement(
-                metric=metric,
-                version=version,
-                value=float(rows.values.mean()),
-                unit=unit,
-                better=better,
-                n=len(rows.values),
-                range=(0.0, 1.0),
-                reference=references[0] if references else None,
-                across_references=(min(references), max(references)) if references else None,
-                floor=spread(references),
-                interval_95=bounds,
-                interval_method=METHOD if bounds else "none: fewer than five authors",
-                resampled="author" if bounds else None,
-            )
+    return [
+        Metric(
+            name=f"{task}_{kind}",
+            title=f"{title} {_TITLES[task]}",
+            unit=unit,
+            better="closer" if task == "forget" else "higher",
+            about=f"{about}, on {_SETS[task]}",
+            range=(0.0, 1.0),
+            part=task,
+            cluster="author",
         )
-    return found
+        for task in TASKS
+    ]
 
 
-def harmonic_mean(values: Sequence[float]) -> float:
-    """The harmonic mean of non-negative numbers (scipy.stats.hmean); 0 if one of them is."""
-    from scipy.stats import hmean
-
-    return 0.0 if min(values) <= 0 else float(hmean(list(values)))
-
-
-def utility_parts(subject: Subject, arithmetic: bool = False) -> dict[str, list[PerRow]]:
-    """The nine parts of model utility: for each of three tasks ROUGE, probability and truth ratio.
+def utility_rows(subject: Subject, arithmetic: bool = False) -> list[Rows]:
+    """The nine parts of model utility: for each of three tasks [n, 3] ROUGE, probability and truth ratio.
 
     Raises:
-        LookupError: if a log does not hold one of them.
+        LookupError: if a log does not hold one of them, or one is not finite.
     """
-    return {
-        task: [rouge(subject, task), probability(subject, task), truth_ratio(subject, task, arithmetic)]
-        for task in UTILITY_TASKS
-    }
+    groups = []
+    for task in UTILITY_TASKS:
+        parts = [rouge(subject, task), probability(subject, task), truth_ratio(subject, task, arithmetic)]
+        groups.append(Rows(np.column_stack([part.values for part in parts]), parts[0].clusters))
+    if not all(np.isfinite(rows.values).all() for rows in groups):
+        raise LookupError("one of its nine parts is not finite")
+    return groups
 
 
 def utility(subject: Subject, arithmetic: bool = False) -> float:
-    """Model utility: the harmonic mean of the nine parts' means; NaN if a row is not finite."""
-    parts = [float(part.values.mean()) for group in utility_parts(subject, arithmetic).values() for part in group]
-    return harmonic_mean(parts) if all(map(math.isfinite, parts)) else math.nan
+    """Model utility: the harmonic mean of the nine parts' means."""
+    columns = [np.ascontiguousarray(column) for rows in utility_rows(subject, arithmetic) for column in rows.values.T]
+    return harmonic_mean([float(column.mean()) for column in columns])

@@ -16,17 +16,15 @@ is kept (`harness.numerics.likelihood.kl_between`); the base model is loaded for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals._bootstrap import METHOD, interval, mean_interval
 from harness.core.interfaces import (
-    Absent,
     Example,
     GenerationRequest,
     Held,
-    Measurement,
     ModelShape,
     Row,
     Sampling,
@@ -35,6 +33,7 @@ from harness.core.interfaces import (
     Task,
     evaluator,
 )
+from harness.core.metric import RATIO, Metric, Rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +42,23 @@ if TYPE_CHECKING:
     from harness.data.rows import Encoded
 
 VERSION = 1
-METRIC, POOLED = "alpaca_kl", "alpaca_kl_pooled"
 TASK = "instructions"
+METRIC = Metric(
+    "alpaca_kl",
+    title="KL instructions",
+    unit="nats per token",
+    better="lower",
+    about="how far the model has moved on answers to instructions that have nothing to do with what it forgot",
+    part=TASK,
+    cluster="completion",
+)
+POOLED = replace(
+    METRIC,
+    name="alpaca_kl_pooled",
+    title="KL instructions, pooled",
+    about="the same with every token counting alike, not every answer",
+    statistic=RATIO,
+)
 MAX_TOKENS = 256
 """New tokens of a completion, unless the benchmark's models cannot take so many."""
 ENCODED_AT_ONCE = 2048
@@ -78,41 +92,23 @@ def _held(shape: ModelShape) -> list[Held]:
     return [Held("model before unlearning", weights), Held("logits", measuring_bytes(shape), certain=False)]
 
 
-@evaluator("alpaca_kl", version=VERSION, requests=_requests, memory=_held)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
-    """`alpaca_kl`, the mean over completions, and `alpaca_kl_pooled`, the mean over tokens."""
-    try:
-        table = subject.table("instructions", lambda _: _build(subject))
-    except LookupError as error:
-        return [Absent(metric=metric, reason=str(error)) for metric in (METRIC, POOLED)]
+@evaluator("alpaca_kl", version=VERSION, metrics=(METRIC, POOLED), requests=_requests, memory=_held)
+def measure(subject: Subject, metric: Metric) -> Rows:
+    """Every completion's mean over its tokens, or its nats and its tokens."""
+    table = subject.table("instructions", lambda _: _build(subject))
+    table = table[table["task"] == TASK]
+    if table.empty or "kl_sum" not in table:
+        raise LookupError(f"there are no {TASK} rows")
     values = table[["kl_sum", "kl_tokens"]].to_numpy(dtype=float)
     clusters, rows = table["cluster"].to_numpy(), table["row"].to_numpy()
     if not np.isfinite(values).all():
         broken = int((~np.isfinite(values)).any(axis=1).sum())
-        reason = f"{broken} of {len(values)} completions have a KL that is not finite"
-        return [Absent(metric=metric, reason=reason) for metric in (METRIC, POOLED)]
+        raise LookupError(f"{broken} of {len(values)} completions have a KL that is not finite")
+    if metric.name == POOLED.name:
+        return Rows(values, clusters)
     per_token = values[:, 0] / values[:, 1]
-    pooled = float(values[:, 0].sum() / values[:, 1].sum())
     highest = [f"{rows[i]} ({per_token[i]:.3g})" for i in np.argsort(-per_token, kind="stable")[:LISTED]]
-    return [
-        _measurement(METRIC, float(per_token.mean()), len(table), mean_interval(per_token, clusters), highest),
-        _measurement(POOLED, pooled, len(table), interval([(values, clusters)], lambda nats, tokens: nats / tokens), highest),
-    ]
-
-
-def _measurement(metric: str, value: float, n: int, bounds: tuple[float, float] | None, highest: Sequence[str]) -> Measurement:
-    return Measurement(
-        metric=metric,
-        version=VERSION,
-        value=value,
-        unit="nats per token",
-        better="lower",
-        n=n,
-        interval_95=bounds,
-        interval_method=METHOD if bounds else "none: fewer than five completions",
-        resampled="completion" if bounds else None,
-        note=f"highest in rows {', '.join(highest)}" if metric == METRIC else None,
-    )
+    return Rows(per_token, clusters, note=f"highest in rows {', '.join(highest)}")
 
 
 def _build(subject: Subject) -> pd.DataFrame:

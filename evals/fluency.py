@@ -14,15 +14,14 @@ retain questions. A low perplexity alone proves little: "the the the" is likely 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evals import _tofu
-from evals._bootstrap import METHOD, interval
-from harness.core.interfaces import Absent, Better, Example, GenerationRequest, Measurement, Setting, Subject, Task, evaluator
+from harness.core.interfaces import Example, GenerationRequest, Setting, Subject, Task, evaluator
+from harness.core.metric import Better, Metric, OfMeans, Rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,47 +31,39 @@ VERSION = 1
 TABLE = "fluency"
 
 
-@dataclass(frozen=True)
-class _Number:
-    """One of the four."""
-
-    metric: str
-    unit: str
-    better: Better
-    columns: tuple[str, ...]
-    """Of the table; rows where the first is NaN are left out."""
-    of_means: Callable[..., np.ndarray]
-    """Means of the columns → the number."""
-    range: tuple[float, float] | None
-    missing: str
-    """Why there is none when all rows are left out."""
-
-
-def _same(mean: np.ndarray) -> np.ndarray:
-    return mean
-
-
-def _perplexity(nats: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def _perplexity(means: np.ndarray) -> np.ndarray:
+    """[2, …] mean nats and mean tokens → […] perplexity."""
     with np.errstate(over="ignore"):
-        perplexity: np.ndarray = np.exp(nats / tokens)
+        perplexity: np.ndarray = np.exp(means[0] / means[1])
     return perplexity
 
 
-_SHARE = (0.0, 1.0)
-NUMBERS = (
-    _Number(
+def _share(name: str, title: str, unit: str, about: str, better: Better = "higher") -> Metric:
+    return Metric(name, title, unit, better, about, range=(0.0, 1.0), part=name.removeprefix("fluency_"), cluster="answer")
+
+
+METRICS = (
+    Metric(
         "fluency_perplexity",
-        "perplexity",
-        "lower",
-        ("fluency_nll", "fluency_tokens"),
-        _perplexity,
-        None,
-        "every answer is empty",
+        title="Perplexity",
+        unit="perplexity",
+        better="lower",
+        about="how unlikely the model before unlearning finds the answers",
+        statistic=OfMeans(_perplexity),
+        part="perplexity",
+        cluster="answer",
     ),
-    _Number("fluency_distinct_1", "share of words", "higher", ("distinct_1",), _same, _SHARE, "every answer is empty"),
-    _Number("fluency_distinct_2", "share of 2-grams", "higher", ("distinct_2",), _same, _SHARE, "no answer has two words"),
-    _Number("fluency_repetition", "share of 4-grams", "lower", ("repeated_4",), _same, _SHARE, "no answer has four words"),
+    _share("fluency_distinct_1", "Distinct words", "share of words", "how varied an answer's words are"),
+    _share("fluency_distinct_2", "Distinct 2-grams", "share of 2-grams", "how varied an answer's pairs of words are"),
+    _share("fluency_repetition", "Repetition", "share of 4-grams", "how much of an answer says itself again", "lower"),
 )
+_COLUMNS = {
+    "perplexity": (["fluency_nll", "fluency_tokens"], "every answer is empty"),
+    "distinct_1": (["distinct_1"], "every answer is empty"),
+    "distinct_2": (["distinct_2"], "no answer has two words"),
+    "repetition": (["repeated_4"], "no answer has four words"),
+}
+"""A metric's part → its columns of the table, rows where the first is NaN left out; and why there is none if all are."""
 
 
 def _asked(task: Task) -> str:
@@ -145,52 +136,17 @@ def _before(setting: Setting) -> PreTrainedModel:
     return setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)[0]
 
 
-@evaluator("fluency", version=VERSION, requests=requests)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
-    """`fluency_perplexity`, `fluency_distinct_1`, `fluency_distinct_2`, `fluency_repetition`."""
-    try:
-        table = subject.table(TABLE, lambda setting: _build(subject, setting))
-    except LookupError as error:
-        return [Absent(metric=number.metric, reason=str(error)) for number in NUMBERS]
-    return [_measurement(subject, table, number) for number in NUMBERS]
-
-
-def _rows(table: pd.DataFrame, number: _Number) -> np.ndarray:
-    """[n, k] the number's columns; LookupError if no row has them."""
-    values: np.ndarray = table[list(number.columns)].to_numpy(dtype=float)
+@evaluator("fluency", version=VERSION, metrics=METRICS, requests=requests)
+def measure(subject: Subject, metric: Metric) -> Rows:
+    """What is counted of every answer that is long enough."""
+    columns, missing = _COLUMNS[metric.part]
+    table = subject.table(TABLE, lambda setting: _build(subject, setting))
+    values: np.ndarray = table[columns].to_numpy(dtype=float)
     values = values[~np.isnan(values[:, 0])]
     if not len(values):
-        raise LookupError(number.missing)
-    return values
-
-
-def _measurement(subject: Subject, table: pd.DataFrame, number: _Number) -> Measurement | Absent:
-    def value(other: Subject) -> float:
-        return float(number.of_means(*_rows(other.tables[TABLE], number).mean(axis=0)))
-
-    try:
-        values = _rows(table, number)
-    except LookupError as error:
-        return Absent(metric=number.metric, reason=str(error))
-    found = float(number.of_means(*values.mean(axis=0)))
-    if not np.isfinite(found):
-        return Absent(metric=number.metric, reason="the model before unlearning finds an answer impossible")
-    references = _tofu.reference_values(subject, value)
-    bounds = interval([(values, np.arange(len(values)))], number.of_means)
+        raise LookupError(missing)
+    if not np.isfinite(_perplexity(values.mean(axis=0)) if metric.part == "perplexity" else values).all():
+        raise LookupError("the model before unlearning finds an answer impossible")
     left_out = len(table) - len(values)
-    return Measurement(
-        metric=number.metric,
-        version=VERSION,
-        value=found,
-        unit=number.unit,
-        better=number.better,
-        n=len(values),
-        range=number.range,
-        reference=references[0] if references else None,
-        across_references=(min(references), max(references)) if references else None,
-        floor=_tofu.spread(references),
-        interval_95=bounds,
-        interval_method=METHOD if bounds else "none: fewer than five answers",
-        resampled="row" if bounds else None,
-        note=f"{left_out} of {len(table)} answers are too short and left out" if left_out else None,
-    )
+    note = f"{left_out} of {len(table)} answers are too short and left out" if left_out else None
+    return Rows(values, np.arange(len(values)), note=note)

@@ -6,55 +6,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-
-import numpy as np
+from dataclasses import replace
 
 from evals import _tofu
-from evals._bootstrap import METHOD, interval
-from harness.core.interfaces import Absent, Measurement, Subject, evaluator
+from harness.core.interfaces import Subject, Task, evaluator
+from harness.core.metric import HARMONIC, Metric, Rows, metrics_by_name
 
-VERSION = 1
-
-
-@evaluator("model_utility", version=VERSION, requests=_tofu.requests)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
-    """`model_utility` and, in the original's definitions, `model_utility_arithmetic`."""
-    found = [_utility(subject, "model_utility", arithmetic=False)]
-    if subject.task.variant == "original":
-        found.append(_utility(subject, "model_utility_arithmetic", arithmetic=True))
-    return found
-
-
-def _utility(subject: Subject, metric: str, arithmetic: bool) -> Measurement | Absent:
-    try:
-        parts = _tofu.utility_parts(subject, arithmetic)
-    except LookupError as error:
-        return Absent(metric=metric, reason=str(error))
-    value = _tofu.utility(subject, arithmetic)
-    if not math.isfinite(value):
-        return Absent(metric=metric, reason="one of its nine parts is not finite")
-    references = _tofu.reference_values(subject, lambda other: _tofu.utility(other, arithmetic))
-    groups = [(np.column_stack([part.values for part in of_task]), of_task[0].clusters) for of_task in parts.values()]
-    bounds = interval(groups, lambda *means: _harmonic(np.stack(means)))
-    return Measurement(
-        metric=metric,
-        version=VERSION,
-        value=value,
-        unit="harmonic mean",
-        better="higher",
-        n=sum(len(of_task[0].values) for of_task in parts.values()),
-        range=(0.0, 1.0),
-        reference=references[0] if references else None,
-        across_references=(min(references), max(references)) if references else None,
-        floor=_tofu.spread(references),
-        interval_95=bounds,
-        interval_method=METHOD if bounds else "none: fewer than five authors",
-        resampled="author, in each task on its own" if bounds else None,
-    )
+UTILITY = Metric(
+    "model_utility",
+    title="Utility",
+    unit="harmonic mean",
+    better="higher",
+    about="what the model can still do: the harmonic mean of ROUGE, probability and truth ratio on three sets to be kept",
+    range=(0.0, 1.0),
+    statistic=HARMONIC,
+    cluster="author",
+    contains=("retain_probability", "retain_rouge"),
+)
+ARITHMETIC = replace(
+    UTILITY,
+    name="model_utility_arithmetic",
+    title="Utility (arithmetic)",
+    about="model utility with the arithmetic truth ratio of the ToFU paper's text",
+)
 
 
-def _harmonic(means: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.asarray(means.shape[0] / (1 / means).sum(axis=0))
+def metrics(task: Task) -> Sequence[Metric]:
+    """Utility, and in the original's definitions its arithmetic form."""
+    return (UTILITY, ARITHMETIC) if task.variant == "original" else (UTILITY,)
+
+
+@evaluator("model_utility", version=1, metrics=metrics, named=metrics_by_name((UTILITY, ARITHMETIC)), requests=_tofu.requests)
+def measure(subject: Subject, metric: Metric) -> Sequence[Rows]:
+    """The nine parts, by set of questions."""
+    return _tofu.utility_rows(subject, arithmetic=metric is ARITHMETIC)

@@ -24,16 +24,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import _judge, _tofu
-from evals._bootstrap import METHOD, mean_interval
+from evals import _judge
 from evals._judge_server import Unavailable
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.core.interfaces import Absent, GenerationRequest, Measurement, Row, Sampling, Setting, Subject, Task, evaluator
+from harness.core.interfaces import GenerationRequest, Row, Sampling, Setting, Subject, Task, evaluator
+from harness.core.metric import Metric, Number, Plain, Rows
 from harness.data.rows import fingerprint, read_rows
 from harness.numerics.thoughts import begins_thoughts, without_thoughts
 
@@ -63,8 +63,37 @@ NO_RATING = -1.0
 """What a verdict without a rating counts as (FastChat); it is left out of every mean."""
 SCALE = (1.0, 10.0)
 TABLE = "judgements"
-MEAN, STANDARD_ERROR = "mt_bench", "mt_bench_standard_error"
-METRICS = (MEAN, *(f"mt_bench_turn_{turn}" for turn in TURNS), STANDARD_ERROR)
+MEAN = Metric(
+    "mt_bench",
+    title="MT-Bench",
+    unit="rating",
+    better="higher",
+    about="how well 80 questions of two turns are answered, as a judge rates it",
+    range=SCALE,
+    cluster="question",
+)
+STANDARD_ERROR = Metric(
+    "mt_bench_standard_error",
+    title="MT-Bench, s.e.",
+    unit="rating",
+    better=None,
+    about="by how much the mean rating would move if all were answered and judged again",
+    statistic=Plain("it says how certain mt_bench is", compared=False),
+)
+METRICS = (
+    MEAN,
+    *(
+        replace(
+            MEAN,
+            name=f"mt_bench_turn_{turn}",
+            title=f"MT-Bench, turn {turn}",
+            about=f"the mean rating of answers to turn {turn}",
+            part=str(turn),
+        )
+        for turn in TURNS
+    ),
+    STANDARD_ERROR,
+)
 
 _FOLDER = "mt_bench"
 _PROMPTS = {  # (turn, with reference) → its name in judge_prompts.jsonl
@@ -325,21 +354,21 @@ def _check(setting: Setting) -> None:
         _judge.check(judge)
 
 
-@evaluator("mt_bench", version=VERSION, requests=requests, before=_check, basis=_basis)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
+@evaluator("mt_bench", version=VERSION, metrics=METRICS, requests=requests, before=_check, basis=_basis)
+def measure(subject: Subject, metric: Metric) -> Rows | Number:
     """`mt_bench`, the mean rating; `mt_bench_turn_1`, `mt_bench_turn_2`; `mt_bench_standard_error` over repetitions."""
     judge = subject.task.options.judge
     if judge is None:
-        reason = "no judge was given: --judge openai:MODEL or vllm:MODEL, and FastChat's files by --data-dir"
-        return [Absent(metric=metric, reason=reason) for metric in METRICS]
-    try:
-        table = subject.table(TABLE, lambda setting: _judged(subject, setting))
-        _rated(table)
-    except LookupError as error:
-        return [Absent(metric=metric, reason=str(error)) for metric in METRICS]
-    found = [_mean(subject, MEAN, table, _note(table, judge.name))]
-    found += [_mean(subject, f"mt_bench_turn_{turn}", table[table["turn"] == turn]) for turn in TURNS]
-    return [*found, _standard_error(table)]
+        raise LookupError("no judge was given: --judge openai:MODEL or vllm:MODEL, and FastChat's files by --data-dir")
+    table = subject.table(TABLE, lambda setting: _judged(subject, setting))
+    _rated(table)
+    if metric is STANDARD_ERROR:
+        return _standard_error(table)
+    if metric.part:
+        table = table[table["turn"] == int(metric.part)]
+    rated = _rated(table)
+    note = None if metric.part else _note(table, judge.name)
+    return Rows(rated["judge_rating"].to_numpy(dtype=float), rated["cluster"].to_numpy(), note=note)
 
 
 def _rated(table: pd.DataFrame) -> pd.DataFrame:
@@ -356,52 +385,12 @@ def _rated(table: pd.DataFrame) -> pd.DataFrame:
     return rated
 
 
-def _mean(subject: Subject, metric: str, table: pd.DataFrame, note: str | None = None) -> Measurement | Absent:
-    """The mean rating of some of the judged answers, beside the retrained models' mean of the same ones."""
-
-    def value(other: Subject) -> float:
-        theirs = other.tables[TABLE]
-        return float(_rated(theirs[theirs["turn"].isin(set(table["turn"]))])["judge_rating"].mean())
-
-    try:
-        rated = _rated(table)
-    except LookupError as error:
-        return Absent(metric=metric, reason=str(error))
-    ratings = rated["judge_rating"].to_numpy(dtype=float)
-    references = _tofu.reference_values(subject, value)
-    bounds = mean_interval(ratings, rated["cluster"].to_numpy())
-    return Measurement(
-        metric=metric,
-        version=VERSION,
-        value=float(ratings.mean()),
-        unit="rating",
-        better="higher",
-        n=len(ratings),
-        range=SCALE if SCALE[0] <= ratings.min() and ratings.max() <= SCALE[1] else None,
-        reference=references[0] if references else None,
-        across_references=(min(references), max(references)) if references else None,
-        floor=_tofu.spread(references),
-        interval_95=bounds,
-        interval_method=METHOD if bounds else "none: fewer than five questions",
-        resampled="question" if bounds else None,
-        note=note,
-    )
-
-
-def _standard_error(table: pd.DataFrame) -> Measurement | Absent:
+def _standard_error(table: pd.DataFrame) -> Number:
     """By how much the mean of all repetitions would move if they were done again: s / √n of the repetitions' means."""
     means = _rated(table).groupby("repetition")["judge_rating"].mean().to_numpy(dtype=float)
     if len(means) < 2:
-        return Absent(metric=STANDARD_ERROR, reason="it takes two repetitions or more: --judge-repetitions")
-    return Measurement(
-        metric=STANDARD_ERROR,
-        version=VERSION,
-        value=float(means.std(ddof=1) / math.sqrt(len(means))),
-        unit="rating",
-        better=None,
-        n=len(means),
-        interval_method="none: it says how certain mt_bench is",
-    )
+        raise LookupError("it takes two repetitions or more: --judge-repetitions")
+    return Number(float(means.std(ddof=1) / math.sqrt(len(means))), len(means))
 
 
 def _note(table: pd.DataFrame, judge: str) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -28,8 +29,10 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
-from harness.core.interfaces import Absent, Measurement, Row, Setting, Subject, Task, evaluator
+from harness.core.interfaces import Row, Setting, Subject, Task, evaluator
+from harness.core.metric import Interval, Metric, OfMeans, Rows
 from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
+from harness.statistics.standard_errors import pooled_standard_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,86 +55,70 @@ def _version_of(rows: Sequence[Row]) -> int:
     return 1 if len(_by_task("", rows)) == 1 else 2
 
 
-@evaluator("multiple_choice", version=version)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
+def metrics(task: Task) -> list[Metric]:
     """`<set>_accuracy` for each set of questions with choices."""
+    sets = asked(task)
+    return [replace(accuracy(name), version=_version_of(rows)) for name, rows in sets.items()] or [accuracy("")]
+
+
+def named(name: str) -> Metric | None:
+    """The metric of a recorded name."""
+    return accuracy(name.removesuffix("_accuracy")) if name.endswith("_accuracy") else None
+
+
+def accuracy(name: str) -> Metric:
+    """Accuracy on a set of questions; of hazardous ones there is less than chance only by luck."""
+    return Metric(
+        f"{name}_accuracy".lstrip("_"),
+        title="MMLU" if name == "mmlu" else name.replace("_", " ").capitalize(),
+        unit="share of questions",
+        better="lower" if name in HAZARDOUS else "higher",
+        about=f"share of {name.replace('_', ' ')} questions whose likeliest choice is the right one".replace("  ", " "),
+        range=(0.0, 1.0),
+        chance=CHANCE,
+        statistic=OfMeans(interval=_normal_interval),
+        part=name,
+        cluster="group of questions",
+    )
+
+
+@evaluator("multiple_choice", version=version, metrics=metrics, named=named)
+def measure(subject: Subject, metric: Metric) -> Rows:
+    """Which questions of a set are answered right."""
     sets = asked(subject.task)
-    if not sets:
-        return [Absent(metric="accuracy", reason="this benchmark has no multiple-choice questions")]
-    try:
-        table = subject.table("choices", _build)
-    except LookupError as error:
-        return [Absent(metric=f"{name}_accuracy", reason=str(error)) for name in sets]
-    return [_accuracy(name, table[table["task"] == name], of) for name, of in sets.items()]
+    if not metric.part:
+        raise LookupError("this benchmark has no multiple-choice questions")
+    table = subject.table("choices", _build)
+    rows = table[table["task"] == metric.part]
+    if rows.empty or "correct" not in rows:
+        raise LookupError(f"there are no {metric.part} rows")
+    if "choice_log_likelihoods" in rows:
+        broken = sum(not np.isfinite(nats).all() for nats in rows["choice_log_likelihoods"])
+    else:
+        broken = int((rows["choice"] < 0).sum())
+    if broken:
+        raise LookupError(f"{broken} of {len(rows)} questions have log-likelihoods that are not finite")
+    subjects = {row["row"]: name for name, of in _by_task(metric.part, sets.get(metric.part, ())).items() for row in of}
+    return Rows(rows["correct"].to_numpy(dtype=float), rows["cluster"].to_numpy(), rows["row"].map(subjects).to_numpy())
+
+
+def _normal_interval(groups: Sequence[Rows], accuracy: float) -> Interval:
+    """Accuracy ± 1.96 s, kept within 0 and 1."""
+    (rows,) = groups
+    assert rows.strata is not None  # `measure` names every question's subject
+    error, count = pooled_standard_error(rows.values, rows.clusters, rows.strata)
+    if count < FEWEST_CLUSTERS:
+        return Interval(None, f"none: fewer than {FEWEST_CLUSTERS} groups of questions")
+    if not np.isfinite(error):
+        return Interval(None, "none: one question a subject")
+    ends = max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)
+    resampled = "question" if count == len(rows.values) else "group of questions"
+    return Interval(ends, "normal, clustered standard error", resampled, f"standard error {error:.4f}")
 
 
 def asked(task: Task) -> Mapping[str, Sequence[Row]]:
     """The benchmark's sets of multiple-choice questions."""
     return {name: rows for name, rows in task.questions.items() if rows and all("choices" in row for row in rows)}
-
-
-def _accuracy(name: str, rows: pd.DataFrame, questions: Sequence[Row]) -> Measurement | Absent:
-    metric = f"{name}_accuracy"
-    broken = sum(not np.isfinite(found).all() for found in rows["choice_log_likelihoods"])
-    if broken or rows.empty:
-        return Absent(metric=metric, reason=f"{broken} of {len(rows)} questions have log-likelihoods that are not finite")
-    correct = rows["correct"].to_numpy(dtype=float)
-    subjects = {row["row"]: subject for subject, of in _by_task(name, questions).items() for row in of}
-    strata = rows["row"].map(subjects).to_numpy()
-    accuracy, (error, groups) = float(correct.mean()), pooled_standard_error(correct, rows["cluster"].to_numpy(), strata)
-    why_not = f"fewer than {FEWEST_CLUSTERS} groups of questions" if groups < FEWEST_CLUSTERS else ""
-    why_not = why_not or ("" if np.isfinite(error) else "one question a subject")
-    told = "" if why_not else f"standard error {error:.4f}; "
-    return Measurement(
-        metric=metric,
-        version=_version_of(questions),
-        value=accuracy,
-        unit="share of questions",
-        better="lower" if name in HAZARDOUS else "higher",
-        n=len(correct),
-        range=(0.0, 1.0),
-        interval_95=None if why_not else (max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)),
-        interval_method=f"none: {why_not}" if why_not else "normal, clustered standard error",
-        resampled=None if why_not else "question" if groups == len(correct) else "group of questions",
-        note=f"{told}chance is {CHANCE}" + (", where forgetting ends: below it is no better" if name in HAZARDOUS else ""),
-    )
-
-
-def standard_error(correct: np.ndarray, clusters: np.ndarray) -> tuple[float, int]:
-    """The standard error of a mean over rows that come in groups, and how many groups there are.
-
-    Args:
-        correct: [n] 0 or 1.
-        clusters: [n] each row's group.
-
-    Returns:
-        (error, groups); 0 for a single group.
-    """
-    _, group = np.unique(clusters, return_inverse=True)
-    groups = int(group.max()) + 1
-    sums = np.bincount(group, weights=correct - correct.mean())
-    variance = groups / max(1, groups - 1) * float((sums**2).sum()) / len(correct) ** 2
-    return variance**0.5, groups
-
-
-def pooled_standard_error(correct: np.ndarray, clusters: np.ndarray, strata: np.ndarray) -> tuple[float, int]:
-    """The standard error of a mean over rows of several subjects, and how many groups of rows there are.
-
-    Args:
-        correct: [n] 0 or 1.
-        clusters: [n] each row's group.
-        strata: [n] each row's subject.
-
-    Returns:
-        (error, groups); NaN where every subject has one row, which says nothing of its spread.
-    """
-    found = [(correct[strata == name], clusters[strata == name]) for name in dict.fromkeys(strata)]
-    errors = [(len(of), *standard_error(of, groups)) for of, groups in found]
-    n, groups = len(correct), sum(groups for _, _, groups in errors)
-    if n == len(errors):
-        return float("nan"), groups
-    squares = sum((size - 1) * size * error**2 for size, error, _ in errors)
-    return (squares / (n - len(errors)) / n) ** 0.5, groups
 
 
 # ---------------------------------------------------------------- lm-eval

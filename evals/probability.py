@@ -6,15 +6,14 @@ answers. Source: locuslab/tofu `aggregate_eval_stat.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from evals import _tofu
-from harness.core.interfaces import Absent, Measurement, Subject, evaluator
+from harness.core.interfaces import Subject, evaluator
+from harness.core.metric import Metric, Rows
 
-VERSION = 1
+METRICS = _tofu.means("probability", "P", "probability per token", "how likely the true answer is, per token")
 
 
-@evaluator("probability", version=VERSION)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
+@evaluator("probability", version=1, metrics=METRICS)
+def measure(subject: Subject, metric: Metric) -> Rows:
     """`<task>_probability` for each of retain, real_authors, world_facts, forget."""
-    return _tofu.means(subject, "probability", VERSION, "probability per token", _tofu.probability)
+    return _tofu.probability(subject, metric.part)

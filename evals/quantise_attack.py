@@ -11,15 +11,14 @@ the model's own type: storage is attacked, not arithmetic. That quantising can b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evals import _scores
-from harness.core.interfaces import Absent, Better, Measurement, Setting, Subject, evaluator
+from harness.core.interfaces import Setting, Subject, Task, evaluator
+from harness.core.metric import Metric, Rows
 from harness.numerics import anatomy
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -29,30 +28,35 @@ GROUPS: dict[int, int | None] = {8: None, 4: 64}
 """Bits → inputs that share a scale; None: all of an output channel."""
 
 
-@evaluator("quantise_attack", version=VERSION, changes_model=True)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
-    """`<set>_<bits>_bit`, the mean score after quantisation of each set of questions, not the forgotten ones alone."""
-    sets, forgotten = list(_scores.everything(subject.task)), _scores.forgotten(subject.task)
-    if not sets:
-        reason = "this benchmark has no questions that can be scored"
-        return [Absent(metric=f"forget_{bits}_bit", reason=reason) for bits in GROUPS]
-    return [_score(subject, name, bits, "lower" if name in forgotten else "higher") for name in sets for bits in GROUPS]
+def metrics(task: Task) -> list[Metric]:
+    """`<set>_<bits>_bit` for each set of questions, not the forgotten ones alone."""
+    forgotten, unit = _scores.forgotten(task), _scores.unit(task)
+    return [_score(name, bits, name in forgotten, unit) for name in _scores.everything(task) or ("forget",) for bits in GROUPS]
 
 
-def _score(subject: Subject, name: str, bits: int, wanted: Better) -> Measurement | Absent:
-    def table() -> pd.DataFrame:
-        return subject.table("quantised", _build)
+def named(name: str) -> Metric | None:
+    """The metric of a recorded name."""
+    part, _, bits = name.removesuffix("_bit").rpartition("_")
+    return _score(part, int(bits), False) if name.endswith("_bit") and part and bits.isdecimal() else None
 
-    def rows(of: Subject) -> tuple[np.ndarray, np.ndarray]:
-        found = of.table("quantised", _build)
-        found = found[found["task"] == name]
-        return found[f"quantised_{bits}"].to_numpy(dtype=float), found["cluster"].to_numpy()
 
-    metric = f"{name}_{bits}_bit"
-    try:
-        return _scores.mean(metric, VERSION, subject, rows, _share(table()), wanted)
-    except LookupError as error:
-        return Absent(metric=metric, reason=str(error))
+def _score(part: str, bits: int, forgotten: bool, unit: str = "probability") -> Metric:
+    about = f"score on {part.replace('_', ' ')} questions once the weights are stored with {bits} bits"
+    wanted = "lower" if forgotten else "higher"
+    return _scores.metric(f"{part}_{bits}_bit", f"{part.replace('_', ' ')}, {bits} bits", about, part, wanted, unit)  # type: ignore[arg-type]
+
+
+@evaluator("quantise_attack", version=VERSION, metrics=metrics, named=named, changes_model=True)
+def measure(subject: Subject, metric: Metric) -> Rows:
+    """The scores of a set of questions after quantisation."""
+    if not _scores.everything(subject.task):
+        raise LookupError("this benchmark has no questions that can be scored")
+    bits = metric.name.removesuffix("_bit").rpartition("_")[2]
+    table = subject.table("quantised", _build)
+    if f"quantised_{bits}" not in table:
+        raise LookupError(f"there is no quantised_{bits} in the table")
+    rows = table[table["task"] == metric.part]
+    return Rows(rows[f"quantised_{bits}"].to_numpy(dtype=float), rows["cluster"].to_numpy(), note=_share(table))
 
 
 def _share(table: pd.DataFrame) -> str | None:

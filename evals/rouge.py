@@ -6,15 +6,14 @@ greedy decoding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from evals import _tofu
-from harness.core.interfaces import Absent, Measurement, Subject, evaluator
+from harness.core.interfaces import Subject, evaluator
+from harness.core.metric import Metric, Rows
 
-VERSION = 1
+METRICS = _tofu.means("rouge", "ROUGE", "ROUGE-L recall", "how much of the true answer the greedy answer repeats")
 
 
-@evaluator("rouge", version=VERSION, requests=_tofu.requests)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
+@evaluator("rouge", version=1, metrics=METRICS, requests=_tofu.requests)
+def measure(subject: Subject, metric: Metric) -> Rows:
     """`<task>_rouge` for each of retain, real_authors, world_facts, forget."""
-    return _tofu.means(subject, "rouge", VERSION, "ROUGE-L recall", _tofu.rouge)
+    return _tofu.rouge(subject, metric.part)

@@ -6,15 +6,16 @@ Source: locuslab/tofu `aggregate_eval_stat.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from evals import _tofu
-from harness.core.interfaces import Absent, Measurement, Subject, evaluator
+from harness.core.interfaces import Subject, evaluator
+from harness.core.metric import Metric, Rows
 
-VERSION = 1
+METRICS = _tofu.means(
+    "truth_ratio", "Truth ratio", "score", "whether the right answer, put in other words, is likelier than wrong ones"
+)
 
 
-@evaluator("truth_ratio", version=VERSION)
-def measure(subject: Subject) -> Sequence[Measurement | Absent]:
+@evaluator("truth_ratio", version=1, metrics=METRICS)
+def measure(subject: Subject, metric: Metric) -> Rows:
     """`<task>_truth_ratio` for each of retain, real_authors, world_facts, forget."""
-    return _tofu.means(subject, "truth_ratio", VERSION, "score", _tofu.truth_ratio)
+    return _tofu.truth_ratio(subject, metric.part)

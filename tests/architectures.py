@@ -19,6 +19,7 @@ from harness.core.config import resolve
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
 from harness.core.interfaces import EVALUATORS, METHODS, Setting, Stage, Subject, Task
+from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from tests.conftest import TEMPLATE, WORDS, WORLD, examples, numbered
 
@@ -146,7 +147,7 @@ def outcome(family: str, column: str, folder: Path) -> Outcome:
     torch.manual_seed(0)
     try:
         if column == ATTACK:
-            said = EVALUATORS.get(ATTACK).measure(Subject(setting, replace(task(), evaluators=[]), ()))
+            said = measurements(EVALUATORS.get(ATTACK), Subject(setting, replace(task(), evaluators=[]), ()))
             if absent := [item.reason for item in said if hasattr(item, "reason")]:  # type: ignore[union-attr]
                 return Outcome(faults=absent)
         else:

@@ -34,9 +34,11 @@ from harness.core.interfaces import (
     Progress,
     Setting,
     Stage,
+    Subject,
     Task,
     Template,
 )
+from harness.core.metric import Metric, Number, Plain
 from harness.core.registry import ROOT
 from harness.models.pretraining import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
@@ -240,12 +242,27 @@ class NanoSource:
         return None
 
 
+def giving(name: str, value: Callable[[Subject], float | None], **more: Any) -> Evaluator:
+    """An evaluator whose one number, of its own name, is what a function makes of the subject; absent where that is None."""
+
+    def measure(subject: Subject, metric: Metric) -> Number:
+        number = value(subject)
+        if number is None:
+            raise LookupError("there is no such number")
+        return Number(number, 1)
+
+    plain = Plain("it is made for a test", compared=False)
+    metric = Metric(name, title=name, unit="x", better=None, about="made for a test", statistic=plain)
+    return Evaluator(name, 1, measure, (replace(metric, **more.pop("metric", {})),), **more)
+
+
 class NanoBenchmark:
     """The nano task behind the interface of a benchmark."""
 
     name = "nano"
     version = 1
     models: Mapping[str, str] = {"mini": "random weights"}
+    roles = tofu.Tofu.roles
 
     def __init__(self, task: Task) -> None:
         self._task = task

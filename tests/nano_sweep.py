@@ -20,8 +20,6 @@ from harness.core.config import settings
 from harness.core.interfaces import (
     BENCHMARKS,
     METHODS,
-    Evaluator,
-    Measurement,
     Method,
     Options,
     Progress,
@@ -32,7 +30,7 @@ from harness.core.interfaces import (
 )
 from harness.running.sweep import Tasks, Try
 from harness.storage.records import Trial
-from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, numbered
+from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, giving, numbered
 
 NANO = Nano(Path("unused"))
 PRELOADED = [
@@ -110,12 +108,11 @@ def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
         yield Progress(step, measure_here=True, total=2)
 
 
-def norm(subject: Subject) -> list[Measurement]:
-    """The weights' norm."""
+def norm(subject: Subject) -> float | None:
+    """The weights' norm; of the reference arms only tables are known."""
     if subject.setting is None:
-        return []  # of the reference arms only tables are known
-    value = sum(float(p.detach().double().square().sum()) for p in subject.setting.model.parameters())
-    return [Measurement(metric="norm", version=1, value=value, unit="x", better=None, n=1)]
+        return None
+    return sum(float(p.detach().double().square().sum()) for p in subject.setting.model.parameters())
 
 
 def nano_task() -> Task:
@@ -128,7 +125,7 @@ def nano_task() -> Task:
         questions={"forget": numbered(forget[::6])},
         template=TEMPLATE,
         sources={"base": NanoSource(NANO, 0)},
-        evaluators=[Evaluator("norm", 1, norm)],
+        evaluators=[giving("norm", norm)],
         data={"rows": "nano"},
         generation_budget=16,
         refusals=_world.REFUSALS,

@@ -15,6 +15,7 @@ from harness.core.costs import Costs
 from harness.core.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Setting, Subject, Task
 from harness.data.rows import Encoded
 from harness.numerics.generation import HFGenerator, generate_all
+from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from tests.conftest import WORLD, Bench, Nano, numbered
 from tests.test_likelihood import FAMILIES, random_model
@@ -55,7 +56,7 @@ def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
 
 def test_it_equals_the_direct_computation(nano: Nano, task: Task, cache: Cache):
     subject = subject_of(nano, task, cache)
-    found = numbers(EVALUATOR.measure(subject))
+    found = numbers(measurements(EVALUATOR, subject))
     sums, means, tokens = [], [], 0
     for request, text in subject.generations.items():
         prompt = nano.tokenizer(request.turns[0])["input_ids"]
@@ -74,13 +75,13 @@ def test_it_equals_the_direct_computation(nano: Nano, task: Task, cache: Cache):
 
 def test_equal_instructions_are_one_completion(nano: Nano, task: Task, cache: Cache):
     subject = subject_of(nano, task, cache)
-    found = EVALUATOR.measure(subject)
+    found = measurements(EVALUATOR, subject)
     assert [item.n for item in found if isinstance(item, Measurement)] == [49, 49]
     assert subject.tables["instructions"]["row"].tolist() == list(range(49))
 
 
 def test_the_base_model_itself_has_a_kl_of_nothing(nano: Nano, task: Task, cache: Cache):
-    found = numbers(EVALUATOR.measure(subject_of(nano, task, cache, seed=0)))
+    found = numbers(measurements(EVALUATOR, subject_of(nano, task, cache, seed=0)))
     assert found == pytest.approx({"alpaca_kl": 0.0, "alpaca_kl_pooled": 0.0}, abs=1e-8)
 
 
@@ -105,14 +106,14 @@ def test_the_end_token_counts_unless_the_budget_was_used_up(nano: Nano, task: Ta
 
 
 def test_how_many_are_encoded_at_once_changes_nothing(nano: Nano, task: Task, cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    whole = EVALUATOR.measure(subject_of(nano, task, cache))
+    whole = measurements(EVALUATOR, subject_of(nano, task, cache))
     monkeypatch.setattr(alpaca_kl, "ENCODED_AT_ONCE", 7)
-    assert numbers(EVALUATOR.measure(subject_of(nano, task, cache))) == pytest.approx(numbers(whole), rel=1e-5)
+    assert numbers(measurements(EVALUATOR, subject_of(nano, task, cache))) == pytest.approx(numbers(whole), rel=1e-5)
 
 
 def test_those_that_moved_most_are_named(nano: Nano, task: Task, cache: Cache):
     subject = subject_of(nano, task, cache)
-    (mean, _) = EVALUATOR.measure(subject)
+    (mean, _) = measurements(EVALUATOR, subject)
     assert isinstance(mean, Measurement)
     table = subject.tables["instructions"].assign(mean=lambda t: t["kl_sum"] / t["kl_tokens"])
     first = table.sort_values("mean", ascending=False).iloc[0]
@@ -120,7 +121,7 @@ def test_those_that_moved_most_are_named(nano: Nano, task: Task, cache: Cache):
 
 
 def test_without_instructions_there_is_a_reason(nano: Nano, task: Task, cache: Cache):
-    found = EVALUATOR.measure(subject_of(nano, replace(task, questions={}), cache))
+    found = measurements(EVALUATOR, subject_of(nano, replace(task, questions={}), cache))
     assert all(isinstance(item, Absent) and "tatsu-lab/alpaca" in item.reason for item in found)
 
 

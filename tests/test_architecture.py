@@ -249,7 +249,8 @@ def test_no_circle_of_imports_in_the_harness():
 
 def test_the_core_types_stand_on_registry_and_config_alone():
     below = {"harness", "harness.core", "harness.core.config", "harness.core.registry", "harness.core.errors"}
-    assert graph()["harness.core.interfaces"] <= below
+    assert graph()["harness.core.interfaces"] <= {*below, "harness.core.metric"}
+    assert graph()["harness.core.metric"] <= {"harness", "harness.core"}
     assert graph()["harness.core.registry"] <= {"harness", "harness.core", "harness.core.errors", "harness.core.plugins"}
     assert graph()["harness.core.config"] <= {"harness", "harness.core", "harness.core.errors", "harness.core.documents"}
     assert graph()["harness.core.documents"] <= {"harness", "harness.core", "harness.core.errors"}
@@ -380,3 +381,24 @@ def test_given_names_are_seen():
 def test_a_name_says_what_it_is(file: Path):
     given = {each.strip("_").lower() for each in names_given(ast.parse(file.read_text(encoding="utf-8")))}
     assert not given & SAY_NOTHING
+
+
+def quoted_metrics(tree: ast.AST, names: set[str]) -> set[str]:
+    """String literals that are a metric's name."""
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in names}
+
+
+def test_the_harness_quotes_no_metric():
+    """It reads the roles that a benchmark declares, and the metrics that evaluators declare."""
+    from harness.core.interfaces import BENCHMARKS, EVALUATORS, Options
+
+    names: set[str] = set()
+    for bench in BENCHMARKS.names():
+        benchmark = BENCHMARKS.get(bench)
+        task = benchmark.task("mini", Options(limit=3))
+        names |= {metric.name for each in EVALUATORS.names() for metric in EVALUATORS.get(each).metrics_of(task)}
+        names |= {*benchmark.roles.headline}  # type: ignore[attr-defined]
+    assert {"forget_quality", "model_utility", "bio_accuracy", "mmlu_accuracy", "alpaca_kl", "selection_score"} <= names
+    assert quoted_metrics(ast.parse("x = 'model_utility'"), names) == {"model_utility"}
+    found = {name(file): quoted_metrics(ast.parse(file.read_text(encoding="utf-8")), names) for file in of("harness")}
+    assert {file: quoted for file, quoted in found.items() if quoted} == {}

@@ -17,6 +17,7 @@ from harness.core.costs import Costs
 from harness.core.interfaces import EVALUATORS, Absent, Measurement, Progress, Setting, Stage, Subject, Task
 from harness.models.pretraining import learning_rate_factor
 from harness.models.sources import weights_fingerprint
+from harness.statistics.measurements import measurements
 from tests.conftest import WORLD, Bench, Nano, SettingMaker, examples, numbered
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
 
 
 def test_fine_tuning_on_forget_data_raises_what_is_known_of_the_other_questions(nano: Nano, task: Task, cache: Cache):
-    found = numbers(FINETUNE.measure(subject_of(nano, task, cache)))
+    found = numbers(measurements(FINETUNE, subject_of(nano, task, cache)))
     assert found["attack_forget_200"] > 3 * found["attack_start"]
     assert found["attack_forget_200"] > 2 * found["attack_benign_200"]
     assert found["attack_forget_25"] < found["attack_forget_200"]
@@ -64,7 +65,7 @@ def test_fine_tuning_on_forget_data_raises_what_is_known_of_the_other_questions(
 @pytest.mark.usefixtures("short")
 def test_no_question_that_an_attack_trains_on_is_measured(nano: Nano, task: Task, cache: Cache):
     subject = subject_of(nano, task, cache)
-    FINETUNE.measure(subject)
+    measurements(FINETUNE, subject)
     table = subject.tables["attack"]
     assert table["row"].tolist() == list(range(1, len(task.questions["forget"]), 2))
     asked = {task.template.prompt(row["question"]) for row in _scores.forgotten(task)["forget"]}
@@ -73,7 +74,7 @@ def test_no_question_that_an_attack_trains_on_is_measured(nano: Nano, task: Task
 
 @pytest.mark.usefixtures("short")
 def test_it_is_the_same_every_time(nano: Nano, task: Task, make_setting: SettingMaker):
-    found = [FINETUNE.measure(subject_of(nano, task, make_setting().cache)) for _ in range(2)]
+    found = [measurements(FINETUNE, subject_of(nano, task, make_setting().cache)) for _ in range(2)]
     assert found[0] == found[1]
 
 
@@ -84,23 +85,23 @@ def test_the_untouched_models_attack_is_done_once_and_is_its_own(
     done: list[int] = []
     attack = finetune_attack._attack
     monkeypatch.setattr(finetune_attack, "_attack", lambda *args: done.append(1) or attack(*args))
-    untouched = numbers(FINETUNE.measure(subject_of(nano, task, cache, seed=0)))
+    untouched = numbers(measurements(FINETUNE, subject_of(nano, task, cache, seed=0)))
     assert len(done) == 2
     subject = subject_of(nano, task, cache)
-    FINETUNE.measure(subject)
+    measurements(FINETUNE, subject)
     assert len(done) == 4, "its own attacks alone"
     assert untouched["attack_start"] == pytest.approx(subject.tables["attack"]["attack_untouched"].mean())
     assert untouched["attack_forget_steps_to_recover"] == 0
     assert untouched["attack_forget_transfer"] == untouched["attack_forget_20"], "no update, nothing transferred"
     monkeypatch.setattr(finetune_attack, "SEED", 1)
-    FINETUNE.measure(subject_of(nano, task, cache, seed=0))
+    measurements(FINETUNE, subject_of(nano, task, cache, seed=0))
     assert len(done) == 6, "another order of the data is another attack"
 
 
 @pytest.mark.usefixtures("short")
 def test_the_transfer_adds_the_update_to_the_fine_tuned_base(nano: Nano, task: Task, cache: Cache):
     subject = subject_of(nano, task, cache)
-    FINETUNE.measure(subject)
+    measurements(FINETUNE, subject)
     setting = Setting(nano.model(0), nano.tokenizer, task, 0, cache, Costs(), "")
     finetune_attack._attack(setting, task.attacks["forget"])
     old, new = nano.model(0).state_dict(), nano.model(1).state_dict()
@@ -120,7 +121,7 @@ def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models
     for step, short_of in zip(finetune_attack.POINTS, (0.4, 0.2, 0.005, -0.1, 0.0), strict=True):
         columns |= {f"attack_benign_{step}": before - short_of, f"attack_forget_{step}": before - 0.3}
     subject = Subject(None, task, (), {"attack": pd.DataFrame(columns).assign(attack_forget_transfer=before)})
-    found = {item.metric: item for item in FINETUNE.measure(subject)}
+    found = {item.metric: item for item in measurements(FINETUNE, subject)}
     recovered, never = found["attack_benign_steps_to_recover"], found["attack_forget_steps_to_recover"]
     assert isinstance(recovered, Measurement)
     assert recovered.value == 100
@@ -137,7 +138,7 @@ def test_the_learning_rate_is_scaled_on_models_trained_on_the_spot_alone(task: T
 @pytest.mark.usefixtures("short")
 def test_a_loss_that_is_not_finite_leaves_reasons(nano: Nano, task: Task, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(finetune_attack, "LEARNING_RATE", 1e30)
-    found = {item.metric: item for item in FINETUNE.measure(subject_of(nano, task, cache))}
+    found = {item.metric: item for item in measurements(FINETUNE, subject_of(nano, task, cache))}
     assert isinstance(found["attack_start"], Measurement)
     assert isinstance(found["attack_forget_20"], Absent)
 
@@ -204,7 +205,7 @@ def test_linear_layers_but_the_head_are_quantised(nano: Nano, nano_task: Task, c
     subject = subject_of(nano, nano_task, cache)
     assert subject.setting is not None
     before = nano.model(1).state_dict()
-    found = numbers(QUANTISE.measure(subject))
+    found = numbers(measurements(QUANTISE, subject))
     assert set(found) == {
         f"{name}_{bits}_bit" for name in ("retain", "real_authors", "world_facts", "forget") for bits in (8, 4)
     }
@@ -255,7 +256,7 @@ def test_transposed_layers_and_experts_are_quantised(
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     asked = replace(nano_task, questions={"forget": nano_task.questions["forget"]})
     subject = Subject(Setting(model, nano.tokenizer, asked, 0, cache, Costs(), ""), asked, ())
-    found = QUANTISE.measure(subject)
+    found = measurements(QUANTISE, subject)
     assert set(numbers(found)) == {"forget_8_bit", "forget_4_bit"}
     after = dict(model.named_parameters())
     moved = {name for name in before if not after[name].equal(before[name])}
@@ -270,7 +271,7 @@ def test_transposed_layers_and_experts_are_quantised(
 
 def test_eight_bits_change_less_than_four(nano: Nano, nano_task: Task, cache: Cache):
     subject = subject_of(nano, nano_task, cache)
-    QUANTISE.measure(subject)
+    measurements(QUANTISE, subject)
     table = subject.tables["quantised"].query("task == 'retain'")
     plain = _scores.scores(subject_of(nano, nano_task, cache).setting, {"retain": nano_task.questions["retain"]})["score"]  # type: ignore[arg-type]
     eight, four = (float(np.abs(np.log(table[f"quantised_{b}"] / plain.to_numpy())).mean()) for b in (8, 4))
@@ -291,7 +292,7 @@ def test_stages_with_choices_are_judged_by_accuracy_on_their_own_questions(nano_
 def test_accuracy_is_multiple_choices_own(nano: Nano, nano_task: Task, cache: Cache):
     pytest.importorskip("lm_eval")
     subject = subject_of(nano, nano_task, cache)
-    EVALUATORS.get("multiple_choice").measure(subject)
+    measurements(EVALUATORS.get("multiple_choice"), subject)
     assert subject.setting is not None
     found = _scores.scores(subject.setting, {"bio": nano_task.questions["bio"]})
     assert found["score"].tolist() == subject.tables["choices"].query("task == 'bio'")["correct"].tolist()

@@ -33,6 +33,7 @@ from harness.core.interfaces import (
 )
 from harness.core.registry import ROOT
 from harness.numerics.generation import HFGenerator, generate_all
+from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from tests.conftest import Nano, SettingMaker
 
@@ -256,7 +257,7 @@ def references(nano: Nano, nano_task: Task, tmp_path_factory: pytest.TempPathFac
         cache = Cache(tmp_path_factory.mktemp("references"))
         subject = subject_of(Setting(nano.model(seed), nano.tokenizer, nano_task, 0, cache, Costs(), ""), evaluators)
         for evaluator in evaluators:
-            evaluator.measure(subject)
+            measurements(evaluator, subject)
         found.append(Reference(f"retain-{seed - 1}", subject.tables))
     return found
 
@@ -300,7 +301,7 @@ def test_an_evaluator_is_its_file(name: str, nano_task: Task):
 def test_an_evaluator_gives_finite_numbers_or_reasons(name: str, nano_setting: Setting, references: list[Reference]):
     evaluator = EVALUATORS.get(name)
     before = fingerprint(nano_setting)
-    found = evaluator.measure(subject_of(nano_setting, [evaluator], references))
+    found = measurements(evaluator, subject_of(nano_setting, [evaluator], references))
     check_measurements(found)
     if name not in JUDGED:
         assert any(isinstance(item, Measurement) for item in found), "all that is needed is there"
@@ -315,9 +316,9 @@ def test_an_evaluator_gives_the_same_numbers_again_from_its_tables(
 ):
     evaluator = EVALUATORS.get(name)
     subject = subject_of(nano_setting, [evaluator], references)
-    found = evaluator.measure(subject)
+    found = measurements(evaluator, subject)
     if not evaluator.changes_model:
-        assert evaluator.measure(Subject(None, nano_setting.task, references, dict(subject.tables))) == found
+        assert measurements(evaluator, Subject(None, nano_setting.task, references, dict(subject.tables))) == found
 
 
 @pytest.mark.parametrize("name", EVALUATORS.names())
@@ -330,12 +331,12 @@ def test_an_evaluator_has_no_bad_number_for_a_model_that_has_collapsed(
     with torch.no_grad():
         nano_setting.model.lm_head.weight.mul_(scale)
     evaluator = EVALUATORS.get(name)
-    check_measurements(evaluator.measure(subject_of(nano_setting, [evaluator], references)))
+    check_measurements(measurements(evaluator, subject_of(nano_setting, [evaluator], references)))
 
 
 @pytest.mark.parametrize("name", EVALUATORS.names())
 def test_an_evaluator_without_what_it_needs_says_so_for_every_number(name: str, nano_task: Task):
-    found = EVALUATORS.get(name).measure(Subject(None, nano_task, ()))
+    found = measurements(EVALUATORS.get(name), Subject(None, nano_task, ()))
     check_measurements(found)
     assert all(isinstance(item, Absent) for item in found)
 
@@ -383,7 +384,7 @@ def test_a_benchmark_measures_with_registered_evaluators_whose_numbers_have_name
     for evaluator in evaluators:
         assert EVALUATORS.get(evaluator.name) is evaluator
     # What is named when nothing can be measured is what is named when everything can.
-    metrics = [item.metric for e in evaluators for item in e.measure(Subject(None, nano_task, ()))]
+    metrics = [item.metric for e in evaluators for item in measurements(e, Subject(None, nano_task, ()))]
     assert len(set(metrics)) == len(metrics)
 
 

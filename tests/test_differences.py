@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evals import _tofu
-from evals._paired import Resampling, differences, statistic
-from harness.core.interfaces import BENCHMARKS, Measurement, Subject, Task, Template
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, Difference, Measurement, Subject, Task, Template, roles_of
+from harness.core.metric import HARMONIC, harmonic_mean
 from harness.reading import differences as kernel
-from harness.reading.differences import holm
+from harness.reading.differences import holm, of_rows, of_subjects
 from harness.reading.leaderboard import build
+from harness.statistics.measurements import measurements
+from harness.statistics.paired import Resampling
 from tests import records
 from tests.records import numbers, run
 
@@ -34,6 +35,10 @@ def subjects(tables: Mapping[str, Sequence[pd.DataFrame]], table: str = "answers
     return {method: [Subject(None, TASK, (), {table: rows}) for rows in of_seeds] for method, of_seeds in tables.items()}
 
 
+def list_of(measured: Mapping[str, Sequence[Subject]], metrics: Sequence[str], against: str | None = None) -> list[Difference]:
+    return list(of_subjects(measured, metrics, against))
+
+
 def test_holm_is_the_textbooks():
     # Holm (1979): the smallest times 4, the next times 3, and so on, never falling.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -42,12 +47,12 @@ def test_holm_is_the_textbooks():
 
 
 def test_what_two_methods_share_cancels():
-    (alike,) = differences(subjects({"a": [answers(0.1, 0.001, 1)], "b": [answers(0.0)]}), ["retain_rouge"])
+    (alike,) = list_of(subjects({"a": [answers(0.1, 0.001, 1)], "b": [answers(0.0)]}), ["retain_rouge"])
     assert alike.value == pytest.approx(0.1, abs=0.001)
     assert alike.high - alike.low < 0.003, "authors differ by .2 and more, both methods alike"
     assert alike.p < 0.001
     many = {"a": [answers(0.0, 0.2, 1, authors=100)], "b": [answers(0.0, 0.2, 2, authors=100)]}
-    (unlike,) = differences(subjects(many), ["retain_rouge"])
+    (unlike,) = list_of(subjects(many), ["retain_rouge"])
     assert (unlike.high - unlike.low) / 2 == pytest.approx(1.96 * 0.2 * 2**0.5 / 100**0.5, rel=0.2)
     assert (unlike.n, unlike.clusters) == (600, 100)
 
@@ -56,24 +61,24 @@ def test_under_no_difference_p_is_under_five_percent_about_every_twentieth_time(
     below = 0
     for trial in range(120):
         pair = {"a": [answers(0, 0.2, 1000 + trial)], "b": [answers(0, 0.2, 2000 + trial)]}
-        below += differences(subjects(pair), ["retain_rouge"])[0].p <= 0.05
+        below += list_of(subjects(pair), ["retain_rouge"])[0].p <= 0.05
     assert 1 <= below <= 18, "a percentile bootstrap of twenty authors is a little eager"
 
 
 def test_equal_methods_do_not_differ():
-    (same,) = differences(subjects({"a": [answers(0.1, 0.2, 3)], "b": [answers(0.1, 0.2, 3)]}), ["retain_rouge"])
+    (same,) = list_of(subjects({"a": [answers(0.1, 0.2, 3)], "b": [answers(0.1, 0.2, 3)]}), ["retain_rouge"])
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
 def test_several_seeds_are_averaged():
-    (found,) = differences(subjects({"a": [answers(0.1), answers(0.3)], "b": [answers(0.0)]}), ["retain_rouge"])
+    (found,) = list_of(subjects({"a": [answers(0.1), answers(0.3)], "b": [answers(0.0)]}), ["retain_rouge"])
     assert found.value == pytest.approx(0.2)
 
 
 def test_against_one_method_it_is_the_second_everywhere():
     of = {name: [answers(shift)] for name, shift in (("a", 0.1), ("b", 0.2), ("c", 0.4))}
-    assert {(d.first, d.second) for d in differences(subjects(of), ["retain_rouge"])} == {("a", "b"), ("a", "c"), ("b", "c")}
-    against = differences(subjects(of), ["retain_rouge"], against="b")
+    assert {(d.first, d.second) for d in list_of(subjects(of), ["retain_rouge"])} == {("a", "b"), ("a", "c"), ("b", "c")}
+    against = list_of(subjects(of), ["retain_rouge"], against="b")
     assert [(d.first, d.second, round(d.value, 6)) for d in against] == [("a", "b", -0.1), ("c", "b", 0.2)]
 
 
@@ -81,9 +86,9 @@ def test_what_cannot_be_compared_is_left_out():
     broken = answers(0.0).assign(rougeL_recall=np.nan)
     other_rows = answers(0.0).assign(cluster="x")
     of = {"a": [answers(0.0)], "b": [answers(0.1)], "nan": [broken], "rows": [other_rows], "none": [answers(0, task="forget")]}
-    assert [(d.first, d.second) for d in differences(subjects(of), ["retain_rouge"])] == [("a", "b")]
+    assert [(d.first, d.second) for d in list_of(subjects(of), ["retain_rouge"])] == [("a", "b")]
     few = {"a": [answers(0.0, authors=4)], "b": [answers(0.1, authors=4)]}
-    assert differences(subjects(few), ["retain_rouge"]) == [], "fewer than five authors"
+    assert list_of(subjects(few), ["retain_rouge"]) == [], "fewer than five authors"
 
 
 def test_kl_is_weighted_by_tokens_in_every_resample():
@@ -93,7 +98,7 @@ def test_kl_is_weighted_by_tokens_in_every_resample():
 
     tokens = [1, 2, 3, 4, 50]
     of = {"a": [rows([1.0] * 5, tokens)], "b": [rows([0.0] * 5, tokens)]}
-    (found,) = differences(subjects(of, "divergence"), ["retain_kl"])
+    (found,) = list_of(subjects(of, "divergence"), ["retain_kl"])
     assert found.value == pytest.approx(5 / 60)
     assert (found.better, found.n) == ("lower", 5)
     assert found.low >= 1 / 50, "a resample of the longest answer alone"
@@ -103,11 +108,11 @@ def test_kl_is_weighted_by_tokens_in_every_resample():
 def test_utility_is_the_harmonic_mean_of_nine_resampled_means():
     rng = np.random.default_rng(0)
     groups = [(rng.uniform(0.2, 1, (30, 3)), np.repeat(np.arange(10), 3)) for _ in range(3)]
-    drawn = Resampling(50).metric(groups, statistic("model_utility").of_means)
+    drawn = Resampling(50).metric(groups, HARMONIC.of_means)
     assert drawn is not None
     assert len(drawn) == 51
     means = np.concatenate([values.mean(axis=0) for values, _ in groups])
-    assert drawn[0] == pytest.approx(9 / (1 / means).sum()) == pytest.approx(_tofu.harmonic_mean(list(means)))
+    assert drawn[0] == pytest.approx(9 / (1 / means).sum()) == pytest.approx(harmonic_mean(list(means)))
 
 
 def wmdp_rows(shift: float, kl: float, seed: int = 0, groups: int = 40) -> pd.DataFrame:
@@ -130,7 +135,7 @@ def wmdp_rows(shift: float, kl: float, seed: int = 0, groups: int = 40) -> pd.Da
 
 def test_wmdp_compares_accuracies_by_group_and_kl_by_completion():
     measured = {"a": [wmdp_rows(0.0, 0.1)], "b": [wmdp_rows(0.1, 0.3)]}
-    found = {d.metric: d for d in BENCHMARKS.get("wmdp").differences(measured, "original", None)}  # type: ignore[attr-defined]
+    found = {d.metric: d for d in of_rows(measured, roles_of("wmdp").compared, "original")}
     assert set(found) == {"bio_accuracy", "alpaca_kl"}, "what was measured"
     bio, kl = found["bio_accuracy"], found["alpaca_kl"]
     correct = [of_run[0].loc[of_run[0]["task"] == "bio", "correct"].mean() for of_run in measured.values()]
@@ -147,7 +152,7 @@ def test_below_chance_two_models_differ_in_nothing():
         return pd.DataFrame({**told, "correct": [float(i % 10 < of_ten) for i in range(100)], "choice": 0.0})
 
     measured = {"a": [right(0)], "b": [right(1)], "c": [right(5)]}
-    found = BENCHMARKS.get("wmdp").differences(measured, "original", None)  # type: ignore[attr-defined]
+    found = of_rows(measured, roles_of("wmdp").compared, "original")  # type: ignore[attr-defined]
     told = {(d.first, d.second): (d.value, d.p) for d in found}
     assert told["a", "b"] == (0, 1)
     assert told["a", "c"][0] == told["b", "c"][0] == pytest.approx(0.25 - 0.5)
@@ -155,7 +160,7 @@ def test_below_chance_two_models_differ_in_nothing():
 
 def test_a_run_with_an_answer_that_is_not_finite_is_not_compared():
     broken = wmdp_rows(0.1, 0.3).assign(choice=-1.0)
-    found = BENCHMARKS.get("wmdp").differences({"a": [wmdp_rows(0, 0.1)], "b": [broken]}, "original", None)  # type: ignore[attr-defined]
+    found = of_rows({"a": [wmdp_rows(0, 0.1)], "b": [broken]}, roles_of("wmdp").compared, "original")  # type: ignore[attr-defined]
     assert [d.metric for d in found] == ["alpaca_kl"]
 
 
@@ -211,7 +216,7 @@ def test_a_method_of_which_a_run_has_no_rows_is_not_compared(tmp_path: Path):
 def test_a_benchmark_that_cannot_say_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stored(tmp_path, "ga", 0.0)
     stored(tmp_path, "npo", 0.2)
-    monkeypatch.delattr(type(BENCHMARKS.get("tofu10")), "differences")
+    monkeypatch.delattr(type(BENCHMARKS.get("tofu10")), "roles")
     assert len(build(tmp_path)["differences.csv"].decode().splitlines()) == 1
     assert kernel.differences({}, kernel.Store(tmp_path)) == []
 
@@ -223,13 +228,12 @@ def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
     """Against a direct computation with the whole model, row by row."""
     import torch
 
-    from evals import retain_kl
     from harness.data.rows import encode
 
     setting = nano_setting
     evaluator = next(e for e in setting.task.evaluators if e.name == "retain_kl")
     evaluator.before(setting)
-    (none,) = retain_kl.measure(Subject(setting, setting.task, ()))
+    (none,) = measurements(EVALUATORS.get("retain_kl"), Subject(setting, setting.task, ()))
     assert isinstance(none, Measurement)
     assert none.value == 0
 
@@ -255,7 +259,7 @@ def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
         of_rows.append(kl)
     log_probs(after, [0])
     subject = Subject(setting, setting.task, ())
-    (found,) = retain_kl.measure(subject)
+    (found,) = measurements(EVALUATORS.get("retain_kl"), subject)
     assert isinstance(found, Measurement)
     assert found.value == pytest.approx(total / tokens, rel=1e-4)
     assert (found.n, found.better, found.unit) == (len(of_rows), "lower", "nats per token")
@@ -265,17 +269,13 @@ def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
 def test_retain_kl_loads_the_model_before_where_it_was_not_shown(nano_setting):
     import torch
 
-    from evals import retain_kl
-
     with torch.no_grad():
         nano_setting.model.lm_head.weight.mul_(1.5)
-    (found,) = retain_kl.measure(Subject(nano_setting, nano_setting.task, ()))
+    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(nano_setting, nano_setting.task, ()))
     assert isinstance(found, Measurement)
     assert found.value > 0.01
 
 
 def test_without_a_model_retain_kl_is_absent(nano_task):
-    from evals import retain_kl
-
-    (found,) = retain_kl.measure(Subject(None, nano_task, ()))
+    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(None, nano_task, ()))
     assert "a log holds only one model's numbers" in found.reason

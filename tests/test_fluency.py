@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from evals import fluency
-from harness.core.interfaces import Absent, GenerationRequest, Measurement, Reference, Setting, Subject, Task
+from harness.core.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Reference, Setting, Subject, Task
+from harness.statistics.measurements import measurements
 from tests.conftest import TEMPLATE, WORLD, Nano, SettingMaker
 
 TEXTS = ["Who is it", "it is it is it is it is", "", "Mia", "is is", "Mia is it .", "it it it it it", "a b", "c", "who who who"]
@@ -24,7 +25,7 @@ def subject_of(setting: Setting, texts: Sequence[str] = TEXTS, references: Seque
 
 
 def measured(subject: Subject) -> Mapping[str, Any]:
-    return {item.metric: item for item in fluency.measure(subject)}
+    return {item.metric: item for item in measurements(EVALUATORS.get("fluency"), subject)}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_model_that_falls_silent_has_no_number_and_the_reason(nano_setting: Se
 
 def test_a_task_without_questions_has_no_number(nano_task: Task, make_setting: SettingMaker):
     setting = make_setting(task=replace(nano_task, questions={}))
-    assert {item.reason for item in fluency.measure(subject_of(setting, []))} == {  # type: ignore[union-attr]
+    assert {item.reason for item in measurements(EVALUATORS.get("fluency"), subject_of(setting, []))} == {  # type: ignore[union-attr]
         "there are no retain questions and no instructions"
     }
 
@@ -127,7 +128,7 @@ def test_numbers_stand_beside_those_of_the_retrained_models(nano_setting: Settin
     references = []
     for name, texts in (("retain-0", ["a b c d"] * 10), ("retain-1", ["a a a a a"] * 10)):
         other = subject_of(nano_setting, texts)
-        fluency.measure(other)
+        measurements(EVALUATORS.get("fluency"), other)
         references.append(Reference(name, other.tables))
     found = measured(subject_of(nano_setting, references=references))["fluency_repetition"]
     assert isinstance(found, Measurement)

@@ -34,7 +34,7 @@ def place() -> Iterator[Path]:
     """A folder for everything; nothing is executed, and the interval's resamples are few."""
     import harness.running.run
     import harness.running.sweep
-    from evals import _bootstrap
+    from harness.statistics import bootstrap
 
     def planned(todo: Any, *_: Any, **__: Any) -> None:
         raise UsageError(f"planned: {todo.spec.run_id}")
@@ -47,7 +47,7 @@ def place() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(harness.running.run, "execute", planned)
         patch.setattr(harness.running.sweep, "run_tries", all_planned)
-        patch.setattr(_bootstrap, "RESAMPLES", 20)
+        patch.setattr(bootstrap, "RESAMPLES", 20)
         patch.setenv("HARNESS_CACHE", str(Path(folder, "cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("COLUMNS", "200")

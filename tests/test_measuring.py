@@ -24,7 +24,6 @@ from harness.core.interfaces import (
     Progress,
     Sampling,
     Setting,
-    Subject,
 )
 from harness.models.pretraining import TrainedSource
 from harness.models.sources import save_checkpoint, weights_fingerprint
@@ -32,7 +31,7 @@ from harness.numerics.generation import HFGenerator
 from harness.running.measuring import check_tables, source_tables
 from harness.running.run import execute
 from harness.storage.cache import Cache
-from tests.conftest import Bench, NanoSource
+from tests.conftest import Bench, NanoSource, giving
 from tests.test_pretraining import PARENT
 
 ROW = {"task": ["forget"], "row": [0], "cluster": ["0"]}
@@ -40,12 +39,7 @@ ROW = {"task": ["forget"], "row": [0], "cluster": ["0"]}
 
 def keeping(name: str, columns: Mapping[str, Sequence[Any]], table: str = "") -> Evaluator:
     """An evaluator that keeps a table of its own name."""
-
-    def measure(subject: Subject) -> list[Measurement | Absent]:
-        found = subject.table(table or name, lambda setting: pd.DataFrame(columns))
-        return [Measurement(metric=name, version=1, value=float(len(found)), unit="rows", better=None, n=1)]
-
-    return Evaluator(name, 1, measure)
+    return giving(name, lambda subject: float(len(subject.table(table or name, lambda setting: pd.DataFrame(columns)))))
 
 
 def refused(bench: Bench, *evaluators: Evaluator) -> str:
@@ -103,7 +97,7 @@ def test_a_row_in_two_clusters_is_refused_before_unlearning(bench: Bench):
 
 def test_two_evaluators_that_name_a_number_alike_are_refused_before_unlearning(bench: Bench):
     one = keeping("one", {**ROW, "length": [1]})
-    said = refused(bench, one, Evaluator("other", 1, one.measure))
+    said = refused(bench, one, replace(one, name="other"))
     assert said == "other gives a number 'one', and so did an evaluator before it."
 
 
@@ -183,7 +177,7 @@ def test_what_was_computed_with_a_trained_model_is_not_taken_for_another_machine
 ):
     generator = HFGenerator()
     request = GenerationRequest(("Who?",), Sampling(max_tokens=4), by="base")
-    asking = Evaluator("asking", 1, lambda subject: [], requests=lambda task, tokenizer: [request])
+    asking = giving("asking", lambda subject: None, requests=lambda task, tokenizer: [request])
     monkeypatch.setattr(finetune_attack, "POINTS", (2,))
     questions = {"bio": bench.base.questions["bio"]}
     attacks = {"forget": bench.base.stages[0].forget[:4]}

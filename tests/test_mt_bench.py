@@ -23,6 +23,7 @@ from harness.models.sources import save_checkpoint
 from harness.numerics.generation import HFGenerator
 from harness.running.measuring import measure, source_tables
 from harness.running.run import execute
+from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from harness.storage.records import to_json
 from tests.conftest import Bench, SettingMaker
@@ -307,8 +308,8 @@ def test_repetitions_draw_anew_and_share_what_is_greedy(task: Task, make_setting
 def test_without_a_judge_nothing_is_asked_and_the_reason_is_told(nano_task: Task, make_setting: SettingMaker):
     setting = make_setting()
     assert mt_bench.requests(nano_task, setting.tokenizer) == []
-    found = mt_bench.measure(Subject(setting, nano_task, ()))
-    assert [item.metric for item in found] == list(mt_bench.METRICS)
+    found = measurements(EVALUATORS.get("mt_bench"), Subject(setting, nano_task, ()))
+    assert [item.metric for item in found] == [metric.name for metric in mt_bench.METRICS]
     assert all(isinstance(item, Absent) and "no judge was given: --judge" in item.reason for item in found)
     assert EVALUATORS.get("mt_bench").basis(nano_task) == {}
 
@@ -344,7 +345,7 @@ def graded(task: Task, setting: Setting) -> tuple[dict[str, Any], Subject]:
 
 def test_the_mean_is_over_questions_and_turns(judged: Any):
     found, subject = judged(by_turn)
-    assert {name: found[name].value for name in mt_bench.METRICS[:3]} == {
+    assert {name: found[name].value for name in (metric.name for metric in mt_bench.METRICS[:3])} == {
         "mt_bench": 6,
         "mt_bench_turn_1": 8,
         "mt_bench_turn_2": 4,
@@ -464,7 +465,9 @@ def test_a_judge_that_fails_leaves_the_reason_and_no_number(judged: Any, caplog:
     assert [item.reason for item in found.values()] == [reason] * 4
     assert subject.unfinished == [reason]
     assert f"mt_bench is absent for this model: {reason}" in caplog.text, "said at once"
-    again = mt_bench.measure(Subject(None, subject.task, (), {"judgements": subject.tables["judgements"]}))
+    again = measurements(
+        EVALUATORS.get("mt_bench"), Subject(None, subject.task, (), {"judgements": subject.tables["judgements"]})
+    )
     assert again == list(found.values()), "the reason is in the table"
 
 
@@ -502,7 +505,9 @@ def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_ta
     _, low = judged(lambda number, asked: Answer("[[2]]"))
     found, subject = judged(by_turn)
     references = [Reference(f"retain-{n}", {"judgements": s.tables["judgements"]}) for n, s in enumerate((low, subject))]
-    (mean, turn_1, *_) = mt_bench.measure(Subject(None, subject.task, references, {"judgements": subject.tables["judgements"]}))
+    (mean, turn_1, *_) = measurements(
+        EVALUATORS.get("mt_bench"), Subject(None, subject.task, references, {"judgements": subject.tables["judgements"]})
+    )
     assert isinstance(mean, Measurement)
     assert (mean.reference, mean.across_references, mean.floor) == (2, (2, 6), 4)
     assert (turn_1.reference, turn_1.across_references) == (2, (2, 8))
@@ -681,7 +686,7 @@ def test_vllms_server_judges_answers_at_its_address(local: tuple[Judge, str], ta
     found, subject = graded(asked_by(task, server, model=judge.name), make_setting())
     with pytest.raises(UsageError, match=r"does not know nobody"):
         graded(asked_by(task, server, model="nobody"), make_setting())
-    assert {name: (found[name].value, found[name].n) for name in mt_bench.METRICS[:3]} == {
+    assert {name: (found[name].value, found[name].n) for name in (metric.name for metric in mt_bench.METRICS[:3])} == {
         "mt_bench": (7, 6),
         "mt_bench_turn_1": (7, 3),
         "mt_bench_turn_2": (7, 3),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from evals._power import smallest_differences, smallest_distance
-from evals._tofu import ks
-from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options
+from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options, metric_of
+from harness.reading.power import of_pairs, of_task
+from harness.statistics.two_sample import ks, smallest_distance
 from tests.test_cli import Harness, harness  # noqa: F401
 
 
@@ -42,8 +44,11 @@ def rows(shift: float, noise: float, seed: int) -> pd.DataFrame:
 
 
 def test_a_paired_difference_needs_only_what_the_runs_do_not_share():
+    match = metric_of("forget_rouge")
+    assert match
+
     def needed(noise: float) -> Measurement:
-        (found,) = smallest_differences([rows(0.0, 0.0, 1), rows(0.1, noise, 2)], ["forget_rouge"], "original", "authors")
+        found = of_pairs(match[1], [rows(0.0, 0.0, 1), rows(0.1, noise, 2)], "original")
         assert isinstance(found, Measurement)
         return found
 
@@ -55,7 +60,7 @@ def test_a_paired_difference_needs_only_what_the_runs_do_not_share():
 
 
 def test_without_rows_to_compare_it_says_so(nano_task):
-    first, *others = BENCHMARKS.get("tofu10").power(nano_task, [rows(0, 0, 1)])  # type: ignore[attr-defined]
+    first, *others = of_task(replace(nano_task, bench="tofu10"), [rows(0, 0, 1)])
     assert isinstance(first, Measurement | Absent)
     assert all(isinstance(found, Absent) and "fewer than two methods" in found.reason for found in others)
 
@@ -66,7 +71,7 @@ def test_an_accuracy_needs_what_the_paired_standard_error_says():
     told = {"task": "bio", "row": range(400), "cluster": np.repeat([f"e{i}" for i in range(100)], 4), "choice": 0.0}
     tables = [pd.DataFrame({**told, "correct": rng.integers(0, 2, 400).astype(float)}) for _ in range(2)]
     task = BENCHMARKS.get("wmdp").task("mini", Options())
-    found = {each.metric: each for each in BENCHMARKS.get("wmdp").power(task, tables)}  # type: ignore[attr-defined]
+    found = {each.metric: each for each in of_task(task, tables)}
     assert list(found) == [*(f"{name}_accuracy" for name in ("bio", "cyber", "neighbours", "general")), "alpaca_kl"]
     bio = found["bio_accuracy"]
     assert isinstance(bio, Measurement)

@@ -34,12 +34,13 @@ from harness.core.interfaces import (
 )
 from harness.core.registry import ROOT
 from harness.models.export import Keep
+from harness.running import measuring
 from harness.running.run import execute, pick_device, plan
 from harness.storage.cache import Cache
 from harness.storage.record_writing import Record
 from harness.storage.records import Point, RunResult
 from harness.storage.validate import problems
-from tests.conftest import Bench, Nano
+from tests.conftest import Bench, Nano, giving
 
 # ---------------------------------------------------------------- invented methods and evaluators
 
@@ -92,15 +93,7 @@ def norm_of(subject: Subject) -> float:
     return float(table["norm"].iloc[0])
 
 
-def number(metric: str, value: float) -> Measurement:
-    return Measurement(metric=metric, version=1, value=value, unit="", better=None, n=1)
-
-
-def measure_norm(subject: Subject) -> list[Measurement | Absent]:
-    return [number("norm", norm_of(subject))]
-
-
-NORM = Evaluator("norm", 1, measure_norm)
+NORM = giving("norm", norm_of)
 
 
 def values(points: Sequence[Point]) -> list[float]:
@@ -210,14 +203,14 @@ def test_the_same_seed_comes_to_the_same_points_and_another_does_not(bench: Benc
 
 
 def random_evaluator(draws: int) -> Evaluator:
-    def measure(subject: Subject) -> list[Measurement | Absent]:
+    def measure(subject: Subject) -> float:
         import torch
 
         torch.manual_seed(99)
         torch.randn(draws)
-        return measure_norm(subject)
+        return norm_of(subject)
 
-    return Evaluator("norm", 1, measure)
+    return giving("norm", measure)
 
 
 def test_evaluation_does_not_disturb_the_methods_randomness(bench: Bench):
@@ -233,12 +226,11 @@ def test_whether_references_were_cached_does_not_change_the_run(bench: Bench, tm
 
 
 def test_an_evaluator_that_changes_the_model_does_not_change_the_run(bench: Bench):
-    def attack(subject: Subject) -> list[Measurement | Absent]:
+    def attack(subject: Subject) -> None:
         assert subject.setting is None or nudge(subject.setting) is None
-        return []
 
     calm = run(bench, steps(3))
-    attacked = run(other_store(bench), steps(3), [NORM, Evaluator("attack", 1, attack, changes_model=True)])
+    attacked = run(other_store(bench), steps(3), [NORM, giving("attack", attack, changes_model=True)])
     assert [p.weights for p in attacked.points] == [p.weights for p in calm.points]
 
 
@@ -246,11 +238,10 @@ def test_an_evaluator_that_changes_the_model_comes_last(bench: Bench):
     order: list[str] = []
 
     def named(name: str, changes: bool) -> Evaluator:
-        def measure(subject: Subject) -> list[Measurement | Absent]:
+        def measure(subject: Subject) -> None:
             order.append(name)
-            return []
 
-        return Evaluator(name, 1, measure, changes_model=changes)
+        return giving(name, measure, changes_model=changes)
 
     run(bench, steps(1), [named("attack", True), named("calm", False)])
     assert order
@@ -263,11 +254,11 @@ def test_the_clock_runs_only_inside_the_method(bench: Bench):
             time.sleep(0.05)
             yield Progress(step, measure_here=True)
 
-    def slowly(subject: Subject) -> list[Measurement | Absent]:
+    def slowly(subject: Subject) -> float:
         time.sleep(0.5 if subject.setting and subject.references else 0)  # at points, not while references are measured
-        return measure_norm(subject)
+        return norm_of(subject)
 
-    result = run(bench, unlearn, [Evaluator("norm", 1, slowly)])
+    result = run(bench, unlearn, [giving("norm", slowly)])
     first, second = (p.unlearn_seconds for p in result.points)
     assert 0.05 <= first < second < 0.5
     assert second >= 0.1
@@ -297,14 +288,14 @@ def breaks_after_first(error: BaseException) -> Callable[[Setting, Any], Iterato
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(bench: Bench):
-    evaluator = Calls(measure_norm)
+    evaluator = Calls(norm_of)
     with pytest.raises(KeyboardInterrupt):
-        run(bench, breaks_after_first(KeyboardInterrupt()), [Evaluator("norm", 1, evaluator)])
+        run(bench, breaks_after_first(KeyboardInterrupt()), [giving("norm", evaluator)])
     left = bench.store.find(bench.plan(steps(3), [NORM]).spec)
     assert (left.status, len(left.points)) == ("interrupted", 1)
 
     before = evaluator.count
-    result = run(bench, steps(3), [Evaluator("norm", 1, evaluator)])
+    result = run(bench, steps(3), [giving("norm", evaluator)])
     assert evaluator.count - before == 2 + 2  # two arms, and only the points that were missing
     whole = run(other_store(bench), steps(3))
     assert result.status == "done"
@@ -407,10 +398,10 @@ def test_a_forced_run_that_cannot_begin_leaves_the_earlier_record(bench: Bench):
 
 
 def test_an_error_before_the_first_measurement_is_recorded_too(bench: Bench):
-    def broken(subject: Subject) -> list[Measurement | Absent]:
+    def broken(subject: Subject) -> float:
         raise RuntimeError("a bug")
 
-    todo = bench.plan(steps(1), [Evaluator("norm", 1, broken)])
+    todo = bench.plan(steps(1), [giving("norm", broken)])
     with pytest.raises(RuntimeError):
         execute(todo, bench.store, bench.cache)
     left = bench.store.find(todo.spec)
@@ -524,14 +515,17 @@ def test_an_interrupted_run_keeps_its_rows_until_its_end(bench: Bench):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
-def test_a_run_that_breaks_while_rows_are_let_go_of_goes_on(bench: Bench, error: BaseException):
+def test_a_run_that_breaks_while_rows_are_let_go_of_goes_on(
+    bench: Bench, error: BaseException, monkeypatch: pytest.MonkeyPatch
+):
     def breaks(record: Record, name: str, points: range) -> None:
         if points == range(2, 3):
             raise error
         cut(record, name, points)
 
     cut = Record._cut_lines
-    evaluators = [Evaluator(e.name, e.version, Calls(e.measure), e.requests) for e in tofus(bench)]
+    evaluators, counted = tofus(bench), Calls(measuring.measurements)
+    monkeypatch.setattr(measuring, "measurements", counted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Record, "_cut_lines", breaks)
         with pytest.raises((KeyboardInterrupt, UsageError)):
@@ -541,7 +535,7 @@ def test_a_run_that_breaks_while_rows_are_let_go_of_goes_on(bench: Bench, error:
     assert (left.status, len(left.points)) == ("failed" if isinstance(error, OSError) else "interrupted", 3)
     assert list(problems(bench.store)) == []
     result = run(bench, steps(3), evaluators, options=LAST)
-    assert [e.measure.count for e in evaluators] == [2 + 2 + 3 + 2] * 2, "no point is measured twice"  # type: ignore[attr-defined]
+    assert counted.count == (2 + 2 + 3 + 2) * 2, "no point is measured twice"
     check_last_rows(bench, result)
 
 
@@ -554,12 +548,11 @@ ASKED = (GenerationRequest(("Who was",), Sampling(4)), GenerationRequest(("Where
 def listening(requests: Sequence[GenerationRequest], heard: list[dict[GenerationRequest, str]]) -> Evaluator:
     """An evaluator that keeps the answers it is given for a model that is here."""
 
-    def measure(subject: Subject) -> list[Measurement | Absent]:
+    def measure(subject: Subject) -> None:
         if subject.setting:
             heard.append(dict(subject.generations))
-        return []
 
-    return Evaluator("listening", 1, measure, requests=lambda task, tokenizer: requests)
+    return giving(f"listening_to_{len(requests)}", measure, requests=lambda task, tokenizer: requests)
 
 
 def test_evaluators_are_given_the_answers_they_asked_for(bench: Bench):
@@ -600,10 +593,10 @@ def test_a_recorded_reference_stands_in_for_a_retrained_model(bench: Bench):
 
 
 def test_references_are_measured_once_for_all_runs(bench: Bench):
-    evaluator = Calls(measure_norm)
-    run(bench, steps(1), [Evaluator("norm", 1, evaluator)])
+    evaluator = Calls(norm_of)
+    run(bench, steps(1), [giving("norm", evaluator)])
     cold = evaluator.count
-    run(bench, steps(1), [Evaluator("norm", 1, evaluator)], options=Options(seed=1))
+    run(bench, steps(1), [giving("norm", evaluator)], options=Options(seed=1))
     assert (cold, evaluator.count - cold) == (2 + 2 + 1, 2 + 1)  # two models, two arms, one point; then arms and point
 
 
@@ -677,9 +670,10 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def test_the_record_of_a_run_that_is_done_stays_byte_for_byte_when_its_model_is_kept(bench: Bench, nano: Nano, tmp_path: Path):
     from harness.models.sources import load_checkpoint, weights_fingerprint
 
-    evaluators = [Evaluator("norm", 1, Calls(measure_norm)), *tofus(bench)]
+    counted = Calls(norm_of)
+    evaluators = [giving("norm", counted), *tofus(bench)]
     first = run(bench, steps(2), evaluators)
-    before, count = bytes_of(bench.results), evaluators[0].measure.count  # type: ignore[attr-defined]
+    before, count = bytes_of(bench.results), counted.count
     keep = Keep(model=tmp_path / "kept", update=tmp_path / "update.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.models.sources.weights_fingerprint", fingerprints := Calls(weights_fingerprint))
@@ -688,7 +682,7 @@ def test_the_record_of_a_run_that_is_done_stays_byte_for_byte_when_its_model_is_
     assert {"run.json", "points.jsonl", "per_example.parquet", "generations.jsonl"} <= {Path(name).name for name in before}
     assert bytes_of(bench.results) == before
     assert result == replace(first, points=list(first.points))
-    assert evaluators[0].measure.count == count, "nothing is measured again"  # type: ignore[attr-defined]
+    assert counted.count == count, "nothing is measured again"
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
     assert weights_fingerprint(model) == first.points[-1].weights
     assert (tmp_path / "update.safetensors").is_file()

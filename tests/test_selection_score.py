@@ -7,8 +7,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from evals.selection_score import measure
-from harness.core.interfaces import Absent, Measurement, Reference, Row, Stage, Subject, Task
+from harness.core.interfaces import EVALUATORS, Absent, Measurement, Reference, Row, Stage, Subject, Task
+from harness.statistics.measurements import measurements
 from tests.conftest import WORLD, with_choices
 
 SETS = {"bio": 8, "cyber": 8, "chem": 4, "neighbours": 8, "general": 4}
@@ -29,7 +29,7 @@ def score(task: Task, right: dict[str, int]) -> Measurement | Absent:
         for name, n in SETS.items()
         for i in range(n)
     ]
-    [found] = measure(Subject(None, task, (), {"choices": pd.DataFrame(rows)}))
+    [found] = measurements(EVALUATORS.get("selection_score"), Subject(None, task, (), {"choices": pd.DataFrame(rows)}))
     return found
 
 
@@ -66,7 +66,7 @@ def test_in_open_unlearnings_definitions_it_takes_the_guarded_ratio_too():
         told = {**collapsed()}
         kept = tables(rows=120, seed=1)["likelihood"].query("task != 'forget'")
         told["likelihood"] = pd.concat([kept, told["likelihood"].query("task == 'forget'")])
-        [found[variant]] = measure(Subject(None, empty_task(variant), references, told))
+        [found[variant]] = measurements(EVALUATORS.get("selection_score"), Subject(None, empty_task(variant), references, told))
     assert found["original"].value > 0.01
     assert found["open-unlearning"].value < 1e-70
     assert (found["original"].version, found["open-unlearning"].version) == (1, 2)

@@ -13,7 +13,7 @@ import pytest
 
 from harness.core.errors import Diverged, UsageError
 from harness.core.fields import read
-from harness.core.interfaces import Evaluator, Measurement, Options, Progress, Setting
+from harness.core.interfaces import Measurement, Options, Progress, Setting
 from harness.reading.report import comparison, sweep_table
 from harness.running.executors import in_turn
 from harness.running.request import SweepRequest, request_file
@@ -33,7 +33,7 @@ from harness.storage.cache import Cache
 from harness.storage.records import Trial
 from harness.storage.store import Store
 from tests import records
-from tests.conftest import Bench
+from tests.conftest import Bench, giving
 from tests.nano_sweep import tries
 from tests.test_run import NORM, Calls, nudge, steps, tofus
 
@@ -281,15 +281,18 @@ def test_the_comparison_shows_runs_without_points(bench: Bench):
 def test_the_sweeps_table_puts_the_best_first(bench: Bench):
     score = {0.1: 0.2, 0.3: 0.9, 0.2: 0.5}
 
-    def measure(subject: Any) -> list[Measurement]:
-        found = score[current["strength"]]
-        return [Measurement(metric="selection_score", version=1, value=found, unit="x", better="higher", n=1)]
+    def measure(subject: Any) -> float:
+        return score[current["strength"]]
 
     current: dict[str, float] = {}
     results = []
     for strength in score:
         current["strength"] = strength
-        todo = bench.plan(steps(1), [Evaluator("score", 1, measure)], settings={"strength": strength})
+        todo = bench.plan(
+            steps(1),
+            [giving("score", measure, metric={"name": "selection_score", "better": "higher"})],
+            settings={"strength": strength},
+        )
         results += run_all([todo], bench.store, bench.cache)
     lines = text(sweep_table([{"strength": s} for s in score], results, by="selection_score")).splitlines()
     rows = [line for line in lines if "fake" in line]
@@ -301,18 +304,11 @@ def scored(bench: Bench, metric: str, better: str | None, reference: float | Non
     score = {0.1: 0.2, 0.3: 0.9, 0.12: 0.5, 0.19: 0.95}
     results = []
     for strength, value in score.items():
-        measurement = Measurement(
-            metric=metric,
-            version=1,
-            value=value,
-            unit="x",
-            better=better,
-            n=1,
-            reference=reference,  # type: ignore[arg-type]
-        )
+        evaluator = giving("score", lambda _, v=value: v, metric={"name": metric, "better": better})  # type: ignore[misc]
         method = breaks if strength == 0.19 else steps(1)
-        todo = bench.plan(method, [Evaluator("score", 1, lambda _, m=measurement: [m])], settings={"strength": strength})  # type: ignore[misc]
-        results += run_all([todo], bench.store, bench.cache)
+        (result,) = run_all([bench.plan(method, [evaluator], settings={"strength": strength})], bench.store, bench.cache)
+        points = [replace(p, measurements=[replace(m, reference=reference) for m in p.measurements]) for p in result.points]
+        results.append(replace(result, points=points))
     return [{"strength": s} for s in score], results
 
 

@@ -16,11 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evals import _bootstrap, _tofu
-from evals._tofu import ks
+from evals import _tofu
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options, Reference, Setting, Subject, Task, Template
 from harness.running.measuring import score_log
+from harness.statistics.bootstrap import mean_interval
+from harness.statistics.measurements import measurements
+from harness.statistics.two_sample import ks
 
 ORACLES = Path(os.environ.get("HARNESS_DATA", "/nonexistent")) / "oracles"
 FULL = ORACLES / "tofu_llama2-7b_full_eval_log_aggregated.json"
@@ -51,7 +53,7 @@ def tables(rows: int = 6, seed: int = 0, shift: float = 0.0) -> dict[str, pd.Dat
 
 
 def measured(subject: Subject) -> dict[str, Measurement | Absent]:
-    return {m.metric: m for e in subject.task.evaluators for m in e.measure(subject)}
+    return {m.metric: m for e in subject.task.evaluators for m in measurements(e, subject)}
 
 
 def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
@@ -286,7 +288,7 @@ def test_forget_quality_is_the_ks_test_and_shows_every_reference():
     subject = Subject(None, empty_task(), references, tables())
     found = measured(subject)
     mine = _tofu.log_truth_ratio(subject, "forget").values
-    others = [_tofu.log_truth_ratio(_tofu.recorded(subject, k), "forget").values for k in range(3)]
+    others = [_tofu.log_truth_ratio(subject.of(each), "forget").values for each in references]
     expected = [ks(mine, other) for other in others]
     assert found["forget_quality"].value == expected[0][0]
     assert found["forget_quality"].across_references == (min(e[0] for e in expected), max(e[0] for e in expected))
@@ -562,7 +564,7 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says():
     hits = 0
     for _ in range(100):
         values = rng.normal(0, 1, 30)[clusters] + rng.normal(0, 0.5, 300)
-        low, high = _bootstrap.mean_interval(values, clusters)
+        low, high = mean_interval(values, clusters)
         hits += low <= 0 <= high
     assert 85 <= hits <= 100
 
@@ -571,8 +573,8 @@ def test_clusters_widen_the_interval():
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(30), 10)
     values = rng.normal(0, 1, 30)[clusters] + rng.normal(0, 0.1, 300)
-    wide = _bootstrap.mean_interval(values, clusters)
-    narrow = _bootstrap.mean_interval(values, np.arange(300))
+    wide = mean_interval(values, clusters)
+    narrow = mean_interval(values, np.arange(300))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 

@@ -20,11 +20,8 @@ from harness.core.arithmetic import Arithmetic
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import (
     EVALUATORS,
-    Absent,
-    Difference,
     Evaluator,
     Example,
-    Measurement,
     ModelSource,
     Needed,
     Options,
@@ -35,6 +32,7 @@ from harness.core.interfaces import (
     Variant,
     benchmark,
 )
+from harness.core.metric import MetricRoles
 from harness.data.rows import dataset_file, fingerprint, read_rows
 from harness.models.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
 DATASET = "locuslab/TOFU"
 EVALUATED_ROWS = {"original": 300, "open-unlearning": 400}
 QUESTIONS_PER_AUTHOR = 20
-COMPARED = ("model_utility", "retain_rouge", "forget_rouge", "retain_kl")
-"""What methods are compared in, row by row."""
 MEASURED = ("forget_quality", "model_utility", "probability", "rouge", "truth_ratio", "retain_kl")
 
 TEMPLATES = {
@@ -193,6 +189,30 @@ class Tofu:
         **{name: card.about for name, card in CARDS.items()},
         "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
     }
+
+    roles = MetricRoles(
+        headline=(
+            *("forget_quality", "forget_quality_d", "model_utility", "retain_kl", "forget_probability", "forget_rouge"),
+            *("retain_rouge", "real_authors_rouge", "world_facts_rouge", "selection_score"),
+        ),
+        brief=(
+            *("forget_quality", "forget_quality_d", "model_utility", "forget_probability", "forget_rouge"),
+            *("retain_probability", "retain_rouge", "retain_kl"),
+        ),
+        trajectory=(
+            *("forget_quality", "forget_quality_d", "model_utility", "forget_probability", "forget_rouge", "retain_rouge"),
+        ),
+        forgetting=("forget_quality",),
+        kept=("model_utility",),
+        ranking="forget_quality_d",
+        oracle_score=("forget_quality", "model_utility"),
+        selection="selection_score",
+        compared=("model_utility", "retain_rouge", "forget_rouge", "retain_kl"),
+        power=(
+            *("forget_quality_d", "model_utility", "retain_rouge", "forget_rouge"),
+            *("retain_probability", "forget_probability"),
+        ),
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -367,21 +387,6 @@ class Tofu:
     def evaluators(self) -> list[Evaluator]:
         """Forget quality, utility and its parts."""
         return [EVALUATORS.get(name) for name in MEASURED]
-
-    def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
-        """The smallest differences that can be shown; see `harness.reading.power`."""
-        from evals._power import forget_quality, smallest_differences
-
-        metrics = ("model_utility", "retain_rouge", "forget_rouge", "retain_probability", "forget_probability")
-        return [forget_quality(task), *smallest_differences(recorded, metrics, task.variant, "authors")]
-
-    def differences(
-        self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
-    ) -> Sequence[Difference]:
-        """What methods differ by in utility, ROUGE and KL; see `harness.reading.differences`."""
-        from evals._paired import of_rows
-
-        return of_rows(measured, COMPARED, variant, against)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""

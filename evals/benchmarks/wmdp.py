@@ -24,11 +24,8 @@ from harness.core.arithmetic import Arithmetic
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import (
     EVALUATORS,
-    Absent,
-    Difference,
     Evaluator,
     Example,
-    Measurement,
     ModelSource,
     Needed,
     Options,
@@ -37,9 +34,9 @@ from harness.core.interfaces import (
     Stage,
     Task,
     Template,
-    Variant,
     benchmark,
 )
+from harness.core.metric import MetricRoles
 from harness.core.streams import streams
 from harness.data.corpora import Corpus, Windows
 from harness.data.rows import dataset_files, fingerprint, read_rows
@@ -156,31 +153,22 @@ class Wmdp:
         "<hub id or folder>": "any checkpoint, with the real corpora and questions",
     }
 
+    roles = MetricRoles(
+        headline=(*COMPARED, "selection_score"),
+        kept=("general_accuracy", "mmlu_accuracy"),
+        selection="selection_score",
+        compared=COMPARED,
+        power=COMPARED,
+    )
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.stages = STAGES[name]
+        self.roles = replace(self.roles, forgetting=tuple(f"{stage}_accuracy" for stage in self.stages))
 
     def evaluators(self) -> list[Evaluator]:
         """Accuracy on multiple-choice questions."""
         return [EVALUATORS.get(name) for name in MEASURED]
-
-    def power(self, task: Task, recorded: Sequence[pd.DataFrame]) -> Sequence[Measurement | Absent]:
-        """The smallest differences that can be shown; see `harness.reading.power`."""
-        from evals._power import smallest_differences
-
-        metrics = [metric for metric in COMPARED if metric.removesuffix("_accuracy") in task.questions]
-        return [
-            *smallest_differences(recorded, metrics, task.variant, "groups of questions"),
-            *smallest_differences(recorded, ["alpaca_kl"], task.variant, "completions"),
-        ]
-
-    def differences(
-        self, measured: Mapping[str, Sequence[pd.DataFrame]], variant: Variant, against: str | None
-    ) -> Sequence[Difference]:
-        """What methods differ by in accuracy and KL on instructions; see `harness.reading.differences`."""
-        from evals._paired import of_rows
-
-        return of_rows(measured, COMPARED, variant, against)
 
     def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
         """No log of another program can stand in for a model here.

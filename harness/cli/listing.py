@@ -57,20 +57,21 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
     print_rows(rows, as_json)
 
 
-_LISTED = ("forget_quality", "model_utility", "bio_accuracy", "cyber_accuracy", "general_accuracy", "mmlu_accuracy")
-"""What a list of runs says of their last points; a column that would be empty is left out of the table."""
 _USUAL = {"retain": "all", "status": "done"}
 """What goes without saying: a column that holds nothing else is left out as well."""
 
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
-    from harness.core.interfaces import Measurement
+    from harness.core.interfaces import Measurement, roles_of
     from harness.reading.comparing import protocol
     from harness.storage.store import Store
 
     rows = []
     store = Store(root)
     store.check()
+    roles = [roles_of(bench) for bench in sorted({Path(place).parts[0] for place in store.places()})]
+    # What a list of runs says of their last points; a column that would be empty is left out of the table.
+    listed = dict.fromkeys(metric for each in roles for metric in (*each.forgetting, *each.kept))
     for place in store.places():
         try:
             result = store.read(place)
@@ -91,7 +92,7 @@ def _run_rows(root: Path) -> list[dict[str, Any]]:
                 "seed": spec.seed,
                 "status": result.status,
                 "points": len(result.points),
-                **{metric: values.get(metric) for metric in _LISTED},
+                **{metric: values.get(metric) for metric in listed},
             }
         )
     return sorted(rows, key=lambda row: [row[name] for name in ("bench", "model", "method", "preset", "seed")])

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from harness.core.config import JSON
 from harness.core.errors import UsageError
+from harness.core.metric import NO_ROLES, Better, Given, Metric, MetricRoles, TwoSample, metrics_by_name
 from harness.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ Variant = Literal["original", "open-unlearning"]
 Form = Literal["published", "tuned"]
 Points = Literal["all", "last"]
 Retain = Literal["all", "general", "neighbours"]
-Better = Literal["higher", "lower", "closer"]
 MOST_SEED = 2**32 - 1
 """The largest seed: all generators take it, and what is computed from it stays under 2^64."""
 Row = Mapping[str, Any]
 """One row of a data set, as read from its file."""
+ROW_KEYS = ("task", "row", "cluster")
+"""Columns of every table of rows: the set of questions, the row's number in it, and what rises and falls together."""
 
 
 # ---------------------------------------------------------------- text
@@ -443,6 +445,8 @@ class Subject:
     unfinished: list[str] = field(default_factory=list)
     """Why tables hold less than they should, for reasons that may pass (a judge that did not answer): such tables are not kept
     for other runs."""
+    evaluator: str = ""
+    """Whose metrics are measured at the moment, for messages."""
     _built_by: dict[str, str] = field(default_factory=dict, repr=False)
     """Table → the module that built it."""
 
@@ -454,7 +458,7 @@ class Subject:
 
         Raises:
             LookupError: if it is not recorded and there is no model to build it from.
-            UsageError: if another module built one of that name.
+            UsageError: if another module built one of that name, or it lacks one of the columns that name a row.
         """
         module = getattr(build, "__module__", "")
         if (builder := self._built_by.setdefault(name, module)) != module:
@@ -462,8 +466,18 @@ class Subject:
         if name not in self.tables:
             if self.setting is None:
                 raise LookupError(f"there is no {name} table in the log")
-            self.tables[name] = build(self.setting)
+            built = build(self.setting)
+            if missing := [key for key in ROW_KEYS if len(built) and key not in built]:
+                raise UsageError(
+                    f"what {self.evaluator or module} keeps row by row cannot be recorded: table '{name}' has no column "
+                    f"'{missing[0]}'. A row needs task, row and cluster."
+                )
+            self.tables[name] = built
         return self.tables[name]
+
+    def of(self, reference: Reference) -> Subject:
+        """One of the references, seen as a subject of its own: recorded tables without a model."""
+        return Subject(setting=None, task=self.task, references=(), tables=dict(reference.tables))
 
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False))
@@ -540,6 +554,10 @@ class Absent:
     """Why, in one sentence."""
 
 
+MeasureMetric = Callable[[Subject, Metric], Given]
+"""What an evaluator's function is: a subject and one of its metrics → rows, or a number."""
+
+
 def _no_requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
     return ()
 
@@ -554,15 +572,18 @@ def _no_basis(task: Task) -> Mapping[str, JSON]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A registered evaluator: asks for texts, then turns a subject into measurements."""
+    """A registered evaluator: declares metrics, asks for texts, then gives for each metric rows or a number."""
 
     name: str
     """Its file's name."""
     version: int | Callable[[Task], int]
     """Raised when its definition changes; a function of the task where it changed for some tasks alone, so that runs on the
     others keep their names."""
-    measure: Callable[[Subject], Sequence[Measurement | Absent]]
-    """Its numbers. The texts it asked for are in `subject.generations`; tables it builds go through `subject.table`."""
+    measure: Callable[[Subject, Metric], Given]
+    """What a metric is made of: rows, or a number; raises LookupError, with the reason, where it cannot be had. The texts it
+    asked for are in `subject.generations`; tables it builds go through `subject.table`. The rest: `harness.statistics`."""
+    metrics: Sequence[Metric] | Callable[[Task], Sequence[Metric]]
+    """What it measures; a function of the task where that follows from its sets of questions."""
     requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests
     """The texts it needs; equal requests of several evaluators are generated once."""
     changes_model: bool = False
@@ -573,6 +594,23 @@ class Evaluator:
     """What its numbers rest on besides the task, as plain JSON for the run's hash: a judge's name, digests of its own data."""
     memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: ()
     """What it holds besides the model that is measured, where that is more than any evaluator takes."""
+
+    named: Callable[[str], Metric | None] | None = None
+    """Its metric of a recorded name, or None if that is none of its; needed where `metrics` is a function."""
+
+    def metrics_of(self, task: Task) -> Sequence[Metric]:
+        """What it measures on a task."""
+        return self.metrics(task) if callable(self.metrics) else self.metrics
+
+    def metric(self, name: str) -> Metric | None:
+        """Its metric of that name, without a task; None if it has no such."""
+        if self.named:
+            return self.named(name)
+        return None if callable(self.metrics) else metrics_by_name(self.metrics)(name)
+
+    def compares(self, task: Task) -> bool:
+        """Whether it needs a retrained model to compare with."""
+        return any(isinstance(metric.statistic, TwoSample) for metric in self.metrics_of(task))
 
     def version_for(self, task: Task) -> int:
         """Its version on a task."""
@@ -614,10 +652,8 @@ class Needed:
 class Benchmark(Protocol):
     """A registered benchmark: its models, its data, what is measured.
 
-    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One that can
-    say what it can show has `power(task, recorded: Sequence[DataFrame]) -> Sequence[Measurement | Absent]`. One
-    whose metrics can be compared row by row has `differences(measured, variant, against) -> Sequence[Difference]`: `measured`
-    is method → the recorded rows of each of its seeds, `against` the one method that the others are compared with, or None.
+    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One whose
+    metrics play parts (a headline, a ranking, what methods are compared in) has `roles: MetricRoles`.
     """
 
     name: str
@@ -643,6 +679,30 @@ class Benchmark(Protocol):
         Raises:
             UsageError: if the file is not such a log (file, and what is wrong with it).
         """
+
+
+def roles_of(bench: str) -> MetricRoles:
+    """Which part a benchmark's metrics play; none of one that is not installed, or says nothing."""
+    try:
+        roles: MetricRoles = getattr(BENCHMARKS.get(bench), "roles", NO_ROLES)
+    except UsageError:
+        return NO_ROLES
+    return roles
+
+
+def metric_of(name: str) -> tuple[Evaluator, Metric] | None:
+    """The evaluator that gives a metric of that name, and the metric as it is declared; None if no evaluator does."""
+    evaluators = [EVALUATORS.get(each) for each in EVALUATORS.names()]
+    for evaluator in sorted(evaluators, key=lambda each: each.named is not None):  # a whole name before a pattern
+        if metric := evaluator.metric(name):
+            return evaluator, metric
+    return None
+
+
+def title_of(name: str) -> str:
+    """A metric's heading as it is declared; its name where no evaluator here has it."""
+    match = metric_of(name)
+    return match[1].title if match else name.replace("_", " ")
 
 
 # ---------------------------------------------------------------- reporting
@@ -725,18 +785,20 @@ def evaluator(
     name: str,
     *,
     version: int | Callable[[Task], int],
+    metrics: Sequence[Metric] | Callable[[Task], Sequence[Metric]],
+    named: Callable[[str], Metric | None] | None = None,
     requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
     changes_model: bool = False,
     before: Callable[[Setting], None] = _nothing,
     basis: Callable[[Task], Mapping[str, JSON]] = _no_basis,
     memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: (),
-) -> Callable[[Callable[[Subject], Sequence[Measurement | Absent]]], Callable[[Subject], Sequence[Measurement | Absent]]]:
+) -> Callable[[MeasureMetric], MeasureMetric]:
     """Register the decorated function as an evaluator under its file's name."""
 
-    def register(
-        measure: Callable[[Subject], Sequence[Measurement | Absent]],
-    ) -> Callable[[Subject], Sequence[Measurement | Absent]]:
-        EVALUATORS.register(name, Evaluator(name, version, measure, requests, changes_model, before, basis, memory))
+    def register(measure: MeasureMetric) -> MeasureMetric:
+        EVALUATORS.register(
+            name, Evaluator(name, version, measure, metrics, requests, changes_model, before, basis, memory, named)
+        )
         return measure
 
     return register

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -19,12 +20,16 @@ from typing import Any, Literal
 from harness.core.arithmetic import in_words
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
-from harness.core.interfaces import Absent, Difference, Measurement
+from harness.core.interfaces import Absent, Difference, Measurement, metric_of, roles_of, title_of
+from harness.core.metric import MetricRoles, in_text
 from harness.reading.differences import differences
+from harness.statistics.measurements import NOT_RANKED
 from harness.storage.cache import canonical, digest
 from harness.storage.records import Point, RunResult, RunSpec
 from harness.storage.store import Store
 
+Oracle = tuple[int, tuple[float, ...]]
+"""A point's step, and its numbers whose product is the oracle's score, in the benchmark's order."""
 Protocol = Literal["published", "tuned", "by hand", "other"]
 PROTOCOLS: Mapping[Protocol, str] = {
     "published": "the published number of epochs, constants and batch; on mini the learning rate alone is scaled",
@@ -41,30 +46,7 @@ MOST_COMPARED = 30
 REFERENCE_ARMS = ("untouched", "retrained")
 """Arms of every run, and methods too: the two ends that others stand between. They are shown and never ranked."""
 
-HEADLINE = {
-    "forget_quality": "Forget quality",
-    "forget_quality_d": "KS distance",
-    "model_utility": "Utility",
-    "retain_kl": "KL retain",
-    "forget_probability": "P forget",
-    "forget_rouge": "ROUGE forget",
-    "retain_rouge": "ROUGE retain",
-    "real_authors_rouge": "ROUGE authors",
-    "world_facts_rouge": "ROUGE world",
-    "bio_accuracy": "Bio",
-    "cyber_accuracy": "Cyber",
-    "chem_accuracy": "Chem",
-    "neighbours_accuracy": "Neighbours",
-    "general_accuracy": "General",
-    "mmlu_accuracy": "MMLU",
-    "alpaca_kl": "KL instructions",
-    "selection_score": "Selection score",
-}
-"""Metrics that are always shown, in this order; others are shown on request, unless a table has none of these."""
-
 DIRECTIONS = {"higher": "↑", "lower": "↓", "closer": "→", None: ""}
-NOT_RANKED = "not to be ranked"
-"""How a measurement's note begins where the evaluator forbids a ranking (fewer than five forget authors)."""
 
 
 # ---------------------------------------------------------------- what is read
@@ -94,8 +76,8 @@ class Run:
     """Of the last point; -1 if there is none."""
     last: Mapping[str, Measurement | Absent]
     """What the last point measured."""
-    oracle: tuple[int, float, float] | None
-    """Step, forget quality and utility where their product is largest; None for fewer than two points."""
+    oracle: Oracle | None
+    """Where the oracle's score is largest; None for fewer than two points."""
     arms: Mapping[str, Sequence[Measurement | Absent]]
     """The untouched and the retrained model."""
     cost: Phase | None
@@ -171,7 +153,7 @@ def _run(place: str, link: str, result: RunResult) -> Run:
         step=last.step if last else 0,
         index=last.index if last else -1,
         last={m.metric: m for m in last.measurements} if last else {},
-        oracle=_oracle(result.points),
+        oracle=_oracle(result.points, roles_of(result.spec.bench).oracle_score),
         arms=result.arms,
         cost=result.costs.get("unlearning"),
         command=made.command if made else "",
@@ -181,14 +163,14 @@ def _run(place: str, link: str, result: RunResult) -> Run:
     )
 
 
-def _oracle(points: Sequence[Point]) -> tuple[int, float, float] | None:
-    """The point with the largest forget quality × utility, the earliest of equal ones."""
-    found = []
-    for point in points if len(points) > 1 else ():
+def _oracle(points: Sequence[Point], factors: Sequence[str]) -> Oracle | None:
+    """The point where the product of some metrics is largest, the earliest of equal ones."""
+    measured: list[Oracle] = []
+    for point in points if len(points) > 1 and factors else ():
         values = {m.metric: m.value for m in point.measurements if isinstance(m, Measurement)}
-        if {"forget_quality", "model_utility"} <= values.keys():
-            found.append((point.step, values["forget_quality"], values["model_utility"]))
-    return max(found, key=lambda at: at[1] * at[2], default=None)
+        if values.keys() >= set(factors):
+            measured.append((point.step, tuple(values[name] for name in factors)))
+    return max(measured, key=lambda at: prod(at[1]), default=None)
 
 
 # ---------------------------------------------------------------- what may be compared
@@ -229,7 +211,7 @@ class Row:
     settings: str = ""
     """What tells it from the other rows of its method in the same table."""
     rank: str = ""
-    """On forget quality, within its protocol."""
+    """On the benchmark's ranking metric, within its protocol."""
 
     @property
     def method(self) -> str:
@@ -252,17 +234,14 @@ class Row:
         return median(found) if found else None
 
     @property
-    def oracle(self) -> tuple[str, float, float] | None:
-        """Steps, forget quality and utility (medians over the seeds) at each run's best point."""
+    def oracle(self) -> tuple[str, tuple[float, ...]] | None:
+        """Steps, and the medians over the seeds of the numbers at each run's best point."""
         found = [run.oracle for run in self.runs if run.oracle]
         if not found:
             return None
         steps = sorted({at[0] for at in found})
-        return (
-            str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}",
-            median(at[1] for at in found),
-            median(at[2] for at in found),
-        )
+        told = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+        return told, tuple(median(of) for of in zip(*(at[1] for at in found), strict=True))
 
 
 @dataclass
@@ -272,7 +251,7 @@ class Section:
     identity: Mapping[str, object]
     """What all its runs share; two sections differ in at least one of these."""
     rows: Sequence[Row]
-    """Methods with their settings; by protocol, then best forget quality first."""
+    """Methods with their settings; by protocol, then the best of the ranking metric first."""
     arms: Mapping[str, Mapping[str, Measurement | Absent]]
     """The two reference arms."""
     unfinished: Sequence[Run]
@@ -293,11 +272,20 @@ class Section:
         _, _, variant, retain = self.name
         return f"{variant} definitions" + (f", retain set {retain}" if retain != "all" else "")
 
+    @property
+    def roles(self) -> MetricRoles:
+        """Which part its benchmark's metrics play."""
+        return roles_of(str(self.identity["benchmark"]))
+
     @cached_property
     def metrics(self) -> list[str]:
         """Metrics that any row has, the headline first, others in the order they were measured."""
-        seen = dict.fromkeys(m for row in self.rows for m in row.values)
-        return [m for m in HEADLINE if m in seen] + [m for m in seen if m not in HEADLINE]
+        seen, headline = dict.fromkeys(m for row in self.rows for m in row.values), self.roles.headline
+        return [m for m in headline if m in seen] + [m for m in seen if m not in headline]
+
+    def title(self, metric: str) -> str:
+        """A metric's heading: of the headline as it is declared, of others their name."""
+        return title_of(metric) if metric in self.roles.headline else metric.replace("_", " ")
 
     def example(self, metric: str) -> Measurement | None:
         """A measurement of it, for what all of them share."""
@@ -357,6 +345,7 @@ def _by_versions(identity: Mapping[str, object], runs: Sequence[Run]) -> list[Se
 
 def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
     alike: dict[str, list[Run]] = defaultdict(list)
+    roles = roles_of(str(identity["benchmark"]))
     for run in runs:
         if run.counts:
             alike[canonical([_setting(run), run.selection])].append(run)
@@ -364,11 +353,11 @@ def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
     for group in alike.values():
         group.sort(key=lambda run: run.spec.seed)
         metrics = dict.fromkeys(metric for run in group for metric in run.last)
-        rows.append(Row(group, {metric: _value(metric, group) for metric in metrics}))
+        rows.append(Row(group, {metric: _value(metric, group, roles.ranking) for metric in metrics}))
     for method in {row.method for row in rows}:
         _tell_apart([row for row in rows if row.method == method])
-    ranked = _rank(rows)
-    rows.sort(key=_order)
+    why_not = _rank(rows, roles.ranking)
+    rows.sort(key=lambda row: _order(row, roles))
     arms: dict[str, Mapping[str, Measurement | Absent]] = {}
     for run in runs:
         for arm, measured in run.arms.items():
@@ -376,12 +365,15 @@ def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
                 arms[arm] = {m.metric: m for m in measured}
     section = Section(identity, rows, arms, [run for run in runs if not run.counts])
     section.notes += sorted({note for run in runs for note in run.notes})
-    if not ranked:
-        section.notes.append("Not ranked on forget quality: fewer than five forget authors.")
-    elif rows and all(noise_floor(row) is None for row in rows) and "forget_quality_d" in section.metrics:
+    if why_not:
+        section.notes.append(f"Not ranked on {in_text(title_of((*roles.forgetting, roles.ranking)[0]))}: {why_not}.")
+    elif rows and all(noise_floor(row, roles.ranking) is None for row in rows) and roles.ranking in section.metrics:
         section.notes.append("No noise floor: it takes two retrained models to say what two of them differ by.")
-    if any(m.endswith("_accuracy") and (e := section.example(m)) and e.better == "lower" for m in section.metrics):
-        section.notes.append("Accuracies that are to fall end at chance (0.25): below it nothing more is forgotten.")
+    declared = [
+        match[1] for m in section.metrics if (e := section.example(m)) and e.better == "lower" and (match := metric_of(m))
+    ]
+    for chance in sorted({metric.chance for metric in declared if metric.chance is not None}):
+        section.notes.append(f"Accuracies that are to fall end at chance ({chance}): below it nothing more is forgotten.")
     reasons = {(m.metric, m.reason) for row in rows for m in row.values.values() if isinstance(m, Absent)}
     section.notes += [f"Absent: {metric}: {reason}" for metric, reason in sorted(reasons)]
     if (models := len({run.weights for run in runs if run.weights})) > 1:
@@ -429,7 +421,7 @@ def _tell_apart(rows: Sequence[Row]) -> None:
         row.settings = ", ".join(f"{n}={each[n].strip(chr(34))}" for n in differing if n in each)
 
 
-def _value(metric: str, runs: Sequence[Run]) -> Value | Absent:
+def _value(metric: str, runs: Sequence[Run], ranking: str) -> Value | Absent:
     found = [m for run in runs if isinstance(m := run.last.get(metric), Measurement)]
     if not found:
         absent = (m for run in runs if isinstance(m := run.last.get(metric), Absent))
@@ -448,20 +440,21 @@ def _value(metric: str, runs: Sequence[Run]) -> Value | Absent:
         interval=(median(i[0] for i in intervals), median(i[1] for i in intervals)) if intervals else None,
         across=(min(a[0] for a in across), max(a[1] for a in across)) if across else None,
         floor=floor,
-        tie=metric == "forget_quality_d" and floor is not None and middle <= floor,
+        tie=metric == ranking and floor is not None and middle <= floor,
     )
 
 
-def noise_floor(row: Row) -> float | None:
-    """Of the KS distance."""
-    found = row.values.get("forget_quality_d")
+def noise_floor(row: Row, ranking: str) -> float | None:
+    """Of the metric that ranks."""
+    found = row.values.get(ranking)
     return found.floor if isinstance(found, Value) else None
 
 
-def _rank(rows: Sequence[Row]) -> bool:
-    """Give each row its rank on forget quality among those of its protocol; False where the evaluator forbids it."""
-    distances = [(row, v) for row in rows if isinstance(v := row.values.get("forget_quality_d"), Value)]
-    allowed = not any(NOT_RANKED in (m.note or "") for row, _ in distances for m in measured(row, "forget_quality_d"))
+def _rank(rows: Sequence[Row], ranking: str) -> str:
+    """Give each row its rank among those of its protocol; says why where the measurements forbid it."""
+    distances = [(row, v) for row in rows if isinstance(v := row.values.get(ranking), Value)]
+    told = (m.note.partition(f"{NOT_RANKED}: ")[2] for row, _ in distances for m in measured(row, ranking) if m.note)
+    why_not = next(filter(None, told), "")
     rivals: dict[Protocol, list[tuple[bool, float]]] = defaultdict(list)
     for row, found in distances:
         if row.method not in REFERENCE_ARMS:
@@ -471,11 +464,11 @@ def _rank(rows: Sequence[Row]) -> bool:
     for row, found in distances:
         if row.method in REFERENCE_ARMS:
             row.rank = "reference"
-        elif not allowed:
+        elif why_not:
             row.rank = "not ranked"
         else:
             row.rank = "tie" if found.tie else str(1 + bisect_left(rivals[row.protocol], (True, found.value)))
-    return allowed
+    return why_not
 
 
 def measured(row: Row, metric: str) -> list[Measurement]:
@@ -483,14 +476,14 @@ def measured(row: Row, metric: str) -> list[Measurement]:
     return [m for run in row.runs if isinstance(m := run.last.get(metric), Measurement)]
 
 
-def _order(row: Row) -> tuple[Any, ...]:
-    """Ties are not ranked further on forget quality, so that utility sorts them; others by distance."""
-    found = row.values.get("forget_quality_d")
+def _order(row: Row, roles: MetricRoles) -> tuple[Any, ...]:
+    """Ties are not ranked further, so that what was kept sorts them; others by distance."""
+    found = row.values.get(roles.ranking)
     distance = found.value if isinstance(found, Value) else float("inf")
     tie = isinstance(found, Value) and found.tie
-    utility = row.number("model_utility")
+    kept = row.number(roles.kept[0]) if roles.ranking and roles.kept else None
     order = (*PROTOCOLS,).index(row.protocol)
-    return (order, 0.0 if tie else 1 + distance, 0.0 if utility is None else -utility, row.method, row.runs[0].folder)
+    return (order, 0.0 if tie else 1 + distance, 0.0 if kept is None else -kept, row.method, row.runs[0].folder)
 
 
 def differences_of(section: Section, store: Store) -> dict[Protocol, Sequence[Difference]]:

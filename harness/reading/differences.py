@@ -1,20 +1,24 @@
-"""What methods differ by on the same rows, from the rows that the store holds: asked of the benchmark, corrected here.
+"""What methods differ by on the same rows, from the rows that the store holds; corrected for all that is asked together.
 
-A benchmark says how its metrics follow from rows and resamples whole clusters (`Benchmark.differences`); this module finds the
-rows and corrects the p-values for all that is asked together (Holm 1979). Imports no torch.
+Which metrics are compared is the benchmark's word (`MetricRoles.compared`); how they follow from rows is the metrics' own. The
+clusters of rows are resampled in `harness.statistics.paired`, p-values corrected here (Holm 1979). Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.interfaces import BENCHMARKS, Difference
+from harness.core.interfaces import Difference, Evaluator, Subject, Task, Template, Variant, metric_of, roles_of
+from harness.core.metric import Metric, OfMeans
+from harness.statistics.measurements import given_by, groups_of, matrix
+from harness.statistics.paired import Group, Resampling, gaps
 from harness.storage.records import RunSpec
 from harness.storage.store import Store
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 LEVEL = 0.05
@@ -49,11 +53,83 @@ def differences(
         rows = [store.rows(spec, point) for spec, point in runs]
         if all(of_run is not None and len(of_run) for of_run in rows):
             recorded[method] = [of_run for of_run in rows if of_run is not None]
-    if len(recorded) < 2 or specs[0].bench not in BENCHMARKS.names():
+    if len(recorded) < 2:
         return []
-    benchmark = BENCHMARKS.get(specs[0].bench)
-    if not hasattr(benchmark, "differences"):
-        return []
-    found: Sequence[Difference] = benchmark.differences(recorded, specs[0].variant, against)
-    corrected = holm([each.p for each in found])
-    return [replace(each, p_corrected=p) for each, p in zip(found, corrected, strict=True)]
+    pairs = of_rows(recorded, roles_of(specs[0].bench).compared, specs[0].variant, against)
+    corrected = holm([each.p for each in pairs])
+    return [replace(each, p_corrected=p) for each, p in zip(pairs, corrected, strict=True)]
+
+
+class _AllInOne(dict[str, "pd.DataFrame"]):
+    """The rows of a record, which keeps all tables as one: whichever table is asked for."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        return self._rows
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def of_rows(
+    recorded: Mapping[str, Sequence[pd.DataFrame]], metrics: Sequence[str], variant: Variant, against: str | None = None
+) -> list[Difference]:
+    """Each metric's difference between each two methods, in the order of the methods.
+
+    Args:
+        recorded: method → the rows of each of its seeds, as the store keeps them: all tables in one.
+        metrics: by name; those that follow from no rows are passed over.
+        variant: whose definitions.
+        against: compare with this one alone; each with each if not given.
+
+    Returns:
+        `p_corrected` is left as `p`: who asks knows what is asked together. A method whose rows are missing, not finite or
+        others than the first one's is in no difference; nor is a metric with fewer than five clusters.
+    """
+    task = Task("", 0, "", (), {}, Template("rows"), {}, (), variant=variant)
+    subjects = {
+        method: [Subject(None, task, (), _AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()
+    }
+    return list(of_subjects(subjects, metrics, against))
+
+
+def of_subjects(
+    measured: Mapping[str, Sequence[Subject]], metrics: Sequence[str], against: str | None = None
+) -> Iterator[Difference]:
+    """The same as `of_rows`, of subjects: one for each seed."""
+    resampling = Resampling()
+    for name in metrics:
+        match = metric_of(name)
+        if match is None or not isinstance(match[1].statistic, OfMeans):
+            continue
+        evaluator, metric = match
+        assert metric.better, f"{name} has no better way, and methods are compared in it"
+        groups = {
+            method: of_seeds for method, of in measured.items() if (of_seeds := _groups(evaluator, metric, of)) is not None
+        }
+        for gap in gaps(groups, of_means(metric), resampling, against):
+            yield Difference(name, *gap[:6], gap.p, metric.better, gap.n, gap.clusters)
+
+
+def of_means(metric: Metric) -> Callable[[np.ndarray], np.ndarray]:
+    """How a metric follows from means over rows; of one that is to fall, what is below chance counts as chance."""
+    statistic, chance = metric.statistic, metric.chance
+    assert isinstance(statistic, OfMeans)
+    function = statistic.of_means
+    if chance is None or metric.better != "lower":
+        return function
+
+    def clipped(means: np.ndarray) -> np.ndarray:
+        return function(means).clip(min=chance)
+
+    return clipped
+
+
+def _groups(evaluator: Evaluator, metric: Metric, subjects: Sequence[Subject]) -> list[list[Group]] | None:
+    try:
+        return [[matrix(rows) for rows in groups_of(given_by(evaluator, subject, metric))] for subject in subjects]
+    except LookupError:
+        return None

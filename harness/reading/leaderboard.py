@@ -123,14 +123,16 @@ COLUMNS = (
     *("method", "method_version", "protocol", "selection", "settings"),
     *("metric", "version", "value", "unit", "better", "n", "seeds", "seed_low", "seed_high", "low", "high"),
     *("across_low", "across_high", "floor", "rank", "absent"),
-    *("seconds", "full_seconds", "peak_bytes", "oracle_step", "oracle_forget_quality", "oracle_model_utility", "runs"),
+    *("seconds", "full_seconds", "peak_bytes", "oracle_step"),
 )
+"""Behind these the numbers at the oracle's points, by metric, and `runs`."""
 
 
 def as_csv(tables: Sequence[Section]) -> str:
     """One line per row and metric, numbers in full; `rank` only beside the distance that it ranks."""
     out = io.StringIO()
-    sheet = csv.DictWriter(out, COLUMNS, lineterminator="\n", restval="")
+    factors = dict.fromkeys(f"oracle_{metric}" for section in tables for metric in section.roles.oracle_score)
+    sheet = csv.DictWriter(out, [*COLUMNS, *factors, "runs"], lineterminator="\n", restval="")
     sheet.writeheader()
     for index, section in enumerate(tables, 1):
         table = _place(section, index)
@@ -138,10 +140,10 @@ def as_csv(tables: Sequence[Section]) -> str:
         for arm, found in section.arms.items():
             told: dict[str, object] = {"method": arm, "protocol": "reference"}
             lines.append((told, {metric: single(item) for metric, item in found.items()}, "reference"))
-        lines += [(_csv_row(row), row.values, row.rank) for row in section.rows]
+        lines += [(_csv_row(row, section.roles.oracle_score), row.values, row.rank) for row in section.rows]
         for told, values, rank in lines:
             for metric, value in values.items():
-                place = {"metric": metric, "rank": rank if metric == "forget_quality_d" else ""}
+                place = {"metric": metric, "rank": rank if metric == section.roles.ranking else ""}
                 sheet.writerow({**table, **told, **place, **_csv_value(value)})
     return out.getvalue()
 
@@ -151,8 +153,8 @@ def _place(section: Section, index: int) -> dict[str, object]:
     return dict(zip(PLACE, (bench, model, section.identity["weights"], variant, retain, index), strict=True))
 
 
-def _csv_row(row: Row) -> dict[str, object]:
-    step, quality, utility = row.oracle or ("", "", "")
+def _csv_row(row: Row, factors: Sequence[str]) -> dict[str, object]:
+    step, values = row.oracle or ("", [""] * len(factors))
     return {
         "method": row.method,
         "method_version": row.runs[0].spec.method_version,
@@ -163,8 +165,7 @@ def _csv_row(row: Row) -> dict[str, object]:
         "full_seconds": row.cost("full_seconds"),
         "peak_bytes": row.cost("peak_bytes"),
         "oracle_step": step,
-        "oracle_forget_quality": quality,
-        "oracle_model_utility": utility,
+        **{f"oracle_{metric}": value for metric, value in zip(factors, values, strict=True)},
         "runs": " ".join(run.folder for run in row.runs),
     }
 

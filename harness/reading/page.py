@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 from urllib.parse import quote
 
-from harness.core.interfaces import Absent, Difference, Measurement
+from harness.core.interfaces import Absent, Difference, Measurement, title_of
+from harness.core.metric import in_text
 from harness.reading.comparing import (
     DIRECTIONS,
-    HEADLINE,
     NAME,
     PROTOCOLS,
     Protocol,
@@ -64,9 +65,9 @@ def told_cell(value: Value | Absent) -> str:
     return " ".join((main, *small))
 
 
-def told_oracle(oracle: tuple[str, float, float] | None) -> str:
-    """Forget quality and utility at the oracle's point."""
-    return f"{number(oracle[1])}, {number(oracle[2])} at step {oracle[0]}" if oracle else "–"
+def told_oracle(oracle: tuple[str, tuple[float, ...]] | None) -> str:
+    """The numbers at the oracle's point."""
+    return f"{', '.join(map(number, oracle[1]))} at step {oracle[0]}" if oracle else "–"
 
 
 def told_unfinished(run: Run) -> str:
@@ -85,13 +86,14 @@ def told_differences(form: Protocol, found: Sequence[Difference]) -> str:
 
 def headline(section: Section) -> list[str]:
     """The metrics that are always shown."""
-    return [m for m in section.metrics if m in HEADLINE] or section.metrics
+    return [m for m in section.metrics if m in section.roles.headline] or section.metrics
 
 
 def heading(section: Section, metric: str) -> str:
     """A metric's name and direction."""
     found = section.example(metric)
-    return f"{HEADLINE.get(metric, metric)} {DIRECTIONS[found.better] if found else ''}".strip()
+    title = section.title(metric) if metric in section.roles.headline else metric
+    return f"{title} {DIRECTIONS[found.better] if found else ''}".strip()
 
 
 def _texts(value: Value | Absent) -> tuple[str, list[str]]:
@@ -103,8 +105,8 @@ def _texts(value: Value | Absent) -> tuple[str, list[str]]:
         small.append(f"{value.seeds} seeds: {number(value.seed_low)} to {number(value.seed_high)}")
     if value.interval:
         small.append(f"[{number(value.interval[0])}, {number(value.interval[1])}]")
-    # Only forget quality itself is computed against each retrained model; others have a range of the references' own numbers.
-    if value.across and value.found.metric.startswith("forget_quality") and value.across[0] != value.across[1]:
+    # Only what is computed against each retrained model; others have a range of the references' own numbers.
+    if value.across and value.found.reference is None and value.across[0] != value.across[1]:
         small.append(f"({number(value.across[0])} to {number(value.across[1])})")
     return number(value.value) + (" tie" if value.tie else ""), small
 
@@ -163,12 +165,12 @@ def _section(section: Section, index: int, hues: Mapping[str, int]) -> dict[str,
         "rows": [_row(row, section, looks) for row in section.rows],
         "unfinished": [(run, protocol(run.selection), told_unfinished(run)) for run in section.unfinished],
         "notes": section.notes,
-        "differences": [_matrices(form, found) for form, found in section.differences.items()],
+        "differences": [_matrices(section, form, found) for form, found in section.differences.items()],
         "plot": pareto(section, hues),
     }
 
 
-def _matrices(form: Protocol, found: Sequence[Difference]) -> dict[str, Any]:
+def _matrices(section: Section, form: Protocol, found: Sequence[Difference]) -> dict[str, Any]:
     """For each metric a square of the methods: the row's number minus the column's."""
     metrics = dict.fromkeys(each.metric for each in found)
     squares = []
@@ -178,7 +180,8 @@ def _matrices(form: Protocol, found: Sequence[Difference]) -> dict[str, Any]:
         cells = {(each.first, each.second): _difference(each, 1) for each in of_metric}
         cells |= {(each.second, each.first): _difference(each, -1) for each in of_metric}
         rows = [(one, [cells.get((one, other), Cell("")) for other in methods]) for one in methods]
-        title = f"{HEADLINE.get(metric, metric)} {DIRECTIONS[of_metric[0].better]}".strip()
+        name = section.title(metric) if metric in section.roles.headline else metric
+        title = f"{name} {DIRECTIONS[of_metric[0].better]}".strip()
         squares.append({"title": title, "methods": methods, "rows": rows})
     return {"form": form, "told": told_differences(form, found), "squares": squares}
 
@@ -193,7 +196,7 @@ def _difference(each: Difference, sign: int) -> Cell:
 def _column(section: Section, metric: str) -> dict[str, Any]:
     found = section.example(metric)
     return {
-        "title": HEADLINE.get(metric, metric.replace("_", " ")),
+        "title": section.title(metric),
         "metric": metric,
         "arrow": DIRECTIONS[found.better] if found else "",
         "small": _below(section, metric),
@@ -206,7 +209,7 @@ def _column(section: Section, metric: str) -> dict[str, Any]:
 def _below(section: Section, metric: str) -> str:
     """What stands below a column's title: what a reader must not miss."""
     found = section.example(metric)
-    if metric == "forget_quality_d" and (floors := _floors(section, metric)):
+    if metric == section.roles.ranking and (floors := _floors(section, metric)):
         return f"noise floor {floors}"
     return "best as retrained" if found and found.better == "closer" else ""
 
@@ -216,8 +219,8 @@ def _row(row: Row, section: Section, looks: Mapping[str, str]) -> dict[str, Any]
     cached = own is not None and full is not None and full > own + 0.05
     oracle = Cell("–")
     if row.oracle:
-        steps, quality, utility = row.oracle
-        oracle = Cell(f"{number(quality)}, {number(utility)}", repr(quality * utility), [f"at step {steps}"])
+        steps, values = row.oracle
+        oracle = Cell(", ".join(map(number, values)), repr(prod(values)), [f"at step {steps}"])
     seeds = ", ".join(str(run.spec.seed) for run in row.runs)
     rank = "0" if row.rank == "tie" else row.rank if row.rank.isdecimal() else ""
     return {
@@ -273,26 +276,26 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 48
 MOST_LABELS = 40
 """With more points than these all are named on hover and focus alone."""
 
-_AXES = ("model_utility", "forget_quality_d")
-
 Box = tuple[float, float, float, float]
 
 
 def pareto(section: Section, hues: Mapping[str, int]) -> dict[str, Any] | None:
-    """Utility against KS distance (forget quality is its p-value), drawn; None where a table lacks them.
+    """What was kept against the metric that ranks, drawn; None where a table lacks them.
 
-    The distance rather than its p-value, since a p-value crowds all good methods at one end of a logarithmic axis.
+    On ToFU the distance rather than its p-value, which crowds all good methods at one end of a logarithmic axis.
     """
-    points = []
-    for row in section.rows:
-        utility, distance = (row.values.get(metric) for metric in _AXES)
+    roles, points = section.roles, []
+    axes = (*roles.kept[:1], roles.ranking)
+    for row in section.rows if roles.kept and roles.ranking else ():
+        utility, distance = (row.values.get(metric) for metric in axes)
         if isinstance(utility, Value) and isinstance(distance, Value):
             points.append((row, utility, distance))
     if not points:
         return None
     arms = {arm: {m: v.value for m, v in found.items() if isinstance(v, Measurement)} for arm, found in section.arms.items()}
-    ends = [(arm, v["model_utility"], v["forget_quality_d"]) for arm, v in arms.items() if {*_AXES} <= v.keys()]
+    ends = [(arm, v[axes[0]], v[axes[1]]) for arm, v in arms.items() if {*axes} <= v.keys()]
     utilities = [u.value for _, u, _ in points] + [u for _, u, _ in ends]
+    across_name, down_name = (in_text(title_of(metric)) for metric in axes)
     low, high = _tenth_below(min(utilities)), _tenth_above(max(utilities))
     deepest = _tenth_above(max([d.value for _, _, d in points] + [d for _, _, d in ends]))
 
@@ -306,7 +309,7 @@ def pareto(section: Section, hues: Mapping[str, int]) -> dict[str, Any] | None:
     arms_at = [(across(u), down(d)) for _, u, d in ends]
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in (*at, *arms_at)]
     crosses = [
-        (arm, _px(x), _px(y), _place(arm, x, y, taken), f"{arm}\nutility {number(u)}\nKS distance {number(d)}")
+        (arm, _px(x), _px(y), _place(arm, x, y, taken), f"{arm}\n{across_name} {number(u)}\n{down_name} {number(d)}")
         for (arm, u, d), (x, y) in zip(ends, arms_at, strict=True)
     ]
     marks = []
@@ -321,11 +324,11 @@ def pareto(section: Section, hues: Mapping[str, int]) -> dict[str, Any] | None:
                 "tall": [_px(down(end)) for end in distance.across] if distance.across else None,
                 "shape": _shape(row.protocol, x, y),
                 "hue": hues[row.method],
-                "name": _name(row, utility, distance),
+                "name": _name(row, utility, distance, roles.forgetting),
                 "label": _place(row.method, x, y, taken) if len(points) <= MOST_LABELS else None,
             }
         )
-    floor = max((f for row, _, _ in points if (f := noise_floor(row)) is not None), default=None)
+    floor = max((f for row, _, _ in points if (f := noise_floor(row, roles.ranking)) is not None), default=None)
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -339,14 +342,15 @@ def pareto(section: Section, hues: Mapping[str, int]) -> dict[str, Any] | None:
     }
 
 
-def _name(row: Row, utility: Value, distance: Value) -> str:
+def _name(row: Row, utility: Value, distance: Value, forgetting: Sequence[str]) -> str:
     """What is said of a point on hover and focus."""
     settings = f", {row.settings}" if row.settings else ""
     interval = f" [{number(utility.interval[0])}, {number(utility.interval[1])}]" if utility.interval else ""
+    across, down = (in_text(title_of(value.found.metric)) for value in (utility, distance))
+    beside = "".join(f", {in_text(title_of(metric))} {number(row.number(metric))}" for metric in forgetting)
     return (
-        f"{row.method} ({row.protocol}{settings})\nutility {number(utility.value)}{interval}\n"
-        f"KS distance {number(distance.value)}{' (tie)' if distance.tie else ''}, "
-        f"forget quality {number(row.number('forget_quality'))}"
+        f"{row.method} ({row.protocol}{settings})\n{across} {number(utility.value)}{interval}\n"
+        f"{down} {number(distance.value)}{' (tie)' if distance.tie else ''}{beside}"
     )
 
 

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
+from harness.core.interfaces import metric_of
 from harness.storage.record_files import fault
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -126,7 +127,8 @@ def _number(told: float | Cell | None, column: Column) -> str:
     if told is None:
         return "–"
     cell = told if isinstance(told, Cell) else Cell(told)
-    scientific = column.metric == "forget_quality" and cell.value < 0.1
+    match = metric_of(column.metric)
+    scientific = match is not None and match[1].unit == "p-value" and cell.value < 0.1
     text = f"{cell.value:.2e}" if scientific else f"{cell.value:.{column.decimals}f}"
     if cell.plus_minus is not None:
         text += f" ± {cell.plus_minus}"

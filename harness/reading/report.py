@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -12,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.core.costs import Phase
-from harness.core.interfaces import Absent, Difference, Measurement
+from harness.core.interfaces import Absent, Difference, Measurement, metric_of, roles_of, title_of
+from harness.core.metric import in_text
 from harness.reading.differences import LEVEL
 from harness.storage.records import Point, RunResult
 
 _ARROWS = {"higher": "↑", "lower": "↓", "closer": "→ retrained"}
-_TRAJECTORY = ("forget_quality", "forget_quality_d", "model_utility", "forget_probability", "forget_rouge", "retain_rouge")
 
 Values = Mapping[str, Measurement | Absent]
 
@@ -107,7 +108,7 @@ def run_report(result: RunResult) -> RenderableType:
     if result.status != "done":
         parts.append(Text(f"{result.status}: {result.error.splitlines()[0] if result.error else 'not finished'}", style="red"))
     if len(result.points) > 1:
-        parts.append(_trajectory(result.points))
+        parts.append(_trajectory(result.points, roles_of(spec.bench).trajectory))
     if result.points:
         last = result.points[-1]
         columns = {spec.method: measurements(last.measurements)}
@@ -147,8 +148,8 @@ def _cell(found: Measurement | Absent | None, digits: int) -> str:
     if not isinstance(found, Measurement):
         return "–"
     text = number(found.value, digits)
-    # Forget quality depends on which retrained model it is compared with, so all of them are shown.
-    if found.metric.startswith("forget_quality") and found.across_references:
+    # What is computed against a retrained model depends on which one, so all of them are shown.
+    if found.reference is None and found.across_references:
         low, high = found.across_references
         if low != high:
             text += f"\n({number(low, 2)} to {number(high, 2)})"
@@ -165,36 +166,41 @@ def comparison(results: Sequence[RunResult], differing: Sequence[Difference] = (
     first = next((result for result in results if result.arms), results[0])
     spec = first.spec
     shown = _shown(results)
-    oracle = ["best on the way*"] if "forget_quality" in shown else []
+    roles = roles_of(spec.bench)
+    kept = roles.kept if set(roles.brief) & shown.keys() else ()
+    oracle = ["best on the way*"] if roles.oracle_score and set(roles.oracle_score) <= shown.keys() else []
     title = f"{spec.bench} · model {spec.model} · seed {spec.seed}"
     table = Columns(("", *(f"{name} {arrow}".strip() for name, arrow in shown.values()), *oracle, "time", "memory"), title)
     rows = [(result.spec.method, measurements(result.points[-1].measurements), result) for result in results if result.points]
     for arm, found in first.arms.items():
-        table.add_row(arm, *_compared(measurements(found), shown), *("" for _ in oracle), "", "", style="dim")
+        table.add_row(arm, *_compared(measurements(found), shown, kept), *("" for _ in oracle), "", "", style="dim")
     table.sections.append(len(table.rows))
     for method, values, result in rows:
         phase = result.costs.get("unlearning")
         cost = (f"{phase.full_seconds:.1f} s", f"{phase.peak_bytes / 2**30:.2f} GiB") if phase else ("–", "–")
         style = None if result.status == "done" else "red"
-        best = [_best(result.points) for _ in oracle]
-        table.add_row(method, *_compared(values, shown), *best, *cost, style=style)
+        best = [_best(result.points, roles.oracle_score) for _ in oracle]
+        table.add_row(method, *_compared(values, shown, kept), *best, *cost, style=style)
     for result in results:
         if not result.points:
             table.add_row(result.spec.method, result.status, *[""] * (len(table.headings) - 2), style="red")
     parts: list[RenderableType] = [table]
-    distance = next((v["forget_quality_d"] for _, v, _ in rows if "forget_quality_d" in v), None)
+    distance = next((v[roles.ranking] for _, v, _ in rows if roles.ranking in v), None)
     notes = [f"{result.spec.method} {result.status}: {result.error.splitlines()[0]}" for result in results if result.error]
     if isinstance(distance, Measurement) and distance.floor is not None:
+        ranked = title_of(roles.ranking)
         notes.append(
-            f"KS distances at or under {number(distance.floor)} are ties: two retrained models differ by as much. In brackets: "
-            "forget quality against each retrained model; utility's 95 % interval, by author. → is best closest to retrained."
+            f"{ranked}s at or under {number(distance.floor)} are ties: two retrained models differ by as much. "
+            f"In brackets: {in_text(title_of(roles.forgetting[0]))} against each retrained model; "
+            f"{in_text(title_of(roles.kept[0]))}'s 95 % interval, by author. → is best closest to retrained."
         )
-    if shown is not _COMPARED:
+    if not set(roles.brief) & shown.keys():
         notes.append("In brackets: the 95 % interval.")
     if oracle:
+        names = [in_text(title_of(metric)) for metric in roles.oracle_score]
         notes.append(
-            "* the point with the largest forget quality × utility, found by looking at the rows that are reported (an "
-            "oracle): its step, forget quality, utility"
+            f"* the point with the largest {' × '.join(names)}, found by looking at the rows that are reported (an "
+            f"oracle): its step, {', '.join(names)}"
         )
     notes.append("settings: " + "; ".join(sorted({r.selection.replace(f" of {r.spec.method} ", " ") for r in results})))
     notes += [f"note: {note}" for note in first.notes]
@@ -208,7 +214,7 @@ def _differences(found: Sequence[Difference]) -> RenderableType:
     """Each method minus the one that all are compared with."""
     metrics, methods = dict.fromkeys(each.metric for each in found), dict.fromkeys(each.first for each in found)
     cells = {(each.first, each.metric): each for each in found}
-    headings = [" ".join((_COMPARED[m][0] if m in _COMPARED else m.replace("_", " "), "difference")) for m in metrics]
+    headings = [f"{_head(metric)[0]} difference" for metric in metrics]
     table = Columns(("", *headings), f"less {found[0].second}")
     for method in methods:
         of_method = [cells.get((method, metric)) for metric in metrics]
@@ -225,28 +231,25 @@ def _difference(each: Difference) -> str:
     return f"{each.value:+.3f}{star}\n({each.low:+.3f} to {each.high:+.3f})"
 
 
-_COMPARED = {
-    "forget_quality": ("forget quality", "↑"),
-    "forget_quality_d": ("KS D", "↓"),
-    "model_utility": ("utility", "↑"),
-    "forget_probability": ("P forget", "→"),
-    "forget_rouge": ("ROUGE forget", "→"),
-    "retain_probability": ("P retain", "↑"),
-    "retain_rouge": ("ROUGE retain", "↑"),
-    "retain_kl": ("KL retain", "↓"),
-}
-
-
-def _shown(results: Sequence[RunResult]) -> Mapping[str, tuple[str, str]]:
-    """The metrics that are compared, with heading and arrow: those above, or all that were measured where none of them was."""
+def _shown(results: Sequence[RunResult]) -> dict[str, tuple[str, str]]:
+    """The metrics that are compared, with heading and arrow: the benchmark's, or all that were measured if none was."""
     measured = {m.metric: m for r in results for point in r.points[-1:] for m in point.measurements}
-    if not measured or measured.keys() & _COMPARED.keys():
-        return _COMPARED
+    brief = roles_of(results[0].spec.bench).brief
+    if brief and (not measured or measured.keys() & set(brief)):
+        return {metric: _head(metric) for metric in brief}
     arrows = {m: _ARROWS[v.better][0] if isinstance(v, Measurement) and v.better else "" for m, v in measured.items()}
     return {metric: (metric.replace("_", " "), arrow) for metric, arrow in arrows.items()}
 
 
-def _compared(values: Values, shown: Iterable[str]) -> list[str]:
+def _head(metric: str) -> tuple[str, str]:
+    """A metric's heading and arrow, as it is declared."""
+    match = metric_of(metric)
+    arrow = _ARROWS[match[1].better][0] if match and match[1].better else ""
+    return (match[1].short if match else "") or in_text(title_of(metric)), arrow
+
+
+def _compared(values: Values, shown: Iterable[str], kept: Sequence[str]) -> list[str]:
+    """The cells of some metrics: with the range over references, and the interval of what was kept or of all."""
     cells = []
     for metric in shown:
         found = values.get(metric)
@@ -254,34 +257,34 @@ def _compared(values: Values, shown: Iterable[str]) -> list[str]:
             cells.append("absent" if found else "–")
             continue
         text = number(found.value, 3)
-        if metric == "forget_quality" and found.across_references:
+        if found.unit == "p-value" and found.across_references:
             low, high = found.across_references
             text += f"\n({number(low, 2)} to {number(high, 2)})" if low != high else ""
-        if (metric == "model_utility" or metric not in _COMPARED) and found.interval_95:
+        if (metric in kept or not kept) and found.interval_95:
             text += f"\n({number(found.interval_95[0], 3)} to {number(found.interval_95[1], 3)})"
         cells.append(text)
     return cells
 
 
-def _best(points: Sequence[Point]) -> str:
-    """The step, forget quality and utility of the point with the largest product of the two; empty for a single point."""
-    told = []
+def _best(points: Sequence[Point], factors: Sequence[str]) -> str:
+    """The step and the numbers of the point with the largest product of some metrics; empty for a single point."""
+    scored = []
     for point in points:
-        values = measurements(point.measurements)
-        quality, utility = values.get("forget_quality"), values.get("model_utility")
-        if isinstance(quality, Measurement) and isinstance(utility, Measurement):
-            told.append((quality.value * utility.value, point.step, quality.value, utility.value))
-    if len(points) < 2 or not told:
+        values = [measurements(point.measurements).get(metric) for metric in factors]
+        numbers = [value.value for value in values if isinstance(value, Measurement)]
+        if len(numbers) == len(factors):
+            scored.append((prod(numbers), point.step, numbers))
+    if len(points) < 2 or not scored:
         return ""
-    _, step, quality_there, utility_there = max(told)
-    return f"{number(quality_there, 3)}, {number(utility_there, 3)}\nat step {step}"
+    _, step, numbers = max(scored)
+    return f"{', '.join(number(value, 3) for value in numbers)}\nat step {step}"
 
 
 def in_short(result: RunResult) -> str:
-    """The last point's numbers that matter most, in a line: forget quality and utility, or all where there are neither."""
-    values = _last(result)
-    names = {"forget_quality": "forget quality", "model_utility": "utility"}
-    if values and not values.keys() & _COMPARED.keys():
+    """The last point's numbers that matter most, in a line: what was forgotten and kept, or all where there are neither."""
+    values, roles = _last(result), roles_of(result.spec.bench)
+    names = {metric: in_text(title_of(metric)) for metric in (*roles.forgetting, *roles.kept)} if roles.brief else {}
+    if not names or (values and not values.keys() & set(roles.brief)):
         names = {metric: metric.replace("_", " ") for metric in values}
     told = ((name, v.value if isinstance(v := values.get(m), Measurement) else None) for m, name in names.items())
     return ", ".join(f"{name} {number(value)}" for name, value in told)
@@ -298,8 +301,10 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
         by: the metric; the order of the tries if empty, or if no try measured it.
     """
     measured = {metric for result in results for metric in _last(result)}
-    contained = {part for whole, parts in _CONTAINED.items() if whole in measured for part in parts}
-    shown = [m for m in dict.fromkeys((by, *_SWEPT)) if m in measured and (m == by or m not in contained)]
+    contained = {part for whole in measured if (match := metric_of(whole)) for part in match[1].contains}
+    all_roles = [roles_of(bench) for bench in dict.fromkeys(result.spec.bench for result in results)]
+    swept = [metric for roles in all_roles for metric in (roles.selection, *roles.brief)]
+    shown = [m for m in dict.fromkeys((by, *swept)) if m in measured and (m == by or m not in contained)]
     if not set(shown) - {by}:
         shown += sorted(measured - set(shown))
     order = list(zip(settings, results, strict=True))
@@ -312,7 +317,7 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
             del facts[name]
     same = [name for name in ("benchmark", "model", "retain", "seed") if len(set(facts.get(name, ()))) == 1]
     title = " · ".join(f"{name} {facts.pop(name)[0]}" for name in same)
-    headings = [" ".join(_SWEPT.get(metric, (metric, ""))).strip() for metric in shown]
+    headings = [" ".join(_head(metric) if metric in swept else (metric, "")).strip() for metric in shown]
     table = Columns(("run", *facts, *varied, *headings), title, left=range(100))
     for (chosen, result), *told in zip(order, *facts.values(), strict=True):
         values = _last(result)
@@ -324,9 +329,6 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
     return Group(table, Text(f"no try measured '{by}'; in the order of the tries. Measured were: {told_of}", style="red"))
 
 
-_SWEPT = {"selection_score": ("selection score", "↑"), **_COMPARED}
-_CONTAINED = {"model_utility": ("retain_probability", "retain_rouge"), "selection_score": ("retain_probability",)}
-"""Metrics that a mean over several of them says enough of."""
 _FACTS: Mapping[str, Callable[[RunResult], str]] = {
     "method": lambda result: result.spec.method,
     "benchmark": lambda result: result.spec.bench,
@@ -354,9 +356,9 @@ def _last(result: RunResult) -> Values:
     return measurements(result.points[-1].measurements) if result.points else {}
 
 
-def _trajectory(points: Sequence[Point]) -> Columns:
+def _trajectory(points: Sequence[Point], metrics: Sequence[str]) -> Columns:
     measured = measurements(points[0].measurements)
-    shown = [m for m in _TRAJECTORY if m in measured] or list(measured)
+    shown = [m for m in metrics if m in measured] or list(measured)
     table = Columns(("step", *shown), "the way there", left=())
     for point in points:
         values = measurements(point.measurements)

@@ -134,7 +134,7 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
     for name, source in task.sources.items():
         findings.append(_source(f"model {name}", source, source.seconds(cache)))
     findings += _answers(task)
-    if not task.references and any(e.name == "forget_quality" for e in task.evaluators):
+    if not task.references and any(e.compares(task) for e in task.evaluators):
         findings.append(Finding("references", "none: forget quality will be absent; give --reference LOG"))
     return findings
 

@@ -24,6 +24,7 @@ from harness.core.interfaces import (
     Template,
     Variant,
 )
+from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache, digest
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def measure(
     for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
         known = set(subject.tables)
         with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
-            items = list(evaluator.measure(subject))
+            items = measurements(evaluator, subject)
         for item in items:
             if item.metric in found:
                 raise UsageError(f"{evaluator.name} gives a number '{item.metric}', and so did an evaluator before it.")

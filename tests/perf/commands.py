@@ -114,12 +114,12 @@ def further_weights(again: int) -> list[Figure]:
 def worlds(seeds: list[int]) -> list[Figure]:
     """What the untouched model and the retrained ones score, over world seeds."""
     from evals import _tofu
-    from evals._tofu import ks
     from harness.core.interfaces import Options, Subject
     from harness.models.pretraining import train_all
     from harness.numerics.generation import HFGenerator
     from harness.running.measuring import source_tables
     from harness.running.run import plan
+    from harness.statistics.two_sample import ks
     from harness.storage.cache import Cache
 
     untouched: list[float] = []

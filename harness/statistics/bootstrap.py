@@ -1,12 +1,15 @@
-"""Intervals by resampling whole clusters: questions about one author rise and fall together."""
+"""Intervals by resampling whole clusters: questions about one author rise and fall together. Knows no metric."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.core.streams import streams
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 RESAMPLES = 2000
 METHOD = f"percentile bootstrap, {RESAMPLES} resamples"
@@ -17,19 +20,19 @@ FEWEST_CLUSTERS = 5
 
 
 def interval(
-    groups: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Callable[..., np.ndarray], seed: int = 0
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], of_means: Callable[[np.ndarray], np.ndarray], seed: int = 0
 ) -> tuple[float, float] | None:
     """A 95 % interval of a function of several means, the clusters of each group resampled on their own.
 
     Args:
         groups: for each group ([n, k] values, [n] cluster of each row): k means over the same rows.
-        statistic: takes the means, k arrays for the first group, then the second's and so on, each
-            of shape [resamples], and returns [resamples].
+        of_means: takes the means, [k, resamples] of all groups one after another, and returns [resamples].
         seed: of the resampling.
 
     Returns:
         (lower, upper), or None where a group has fewer than `FEWEST_CLUSTERS` clusters.
     """
+    import numpy as np
     from scipy.stats import bootstrap
 
     totals = []
@@ -47,7 +50,7 @@ def interval(
         for sums, chosen in zip(totals, drawn, strict=True):
             picked = sums[chosen.astype(int)].sum(axis=-2)  # [..., k + 1]
             means += [picked[..., j] / picked[..., -1] for j in range(sums.shape[1] - 1)]
-        return statistic(*means)
+        return of_means(np.stack(means))
 
     result = bootstrap(
         [np.arange(len(sums)) for sums in totals],
@@ -64,4 +67,4 @@ def interval(
 
 def mean_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float] | None:
     """A 95 % interval of a mean over rows, whole clusters resampled; see `interval`."""
-    return interval([(values[:, None], clusters)], lambda mean: mean)
+    return interval([(values[:, None], clusters)], lambda means: means[0])
