@@ -63,7 +63,7 @@ def run(root: Path, results: str = "first", offline: bool = False, between: Any 
     import huggingface_hub.constants
 
     from harness.core.interfaces import Options
-    from harness.data.rows import hub
+    from harness.data import hub
     from harness.running.run import execute, plan
     from harness.storage.cache import Cache
     from harness.storage.store import Store

@@ -16,7 +16,8 @@ from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import METHODS, Example, ModelShape, Progress, Setting, Stage, Task
 from harness.data.rows import Encoded, collate, token_ids
-from harness.models import memory, weights_fingerprint
+from harness.models import memory
+from harness.models.sources import weights_fingerprint
 from methods import elm
 from methods._elm import continuations, texts
 from methods._elm.config import ELMConfig

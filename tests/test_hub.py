@@ -15,7 +15,7 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.registry import ROOT
-from harness.data.rows import hub
+from harness.data import hub
 from harness.models.sources import CheckpointSource
 from harness.numerics.configurations import weights_of
 from harness.numerics.loading import tokenizer_of

@@ -16,11 +16,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import packing, packs
 from harness.core.errors import UsageError
 from harness.core.registry import ROOT
 from harness.reading.comparing import read_runs
 from harness.reading.leaderboard import build
+from harness.storage import packing, packs
 from harness.storage.packing import pack, unpack
 from harness.storage.packs import ABOUT, RUNS, TEXTS, Pack, PackedRun, write_pack
 from harness.storage.store import Store

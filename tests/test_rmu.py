@@ -16,7 +16,8 @@ from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import METHODS, ModelShape, Progress, Setting, Stage, Task
 from harness.data.rows import Encoded, collate, encode, pad_id
-from harness.models import memory, weights_fingerprint
+from harness.models import memory
+from harness.models.sources import weights_fingerprint
 from methods import rmu
 from tests.conftest import SettingMaker
 

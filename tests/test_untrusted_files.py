@@ -13,7 +13,8 @@ import pytest
 
 from harness.core.errors import UsageError, reason, without_secrets
 from harness.core.interfaces import FIGURES, Figure, FigureOptions, GenerationRequest, Sampling, Sheet, Task
-from harness.models.sources import CheckpointSource, load_checkpoint, memory
+from harness.models import memory
+from harness.models.sources import CheckpointSource, load_checkpoint
 from harness.numerics.generation import HFGenerator
 from harness.reading.figures import draw
 from harness.running.run import without_paths
