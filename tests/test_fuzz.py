@@ -241,7 +241,7 @@ PLAUSIBLE = st.sampled_from(
 )
 """What such a field may well say, if not of this checkpoint."""
 LOOKING = ("kfade", "rmu", "elm", "kl_min")
-"""Methods that ask a checkpoint's configuration when they are planned."""
+"""Methods whose settings depend on what a checkpoint is; planned on it, its template and family are asked for."""
 
 
 def test_configurations(place: Path, nano: Nano):
