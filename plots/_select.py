@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError
+from harness.reading.comparing import protocol
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PUBLISHED, TUNED, ORACLE = "published", "tuned", "oracle"
-PROTOCOLS = (PUBLISHED, TUNED)
-"""The forms a method is run in. `oracle` is no form but a way of picking points afterwards."""
-OTHER = "other settings"
-"""Runs whose settings were set by hand or swept."""
-ARMS = ("untouched", "retrained")
-"""The two reference arms, which are methods too where someone ran them as such."""
+PRESETS = ("published", "tuned")
+"""The presets that methods are compared in."""
+OTHERS = ("by hand", "other")
+"""Protocols of runs whose settings are no preset's: they are drawn where there is nothing else."""
+ORACLE, REFERENCE = "oracle", "reference"
+"""What stands in place of a protocol for points picked afterwards by looking at the results, and for references."""
+ORDER = (*PRESETS, *OTHERS, ORACLE, REFERENCE)
+REFERENCES = {"untouched": "before unlearning", "retrained": "never saw what is forgotten"}
+"""The models that others are compared with, which are methods too where someone ran them as such."""
 CHANCE = 0.25
 """Accuracy on questions with four choices by chance: below it nothing more is forgotten, so that there all are equally good."""
 NAMES_A_RUN = ["folder", "run", "method", "seed", "protocol", "config", "status"]
@@ -97,11 +100,17 @@ class Group:
         return _wide(self.runs[self.runs["arm"] == "method"])
 
     @property
-    def arms(self) -> pd.DataFrame:
-        """The same for the reference arms, one row each; every run records them, and the first that has a metric tells it."""
-        found = self.runs[self.runs["arm"] != "method"]
-        found = found[found["folder"] == found.groupby(["arm", "metric"])["folder"].transform("min")]
-        return _wide(found.assign(folder=found.groupby("arm")["folder"].transform("min")))
+    def references(self) -> pd.DataFrame:
+        """The same for the references, one row each; every run records them, and the first that has a metric tells it."""
+        rows = self.runs[self.runs["arm"] != "method"]
+        rows = rows[rows["folder"] == rows.groupby(["arm", "metric"])["folder"].transform("min")]
+        return _wide(rows.assign(folder=rows.groupby("arm")["folder"].transform("min")))
+
+    @property
+    def named_references(self) -> str:
+        """The references that these runs have, with what they are, for notes."""
+        present = set(self.runs["arm"])
+        return ", ".join(f"{name} ({about})" for name, about in REFERENCES.items() if name in present) or "none"
 
     def floor(self, metric: str) -> float | None:
         """The noise floor of a metric: what two retrained models differ by."""
@@ -110,8 +119,8 @@ class Group:
 
     def n(self, metric: str) -> str:
         """On how many rows a metric rests, for readers."""
-        found = sorted({int(n) for n in self.runs.loc[self.runs["metric"] == metric, "n"].dropna()})
-        return " or ".join(map(str, found)) or "no"
+        counts = sorted({int(n) for n in self.runs.loc[self.runs["metric"] == metric, "n"].dropna()})
+        return " or ".join(map(str, counts)) or "no"
 
 
 _FIELDS = ("value", "low", "high", "across_low", "across_high", "reference", "floor", "n", "better", "absent")
@@ -121,19 +130,17 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     keys = [*NAMES_A_RUN, "arm", "index", "step", "seconds", "logged"]
-    told: dict[tuple[Any, ...], dict[str, Any]] = {}
+    points: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows[[*keys, "metric", *_FIELDS]].to_dict("records"):
         place = (row["folder"], row["arm"], row["index"] if row["arm"] == "method" else 0)
-        point = told.setdefault(place, {key: row[key] for key in keys})
+        point = points.setdefault(place, {key: row[key] for key in keys})
         for name in _FIELDS:
             point[row["metric"] if name == "value" else f"{row['metric']}_{name}"] = row[name]
-    return pd.DataFrame(list(told.values()))
+    return pd.DataFrame(list(points.values()))
 
 
-def protocol(selection: str) -> str:
-    """`published`, `tuned`, or `other settings` for runs whose settings were changed by hand."""
-    found = re.match(r"(published|tuned) form: ", selection)
-    return found[1] if found and ", then " not in selection else OTHER
+IDENTITY = ["bench", "model", "source", "variant", "retain", "comparable"]
+"""Columns of the runs' table in which runs of one figure must agree."""
 
 
 def groups(
@@ -159,29 +166,35 @@ def groups(
     if runs.empty:
         raise UsageError(f"there is no run to plot. {advise()}")
     runs = runs.assign(protocol=runs["selection"].map(protocol))
-    found: list[Group] = []
-    shared = ["bench", "model", "source", "variant", "retain", "comparable"]
-    for (bench, model, source, variant, retain, comparable), together in runs.groupby(shared, sort=True):
+    made: list[Group] = []
+    for _, together in runs.groupby(IDENTITY, sort=True):
         settled = [(versions, *_settled(rows, metrics)) for versions, rows in _by_versions(together, [*metrics, *also])]
         parts = [part for part in settled if len(part[1])]
         for versions, rows, notes in parts:
-            same = runs[(runs[["bench", "source", "variant", "retain"]] == [bench, source, variant, retain]).all(axis=1)]
-            tags = [str(bench), f"{re.sub('[^A-Za-z0-9@._-]+', '-', str(model))}-{source}"]
-            tags += [str(variant)] if variant != "original" else []
-            tags += [f"retain-{retain}"] if retain != "all" else []
-            tags += [f"limit{int(rows['limit'].iloc[0])}"] if rows["limit"].notna().any() else []
-            tags += [str(comparable)] if same["comparable"].nunique() > 1 else []
-            tags += ["v" + ".".join(map(str, versions))] if len(parts) > 1 else []
-            title = f"{bench} · model {model}" + (f" · {variant} definitions" if variant != "original" else "")
-            title += f" · retain set {retain}" if retain != "all" else ""
-            limited = f" · {int(rows['limit'].iloc[0])} rows per split" if rows["limit"].notna().any() else ""
-            apart = ["Runs with other versions of these metrics have a file of their own."] if len(parts) > 1 else []
-            found.append(Group("-".join(tags), title + limited, str(bench), str(model), rows, (*notes, *apart)))
-    if not found:
-        asked = runs[runs["metric"].isin(metrics)]  # by a benchmark that has these metrics
-        where = () if asked.empty else (asked["bench"].iloc[0], asked["model"].iloc[0])
+            made.append(_group(runs, rows, notes, versions if len(parts) > 1 else ()))
+    if not made:
+        lacking = runs[runs["metric"].isin(metrics)]  # by a benchmark that has these metrics
+        where = () if lacking.empty else (lacking["bench"].iloc[0], lacking["model"].iloc[0])
         raise UsageError(f"no run that is done has {' and '.join(metrics)} at a point, which {what} needs. {advise(*where)}")
-    return found
+    return made
+
+
+def _group(runs: pd.DataFrame, rows: pd.DataFrame, notes: Sequence[str], versions: Sequence[int]) -> Group:
+    """A group with its name and title, which say what sets it apart from other groups; versions where they do."""
+    bench, model, source, variant, retain, comparable = (rows[name].iloc[0] for name in IDENTITY)
+    same = runs[(runs[["bench", "source", "variant", "retain"]] == [bench, source, variant, retain]).all(axis=1)]
+    limit = rows["limit"].iloc[0] if rows["limit"].notna().any() else None
+    tags = [str(bench), f"{re.sub('[^A-Za-z0-9@._-]+', '-', str(model))}-{source}"]
+    tags += [str(variant)] if variant != "original" else []
+    tags += [f"retain-{retain}"] if retain != "all" else []
+    tags += [f"limit{int(limit)}"] if limit is not None else []
+    tags += [str(comparable)] if same["comparable"].nunique() > 1 else []
+    tags += ["v" + ".".join(map(str, versions))] if versions else []
+    title = f"{bench} · model {model}" + (f" · {variant} definitions" if variant != "original" else "")
+    title += f" · retain set {retain}" if retain != "all" else ""
+    title += f" · {int(limit)} rows per split" if limit is not None else ""
+    apart = ["Runs with other versions of these metrics have a file of their own."] if versions else []
+    return Group("-".join(tags), title, str(bench), str(model), rows, (*notes, *apart))
 
 
 def advice(bench: str = "tofu10", model: str = "mini", methods: str = "kfade,npo,simnpo", evals: str = "") -> str:
@@ -189,9 +202,35 @@ def advice(bench: str = "tofu10", model: str = "mini", methods: str = "kfade,npo
     return f"Make some: harness run --method {methods} --bench {bench} --model {model}" + (f" --evals {evals}" if evals else "")
 
 
-def forms_of(points: pd.DataFrame) -> list[str]:
-    """The forms that a figure shows: published and tuned, or settings by hand where there is nothing else."""
-    return [form for form in PROTOCOLS if (points["protocol"] == form).any()] or [OTHER] * bool(len(points))
+def protocols_of(points: pd.DataFrame) -> list[str]:
+    """The protocols that a figure shows: both presets, or settings by hand and others where there is no preset."""
+    present = set(points["protocol"])
+    return [name for name in PRESETS if name in present] or [name for name in OTHERS if name in present]
+
+
+def without_references(points: pd.DataFrame) -> pd.DataFrame:
+    """Points of methods; the references may have been run as methods, too."""
+    return points[~points["method"].isin(REFERENCES)]
+
+
+def split(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Points of methods → those of the protocols that a figure shows, these protocols, a note on runs that are left out."""
+    points = without_references(points)
+    protocols = protocols_of(points)
+    shown = points["protocol"].isin(protocols)
+    left = points.loc[~shown, "folder"].nunique()
+    return points[shown], protocols, [f"Not shown: {left} runs with settings by hand or swept."] if left else []
+
+
+def heading(protocol: str) -> str:
+    """A protocol as a panel's title."""
+    return (
+        f"{protocol} preset"
+        if protocol in PRESETS
+        else f"{protocol} settings"
+        if protocol == "other"
+        else f"settings {protocol}"
+    )
 
 
 def _settled(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -199,13 +238,13 @@ def _settled(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, 
     notes = []
     undone = rows[rows["status"] != "done"].drop_duplicates("folder")
     if len(undone):
-        told = ", ".join(f"{r.method} ({r.protocol}, seed {r.seed}) {r.status}" for r in undone.itertuples())
-        notes.append(f"Not shown, since not done: {told}.")
+        names = ", ".join(f"{r.method} ({r.protocol}, seed {r.seed}) {r.status}" for r in undone.itertuples())
+        notes.append(f"Not shown, since not done: {names}.")
     rows = rows[rows["status"] == "done"]
     newest = rows.groupby("method")["method_version"].transform("max")
     if len(old := rows[rows["method_version"] < newest].drop_duplicates("folder")):
-        told = ", ".join(f"{r.method} version {r.method_version}" for r in old.itertuples())
-        notes.append(f"Not shown, since there are runs of a newer version: {told}.")
+        names = ", ".join(f"{r.method} version {r.method_version}" for r in old.itertuples())
+        notes.append(f"Not shown, since there are runs of a newer version: {names}.")
     rows = rows[rows["method_version"] == newest]
 
     at_points = rows[rows["arm"] == "method"]
@@ -223,12 +262,12 @@ def _settled(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, 
     if len(runs) > len(first):
         left = len(runs) - len(first)
         notes.append(f"Of runs with the same settings and seed the one that measured most is shown: {left} left out.")
-    # And a form's presets may have changed between runs: then two settings would pass as one form.
-    formed = first[first["protocol"].isin(PROTOCOLS)]
+    # And a preset may have changed between runs: then two settings would pass as one.
+    formed = first[first["protocol"].isin(PRESETS)]
     twice = formed[formed.duplicated(["method", "seed", "protocol"])]
     if len(twice):
-        told = ", ".join(sorted({f"{r.method} ({r.protocol})" for r in twice.itertuples()}))
-        notes.append(f"Presets changed between runs; the run that measured most is shown: {told}.")
+        names = ", ".join(sorted({f"{r.method} ({r.protocol})" for r in twice.itertuples()}))
+        notes.append(f"Presets changed between runs; the run that measured most is shown: {names}.")
     return rows[rows["folder"].isin(set(first["folder"]) - set(twice["folder"]))], notes
 
 
@@ -253,15 +292,49 @@ def settings_of(points: pd.DataFrame) -> list[Mapping[str, Any]]:
 
 
 def same_settings(points: pd.DataFrame) -> list[str]:
-    """A note on methods whose published and tuned forms are the same settings, so that nobody counts them as two findings."""
-    found = []
-    for method, of in points[points["protocol"].isin(PROTOCOLS)].groupby("method", sort=True):
-        forms = {form: frozenset(rows["config"]) for form, rows in of.groupby("protocol")}
-        if len(forms) > 1 and len(set(forms.values())) == 1:
-            found.append(str(method))
-    return [f"Published and tuned are the same settings for {', '.join(found)}."] if found else []
+    """A note on methods whose two presets are the same settings, so that nobody counts them as two findings."""
+    alike = []
+    for method, of in points[points["protocol"].isin(PRESETS)].groupby("method", sort=True):
+        settings = {preset: frozenset(rows["config"]) for preset, rows in of.groupby("protocol")}
+        if len(settings) > 1 and len(set(settings.values())) == 1:
+            alike.append(str(method))
+    return [f"Published and tuned are the same settings for {', '.join(alike)}."] if alike else []
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """Methods as they are listed everywhere: by name, the reference arms last."""
-    return sorted(set(methods), key=lambda m: (ARMS.index(m) + 1 if m in ARMS else 0, m))
+    """Methods as they are listed everywhere: by name, the references last."""
+    return sorted(set(methods), key=lambda m: ([*REFERENCES].index(m) + 1 if m in REFERENCES else 0, m))
+
+
+def value_of(points: pd.DataFrame, metric: str, fields: Sequence[str] = ("low", "high", "n")) -> dict[str, Any] | None:
+    """One number of a method at its points; of several seeds the lower median, and where all of them lie.
+
+    Args:
+        points: one for each seed.
+        metric: which number.
+        fields: what else of it is wanted, see `Group.points`.
+
+    Returns:
+        `value`, the fields, `run` and `step` of the run that has the median, `seeds`, `seed_low`, `seed_high`; None where no
+        run has a number, see `absence`.
+    """
+    middle = lower_median(points, metric) if metric in points else None
+    if middle is None:
+        return None
+    values = points[metric]
+    seeds = {"seeds": int(values.notna().sum()), "seed_low": values.min(), "seed_high": values.max()}
+    kept = {name: middle.get(f"{metric}_{name}") for name in fields}
+    return {"value": middle[metric], **kept, **seeds, "run": middle["run"], "step": middle["step"]}
+
+
+def absence(points: pd.DataFrame, metric: str) -> str:
+    """Why no point has a number for a metric."""
+    reasons = sorted(set(points[f"{metric}_absent"].dropna())) if f"{metric}_absent" in points else []
+    return "; ".join(reasons) or "not measured"
+
+
+def seeds_note(table: pd.DataFrame) -> list[str]:
+    """What stands for several seeds, where a table has them."""
+    if table["seeds"].max() <= 1:
+        return []
+    return [f"Several seeds: {MEDIAN}, with that run's interval; the CSV has the lowest and highest seed."]

@@ -1,57 +1,24 @@
-"""How everything looks: one colour and marker for a method in every figure, fonts, numbers as readers want them.
+"""How everything looks: sizes, fonts, axes, what figures share. A method's colour and marker are `harness.reading.looks`'.
 
-Kin share a hue and differ in lightness; every method has a marker of its own, so that a figure can be read in grey and by
-colour-blind readers. The hues are seaborn's `colorblind` (after Okabe and Ito).
+Figures are made for the width of a page of text (7.2 inches), so that their letters can still be read in a paper.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
+
+from harness.reading.formats import known
+from harness.reading.looks import Marker, look
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Marker: TypeAlias = "str | tuple[int, Literal[0, 1, 2], int]"
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a method is drawn."""
-
-    colour: str
-    """As hexadecimal."""
-    marker: Marker
-    """In matplotlib's alphabet; stars of so many points for methods that are not listed here."""
-
-
-LOOKS = {
-    "kfade": Look("#d55e00", "D"),
-    "ga": Look("#0173b2", "o"),
-    "grad_diff": Look("#56b4e9", "s"),
-    "kl_min": Look("#08306b", "^"),
-    "npo": Look("#029e73", "v"),
-    "simnpo": Look("#66c2a5", "P"),
-    "dpo": Look("#cc78bc", "<"),
-    "idk": Look("#7a3b78", ">"),
-    "soul": Look("#de8f05", "X"),
-    "loku": Look("#8c510a", "p"),
-    "rmu": Look("#949494", "h"),
-    "elm": Look("#b8a600", "d"),
-    "checkpoint": Look("#4d4d4d", "8"),
-    "untouched": Look("#000000", "s"),
-    "retrained": Look("#000000", "*"),
-}
-_FURTHER = tuple(
-    Look(colour, (points, 1, 0))
-    for points, colour in zip((4, 6, 7, 3, 8), ("#e7298a", "#66a61e", "#1f78b4", "#6a3d9a", "#b15928"), strict=True)
-)
 CATEGORIES = ("#0173b2", "#d55e00", "#029e73", "#cc78bc", "#de8f05", "#56b4e9", "#949494", "#7a3b78")
 """For what is no method: the values of a setting."""
 MARKERS = "osD^vPX<>"
@@ -65,9 +32,10 @@ SETTINGS = {
 }
 
 
-def look(method: str) -> Look:
-    """A method's colour and marker; one that is not listed here gets some by its name, whatever else is in the figure."""
-    return LOOKS.get(method) or _FURTHER[zlib.crc32(method.encode()) % len(_FURTHER)]
+WIDTH, LEGEND, LINE = 7.2, 1.5, 0.135
+"""Inches: of a page of text, of the names beside the panels, of one line of notes."""
+LETTERS, TITLE_LETTERS = 16.5, 12
+"""An inch holds so many letters of the notes and of the title."""
 
 
 @contextmanager
@@ -76,49 +44,107 @@ def style() -> Iterator[None]:
     import matplotlib as mpl
     import seaborn as sns
 
-    told = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), **SETTINGS}
-    with mpl.rc_context({key: value for key, value in told.items() if key in mpl.rcParams}):
+    settings = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper", font_scale=0.9), **SETTINGS}
+    with mpl.rc_context({key: value for key, value in settings.items() if key in mpl.rcParams}):
         yield
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty figure that belongs to no window and no global state. Inches."""
+def figure(width: float, height: float, title: str = "", notes: Sequence[str] = ()) -> Figure:
+    """An empty figure that belongs to no window and no global state, its title above and its notes below it.
+
+    Args:
+        width: inches; title and notes are broken to fit.
+        height: of what is drawn, in inches; the notes' lines come on top.
+        title: what it shows.
+        notes: what a reader must know: n, intervals, rules, what was left out.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    lines = [line for note in notes for line in textwrap.wrap(note, int(width * LETTERS))]
+    drawing = Figure(figsize=(width, height + LINE * len(lines)), layout="constrained")
+    if title:
+        broken = textwrap.fill(title, int((width - LEGEND) * TITLE_LETTERS))
+        drawing.suptitle(broken, x=0.01, ha="left", fontsize=10)
+    if lines:
+        drawing.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="#333333")
+    return drawing
 
 
-def caption(drawing: Figure, lines: Iterable[str], width: int = 150) -> None:
-    """What a reader must know, under the figure: n, intervals, rules, what was left out."""
-    text = "\n".join(textwrap.fill(line, width) for line in lines)
-    drawing.supxlabel(text, x=0.01, ha="left", fontsize=7, color="#333333")
+def panels_width(panels: int) -> float:
+    """Inches of a figure with so many panels side by side and a legend beside them: a page's width from two panels on."""
+    return 5.8 if panels == 1 else WIDTH
 
 
-# ---------------------------------------------------------------- forget quality's axis
+# ---------------------------------------------------------------- axes
 
 ZERO = 1e-300
 """A p-value that is 0 in floating point is drawn as one below all others."""
+DECADES = 8
+"""An axis of p-values reaches no further down: what lies below stands at its lower edge, with an arrow."""
+BELOW = f"Values under 1e-{DECADES} stand at the lower edge with an arrow; the KS distance and the table tell them apart."
+"""A note where that happens."""
+STRETCHED, CLOSE = 0.25, 0.1
+"""From this range on a score's axis is stretched; the share of the range within which it is about as it was."""
+TICK = 0.13
+"""Ticks of a stretched axis keep this share of its length apart."""
 
 
 def log_axis(axes: Axes, values: Sequence[float], label: str) -> float:
-    """A logarithmic vertical axis for p-values from 1 down to whatever there is.
+    """A logarithmic vertical axis for p-values from 1 down to the lowest there is, `DECADES` at most.
 
     Returns:
-        The lowest value that the axis shows; zeros are drawn there.
+        The lowest value that the axis shows; what lies below is drawn there.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    there = [value for value in values if value > ZERO]
-    decades = max(2, math.ceil(-math.log10(min(there, default=0.01))))
-    step = next(s for s in (1, 2, 3, 5, 10, 20, 50, 100) if decades / s <= 7)
+    positive = [value for value in values if value > ZERO]
+    decades = min(DECADES, max(2, math.ceil(-math.log10(min(positive, default=0.01)))))
+    step = 1 if decades <= 5 else 2
     bottom = math.pow(10, -(decades + 0.4 * step))
     axes.set_yscale("log")
-    axes.set_ylim(bottom / 10 ** (0.2 * step), 10 ** (0.3 * step))
+    axes.set_ylim(bottom / 10 ** (0.35 * step), 10 ** (0.3 * step))
     axes.yaxis.set_major_locator(FixedLocator([10.0**-k for k in range(0, decades + 1, step)]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
     axes.set_ylabel(label)
     return bottom
+
+
+def score_axis(axes: Axes, values: Sequence[float]) -> bool:
+    """A horizontal axis for scores of which the highest are best: where they lie far apart, the upper end gets more room.
+
+    x ↦ −ln(1 + (x_best − x) / (c · range))      c = CLOSE
+
+    Returns:
+        Whether it is stretched, which the axis' label must say.
+    """
+    import numpy as np
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    low, high = min(values), max(values)
+    margin = 0.04 * (high - low) + 0.005
+    if high - low < STRETCHED:
+        axes.set_xlim(low - margin, high + margin)
+        return False
+    unit = CLOSE * (high - low)
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        return np.asarray(-np.log1p(np.maximum((high - np.asarray(x)) / unit, -0.9)))
+
+    def back(x: np.ndarray) -> np.ndarray:
+        return np.asarray(high - unit * np.expm1(-np.asarray(x)))
+
+    axes.set_xscale("function", functions=(forward, back))
+    axes.set_xlim(low - 2 * margin, high + 0.15 * unit)
+    ends = forward(np.array([low, high]))
+    ticks: list[float] = []
+    for twentieth in range(math.floor(high * 20), math.ceil(low * 20) - 1, -1):
+        at = float(forward(np.array(twentieth / 20)))
+        if not ticks or float(forward(np.array(ticks[-1]))) - at >= TICK * float(ends[1] - ends[0]):
+            ticks.append(twentieth / 20)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return True
 
 
 def log_ticks(axes: Axes, values: Sequence[float], vertical: bool = False) -> None:
@@ -141,15 +167,6 @@ def power(value: float) -> str:
     return "1" if exponent == 0 else "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """A number as a reader wants it: small ones with an exponent, others with fixed decimals; a dash where there is none."""
-    if value is None or value != value:
-        return "–"
-    if value != 0 and abs(value) < 10.0**-digits:
-        return f"{value:.1e}"
-    return f"{value:.{digits}f}"
-
-
 # ---------------------------------------------------------------- what figures share
 
 
@@ -165,44 +182,45 @@ def interval(axes: Axes, x: float, y: float, low: Any, high: Any, colour: str) -
         axes.errorbar(x, y, xerr=[[max(0.0, x - low)], [max(0.0, high - x)]], color=colour, linewidth=1, capsize=2, zorder=4)
 
 
-def references(axes: Axes, arms: Iterable[Mapping[str, Any]], across: str, up: str, lowest: float | None) -> None:
-    """The reference arms as black markers with their intervals.
+def draw_references(axes: Axes, points: Iterable[Mapping[str, Any]], across: str, up: str, lowest: float | None) -> None:
+    """The references as black markers with their intervals.
 
     Args:
         axes: where.
-        arms: from `Group.arms`.
+        points: from `Group.references`.
         across: the metric of the horizontal axis.
         up: the metric of the vertical axis.
         lowest: the lowest value of a logarithmic vertical axis.
     """
-    for arm in arms:
-        if known(arm.get(across)) and known(arm.get(up)):
-            drawn, hollow = look(arm["arm"]), arm["arm"] == "untouched"
-            x, y = arm[across], raised([arm[up]], lowest)[0]
-            interval(axes, x, y, arm.get(f"{across}_low"), arm.get(f"{across}_high"), drawn.colour)
-            mark(axes, x, y, drawn.colour, drawn.marker, 45 if hollow else 190, hollow, zorder=6, label=arm["arm"])
-            if lowest is not None and arm[up] < lowest:
-                below(axes, x, y, arm[up])
+    for point in points:
+        if known(point.get(across)) and known(point.get(up)):
+            drawn, hollow = look(point["arm"]), point["arm"] == "untouched"
+            x, y = point[across], raised([point[up]], lowest)[0]
+            interval(axes, x, y, point.get(f"{across}_low"), point.get(f"{across}_high"), drawn.colour)
+            mark(axes, x, y, drawn.colour, drawn.marker, 32 if hollow else 130, hollow, zorder=6, label=point["arm"])
+            if lowest is not None and point[up] < lowest:
+                below(axes, x, y)
 
 
-def below(axes: Axes, x: float, y: float, value: float) -> None:
-    """The number of a marker that stands at the lower edge since it lies below the axis."""
-    axes.annotate(f"{number(value)} ↓", (x, y), xytext=(-7, 4), textcoords="offset points", ha="right", fontsize=7)
+def below(axes: Axes, x: float, y: float) -> None:
+    """An arrow under a marker that stands at the lower edge since its value lies below the axis."""
+    axes.annotate("↓", (x, y), xytext=(0, -4), textcoords="offset points", ha="center", va="top", fontsize=7)
 
 
 def significance(axes: Axes, label: bool) -> None:
     """The line at p = .05, below which a model can be told apart from a retrained one."""
-    axes.axhline(0.05, color="#555555", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    line(axes, 0.05, "p = 0.05" if label else "")
+
+
+def line(axes: Axes, height: float, label: str = "") -> None:
+    """A dashed line across with its name at its right end, outside the panel, where nothing can hide it."""
+    axes.axhline(height, color="#555555", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     if label:
-        where = ("axes fraction", "data")
-        axes.annotate("p = .05", (0.01, 0.04), xycoords=where, va="top", fontsize=7, color="#555555")
+        place = ("axes fraction", "data")
+        text = axes.annotate(label, (1, height), xycoords=place, xytext=(3, 0), textcoords="offset points", va="center")
+        text.set(fontsize=7, color="#333333", annotation_clip=False)
 
 
 def raised(values: Iterable[Any], lowest: float | None) -> list[float]:
     """Values as they are drawn: on a logarithmic axis a 0 stands at the lower edge."""
     return [float(value) if lowest is None else max(float(value), lowest) for value in values]
-
-
-def known(value: Any) -> bool:
-    """Whether there is a number."""
-    return value is not None and value == value

@@ -1,20 +1,23 @@
 """What fine-tuning and rounding the weights bring back: scores on forgotten questions along such attacks (figure 4).
 
-Fine-tuning is on benign, related or forgotten data, rounding to 8 or to 4 bits. A row of panels for each form, a panel for
+Fine-tuning is on benign, related or forgotten data, rounding to 8 or to 4 bits. A row of panels for each preset, a panel for
 each kind of data, or where weights were rounded for each set of questions. The untouched model went through the same attacks
 and stands beside every method. On ToFU the score is the probability of the true answer, and the retrained model is there too.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core.errors import UsageError
 from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.reading.formats import arrow, interval, known, number
+from harness.reading.looks import look
 from plots import _select, _style
-from plots._select import ARMS, CHANCE, LAST, MEDIAN, Group, lower_median
+from plots._select import CHANCE, LAST, REFERENCE, REFERENCES, Group
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,10 +31,10 @@ TITLES = {"benign": "benign data", "related": "related data", "forget": "forget 
 ACCURACY = "share of questions"
 """The unit of a score that counts right answers."""
 RECOVERED, TRANSFERRED = "steps_to_recover", "transfer"
-REFERENCE = "reference arm"
 PRECISIONS = ("full", "8 bits", "4 bits")
 """Of weights, in the order of the figure."""
-DIRECTIONS = {"lower": "↓", "higher": "↑", "closer": "→ retrained"}
+MOST_COLUMNS = 3
+"""Panels side by side; more are broken into rows."""
 
 
 @figure("attack")
@@ -49,81 +52,89 @@ def attack(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing |
     return made
 
 
-def _finetuned(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
-    made: dict[str, Drawing | Sheet] = {}
-    names = [] if runs.empty else [m for m in sorted(set(runs["metric"])) if m.startswith("attack_") and m != START]
+def _advise(runs: pd.DataFrame, evals: str) -> Callable[..., str]:
+    """The command that makes runs of an attack, on the benchmark and model of these runs if no other is named."""
     bench, model = ("wmdp", "mini") if runs.empty else (str(runs["bench"].iloc[0]), str(runs["model"].iloc[0]))
 
     def advise(bench: str = bench, model: str = model) -> str:
-        return _select.advice(bench, model, "kfade,grad_diff,npo", "finetune_attack --points last")
+        return _select.advice(bench, model, "kfade,grad_diff,npo", f"{evals} --points last")
 
+    return advise
+
+
+def _finetuned(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
+    made: dict[str, Drawing | Sheet] = {}
+    names = [] if runs.empty else [m for m in sorted(set(runs["metric"])) if m.startswith("attack_") and m != START]
+    advise = _advise(runs, "finetune_attack")
     for group in _select.groups(runs, (START,), "this figure", also=names, advise=advise):
-        ends = LAST.pick(group.points)
-        ends = ends[~ends["method"].isin(ARMS)]
-        forms, kinds = _select.forms_of(ends), _kinds(group)
+        ends, protocols, left = _select.split(LAST.pick(group.points))
+        kinds = _kinds(group)
         if ends.empty or not kinds:
             continue
-        left = ends.loc[~ends["protocol"].isin(forms), "folder"].nunique()
         scores = {kind: {s: f"attack_{kind}_{s}" if s else START for s in steps} for kind, steps in kinds.items()}
-        table = _table(group, ends[ends["protocol"].isin(forms)], scores, (RECOVERED, TRANSFERRED))
-        notes = _reading(group, table) + ([f"Not shown: {left} runs with settings by hand."] if left else [])
+        table = _table(group, ends, scores, (RECOVERED, TRANSFERRED))
+        notes = [*_reading(group, table), *left]
         what = "hazardous accuracy" if _counts_answers(group) else "probability of forgotten answers"
         goal = "→ retrained" if (table["method"] == "retrained").any() else "↓ better"
+        panels = _panels({kind: TITLES.get(kind, kind) for kind in kinds}, protocols)
+        title = f"Fine-tuning after unlearning: {group.title}"
         with _style.style():
-            titles = {kind: TITLES.get(kind, kind) for kind in kinds}
-            drawing = _draw(group, table, forms, titles, "fine-tuning steps", f"{what}  ({goal})", notes)
-            steps = sorted({step for of_kind in kinds.values() for step in of_kind})
+            drawing = _draw(group, table, panels, _Axes("fine-tuning steps", f"{what}\n({goal})", title, shared=True), notes)
             for axes in drawing.axes:
-                axes.set_xticks(steps, minor=True)
-            drawing.suptitle(f"Fine-tuning after unlearning: {group.title}", fontsize=11)
-            made[group.name] = drawing
+                axes.set_xticks(sorted({0, *(step for steps in kinds.values() for step in steps if step % 50 == 0)}))
+        made[group.name] = drawing
         made[f"{group.name}-points"] = _sheet(group, table, kinds, notes)
     if not made:
-        raise UsageError(f"there are only reference arms. {advise()}")
+        raise UsageError(f"there are only references. {advise()}")
     return made
 
 
 def _quantised(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
     made: dict[str, Drawing | Sheet] = {}
-    bench, model = ("wmdp", "mini") if runs.empty else (str(runs["bench"].iloc[0]), str(runs["model"].iloc[0]))
-
-    def advise(bench: str = bench, model: str = model) -> str:
-        return _select.advice(bench, model, "kfade,grad_diff,npo", "multiple_choice,quantise_attack --points last")
-
+    advise = _advise(runs, "multiple_choice,quantise_attack")
     for _, of in () if runs.empty else runs.groupby(["bench", "model"], sort=True):
-        there = set(of["metric"])
-        sets = sorted(m.removesuffix("_8_bit") for m in there if m.endswith("_8_bit"))
-        if not sets:
+        scores = _scores_of_bits(set(of["metric"]))
+        if not scores:
             continue
-        full = {
-            name: next((m for m in (f"{name}_accuracy", f"{name}_probability") if m in there), f"{name}_accuracy")
-            for name in sets
-        }
-        scores = {name: dict(enumerate((full[name], f"{name}_8_bit", f"{name}_4_bit"))) for name in sets}
-        needed, *others = [metric for name in sets for metric in scores[name].values() if metric.endswith("_bit")]
-        for group in _select.groups(of, [needed], "this figure", also=[*full.values(), *others], advise=advise):
-            ends = LAST.pick(group.points)
-            ends = ends[~ends["method"].isin(ARMS)]
-            forms = _select.forms_of(ends)
-            if ends.empty:
-                continue
-            known = {name: ends.get(f"{name}_8_bit_better", ends["method"].iloc[:0]).dropna() for name in sets}
-            better = {name: str(of_set.iloc[0]) for name, of_set in known.items() if len(of_set)}
-            order = sorted(better, key=lambda name: (better[name] == "higher", name))  # what is forgotten first
-            table = _table(group, ends[ends["protocol"].isin(forms)], {name: scores[name] for name in order})
-            notes = _reading_of_bits(group, table, order)
-            titles = {name: f"{name.replace('_', ' ')} {DIRECTIONS[better[name]]}" for name in order}
-            counted = "accuracy" if _counts_answers(group) else "probability of the true answer"
-            with _style.style():
-                drawing = _draw(group, table, forms, titles, "precision of the weights", counted, notes)
-                for axes in drawing.axes:
-                    axes.set_xticks(range(len(PRECISIONS)), PRECISIONS)
-                drawing.suptitle(f"Rounding the weights after unlearning: {group.title}", fontsize=11)
-            made[f"{group.name}-bits"] = drawing
-            made[f"{group.name}-bits-points"] = _sheet_of_bits(group, table, titles, notes)
+        needed, *others = [metric for steps in scores.values() for metric in steps.values() if metric.endswith("_bit")]
+        full = [steps[0] for steps in scores.values()]
+        for group in _select.groups(of, [needed], "this figure", also=[*full, *others], advise=advise):
+            made |= _of_bits(group, scores)
     if not made:
-        raise UsageError(f"no run but reference arms has scores after quantising. {advise()}")
+        raise UsageError(f"no run but references has scores after quantising. {advise()}")
     return made
+
+
+def _scores_of_bits(metrics: Collection[str]) -> dict[str, dict[int, str]]:
+    """Each set of questions, and its metric at each precision."""
+    scores = {}
+    for name in sorted(metric.removesuffix("_8_bit") for metric in metrics if metric.endswith("_8_bit")):
+        full = [metric for metric in (f"{name}_accuracy", f"{name}_probability") if metric in metrics]
+        scores[name] = dict(enumerate((full[0] if full else f"{name}_accuracy", f"{name}_8_bit", f"{name}_4_bit")))
+    return scores
+
+
+def _of_bits(group: Group, scores: Mapping[str, Mapping[int, str]]) -> dict[str, Drawing | Sheet]:
+    """The drawing and the table of a group; nothing where only references were rounded."""
+    ends, protocols, left = _select.split(LAST.pick(group.points))
+    if ends.empty:
+        return {}
+    directions = {name: ends.get(f"{name}_8_bit_better", ends["method"].iloc[:0]).dropna() for name in scores}
+    better = {name: str(of_set.iloc[0]) for name, of_set in directions.items() if len(of_set)}
+    order = sorted(better, key=lambda name: (better[name] == "higher", name))  # what is forgotten first
+    table = _table(group, ends, {name: scores[name] for name in order})
+    notes = [*_reading_of_bits(group, table, order), *left]
+    titles = {name: f"{name.replace('_', ' ')} {arrow(better[name])}" for name in order}
+    titles = {name: title + " retrained" * (better[name] == "closer") for name, title in titles.items()}
+    counted = "accuracy" if _counts_answers(group) else "probability of\nthe true answer"
+    title = f"Rounding the weights after unlearning: {group.title}"
+    with _style.style():
+        drawing = _draw(
+            group, table, _panels(titles, protocols), _Axes("precision of the weights", counted, title, shared=False), notes
+        )
+        for axes in drawing.axes:
+            axes.set_xticks(range(len(PRECISIONS)), PRECISIONS)
+    return {f"{group.name}-bits": drawing, f"{group.name}-bits-points": _sheet_of_bits(group, table, titles, notes)}
 
 
 # ---------------------------------------------------------------- numbers
@@ -131,32 +142,32 @@ def _quantised(runs: pd.DataFrame) -> Mapping[str, Drawing | Sheet]:
 
 def _kinds(group: Group) -> dict[str, list[int]]:
     """Each kind of data and the steps that were measured, 0 first."""
-    found: dict[str, set[int]] = {}
+    steps: dict[str, set[int]] = {}
     for metric in set(group.runs["metric"]):
-        if told := re.fullmatch(r"attack_(.+)_(\d+)", metric):
-            found.setdefault(told[1], {0}).add(int(told[2]))
-    order = sorted(found, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
-    return {kind: sorted(found[kind]) for kind in order}
+        if match := re.fullmatch(r"attack_(.+)_(\d+)", metric):
+            steps.setdefault(match[1], {0}).add(int(match[2]))
+    order = sorted(steps, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
+    return {kind: sorted(steps[kind]) for kind in order}
 
 
 def _table(
     group: Group, ends: pd.DataFrame, scores: Mapping[str, Mapping[int, str]], others: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """A line for every (method, form, kind of data, what was measured there)."""
+    """A line for every (method, protocol, kind of data, what was measured there)."""
     import pandas as pd
 
-    rows = [(str(m), str(form), of) for (m, form), of in ends.groupby(["method", "protocol"], sort=True)]
-    rows += [(str(arm["arm"]), REFERENCE, pd.DataFrame([arm])) for arm in group.arms.to_dict("records")]
+    rows = [(str(method), str(protocol), of) for (method, protocol), of in ends.groupby(["method", "protocol"], sort=True)]
+    rows += [(str(point["arm"]), REFERENCE, pd.DataFrame([point])) for point in group.references.to_dict("records")]
     order = {name: i for i, name in enumerate(_select.in_order(method for method, _, _ in rows))}
     rows.sort(key=lambda row: (order[row[0]], row[1]))
     lines = []
-    for method, form, points in rows:
+    for method, protocol, points in rows:
         for kind, metrics in scores.items():
-            told = {"method": method, "protocol": form, "data": kind}
+            keys = {"method": method, "protocol": protocol, "data": kind}
             for step, metric in metrics.items():
-                lines.append({**told, "what": "score", "step": step, **_value(points, metric)})
+                lines.append({**keys, "what": "score", "step": step, **_value(points, metric)})
             for what in others:
-                lines.append({**told, "what": what, "step": None, **_value(points, f"attack_{kind}_{what}")})
+                lines.append({**keys, "what": what, "step": None, **_value(points, f"attack_{kind}_{what}")})
     table = pd.DataFrame(lines)
     for name in ("step", "n", "seeds"):
         table[name] = table[name].astype("Int64")
@@ -165,13 +176,11 @@ def _table(
 
 def _value(points: pd.DataFrame, metric: str) -> dict[str, Any]:
     """One number; of several seeds the lower median, and where all of them lie."""
-    middle = lower_median(points, metric) if metric in points else None
-    if middle is None:
-        reasons = sorted(set(points[f"{metric}_absent"].dropna())) if f"{metric}_absent" in points else []
-        return {"metric": metric, "value": None, "seeds": 0, "absent": "; ".join(reasons) or "not measured"}
-    told = {name: middle[f"{metric}_{name}"] for name in ("low", "high", "n")}
-    seeds = {"seeds": int(points[metric].notna().sum()), "seed_low": points[metric].min(), "seed_high": points[metric].max()}
-    return {"metric": metric, "value": middle[metric], **told, **seeds, "run": middle["run"], "absent": None}
+    value = _select.value_of(points, metric)
+    if value is None:
+        return {"metric": metric, "value": None, "seeds": 0, "absent": _select.absence(points, metric)}
+    del value["step"]  # of unlearning; the table's is the attack's
+    return {"metric": metric, **value, "absent": None}
 
 
 def _counts_answers(group: Group) -> bool:
@@ -181,56 +190,83 @@ def _counts_answers(group: Group) -> bool:
 # ---------------------------------------------------------------- drawing
 
 
-def _draw(
-    group: Group,
-    table: pd.DataFrame,
-    forms: Sequence[str],
-    titles: Mapping[str, str],
-    across: str,
-    up: str,
-    notes: Sequence[str],
-) -> Drawing:
-    """A row of panels for each form, a panel for each title; `across` and `up` stand at the axes."""
-    drawing = _style.figure(3.3 * len(titles) + 1.6, 3.2 * len(forms) + 0.9 + 0.14 * len(notes))
-    panels = drawing.subplots(len(forms), len(titles), sharex=True, sharey=True, squeeze=False)
+class _Panel(NamedTuple):
+    """One panel of a drawing."""
+
+    kind: str
+    """Whose scores: a kind of data, a set of questions."""
+    protocol: str
+    """Of the methods that it shows."""
+    title: str
+    """Above it."""
+
+
+class _Axes(NamedTuple):
+    """What stands at the axes and above a drawing."""
+
+    across: str
+    """Under the panels."""
+    up: str
+    """Beside them."""
+    title: str
+    """Above all of them."""
+    shared: bool
+    """Whether all panels have one vertical axis; not where their scores lie far apart."""
+
+
+def _panels(titles: Mapping[str, str], protocols: Sequence[str]) -> list[list[_Panel]]:
+    """Rows of panels: a panel for each title, for each protocol on new rows."""
+    columns = len(titles) if len(titles) <= MOST_COLUMNS else math.ceil(len(titles) / math.ceil(len(titles) / MOST_COLUMNS))
+    rows = []
+    for protocol in protocols:
+        more = f", {protocol}" if len(protocols) > 1 else ""
+        panels = [_Panel(kind, protocol, title + more) for kind, title in titles.items()]
+        rows += [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    return rows
+
+
+def _draw(group: Group, table: pd.DataFrame, panels: Sequence[Sequence[_Panel]], names: _Axes, notes: Sequence[str]) -> Drawing:
+    width = _style.panels_width(len(panels[0]))
+    drawing = _style.figure(width, 0.5 + 2.3 * len(panels), names.title, notes)
+    grid = drawing.subplots(len(panels), len(panels[0]), sharex=True, sharey=names.shared, squeeze=False)
     scores = table[(table["what"] == "score") & table["value"].notna()]
-    apart = max(0.06, 0.011 * float(scores["step"].max()))
+    apart = max(0.08, 0.012 * float(scores["step"].max()))
     handles: dict[str, Any] = {}
-    for row, form in zip(panels, forms, strict=True):
-        for axes, kind in zip(row, titles, strict=True):
-            here = scores[(scores["data"] == kind) & scores["protocol"].isin((form, REFERENCE))]
-            methods = _select.in_order(here["method"])
+    for row, of_row in zip(grid, panels, strict=True):
+        for axes, panel in zip(row, of_row, strict=False):
+            of_panel = scores[(scores["data"] == panel.kind) & scores["protocol"].isin((panel.protocol, REFERENCE))]
+            methods = _select.in_order(of_panel["method"])
             for i, method in enumerate(methods):
-                handles[method] = _curve(axes, here[here["method"] == method], method, apart * (i - (len(methods) - 1) / 2))
-            if _counts_answers(group):
-                axes.axhline(CHANCE, color="#555555", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-                if axes is panels[0, 0]:
-                    axes.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=7)
-            axes.set_title(titles[kind] + (f", {form}" if len(forms) > 1 else ""))
-    for axes in panels[:, 0]:
-        axes.set_ylabel(up)
-    for axes in panels[-1]:
-        axes.set_xlabel(across)
-    names = _select.in_order(handles)
-    drawing.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False)
-    _style.caption(drawing, notes, width=60 * len(titles) + 10)
+                aside = apart * (i - (len(methods) - 1) / 2)
+                handles[method] = _curve(axes, of_panel[of_panel["method"] == method], method, aside)
+            axes.set_title(panel.title)
+            if _counts_answers(group) and axes.get_ylim()[0] <= CHANCE:
+                _style.line(axes, CHANCE, "chance" if axes is row[len(of_row) - 1] or not names.shared else "")
+        for axes in row[len(of_row) :]:
+            axes.remove()
+        row[0].set_ylabel(names.up)
+    for axes in grid[-1]:
+        axes.set_xlabel(names.across)
+    order = _select.in_order(handles)
+    drawing.legend([handles[name] for name in order], order, loc="outside right upper", frameon=False)
     return drawing
 
 
 def _curve(axes: Axes, line: pd.DataFrame, method: str, aside: float) -> Any:
     """A method's curve with its intervals, a little aside so that bars do not cover one another."""
-    look, arm = _style.look(method), method in ARMS
+    drawn, reference = look(method), method in REFERENCES
     line = line.sort_values("step")
     steps, values = line["step"].astype(float).to_numpy() + aside, line["value"].astype(float).to_numpy()
     for x, y, low, high in zip(steps, values, line["low"], line["high"], strict=True):
-        if _style.known(low) and _style.known(high):
-            axes.vlines(x, min(low, y), max(high, y), color=look.colour, linewidth=0.9, alpha=0.7, zorder=3)
-    drawn = axes.plot(steps, values, color=look.colour, marker=look.marker, linewidth=1.2, zorder=5 if arm else 4)[0]
-    drawn.set_linestyle("--" if arm else "-")
-    drawn.set_markersize(10 if method == "retrained" else 5.5)
-    drawn.set_markerfacecolor("white" if method == "untouched" else look.colour)
-    drawn.set_markeredgecolor(look.colour if method == "untouched" else "white")
-    return drawn
+        if known(low) and known(high):
+            axes.vlines(x, min(low, y), max(high, y), color=drawn.colour, linewidth=0.9, alpha=0.7, zorder=3)
+    curve = axes.plot(steps, values, color=drawn.colour, marker=drawn.marker, linewidth=1.1, zorder=5 if reference else 4)[0]
+    curve.set_linestyle("--" if reference else "-")
+    curve.set_markersize(9 if method == "retrained" else 4.5)
+    curve.set_markerfacecolor("white" if method == "untouched" else drawn.colour)
+    curve.set_markeredgecolor(drawn.colour if method == "untouched" else "white")
+    curve.set_markeredgewidth(0.8)
+    return curve
 
 
 def _reading(group: Group, table: pd.DataFrame) -> list[str]:
@@ -240,7 +276,8 @@ def _reading(group: Group, table: pd.DataFrame) -> list[str]:
         f"Each run at its {LAST.name}, then fine-tuned as a whole. Height: {counted}, n = {group.n(START)} {rows}; bars: 95 % "
         "interval, bootstrap over groups of questions. Curves stand a little aside of one another; all are measured at the "
         "same steps, 0 being the model as it was unlearned.",
-        "Dashed: the reference arms, fine-tuned in the same way: what the attack does to a model that was not unlearned.",
+        f"Dashed: {group.named_references}, fine-tuned in the same way: what the attack does "
+        "to a model that was not unlearned.",
     ]
     return [*notes, *_seeds_and_gaps(table, "data, steps"), *group.notes]
 
@@ -251,19 +288,15 @@ def _reading_of_bits(group: Group, table: pd.DataFrame, sets: Sequence[str]) -> 
     return [
         f"Each run at its {LAST.name}, then its linear layers rounded to the nearest: to 8 bits with one scale for each output "
         f"channel, to 4 bits with one for each 64 inputs. Height: {counted}; rows: {rows}; bars: 95 % interval. Points stand a "
-        "little aside of one another.",
-        "Dashed: the reference arms, rounded in the same way: what rounding does to a model that was not unlearned.",
+        "little aside of one another, and each panel has an axis of its own.",
+        f"Dashed: {group.named_references}, rounded in the same way: what rounding does to a model that was not unlearned.",
         *_seeds_and_gaps(table, "questions,", dict(enumerate(PRECISIONS))),
         *group.notes,
     ]
 
 
 def _seeds_and_gaps(table: pd.DataFrame, what: str, names: Mapping[int, str] | None = None) -> list[str]:
-    notes = []
-    if table["seeds"].max() > 1:
-        notes.append(
-            f"Several seeds, at each step: {MEDIAN}, with that run's interval; the CSV has the lowest and highest seed."
-        )
+    notes = _select.seeds_note(table)
     absent = table[table["absent"].notna() & (table["what"] == "score")]
     reasons = absent.groupby(["method", "protocol", "data", "absent"], sort=True)["step"].agg(list).reset_index()
     for line in reasons.to_dict("records"):
@@ -277,9 +310,9 @@ def _sheet_of_bits(group: Group, table: pd.DataFrame, titles: Mapping[str, str],
 
     numbers = table.assign(precision=[PRECISIONS[step] for step in table["step"]]).drop(columns=["what", "step"])
     shown = [
-        {"questions": titles[str(kind)], "method": str(method), "form": str(form)}
+        {"questions": titles[str(kind)], "method": str(method), "preset": str(protocol)}
         | {line["precision"]: _cell(line) for line in of.to_dict("records")}
-        for (kind, method, form), of in numbers.groupby(["data", "method", "protocol"], sort=False)
+        for (kind, method, protocol), of in numbers.groupby(["data", "method", "protocol"], sort=False)
     ]
     shown.sort(key=lambda line: [*titles.values()].index(line["questions"]))
     return Sheet(numbers, pd.DataFrame(shown), f"Scores after rounding the weights: {group.title}", notes)
@@ -290,15 +323,15 @@ def _sheet(group: Group, table: pd.DataFrame, kinds: Mapping[str, Sequence[int]]
 
     every = sorted({step for steps in kinds.values() for step in steps})
     shown = []
-    for (method, form, kind), of in table.groupby(["method", "protocol", "data"], sort=False):
+    for (method, protocol, kind), of in table.groupby(["method", "protocol", "data"], sort=False):
         lines = of.to_dict("records")
         scores = {line["step"]: line for line in lines if line["what"] == "score"}
         cells = {f"step {step}": _cell(scores[step]) if step in scores else "–" for step in every}
         others = {line["what"]: line for line in lines if line["what"] != "score"}
         reached = others[RECOVERED]["value"]
-        cells["steps to recover"] = f"{reached:.0f}" if _style.known(reached) else _never(others[RECOVERED]["absent"])
+        cells["steps to recover"] = f"{reached:.0f}" if known(reached) else _never(others[RECOVERED]["absent"])
         cells["update on the fine-tuned base"] = _cell(others[TRANSFERRED])
-        shown.append({"data": str(kind), "method": str(method), "form": str(form), **cells})
+        shown.append({"data": str(kind), "method": str(method), "preset": str(protocol), **cells})
     order = list(kinds)
     shown.sort(key=lambda line: order.index(line["data"]))
     notes = [
@@ -315,7 +348,7 @@ def _never(reason: str | None) -> str:
 
 
 def _cell(line: Mapping[str, Any]) -> str:
-    if not _style.known(line["value"]):
+    if not known(line["value"]):
         return "absent"
-    interval = f" ({_style.number(line['low'])} to {_style.number(line['high'])})" if _style.known(line["low"]) else ""
-    return _style.number(line["value"]) + interval
+    ends = f" ({interval(line['low'], line['high'])})" if known(line["low"]) else ""
+    return number(line["value"]) + ends

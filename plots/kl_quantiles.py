@@ -1,7 +1,7 @@
 """How far single answers have moved: quantiles of the KL of every completion, with bootstrap bands (figure 2).
 
 A method can keep its mean KL low and yet break a few answers: the upper end of the curve shows them. Read from the rows that
-`alpaca_kl` keeps (`per_example.parquet`, the columns `kl_sum` over `kl_tokens`), a panel for each form.
+`alpaca_kl` keeps (the columns `kl_sum` over `kl_tokens`), a panel for each preset.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
 from harness.core.interfaces import FigureOptions, Sheet, figure
-from harness.storage.store import Store
+from harness.reading.formats import interval, known, number
+from harness.reading.looks import look
+from harness.reading.recorded import Recorded
 from plots import _select, _style
-from plots._select import ARMS, LAST, OTHER, PROTOCOLS, Group, lower_median
+from plots._select import LAST, ORDER, Group, lower_median
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +43,7 @@ class Curve:
     method: str
     """Whose."""
     protocol: str
-    """In which form."""
+    """Its preset, or how else its settings were chosen."""
     seed: int
     """Of the run."""
     run: str
@@ -64,23 +66,20 @@ class Curve:
 def kl_quantiles(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing | Sheet]:
     """One drawing and one table of its quantiles for each group of comparable runs."""
     made: dict[str, Drawing | Sheet] = {}
-    store, lacking = Store(options.results), None
+    recorded, lacking = Recorded(options.results), None
     for group in _select.groups(runs, (METRIC,), "this figure", advise=_advice):
-        ends = LAST.pick(group.points)
-        ends = ends[~ends["method"].isin(ARMS)]
-        forms = _select.forms_of(ends)
-        curves, missing = _curves(store, ends[ends["protocol"].isin(forms)])
+        ends, protocols, left = _select.split(LAST.pick(group.points))
+        curves, missing = _curves(recorded, ends)
         if not curves:
             lacking = group if missing else lacking
             continue
-        left = ends.loc[~ends["protocol"].isin(forms), "folder"].nunique()
-        notes = [*_reading(curves), *missing, *group.notes]
-        notes += [f"Not shown: {left} runs with settings by hand."] if left else []
+        drawn = [protocol for protocol in protocols if any(curve.protocol == protocol for curve in curves)]
+        notes = [*_reading(curves), *_select.same_settings(ends), *missing, *group.notes, *left]
         with _style.style():
-            made[group.name] = _draw(group, curves, [form for form in forms if any(c.protocol == form for c in curves)], notes)
+            made[group.name] = _draw(group, curves, drawn, notes)
         made[f"{group.name}-points"] = _sheet(group, curves, notes)
     if not made:
-        what = "no rows of single completions are kept" if lacking else "there are only reference arms"
+        what = "no rows of single completions are kept" if lacking else "there are only references"
         raise UsageError(f"{what}. {_advice(lacking.bench, lacking.model) + ' --force' if lacking else _advice()}")
     return made
 
@@ -92,35 +91,34 @@ def _advice(bench: str = "wmdp", model: str = "mini") -> str:
 # ---------------------------------------------------------------- numbers
 
 
-def _curves(store: Store, ends: pd.DataFrame) -> tuple[list[Curve], list[str]]:
+def _curves(recorded: Recorded, ends: pd.DataFrame) -> tuple[list[Curve], list[str]]:
     """Every run's curve, and what is missing."""
     curves, missing = [], []
-    for (method, form), of in ends.groupby(["method", "protocol"], sort=True):
-        found: dict[str, pd.DataFrame] = {}
-        for row in of.sort_values(["seed", "folder"]).to_dict("records"):
-            rows = _rows(store, row["folder"], int(row["index"]))
-            if rows is None or not _style.known(row[METRIC]):
-                why = "no rows are kept" if rows is None else row[f"{METRIC}_absent"]
-                missing.append(f"Not shown: {method} ({form}, seed {row['seed']}): {why}.")
+    for (method, protocol), of in ends.groupby(["method", "protocol"], sort=True):
+        completions: dict[str, pd.DataFrame] = {}
+        for run in of.sort_values(["seed", "folder"]).to_dict("records"):
+            rows = _rows(recorded, run["folder"], int(run["index"]))
+            if rows is None or not known(run[METRIC]):
+                why = "no rows are kept" if rows is None else run[f"{METRIC}_absent"]
+                missing.append(f"Not shown: {method} ({protocol}, seed {run['seed']}): {why}.")
             else:
-                found[row["folder"]] = rows
-        there = of[of["folder"].isin(list(found))]
-        middle = lower_median(there, METRIC)
-        for row in there.sort_values(["seed", "folder"]).to_dict("records"):
-            rows = found[row["folder"]]
+                completions[run["folder"]] = rows
+        kept = of[of["folder"].isin(list(completions))]
+        middle = lower_median(kept, METRIC)
+        for run in kept.sort_values(["seed", "folder"]).to_dict("records"):
+            rows = completions[run["folder"]]
             per_token = (rows["kl_sum"] / rows["kl_tokens"]).to_numpy(dtype=float)
-            speaks = middle is not None and bool(row["folder"] == middle["folder"])
+            speaks = middle is not None and bool(run["folder"] == middle["folder"])
             values, band = quantiles(per_token, rows["cluster"].to_numpy(), band=speaks)
-            told = (str(method), str(form), int(row["seed"]), row["run"], int(row["step"]), speaks, row[METRIC])
-            curves.append(Curve(*told, len(rows), values, band))
+            keys = (str(method), str(protocol), int(run["seed"]), run["run"], int(run["step"]), speaks, run[METRIC])
+            curves.append(Curve(*keys, len(rows), values, band))
     order = {name: i for i, name in enumerate(_select.in_order(curve.method for curve in curves))}
-    ways = (*PROTOCOLS, OTHER)
-    return sorted(curves, key=lambda c: (order[c.method], ways.index(c.protocol), not c.speaks, c.seed)), missing
+    return sorted(curves, key=lambda c: (order[c.method], ORDER.index(c.protocol), not c.speaks, c.seed)), missing
 
 
-def _rows(store: Store, folder: str, point: int) -> pd.DataFrame | None:
+def _rows(recorded: Recorded, folder: str, point: int) -> pd.DataFrame | None:
     """The completions of one point; None where no rows are kept, or their KL was not measured."""
-    rows = store.rows(store.read(folder).spec, point)
+    rows = recorded.rows(folder, point)
     if rows is None or not {"kl_sum", "kl_tokens"} <= set(rows):
         return None
     rows = rows[(rows["task"] == TASK) & rows["kl_tokens"].notna()]
@@ -151,36 +149,35 @@ def quantiles(values: np.ndarray, clusters: np.ndarray, band: bool = True) -> tu
         places = np.searchsorted(reached, share * reached[-1] - 1e-9)  # [99]; the sum of whole numbers is exact, p is not
         return np.asarray(ordered[places])
 
-    found, several = at(np.ones(len(values))), int(group.max()) + 1
+    whole, several = at(np.ones(len(values))), int(group.max()) + 1
     if not band or several < FEWEST_CLUSTERS:
-        return found, None
+        return whole, None
     rng = np.random.default_rng(0)
     drawn = [at(rng.multinomial(several, np.full(several, 1 / several))[group]) for _ in range(RESAMPLES)]
-    return found, np.percentile(np.array(drawn), (2.5, 97.5), axis=0, method="nearest")
+    return whole, np.percentile(np.array(drawn), (2.5, 97.5), axis=0, method="nearest")
 
 
 # ---------------------------------------------------------------- drawing
 
 
-def _draw(group: Group, curves: Sequence[Curve], forms: Sequence[str], notes: Sequence[str]) -> Drawing:
-    drawing = _style.figure(4.4 * len(forms) + 1.8, 4.3 + 0.13 * len(notes))
-    panels = drawing.subplots(1, len(forms), sharey=True, squeeze=False)[0]
+def _draw(group: Group, curves: Sequence[Curve], protocols: Sequence[str], notes: Sequence[str]) -> Drawing:
+    title = f"KL of single completions: {group.title}"
+    drawing = _style.figure(_style.panels_width(len(protocols)), 3.6, title, notes)
+    panels = drawing.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
     lowest, highest = _span(curves)
-    for axes, form in zip(panels, forms, strict=True):
+    for axes, protocol in zip(panels, protocols, strict=True):
         for curve in curves:
-            if curve.protocol == form:
+            if curve.protocol == protocol:
                 _line(axes, curve)
         _style.log_ticks(axes, [lowest, highest], vertical=True)
-        axes.set_title(f"{form} form" if form in PROTOCOLS else form)
-        axes.set_xlabel("share of completions with at most this KL, %")
+        axes.set_title(_select.heading(protocol))
+        axes.set_xlabel("share of completions with\nat most this KL, %")
         axes.set_xlim(0, 100)
     panels[0].set_ylim(lowest / 1.5, highest * 1.5)
-    panels[0].set_ylabel("KL to the untouched model,\nnats per token, log scale  (↓ better)")
+    panels[0].set_ylabel("KL to the untouched model, nats\nper token, log scale  (↓ better)")
     handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     names = _select.in_order(handles)
     drawing.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False)
-    drawing.suptitle(f"KL of single completions: {group.title}", fontsize=11)
-    _style.caption(drawing, notes, width=76 * len(forms) + 30)
     return drawing
 
 
@@ -194,17 +191,16 @@ def _span(curves: Sequence[Curve]) -> tuple[float, float]:
 
 
 def _line(axes: Axes, curve: Curve) -> None:
-    look = _style.look(curve.method)
+    drawn = look(curve.method)
     if not curve.speaks:
-        axes.plot(PERCENT, curve.values, color=look.colour, linewidth=0.6, alpha=0.5, zorder=3)
+        axes.plot(PERCENT, curve.values, color=drawn.colour, linewidth=0.6, alpha=0.5, zorder=3)
         return
     if curve.band is not None:
-        axes.fill_between(PERCENT, *curve.band, color=look.colour, alpha=0.2, linewidth=0, zorder=2)
-    line = axes.plot(PERCENT, curve.values, color=look.colour, marker=look.marker, linewidth=1.3, label=curve.method, zorder=4)[
-        0
-    ]
-    line.set_markevery((4, 10))
-    line.set_markersize(5.5)
+        axes.fill_between(PERCENT, *curve.band, color=drawn.colour, alpha=0.2, linewidth=0, zorder=2)
+    line = axes.plot(PERCENT, curve.values, color=drawn.colour, marker=drawn.marker, label=curve.method, zorder=4)[0]
+    line.set_linewidth(1.3)
+    line.set_markevery((len(curve.method) * 5 % 12, 12))  # not all at the same places, where they would hide one another
+    line.set_markersize(5)
     line.set_markeredgecolor("white")
 
 
@@ -213,7 +209,7 @@ def _reading(curves: Sequence[Curve]) -> list[str]:
     seeds = " Several seeds: the one whose mean is the lower median has a band, the others are thin lines." if several else ""
     bands = "" if all(c.band is not None for c in curves if c.speaks) else f" No band under {FEWEST_CLUSTERS} clusters."
     lowest, _ = _span(curves)
-    below = [f"Values under {lowest:.0e} lie below the axis."] if any((c.values < lowest).any() for c in curves) else []
+    below = [f"Values under {number(lowest)} lie below the axis."] if any((c.values < lowest).any() for c in curves) else []
     n = " or ".join(map(str, sorted({curve.n for curve in curves})))
     return [
         f"Each run at its {LAST.name}. Height at p %: the KL that p % of the untouched model's n = {n} sampled "
@@ -230,17 +226,17 @@ def _sheet(group: Group, curves: Sequence[Curve], notes: Sequence[str]) -> Sheet
     rows: list[dict[str, Any]] = []
     shown: list[dict[str, str]] = []
     for curve in curves:
-        told = {"method": curve.method, "protocol": curve.protocol, "seed": curve.seed, "run": curve.run, "step": curve.step}
+        run = {"method": curve.method, "protocol": curve.protocol, "seed": curve.seed, "run": curve.run, "step": curve.step}
         for i, percent in enumerate(PERCENT):
             low, high = (None, None) if curve.band is None else (curve.band[0, i], curve.band[1, i])
-            rows.append({**told, "percent": percent, "value": curve.values[i], "low": low, "high": high, "n": curve.n})
+            rows.append({**run, "percent": percent, "value": curve.values[i], "low": low, "high": high, "n": curve.n})
         cells = {f"{p} %": _cell(curve, PERCENT.index(p)) for p in SHOWN}
-        keys = {"method": curve.method, "form": curve.protocol, "seed": str(curve.seed)}
-        shown.append({**keys, **cells, "mean": _style.number(curve.mean)})
+        keys = {"method": curve.method, "preset": curve.protocol, "seed": str(curve.seed)}
+        shown.append({**keys, **cells, "mean": number(curve.mean)})
     caption = f"Quantiles of the KL of single completions, nats per token: {group.title}"
     return Sheet(pd.DataFrame(rows), pd.DataFrame(shown), caption, notes)
 
 
 def _cell(curve: Curve, i: int) -> str:
-    text = _style.number(curve.values[i])
-    return text if curve.band is None else f"{text} ({_style.number(curve.band[0, i])} to {_style.number(curve.band[1, i])})"
+    text = number(curve.values[i])
+    return text if curve.band is None else f"{text} ({interval(curve.band[0, i], curve.band[1, i])})"

@@ -1,7 +1,7 @@
 """Hazardous and other knowledge, fluency and KL of every method, with intervals (table 1 of arXiv:2602.10568).
 
-One table for each group of comparable runs, a row for every method and form. Methods that are not significantly worse than the
-best one in a column are marked there, by the paired difference (`Benchmark.differences`) where rows are on record. Published
+One table for each group of comparable runs, a row for every method and preset. What is not significantly worse than the
+best one in a column is marked there, by the paired difference (`Benchmark.differences`) where rows are on record. Published
 numbers stand in tables of their own (`harness leaderboard`), never here.
 """
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Difference, FigureOptions, Sheet, figure
-from harness.storage.store import Store
-from plots import _select, _style
-from plots._select import ARMS, CHANCE, LAST, MEDIAN, PROTOCOLS, Group, lower_median
+from harness.reading.formats import interval, known, number
+from harness.reading.recorded import Recorded
+from plots import _select
+from plots._select import CHANCE, LAST, ORDER, PRESETS, REFERENCE, Group, lower_median, without_references
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,6 @@ HEADINGS = {
 PAIRED, UNPAIRED = "paired", "unpaired"
 TIED = "†"
 """Stands behind the best number of a column and those that are not significantly worse."""
-REFERENCE = "reference arm"
 SHARED = {
     "accuracy": "accuracies: share of questions; in brackets the 95 % interval (1.96 clustered standard errors)",
     "alpaca_kl": "instruction KL: from the untouched model to the method, nats per token, on the untouched model's sampled "
@@ -54,13 +54,13 @@ def wmdp_table(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Sheet
     made: dict[str, Sheet] = {}
     also = (*(metric for metric in HEADINGS if metric not in HAZARDOUS), REPEATED)
     for group in _select.groups(runs, HAZARDOUS, "this table", also=also, advise=_advice):
-        numbers = _numbers(group, Store(options.results))
+        numbers = _numbers(group, Recorded(options.results))
         if (numbers["protocol"] == REFERENCE).all():
             continue
         caption = f"Hazardous and other knowledge after unlearning: {group.title}"
         made[group.name] = Sheet(numbers, _shown(numbers), caption, _reading(group, numbers))
     if not made:
-        raise UsageError(f"there are only reference arms and runs with settings by hand. {_advice()}")
+        raise UsageError(f"there are only references and runs with settings by hand. {_advice()}")
     return made
 
 
@@ -71,69 +71,70 @@ def _advice(bench: str = "wmdp", model: str = "mini") -> str:
 # ---------------------------------------------------------------- numbers
 
 
-def _numbers(group: Group, store: Store) -> pd.DataFrame:
-    """A line for every (method, form, metric) of the columns that are shown."""
+def _numbers(group: Group, recorded: Recorded) -> pd.DataFrame:
+    """A line for every (method, protocol, metric) of the columns that are shown."""
     import pandas as pd
 
-    ends = LAST.pick(group.points)
-    ends = ends[~ends["method"].isin(ARMS) & ends["protocol"].isin(PROTOCOLS)]
-    rows = [(str(method), str(form), of) for (method, form), of in ends.groupby(["method", "protocol"], sort=True)]
-    arms = [(str(arm["arm"]), REFERENCE, pd.DataFrame([arm])) for arm in group.arms.to_dict("records")]
-    lines = [_line(*row, metric) for row in [*rows, *arms] for metric in HEADINGS]
-    there = {line["metric"] for line in lines if line["value"] is not None}
-    lines = [line for line in lines if line["metric"] in there]
-    for form in PROTOCOLS:
-        paired = _differences(group, ends[ends["protocol"] == form], store)
-        for metric in there:
-            _mark([line for line in lines if line["protocol"] == form and line["metric"] == metric], paired)
+    ends = without_references(LAST.pick(group.points))
+    ends = ends[ends["protocol"].isin(PRESETS)]
+    rows = [(str(method), str(protocol), of) for (method, protocol), of in ends.groupby(["method", "protocol"], sort=True)]
+    rows += [(str(point["arm"]), REFERENCE, pd.DataFrame([point])) for point in group.references.to_dict("records")]
+    lines = [_line(*row, metric) for row in rows for metric in HEADINGS]
+    measured = {line["metric"] for line in lines if line["value"] is not None}
+    lines = [line for line in lines if line["metric"] in measured]
+    for preset in PRESETS:
+        paired = _differences(group, ends[ends["protocol"] == preset], recorded)
+        for metric in measured:
+            _mark([line for line in lines if line["protocol"] == preset and line["metric"] == metric], paired)
     order = {name: i for i, name in enumerate(_select.in_order(line["method"] for line in lines))}
-    ways = (*PROTOCOLS, REFERENCE)
-    lines.sort(key=lambda line: (order[line["method"]], ways.index(line["protocol"]), list(HEADINGS).index(line["metric"])))
+    lines.sort(key=lambda line: (order[line["method"]], ORDER.index(line["protocol"]), list(HEADINGS).index(line["metric"])))
     numbers = pd.DataFrame(lines).drop(columns="better")
     for name in ("seeds", "n", "step"):
         numbers[name] = numbers[name].astype("Int64")
     return numbers
 
 
-def _line(method: str, form: str, points: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """One number with what is needed to read it; of several seeds the lower median, and where all of them lie."""
-    told: dict[str, Any] = {"method": method, "protocol": form, "metric": metric, "value": None, "better": None, "seeds": 0}
-    told |= {"not_worse": None, "compared": None}
-    middle = lower_median(points, metric) if metric in points else None
-    if middle is None:
-        reasons = sorted(set(points[f"{metric}_absent"].dropna())) if f"{metric}_absent" in points else []
-        return {**told, "absent": "; ".join(reasons) or "not measured"}
-    told |= {"value": middle[metric], **{name: middle[f"{metric}_{name}"] for name in ("low", "high", "n", "better")}}
-    told |= {"standard_error": middle.get(REPEATED)} if metric == JUDGED else {}
-    told |= {"seeds": int(points[metric].notna().sum()), "seed_low": points[metric].min(), "seed_high": points[metric].max()}
-    arm = form == REFERENCE
-    return {**told, "run": "" if arm else middle["run"], "step": None if arm else middle["step"], "absent": None}
+def _line(method: str, protocol: str, points: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """One number with what is needed to read it."""
+    line: dict[str, Any] = {"method": method, "protocol": protocol, "metric": metric, "value": None, "better": None, "seeds": 0}
+    line |= {"not_worse": None, "compared": None}
+    value = _select.value_of(points, metric, ("low", "high", "n", "better"))
+    if value is None:
+        return {**line, "absent": _select.absence(points, metric)}
+    line |= value | ({"standard_error": _repeated(points, metric)} if metric == JUDGED else {})
+    return {**line, **({"run": "", "step": None} if protocol == REFERENCE else {}), "absent": None}
 
 
-def _differences(group: Group, ends: pd.DataFrame, store: Store) -> dict[tuple[str, str, str], Difference]:
+def _repeated(points: pd.DataFrame, metric: str) -> float | None:
+    """The standard error over repetitions of the run that speaks."""
+    middle = lower_median(points, metric)
+    return None if middle is None else middle.get(REPEATED)
+
+
+def _differences(group: Group, ends: pd.DataFrame, recorded: Recorded) -> dict[tuple[str, str, str], Difference]:
     """By metric and two methods, what they differ by on the same rows; nothing of a method that lacks rows of a seed."""
-    recorded: dict[str, list[pd.DataFrame]] = {}
+    rows: dict[str, list[pd.DataFrame]] = {}
     for method, of in ends.groupby("method", sort=True):
         runs = of.sort_values(["seed", "folder"]).to_dict("records")
-        rows = [store.rows(store.read(run["folder"]).spec, int(run["index"])) for run in runs]
-        if all(of_run is not None for of_run in rows):
-            recorded[str(method)] = [of_run for of_run in rows if of_run is not None]
+        of_runs = [recorded.rows(run["folder"], int(run["index"])) for run in runs]
+        if all(of_run is not None for of_run in of_runs):
+            rows[str(method)] = [of_run for of_run in of_runs if of_run is not None]
     benchmark = BENCHMARKS.get(group.bench)
-    if len(recorded) < 2 or not hasattr(benchmark, "differences"):
+    if len(rows) < 2 or not hasattr(benchmark, "differences"):
         return {}
-    found: Sequence[Difference] = benchmark.differences(recorded, str(group.runs["variant"].iloc[0]), None)
-    turned = [replace(d, first=d.second, second=d.first, value=-d.value, low=-d.high, high=-d.low) for d in found]
-    return {(each.metric, each.first, each.second): each for each in (*found, *turned)}
+    differences: Sequence[Difference] = benchmark.differences(rows, str(group.runs["variant"].iloc[0]), None)
+    turned = [replace(d, first=d.second, second=d.first, value=-d.value, low=-d.high, high=-d.low) for d in differences]
+    return {(each.metric, each.first, each.second): each for each in (*differences, *turned)}
 
 
 def _mark(lines: Sequence[dict[str, Any]], paired: Mapping[tuple[str, str, str], Difference]) -> None:
     """Say of each number of a column whether it is significantly worse than the column's best one, and how; in place."""
-    known = [line for line in lines if _style.known(line["value"])]
-    if not known:
+    measured = [line for line in lines if known(line["value"])]
+    if not measured:
         return
-    best = min(known, key=lambda line: _badness(line)[0])
+    best = min(measured, key=lambda line: _badness(line)[0])
     best["not_worse"] = True
-    for line in known:
+    for line in measured:
         if line is best:
             continue
         difference = paired.get((line["metric"], line["method"], best["method"]))
@@ -146,13 +147,13 @@ def _mark(lines: Sequence[dict[str, Any]], paired: Mapping[tuple[str, str, str],
 
 def _at_chance(line: Mapping[str, Any]) -> bool:
     """Whether it is an accuracy on hazardous questions that is not significantly above chance."""
-    lowest = line["low"] if _style.known(line["low"]) else line["value"]
+    lowest = line["low"] if known(line["low"]) else line["value"]
     return bool(line["metric"].endswith("_accuracy") and line["better"] == "lower" and lowest <= CHANCE)
 
 
 def _badness(line: Mapping[str, Any]) -> tuple[float, float, float]:
     """A number and its interval, turned so that less is better."""
-    value, low, high = (float(line[name]) if _style.known(line[name]) else math.nan for name in ("value", "low", "high"))
+    value, low, high = (float(line[name]) if known(line[name]) else math.nan for name in ("value", "low", "high"))
     return (-value, -high, -low) if line["better"] == "higher" else (value, low, high)
 
 
@@ -171,13 +172,13 @@ def _worse(one: tuple[float, float, float], best: tuple[float, float, float]) ->
 
 
 def _cell(line: Mapping[str, Any]) -> str:
-    if not _style.known(line["value"]):
+    if not known(line["value"]):
         return "absent"
-    text = _style.number(line["value"])
-    if _style.known(line.get("standard_error")):
-        text += f" ± {_style.number(line['standard_error'])}"
-    if _style.known(line["low"]):
-        text += f" ({_style.number(line['low'])} to {_style.number(line['high'])})"
+    text = number(line["value"])
+    if known(line.get("standard_error")):
+        text += f" ± {number(line['standard_error'])}"
+    if known(line["low"]):
+        text += f" ({interval(line['low'], line['high'])})"
     return text + (f" {TIED}" if line["not_worse"] is True else "")
 
 
@@ -185,9 +186,10 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for (method, form), of in numbers.groupby(["method", "protocol"], sort=False):
+    for (method, protocol), of in numbers.groupby(["method", "protocol"], sort=False):
         cells = {HEADINGS[line["metric"]]: _cell(line) for line in of.to_dict("records")}
-        rows.append({"method": method, "form": form, **cells, "seeds": "–" if form == REFERENCE else str(of["seeds"].max())})
+        seeds = "–" if protocol == REFERENCE else str(of["seeds"].max())
+        rows.append({"method": method, "preset": protocol, **cells, "seeds": seeds})
     return pd.DataFrame(rows)
 
 
@@ -196,7 +198,7 @@ def _compared(numbers: pd.DataFrame) -> list[str]:
     paired = numbers[numbers["compared"] == PAIRED]
     unpaired = numbers[numbers["compared"] == UNPAIRED]
 
-    def told(metric: str) -> str:
+    def compared(metric: str) -> str:
         who = [f"{line['method']} ({line['protocol']})" for line in unpaired[unpaired["metric"] == metric].to_dict("records")]
         return _plain(metric) + (f" of {', '.join(who)}" if metric in set(paired["metric"]) else "")
 
@@ -208,7 +210,7 @@ def _compared(numbers: pd.DataFrame) -> list[str]:
             f"several seeds the mean), for: {columns}"
         )
     if len(unpaired):
-        columns = ", ".join(told(metric) for metric in HEADINGS if metric in set(unpaired["metric"]))
+        columns = ", ".join(compared(metric) for metric in HEADINGS if metric in set(unpaired["metric"]))
         notes.append(
             "where rows of both are not on record it is told from the two intervals as if they were independent (Zou and "
             f"Donner 2008), which marks rather too many than too few, for: {columns}"
@@ -221,23 +223,22 @@ def _plain(metric: str) -> str:
 
 
 def _reading(group: Group, numbers: pd.DataFrame) -> list[str]:
-    there = list(dict.fromkeys(numbers["metric"]))
-    rows = ", ".join(f"{_plain(metric)} {group.n(metric)}" for metric in there)
+    metrics = list(dict.fromkeys(numbers["metric"]))
+    rows = ", ".join(f"{_plain(metric)} {group.n(metric)}" for metric in metrics)
+    points = without_references(group.points)
+    by_hand = points[~points["protocol"].isin(PRESETS)]["folder"].nunique()
     notes = [
         f"a run speaks with its {LAST.name}; rows: {rows}",
-        *(told for name, told in SHARED.items() if name == "accuracy" or name in there),
-        f"{TIED} best of its form in the column, or not significantly worse: the 95 % interval of the difference to the best "
+        *(note for name, note in SHARED.items() if name == "accuracy" or name in metrics),
+        f"{TIED} best of its preset in the column, or not significantly worse: the 95 % interval of the difference to the best "
         "one has 0 in it; not corrected for the number of methods (the leaderboard's differences.csv is). On hazardous "
         f"questions whatever is not significantly above chance ({CHANCE}) counts as equally good",
         *_compared(numbers),
         "a mark speaks for its column alone: a model that can say nothing any more has the best hazardous accuracies",
+        *_select.seeds_note(numbers),
+        *_select.same_settings(points),
+        *([f"Not shown: {by_hand} runs with settings by hand or swept."] if by_hand else []),
     ]
-    if numbers["seeds"].max() > 1:
-        notes.append(f"several seeds: {MEDIAN}, with that run's interval; the CSV has the lowest and highest seed")
-    points = group.points
-    notes += _select.same_settings(points)
-    by_hand = points[~points["protocol"].isin(PROTOCOLS) & ~points["method"].isin(ARMS)]["folder"].nunique()
-    notes += [f"Not shown: {by_hand} runs with settings by hand."] if by_hand else []
     absent = numbers[numbers["absent"].notna()].to_dict("records")
     by_reason: dict[str, list[str]] = {}
     for line in absent:

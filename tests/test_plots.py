@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import pytest
 from harness.core.errors import UsageError
 from harness.core.interfaces import FIGURES, Absent, FigureOptions, GenerationRequest, Measurement, Sampling, Sheet
 from harness.core.registry import ROOT
-from harness.reading.figures import FORMATS, draw, formats, latex, markdown, select
+from harness.reading.figures import FORMATS, draw, formats_of, latex, markdown, select
 from harness.storage.records import SCHEMA_VERSION, Point, RunResult, RunSpec
 from harness.storage.store import Store
 from plots import _select, _style
@@ -275,7 +277,7 @@ def test_a_figure_needs_no_torch(filled: Maker, harness_cli: HarnessCli):
     done = harness_cli("plot", "pareto", "--results", str(filled.store.root), "--json", without_torch=True)
     assert done.returncode == 0, done.stderr
     files = json.loads(done.stdout)
-    assert {Path(file).suffix for file in files} == {".svg", ".png", ".csv", ".md", ".tex"}
+    assert {Path(file).suffix for file in files} == {".svg", ".png", ".pdf", ".csv", ".md", ".tex"}
     assert all(Path(file).parent == filled.store.root / "figures" and Path(file).is_file() for file in files)
 
 
@@ -301,9 +303,9 @@ def test_drawing_changes_nothing_outside(filled: Maker, tmp_path: Path):
 def test_an_unknown_figure_and_an_unknown_format_get_the_nearest(make: Maker):
     with pytest.raises(UsageError, match="Did you mean 'pareto'"):
         FIGURES.get("paretto")
-    with pytest.raises(UsageError, match="no format called 'pdf'"):
-        formats("svg,pdf")
-    assert formats("") == FORMATS
+    with pytest.raises(UsageError, match="no format called 'gif'"):
+        formats_of("svg,gif")
+    assert formats_of("") == FORMATS
 
 
 def test_a_format_that_a_figure_has_not_is_said(filled: Maker, tmp_path: Path):
@@ -388,8 +390,8 @@ def test_a_rule_is_named_where_it_was_used(filled: Maker):
 def test_forms_are_told_apart_from_settings_by_hand():
     assert _select.protocol("published form: preset of ga for tofu10 on mini") == "published"
     assert _select.protocol("tuned form: preset of ga for tofu10 on mini") == "tuned"
-    assert _select.protocol("tuned form: preset of ga for tofu10 on mini, then lr by hand") == "other settings"
-    assert _select.protocol("settings of a recorded run") == "other settings"
+    assert _select.protocol("tuned form: preset of ga for tofu10 on mini, then lr by hand") == "by hand"
+    assert _select.protocol("settings of a recorded run") == "by hand"
 
 
 def test_what_is_left_out_is_said(make: Maker):
@@ -502,7 +504,7 @@ def test_what_is_no_worse_than_the_best_is_marked_within_its_form(make: Maker):
     assert shown["npo"] == "0.260 (0.210 to 0.310) †"
     assert shown["rmu"] == "0.400 (0.380 to 0.420)"
     told = " ".join(sheet.notes)
-    assert "best of its form" in told
+    assert "best of its preset" in told
     assert "chance (0.25) counts as equally good" in told
     assert "bio 90 or 120, cyber 120" in told
 
@@ -641,7 +643,7 @@ def test_completions_that_did_not_move_lie_below_the_axis(make: Maker):
     make("ga", ((0.2, 0.6),), rows=completions([0.0] * 20))
     (sheet,) = sheets("kl_quantiles", make).values()
     assert (sheet.numbers["value"] == 0).all()
-    assert "Values under 1e-12 lie below the axis." in sheet.notes
+    assert "Values under 1.0e-12 lie below the axis." in sheet.notes
 
 
 def test_quantiles_without_rows_say_what_records_them(make: Maker):
@@ -729,7 +731,7 @@ def test_runs_that_never_measured_it_are_refused_with_the_command(name: str, met
 @pytest.mark.parametrize("name", ["wmdp_table", "wmdp_tradeoff", "kl_quantiles", "attack"])
 def test_reference_arms_alone_are_no_figure(name: str, make: Maker):
     make("untouched", ((1e-30, 0.9),), config={})
-    with pytest.raises(UsageError, match=r"only reference arms.*harness run --method .* --evals"):
+    with pytest.raises(UsageError, match=r"only references.*harness run --method .* --evals"):
         FIGURES.get(name).draw(select(make.store), options(make))
 
 
@@ -738,8 +740,8 @@ def test_an_arm_is_told_by_the_first_run_that_measured_it(make: Maker):
     specs = [make("ga", arms=lacking), make("npo", arms=ARMS)]
     assert specs[0].folder < specs[1].folder
     (group,) = _select.groups(select(make.store), ("bio_accuracy",), "this")
-    assert group.arms["arm"].tolist() == ["retrained", "untouched"]
-    assert group.arms["alpaca_kl"].tolist() == [0.91, 0.9]
+    assert group.references["arm"].tolist() == ["retrained", "untouched"]
+    assert group.references["alpaca_kl"].tolist() == [0.91, 0.9]
 
 
 # ---------------------------------------------------------------- forgetting against what it costs
@@ -754,7 +756,7 @@ def test_the_trade_off_shows_every_point_of_every_run_and_where_untouched_and_ch
     told = sheet.numbers[["method", "protocol", "step", "bio_accuracy", "alpaca_kl"]].to_numpy().tolist()
     assert told == [["ga", "published", 1, 0.9, 0.8], ["ga", "published", 2, 0.3, 0.6], ["npo", "tuned", 1, 0.2, 0.7]]
     panels = drawing.get_axes()  # type: ignore[union-attr]
-    assert [axes.get_title() for axes in panels[:2]] == ["published form", "tuned form"]
+    assert [axes.get_title() for axes in panels[:2]] == ["published preset", "tuned preset"]
     assert {0.25, 1e-30} <= {line.get_ydata()[0] for line in panels[0].lines}
     assert [0.8, 0.6] in [list(line.get_xdata()) for line in panels[0].lines]
 
@@ -782,23 +784,6 @@ def test_of_a_benchmark_with_one_stage_the_other_stages_questions_do_not_count(m
 # ---------------------------------------------------------------- how it looks
 
 
-def test_every_method_has_a_look_of_its_own():
-    from harness.core.interfaces import METHODS
-
-    looks = [_style.look(name) for name in METHODS.names()]
-    assert all(name in _style.LOOKS for name in METHODS.names())
-    assert len({(look.colour, look.marker) for look in looks}) == len(looks)
-    assert _style.look("my_method") == _style.look("my_method")
-
-
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [(0.5, "0.500"), (0.0, "0.000"), (1e-30, "1.0e-30"), (0.0042, "0.004"), (float("nan"), "–"), (None, "–")],
-)
-def test_numbers_as_they_are_printed(value: float | None, told: str):
-    assert _style.number(value) == told
-
-
 @pytest.mark.parametrize("values", [[1e-30, 1.0], [0.0, 0.5], [], [0.9]])
 def test_the_axis_of_p_values_copes_with_all_of_them(values: list[float]):
     axes = _style.figure(3, 3).subplots()
@@ -808,3 +793,73 @@ def test_the_axis_of_p_values_copes_with_all_of_them(values: list[float]):
     assert all(lowest <= max(value, lowest) < high for value in values)
     assert len(axes.get_yticks()) <= 8
     assert _style.power(1e-12) == "10⁻¹²"
+
+
+def test_an_axis_of_p_values_reaches_no_further_down_than_can_be_read():
+    axes = _style.figure(3, 3).subplots()
+    assert 1e-9 < _style.log_axis(axes, [1e-30, 1.0], "p") < 1e-8
+
+
+def test_scores_that_lie_far_apart_get_more_room_where_the_best_are():
+    axes = _style.figure(3, 3).subplots()
+    assert _style.score_axis(axes, [0.0, 0.8, 0.9])
+    shown = axes.transAxes.inverted().transform(axes.transData.transform([(0.0, 0), (0.8, 0), (0.9, 0)]))[:, 0]
+    assert shown[2] - shown[1] > 0.25, "a ninth of the range has more than a quarter of the axis"
+    assert 0 < shown[0] < shown[1] < shown[2] < 1
+    places = axes.transData.transform([(tick, 0) for tick in axes.get_xticks()])[:, 0]
+    assert min(abs(a - b) for a, b in itertools.pairwise(places)) > 0.1 * axes.bbox.width
+    near = _style.figure(3, 3).subplots()
+    assert not _style.score_axis(near, [0.8, 0.9])
+    assert near.get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("retain", ["all", "general"])
+@pytest.mark.parametrize("name", FIGURES.names())
+def test_no_words_of_a_drawing_lie_over_others_or_are_cut(name: str, retain: str, make: Maker):
+    """Titles, legends, names of axes and of lines; long model names and one column of panels are the narrow case."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for kind in ("a", "b"):
+        for method in ("ga", "grad_diff", "checkpoint", "kl_min"):
+            changes = {"config": {"lr": 0.001, "kind": kind}, "retain": retain, "model": "smollm2-135m@1"}
+            selection = TUNED.format(method) if kind == "b" and retain == "all" else f"published form: preset of {method}"
+            selection += ", then kind by hand" if kind == "b" and retain == "general" else ""
+            make(method, ((1e-12, 0.85), (0.3, 0.2)), selection=selection, **changes)
+    made = FIGURES.get(name).draw(select(make.store), options(make, by=BY.get(name, "")))
+    for drawing in (item for item in made.values() if not isinstance(item, Sheet)):
+        canvas = FigureCanvasAgg(drawing)
+        canvas.draw()
+        words = [text for axes in drawing.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts)]
+        words += [drawing._suptitle, drawing._supxlabel]  # type: ignore[attr-defined]
+        words += [text for legend in drawing.legends for text in legend.get_texts()]
+        for axes in drawing.axes:
+            low, high = axes.get_xlim()
+            words += [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+        boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in words if text.get_text()]
+        page = drawing.bbox
+        for i, (said, box) in enumerate(boxes):
+            assert min(box.x0 - page.x0, page.x1 - box.x1, box.y0 - page.y0, page.y1 - box.y1) >= 0, f"{said} is cut"
+            for other, its in boxes[i + 1 :]:
+                over = min(box.x1, its.x1) - max(box.x0, its.x0), min(box.y1, its.y1) - max(box.y0, its.y0)
+                assert min(over) <= 1 or "↓" in (said, other), f"'{said}' and '{other}' lie over one another"
+
+
+def test_values_that_were_never_run_alike_are_not_passed_off_as_an_ablation(make: Maker):
+    make(config={"estimator": "kfac", "target_kl": 0.1})
+    make(config={"estimator": "ekfac", "target_kl": 0.14}, selection=TUNED.format("ga"))
+    made = FIGURES.get("ablation").draw(select(make.store), options(make, by="estimator"))
+    (sheet,) = [item for item in made.values() if isinstance(item, Sheet)]
+    (drawing,) = [item for item in made.values() if not isinstance(item, Sheet)]
+    assert "by estimator and target_kl, which differ together" in sheet.caption
+    assert any("not due to estimator alone" in note for note in sheet.notes)
+    names = [text.get_text() for text in drawing.legends[0].get_texts()]
+    assert {"ekfac\n(target_kl 0.14)", "kfac\n(target_kl 0.1)"} <= set(names)
+    make(config={"estimator": "ekfac", "target_kl": 0.1}, selection=TUNED.format("ga"), seed=1)
+    (sheet,) = sheets("ablation", make, by="estimator").values()
+    assert "differ together" not in sheet.caption
+
+
+def test_figures_reach_records_through_one_door():
+    for file in sorted((ROOT / "plots").glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"harness\.(storage|store|records|record_\w+|packs|packing|frames)\b", text), file.name

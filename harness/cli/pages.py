@@ -44,15 +44,15 @@ def plot(
     method: Annotated[str, typer.Option("--method", "-m", help="Only these methods, parted by commas.")] = "",
     by: Annotated[str, typer.Option("--by", help="The setting whose values are compared, for ablation.")] = "",
     study: Annotated[str, typer.Option("--study", help="Only the runs of this study; compares by its setting.")] = "",
-    format_: Annotated[str, typer.Option("--format", help="svg, png, csv, md, tex, parted by commas; all by default.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="svg, png, pdf, csv, md, tex; all by default.")] = "",
     as_json: Json = False,
 ) -> None:
     """Draw a figure or write a table from what is recorded; an unchanged store gives the same files."""
     from harness.core.interfaces import FIGURES, FigureOptions
-    from harness.reading.figures import draw, formats, select
+    from harness.reading.figures import draw, formats_of, select
     from harness.storage.store import Store
 
-    chosen, root = formats(format_), results_root(results)
+    chosen, root = formats_of(format_), results_root(results)
     if name not in FIGURES.entries:
         FIGURES.get(name)  # says which there are, before anything is read
     runs = select(Store(root), bench, model, names("a method")(Given(method, f"--method {method}")))

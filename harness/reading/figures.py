@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import FIGURES, FigureOptions, Sheet
+from harness.reading import formats
 from harness.storage.cache import disk_errors
 from harness.storage.store import Store
 
@@ -20,18 +21,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Drawing
 
-DRAWN = ("svg", "png")
+DRAWN = ("svg", "png", "pdf")
 """Formats of drawings."""
 WRITTEN = ("csv", "md", "tex")
 """Formats of tables."""
 FORMATS = (*DRAWN, *WRITTEN)
+NAMELESS = {"svg": ("Date", "Creator"), "png": ("Software",), "pdf": ("CreationDate", "Creator", "Producer")}
+"""What matplotlib would write into a file that says when and with what it was made: left out, so that bytes stay the same."""
 WIDE, LONG = 6, 60
 """Columns from which a LaTeX table is fitted to the line, characters from which a cell is."""
 RESOLUTION = 200
 """Dots per inch of a PNG."""
 
 
-def formats(text: str) -> tuple[str, ...]:
+def formats_of(text: str) -> tuple[str, ...]:
     """The formats in a list parted by commas; all of them if it is empty.
 
     Raises:
@@ -51,24 +54,23 @@ def select(store: Store, bench: str = "", model: str = "", methods: Sequence[str
         UsageError: if there are none; names the command that makes them.
     """
     runs = store.frame()
-    there = runs
+    chosen = runs
     for column, wanted in (("bench", [bench] if bench else []), ("model", [model] if model else []), ("method", methods)):
-        there = there[there[column].isin(wanted)] if wanted and len(there) else there
-    if there.empty:
+        chosen = chosen[chosen[column].isin(wanted)] if wanted and len(chosen) else chosen
+    if chosen.empty:
         words = [f"--method {','.join(methods) or 'kfade,npo,simnpo'}", f"--bench {bench or 'tofu10'}"]
         words += [f"--model {model}"] if model else []
-        asked = (
-            [f"of {', '.join(methods)}"] * bool(methods) + [f"on {bench}"] * bool(bench) + [f"with model {model}"] * bool(model)
-        )
+        limits = [f"of {', '.join(methods)}"] * bool(methods) + [f"on {bench}"] * bool(bench)
+        limits += [f"with model {model}"] * bool(model)
         others = ""
         if len(runs):
-            found = sorted({f"{b} with {m}" for b, m in zip(runs["bench"], runs["model"], strict=True)})
-            others = f" (there are runs on {', '.join(found)})"
+            pairs = sorted({f"{b} with {m}" for b, m in zip(runs["bench"], runs["model"], strict=True)})
+            others = f" (there are runs on {', '.join(pairs)})"
         raise UsageError(
-            f"there are no runs {' '.join([*asked, 'in'])} {store.runs_folder}{others}. "
+            f"there are no runs {' '.join([*limits, 'in'])} {store.runs_folder}{others}. "
             f"Make some: harness run {' '.join(words)} --results {store.root}"
         )
-    return there
+    return chosen
 
 
 def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chosen: Sequence[str]) -> list[Path]:
@@ -77,7 +79,7 @@ def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chose
     Args:
         name: the figure's.
         runs: from `select`.
-        options: what the figure is told.
+        options: where the results lie, and which setting is compared.
         out: the folder.
         chosen: the formats.
 
@@ -110,9 +112,8 @@ def _drawn(drawing: Drawing, kind: str) -> bytes:
     import matplotlib as mpl
 
     buffer = io.BytesIO()
-    nothing = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
-    with mpl.rc_context({"svg.hashsalt": "unlearning-harness", "svg.fonttype": "path"}):
-        drawing.savefig(buffer, format=kind, dpi=RESOLUTION, metadata=nothing)
+    with mpl.rc_context({"svg.hashsalt": "unlearning-harness", "svg.fonttype": "path", "pdf.fonttype": 42}):
+        drawing.savefig(buffer, format=kind, dpi=RESOLUTION, metadata=dict.fromkeys(NAMELESS[kind]))
     return buffer.getvalue()
 
 
@@ -125,41 +126,14 @@ def _written(sheet: Sheet, kind: str) -> str:
 def markdown(sheet: Sheet) -> str:
     """A table with its caption above and its notes below; text from records is escaped."""
     head = [str(name) for name in sheet.shown.columns]
-    lines = [f"**{_md(sheet.caption)}**", "", _md_row(head), _md_row(["---"] * len(head), plain=True)]
+    lines = [f"**{formats.markdown(sheet.caption)}**", "", _md_row(head), _md_row(["---"] * len(head), plain=True)]
     lines += [_md_row([str(cell) for cell in row]) for row in sheet.shown.itertuples(index=False, name=None)]
-    lines += ["", *(f"- {_md(note)}" for note in sheet.notes)] if sheet.notes else []
+    lines += ["", *(f"- {formats.markdown(note)}" for note in sheet.notes)] if sheet.notes else []
     return "\n".join(lines) + "\n"
 
 
 def _md_row(cells: Iterable[str], plain: bool = False) -> str:
-    return "| " + " | ".join(cell if plain else _md(cell) for cell in cells) + " |"
-
-
-def _md(text: str) -> str:
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"\s*\n\s*", " ", re.sub(r"([\\|`*\[\]])", r"\\\1", text))
-
-
-_TEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "→": r"$\rightarrow$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≈": r"$\approx$",
-    "±": r"$\pm$",
-    "†": r"\textdagger{}",
-    "…": r"\dots{}",
-    "–": "--",
-    "·": r"$\cdot$",
-    "\n": " ",
-}
+    return "| " + " | ".join(cell if plain else formats.markdown(cell) for cell in cells) + " |"
 
 
 def latex(sheet: Sheet) -> str:
@@ -167,11 +141,11 @@ def latex(sheet: Sheet) -> str:
     columns = [_tex_column(sheet.shown[name]) for name in sheet.shown.columns]
     fit = (r"\resizebox{\linewidth}{!}{%", "}") if len(columns) > WIDE else ("", "")
     lines = [r"% needs \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering", r"\small"]
-    lines += [rf"\caption{{{_tex(sheet.caption)}}}", fit[0]]
+    lines += [rf"\caption{{{formats.latex(sheet.caption)}}}", fit[0]]
     lines += [rf"\begin{{tabular}}{{{''.join(columns)}}}", r"\toprule", _tex_row(sheet.shown.columns), r"\midrule"]
     lines += [_tex_row(row) for row in sheet.shown.itertuples(index=False, name=None)]
     lines += [r"\bottomrule", r"\end{tabular}", fit[1]]
-    lines += [rf"\par\smallskip{{\footnotesize {_tex(note)}\par}}" for note in sheet.notes]
+    lines += [rf"\par\smallskip{{\footnotesize {formats.latex(note)}\par}}" for note in sheet.notes]
     return "\n".join([*filter(None, lines), r"\end{table}"]) + "\n"
 
 
@@ -181,8 +155,4 @@ def _tex_column(cells: pd.Series) -> str:
 
 
 def _tex_row(cells: Iterable[object]) -> str:
-    return " & ".join(_tex(str(cell)) for cell in cells) + r" \\"
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    return " & ".join(formats.latex(str(cell)) for cell in cells) + r" \\"
