@@ -145,7 +145,7 @@ def test_killed_at_any_stage_the_store_reads_as_before_and_packing_goes_on(store
     before = contents(store)
     where = "shutil" if stage == "rmtree" else "packing"
     program = (
-        "import os, signal, shutil\nfrom pathlib import Path\nfrom harness import packing\nfrom harness.storage.store import Store\n"
+        "import os, signal, shutil\nfrom pathlib import Path\nfrom harness.storage import packing\nfrom harness.storage.store import Store\n"
         f"kept = {where}.{stage}\n"
         "def killed(*given, **named):\n"
         f"    if {stage!r} in ('write_pack', 'rmtree') and given: kept(*given[:1], *given[1:], **named)\n"
@@ -313,11 +313,11 @@ INSIDE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a path": (rewritten(lambda run: replace(run, run={**run.run, "error": "in /home/me/x.py"})), "an absolute path"),
     "a field": (
         rewritten(lambda run: replace(run, run={**run.run, "more": 1})),
-        "fields are missing, unknown or of a wrong type",
+        "a field is unknown or of a wrong type (more: ",
     ),
     "newer": (rewritten(lambda run: replace(run, run={**run.run, "schema_version": 99})), "written by a newer version"),
     "no record": (rewritten(lambda run: replace(run, run=[])), "JSON of something else"),
-    "no texts": (rewritten(lambda run: replace(run, texts=[{"point": 0}])), "fields are missing"),
+    "no texts": (rewritten(lambda run: replace(run, texts=[{"point": 0}])), "text 1: it lacks turns, text"),
 }
 
 
