@@ -21,11 +21,10 @@ from evals.multiple_choice import (
     asked,
     log_likelihoods,
     measure,
-    pooled_standard_error,
-    standard_error,
     version,
 )
 from harness.core.interfaces import Absent, Measurement, Setting, Subject, Task
+from harness.statistics.standard_errors import pooled_standard_error, standard_error
 from tests.conftest import WORLD, SettingMaker, with_choices
 
 LETTERS = "ABCD"
