@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from harness.cli import entry
 from harness.core.registry import ROOT
+from harness.data.refusals import refusal, torchvision_trouble
 from harness.storage.cache import disk_trouble
 
 
@@ -32,6 +34,37 @@ def test_a_command_that_cannot_write_ends_in_one_sentence(number, name, tmp_path
     assert told.err.count("\n") == 1
     assert os.strerror(number) in told.err
     assert (name or str(tmp_path)) in told.err
+
+
+UNIMPORTABLE = ModuleNotFoundError("Could not import module 'LlamaConfig'. Are this object's requirements defined correctly?")
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **releases: str) -> None:
+    version = importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: releases.get(name) or version(name))
+
+
+def test_a_torchvision_of_another_build_is_named_with_the_way_out(monkeypatch, capsys):
+    def broken(*args: object, **options: object) -> None:
+        raise UNIMPORTABLE
+
+    installed(monkeypatch, torchvision="0.28.0", torch="2.13.0+cpu")
+    monkeypatch.setattr(entry, "app", broken)
+    monkeypatch.setattr("harness.core.signals.stop_on_signals", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith("error: transformers cannot be imported, since torchvision 0.28.0")
+    assert told.endswith("pip uninstall torchvision\n")
+    assert "pip uninstall torchvision" in str(refusal("model", "tokenizer", UNIMPORTABLE))
+
+
+def test_where_torchvision_fits_an_import_that_fails_is_something_else(monkeypatch):
+    installed(monkeypatch, torchvision="0.28.0+cpu", torch="2.13.0+cpu")
+    assert torchvision_trouble(UNIMPORTABLE) is None
+    installed(monkeypatch, torchvision="0.28.0", torch="2.13.0+cpu")
+    assert torchvision_trouble(ValueError("x")) is None
 
 
 def test_other_errors_are_no_trouble_of_a_disk():

@@ -33,7 +33,7 @@ def requirement(text: str) -> str:
 DEPENDENCIES = {requirement(text): text for text in PROJECT["project"]["dependencies"]}
 EXTRAS = {requirement(t): t for of in PROJECT["project"]["optional-dependencies"].values() for t in of}
 APART = {"vllm"}
-"""Pins torch and caps transformers, so that it lives in an environment of its own (README) and is no extra of this one."""
+"""Pins torch and caps transformers, so that it lives in an environment of its own (docs/how-to/gpu.md) and is no extra of this one."""
 
 
 def test_the_wheel_holds_exactly_the_packages_of_the_checkout():

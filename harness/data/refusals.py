@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def refusal(name: str, part: str, error: Exception, offline: str | None = None) 
     """What to say of a part of a checkpoint (configuration, tokenizer, model) that could not be read."""
     from huggingface_hub.errors import GatedRepoError
 
+    if trouble := torchvision_trouble(error):
+        return UsageError(trouble)
     text = " ".join(str(error).split())
     local = Path(name).is_dir()
     if offline and not local:
@@ -72,6 +75,26 @@ def refusal(name: str, part: str, error: Exception, offline: str | None = None) 
         part, text = "configuration", text.partition("Error: ")[2] or text
     kind = "" if text and (strict or isinstance(error, OSError | ValueError | RuntimeError)) else f"{type(error).__name__}: "
     return UsageError(f"the {part} of {name} cannot be loaded: {kind}{text[:300]}")
+
+
+def torchvision_of_another_build() -> tuple[str, str] | None:
+    """The releases of torchvision and torch where one is a CPU build and the other is none; None where they fit."""
+    try:
+        vision, torch = (importlib.metadata.version(name) for name in ("torchvision", "torch"))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return (vision, torch) if ("+cpu" in vision) != ("+cpu" in torch) else None
+
+
+def torchvision_trouble(error: BaseException) -> str | None:
+    """What to do where transformers could not be imported for a torchvision that was built for another torch; else None."""
+    if "Could not import module" in str(error) and (builds := torchvision_of_another_build()):
+        vision, torch = builds
+        return (
+            f"transformers cannot be imported, since torchvision {vision} was built for another torch than {torch}. "
+            "Nothing here needs it: pip uninstall torchvision"
+        )
+    return None
 
 
 def _packages_for(name: str, text: str) -> str | None:

@@ -80,15 +80,17 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _torchvision() -> Finding:
     """A torchvision built for another torch breaks `from transformers import LlamaForCausalLM`."""
-    try:
-        vision, torch = (importlib.metadata.version(name) for name in ("torchvision", "torch"))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding("torchvision", "not installed (not needed)")
-    if ("+cpu" in vision) != ("+cpu" in torch):
+    from harness.data.refusals import torchvision_of_another_build
+
+    if builds := torchvision_of_another_build():
+        vision, torch = builds
         return Finding(
             "torchvision", f"{vision} was built for another torch than {torch}; run: pip uninstall torchvision", fine=False
         )
-    return Finding("torchvision", f"{vision} (not needed)")
+    try:
+        return Finding("torchvision", f"{importlib.metadata.version('torchvision')} (not needed)")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("torchvision", "not installed (not needed)")
 
 
 def _device() -> Finding:
