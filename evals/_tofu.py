@@ -97,7 +97,7 @@ def _encoded(setting: Setting, examples: Sequence[Example]) -> list[Encoded]:
 def _build_divergence(setting: Setting) -> pd.DataFrame:
     import pandas as pd
 
-    from harness.numerics.loading import placement
+    from harness.numerics.placement import placement
 
     def base() -> PreTrainedModel:
         dtype = str(setting.model.dtype).removeprefix("torch.")

@@ -133,7 +133,7 @@ def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np
     from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import kl_between
-    from harness.numerics.loading import placement
+    from harness.numerics.placement import placement
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)

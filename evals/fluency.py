@@ -130,7 +130,7 @@ def _unlikelihood(setting: Setting, prompts: Sequence[str], texts: Sequence[str]
 
 def _before(setting: Setting) -> PreTrainedModel:
     """The model before unlearning, loaded beside the one that is measured."""
-    from harness.numerics.loading import placement
+    from harness.numerics.placement import placement
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     return setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.core.config import settings
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
-from harness.numerics.loading import placement
+from harness.numerics.placement import placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt
 from harness.core.config import settings
 from harness.core.errors import UsageError
 from harness.core.interfaces import Progress, Setting, Task, method
-from harness.numerics.loading import placement
+from harness.numerics.placement import placement
 
 
 @settings

@@ -42,7 +42,7 @@ from harness.core.metric import Metric, Number, Plain
 from harness.core.registry import ROOT
 from harness.models.pretraining import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
-from harness.running.run import Plan, plan
+from harness.running.plan import Plan, plan
 from harness.storage.cache import Cache
 from harness.storage.store import Store
 

@@ -64,7 +64,8 @@ def run(root: Path, results: str = "first", offline: bool = False, between: Any 
 
     from harness.core.interfaces import Options
     from harness.data import hub
-    from harness.running.run import execute, plan
+    from harness.running.plan import plan
+    from harness.running.run import execute
     from harness.storage.cache import Cache
     from harness.storage.store import Store
 

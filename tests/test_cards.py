@@ -17,7 +17,8 @@ from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, METHODS, Measurement, Options
 from harness.data.rows import encode, token_ids
 from harness.running.doctor import Finding, examine
-from harness.running.run import execute, plan
+from harness.running.plan import plan
+from harness.running.run import execute
 from harness.storage.cache import Cache
 from harness.storage.store import Store
 

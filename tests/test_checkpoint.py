@@ -14,7 +14,7 @@ from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, METHODS, Options, Setting, Task
 from harness.models.pretraining import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
-from harness.running.run import plan
+from harness.running.plan import plan
 from methods import checkpoint
 from tests.conftest import WORDS, Nano, NanoBenchmark, SettingMaker
 

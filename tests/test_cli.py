@@ -18,7 +18,7 @@ import pytest
 from harness import __version__
 from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
 from harness.core.registry import ROOT
-from harness.running.run import plan
+from harness.running.plan import plan
 from harness.storage.records import SCHEMA_VERSION, Point, RunResult
 from harness.storage.store import Store
 from tests.conftest import Bench, HarnessCli
@@ -292,7 +292,7 @@ def test_an_interruption_says_how_to_go_on(harness: Harness, monkeypatch: pytest
     def interrupted(*args: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.running.run.plan", interrupted)
+    monkeypatch.setattr("harness.running.plan.plan", interrupted)
     told = harness(*RUN)
     assert told.code == 130
     assert told.err == "interrupted; the same command goes on from here.\n"

@@ -27,7 +27,7 @@ from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
 from harness.models.pretraining import SMALL_MODEL_FACTOR
 from harness.models.sources import weights_fingerprint
 from harness.numerics import training
-from harness.running.run import plan
+from harness.running.plan import plan
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import WMDP_FACTOR, PairedRecipe, Recipe, Schedule

@@ -240,7 +240,7 @@ ONE_OF_EACH = {(spec.bench, spec.model, spec.method): spec for spec in SPECS.val
 
 @pytest.mark.parametrize("which", list(ONE_OF_EACH), ids=str)
 def test_a_committed_run_planned_anew_has_the_same_name(which: tuple[str, str, str]):
-    from harness.running.run import plan
+    from harness.running.plan import plan
 
     spec = ONE_OF_EACH[which]
     options = Options(

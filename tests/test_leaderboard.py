@@ -195,7 +195,7 @@ def test_the_protocol_is_read_from_how_settings_were_chosen(selection: str, expe
 
 def test_the_protocol_is_that_of_real_plans():
     from harness.core.interfaces import Options
-    from harness.running.run import plan
+    from harness.running.plan import plan
 
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options()).selection) == "published"
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options(), form="tuned").selection) == "tuned"

@@ -532,7 +532,8 @@ def test_doctor_and_run_refuse_a_table_of_positions_that_answers_do_not_fit_into
     from harness.core.interfaces import Options
     from harness.models import pretraining
     from harness.running.doctor import examine as look
-    from harness.running.run import execute, plan
+    from harness.running.plan import plan
+    from harness.running.run import execute
     from harness.storage.store import Store
 
     made(nano, tmp_path / "short", transformers.OPTConfig(

@@ -325,7 +325,7 @@ def test_what_is_not_certain_about_a_checkpoint_is_told_when_it_cannot_be_had(tm
 def test_all_gpus_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    from harness.running.run import pick_device
+    from harness.numerics.placement import pick_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="cuda:all spreads a model over all GPUs, and this machine has none"):
@@ -339,7 +339,7 @@ def test_a_hub_checkpoint_is_named_by_id_and_revision():
 
 
 def test_a_saved_mini_model_has_minis_presets(tmp_path: Path):
-    from harness.running.run import plan
+    from harness.running.plan import plan
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "harness.json").write_text('{"model": "mini@1", "run": "0"}')
@@ -358,7 +358,7 @@ def beside(folder: Path, **about: str) -> str:
 
 @pytest.mark.parametrize(("model", "template"), [("scratch", "scratch"), ("phi-1.5", "phi"), ("llama2-7b", "llama2")])
 def test_a_saved_model_comes_back_under_its_template_and_with_its_presets(tmp_path: Path, model: str, template: str):
-    from harness.running.run import plan
+    from harness.running.plan import plan
     from tests.test_cards import write_rows
 
     write_rows(tmp_path / "data")
@@ -395,7 +395,8 @@ def test_a_template_of_another_benchmark_is_guessed_as_ever(tmp_path: Path, nano
 )
 def test_a_model_saved_once_more_is_still_what_it_was(tmp_path: Path, about: dict[str, str], kept: dict[str, str]):
     """Whatever its folder is called, the world's seed included."""
-    from harness.running.run import _about, plan
+    from harness.running.plan import plan
+    from harness.running.run import _about
     from tests.test_cards import write_rows
 
     write_rows(tmp_path / "data")

@@ -10,6 +10,7 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.fields import Given, declared, flag_of, from_document, from_python, helps, read
+from harness.running.plan import plan
 from harness.running.request import (
     PowerRequest,
     RunFields,
@@ -21,7 +22,6 @@ from harness.running.request import (
     recorded_request,
     request_file,
 )
-from harness.running.run import plan
 
 REQUESTS = (RunRequest, SweepRequest, StudyRequest, PowerRequest, ScoreRequest)
 

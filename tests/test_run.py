@@ -33,9 +33,11 @@ from harness.core.interfaces import (
     Task,
 )
 from harness.core.registry import ROOT
-from harness.models.export import Keep
+from harness.models.export import ExportOptions
+from harness.numerics.placement import pick_device
 from harness.running import measuring
-from harness.running.run import execute, pick_device, plan
+from harness.running.plan import plan
+from harness.running.run import execute
 from harness.storage.cache import Cache
 from harness.storage.record_writing import Record
 from harness.storage.records import Point, RunResult
@@ -631,7 +633,7 @@ def test_a_model_given_as_a_folder_is_named_by_the_folders_name(nano: Nano, tmp_
 # ---------------------------------------------------------------- what is kept of the model
 
 
-def final_weights(bench: Bench, nano: Nano, keep: Keep) -> RunResult:
+def final_weights(bench: Bench, nano: Nano, keep: ExportOptions) -> RunResult:
     return execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, keep)
 
 
@@ -639,7 +641,7 @@ def test_the_unlearned_model_can_be_kept_as_a_checkpoint(bench: Bench, nano: Nan
     from harness.models.sources import read_sidecar, weights_fingerprint
     from harness.numerics.loading import load_checkpoint
 
-    result = final_weights(bench, nano, Keep(model=tmp_path / "kept"))
+    result = final_weights(bench, nano, ExportOptions(model=tmp_path / "kept"))
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
     assert weights_fingerprint(model) == result.points[-1].weights
     assert read_sidecar(tmp_path / "kept") == {
@@ -656,7 +658,7 @@ def test_the_difference_of_the_weights_can_be_kept(bench: Bench, nano: Nano, tmp
     from harness.models.updates import added
     from harness.numerics.loading import load_checkpoint
 
-    final_weights(bench, nano, Keep(model=tmp_path / "kept", update=tmp_path / "deep" / "update.safetensors"))
+    final_weights(bench, nano, ExportOptions(model=tmp_path / "kept", update=tmp_path / "deep" / "update.safetensors"))
     moved = load_file(tmp_path / "deep" / "update.safetensors")
     assert set(moved) == {"lm_head.weight"}
     model, _ = load_checkpoint(str(tmp_path / "kept"), "cpu", "float32")
@@ -674,7 +676,7 @@ def test_the_record_of_a_run_that_is_done_stays_byte_for_byte_when_its_model_is_
     evaluators = [giving("norm", counted), *tofus(bench)]
     first = run(bench, steps(2), evaluators)
     before, count = bytes_of(bench.results), counted.count
-    keep = Keep(model=tmp_path / "kept", update=tmp_path / "update.safetensors")
+    keep = ExportOptions(model=tmp_path / "kept", update=tmp_path / "update.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.models.sources.weights_fingerprint", fingerprints := Calls(weights_fingerprint))
         result = execute(bench.plan(steps(2), evaluators), bench.store, bench.cache, keep)
@@ -692,7 +694,7 @@ def test_another_model_than_the_one_that_was_measured_is_not_kept(bench: Bench, 
     run(bench, steps(2))
     before = bytes_of(bench.results)
     with pytest.raises(UsageError, match=r"came to other weights now .* its record stays; --force measures it anew"):
-        execute(bench.plan(steps(3), [NORM]), bench.store, bench.cache, Keep(model=tmp_path / "kept"))
+        execute(bench.plan(steps(3), [NORM]), bench.store, bench.cache, ExportOptions(model=tmp_path / "kept"))
     assert not (tmp_path / "kept").exists()
     assert bytes_of(bench.results) == before
 
@@ -711,7 +713,7 @@ def test_a_model_that_cannot_be_kept_leaves_the_run_done(bench: Bench, tmp_path:
         with pytest.raises(
             UsageError, match=r"no space is left on the disk of the folder .*kept\. Choose another with --save-m"
         ):
-            execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, Keep(model=tmp_path / "kept"), forced)
+            execute(bench.plan(steps(2), [NORM]), bench.store, bench.cache, ExportOptions(model=tmp_path / "kept"), forced)
     found = bench.store.find(bench.plan(steps(2), [NORM]).spec)
     assert found is not None
     assert (found.status, found.error, len(found.points)) == ("done", "", 2)
@@ -726,15 +728,18 @@ def nothing_is_unlearned(setting: Setting, config: Any) -> Iterator[Progress]:
 @pytest.mark.parametrize(
     ("keep", "said"),
     [
-        (lambda at: Keep(model=at / "file" / "kept"), "Not a directory. Choose another with --save-model"),
-        (lambda at: Keep(model=at / "file"), "Not a directory. Choose another with --save-model"),
-        (lambda at: Keep(update=at / "file" / "deep" / "update"), "Not a directory. Choose another with --save-update"),
-        (lambda at: Keep(update=at / "folder"), "Is a directory. Choose another with --save-update"),
-        (lambda at: Keep(model=at / ("x" * 300)), "File name too long. Choose another with --save-model"),
+        (lambda at: ExportOptions(model=at / "file" / "kept"), "Not a directory. Choose another with --save-model"),
+        (lambda at: ExportOptions(model=at / "file"), "Not a directory. Choose another with --save-model"),
+        (
+            lambda at: ExportOptions(update=at / "file" / "deep" / "update"),
+            "Not a directory. Choose another with --save-update",
+        ),
+        (lambda at: ExportOptions(update=at / "folder"), "Is a directory. Choose another with --save-update"),
+        (lambda at: ExportOptions(model=at / ("x" * 300)), "File name too long. Choose another with --save-model"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_one_sentence_before_anything_is_unlearned(
-    bench: Bench, tmp_path: Path, keep: Callable[[Path], Keep], said: str
+    bench: Bench, tmp_path: Path, keep: Callable[[Path], ExportOptions], said: str
 ):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
@@ -752,7 +757,7 @@ def test_a_folder_that_must_not_be_written_is_one_sentence_before_anything_is_un
 
     monkeypatch.setattr("harness.models.export.temporary_file", refuse)
     with pytest.raises(UsageError, match=f"{error.strerror}. Choose another with --save-update"):
-        execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(update=tmp_path / "update"))
+        execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, ExportOptions(update=tmp_path / "update"))
 
 
 def test_too_little_room_for_the_model_is_said_before_anything_is_unlearned(
@@ -762,7 +767,7 @@ def test_too_little_room_for_the_model_is_said_before_anything_is_unlearned(
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match=r"has 0\.00 GiB left on its disk, and about 0\.00 GiB are to be written"):
-        execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, Keep(model=tmp_path / "kept"))
+        execute(bench.plan(nothing_is_unlearned), bench.store, bench.cache, ExportOptions(model=tmp_path / "kept"))
 
 
 def test_two_places_on_one_disk_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -771,11 +776,11 @@ def test_two_places_on_one_disk_share_its_room(tmp_path: Path, monkeypatch: pyte
     room = 2**30
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 * room, room, room))  # type: ignore[attr-defined]
     model, update = tmp_path / "kept", tmp_path / "update.safetensors"
-    for keep in (Keep(model=model), Keep(update=update)):
+    for keep in (ExportOptions(model=model), ExportOptions(update=update)):
         keep.check(room)
-    Keep(model=model, update=update).check(room // 2)
+    ExportOptions(model=model, update=update).check(room // 2)
     with pytest.raises(UsageError, match=r"the file .* has 1\.00 GiB left on its disk, and about 2\.00 GiB are to be written"):
-        Keep(model=model, update=update).check(room)
+        ExportOptions(model=model, update=update).check(room)
 
 
 # ---------------------------------------------------------------- plans, devices, costs

@@ -17,7 +17,7 @@ import pytest
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
-from harness.running.run import plan
+from harness.running.plan import plan
 from harness.storage.cache import digest
 from harness.storage.record_reading import read_run
 from harness.storage.record_writing import Record

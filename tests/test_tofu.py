@@ -275,7 +275,7 @@ def test_the_two_projects_cut_scored_texts_at_their_own_length(nano_setting: Set
 
 
 def test_what_changed_in_one_variant_moves_its_runs_alone():
-    from harness.running.run import plan
+    from harness.running.plan import plan
 
     specs = {v: plan("tofu10", "mini", "untouched", {}, Options(variant=v)).spec for v in ("original", "open-unlearning")}
     assert {v: spec.bench_version for v, spec in specs.items()} == {"original": 1, "open-unlearning": 2}

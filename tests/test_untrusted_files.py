@@ -17,7 +17,7 @@ from harness.models import memory
 from harness.models.sources import CheckpointSource, load_checkpoint
 from harness.numerics.generation import HFGenerator
 from harness.reading.figures import draw
-from harness.running.run import without_paths
+from harness.running.failures import without_paths
 from harness.storage.cache import Cache
 from harness.storage.records import read_spec, to_json
 from tests.conftest import Nano

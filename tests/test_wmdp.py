@@ -15,7 +15,8 @@ from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Measurement, Options, Window
 from harness.data.corpora import Windows
 from harness.running.doctor import examine
-from harness.running.run import execute, plan
+from harness.running.plan import plan
+from harness.running.run import execute
 from harness.storage.cache import Cache, digest
 from harness.storage.store import Store
 from tests.conftest import Nano

@@ -7,7 +7,7 @@ import pytest
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.interfaces import METHODS, MOST_SEED, Options
-from harness.running.run import plan
+from harness.running.plan import plan
 from harness.running.sweep import Sweep, check_count, check_metric
 from harness.storage.store import Store
 from tests.records import number, run, write

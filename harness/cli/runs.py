@@ -18,7 +18,7 @@ from harness.core.fields import declared, flag_of, read
 from harness.running.request import RECORDED, RunRequest, differs, recorded_request, request_file
 
 if TYPE_CHECKING:
-    from harness.running.run import Plan
+    from harness.running.plan import Plan
     from harness.storage.records import RunResult, RunSpec
 
 
@@ -60,16 +60,16 @@ def run(
 
 def _one(todo: Plan, control: RunControl) -> None:
     """Do a run, or show it as it is recorded."""
-    from harness.models.export import Keep
+    from harness.models.export import ExportOptions
     from harness.running.run import execute
     from harness.storage.cache import Cache
     from harness.storage.records import to_json
     from harness.storage.store import Store
 
-    store, keep = Store(control.root), Keep(control.save_model, control.save_update)
-    match = None if control.force or keep else store.find(todo.spec)
+    store, exports = Store(control.root), ExportOptions(control.save_model, control.save_update)
+    match = None if control.force or exports else store.find(todo.spec)
     known = match is not None and match.status == "done"
-    result = match if match and known else execute(todo, store, Cache(), keep, control.force)
+    result = match if match and known else execute(todo, store, Cache(), exports, control.force)
     if control.json:
         print_json(to_json(result))
         return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Keep:
+class ExportOptions:
     """Where it goes; nowhere where nothing is given."""
 
     model: Path | None = None

@@ -18,7 +18,7 @@ from harness.core.errors import UsageError
 from harness.core.interfaces import Evaluator, Held, Method, ModelShape, Options, Task
 from harness.models.sources import CheckpointSource
 from harness.numerics.configurations import meta_model
-from harness.numerics.loading import ALL_GPUS
+from harness.numerics.placement import ALL_GPUS
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from harness.core.progress import progress_bar
 from harness.data.rows import check_rows, token_ids
 from harness.numerics import anatomy
 from harness.numerics.identity import end_tokens, versions
-from harness.numerics.loading import ALL_GPUS, without_own_settings
+from harness.numerics.loading import without_own_settings
+from harness.numerics.placement import ALL_GPUS
 from harness.numerics.thoughts import MARKED
 from harness.numerics.vllm import Engine, Prompt, engine
 from harness.storage.cache import digest, disk_errors

@@ -32,15 +32,13 @@ from harness.numerics.configurations import (
     whole_config,
 )
 from harness.numerics.identity import code_revision
+from harness.numerics.placement import ALL_GPUS
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-ALL_GPUS = "cuda:all"
-"""The device that stands for all GPUs together."""
 
 _TEXT_PART = {
     r"^model\.language_model\.": "model.",
@@ -301,9 +299,3 @@ def without_own_settings(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-def placement(model: PreTrainedModel) -> str:
-    """The device to ask for when another model is to lie where this one does."""
-    devices = set((getattr(model, "hf_device_map", None) or {}).values())
-    return ALL_GPUS if len(devices) > 1 else str(model.device)

@@ -162,7 +162,7 @@ class _BaseGenerator:
     def generate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]
     ) -> list[str]:
-        from harness.numerics.loading import placement
+        from harness.numerics.placement import placement
 
         # vLLM loads the model itself, so that a second one on the GPU would only take its room.
         device = "cpu" if self.name == "vllm" else placement(model)

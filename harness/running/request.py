@@ -21,7 +21,7 @@ from harness.core.interfaces import MOST_SEED, Form, Options, Points, Retain, Va
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
 
 if TYPE_CHECKING:
-    from harness.running.run import Plan
+    from harness.running.plan import Plan
     from harness.running.sweep import Sweep
     from harness.storage.records import RunSpec
 
@@ -120,7 +120,7 @@ class Request:
             UsageError: for a device, a generator or a judge that cannot be.
         """
         from harness.numerics.generation import pick_generator
-        from harness.running.run import pick_device
+        from harness.numerics.placement import pick_device
 
         device = pick_device(self.device)
         return Options(
@@ -211,7 +211,7 @@ class RunRequest(Request):
         Raises:
             UsageError: for anything that is not known, not allowed or not there.
         """
-        from harness.running.run import plan
+        from harness.running.plan import plan
 
         if not self.method or not self.bench:
             raise UsageError(f"{NEEDED}, or --spec.")

@@ -1,195 +1,51 @@
-"""One run, top to bottom: plan it, prepare the models, measure the arms, unlearn, measure the points.
-
-`plan` decides everything without loading anything (no torch), so that a run that is already done is found at once.
-"""
+"""One run that is planned, top to bottom: prepare the models, measure the arms, unlearn, measure the points."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
-import re
-import shlex
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cache as memoise
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core.arithmetic import in_words
-from harness.core.config import JSON, describe, resolve, to_json
+from harness.core.config import JSON
 from harness.core.costs import Costs
-from harness.core.documents import whole_number
-from harness.core.errors import Diverged, RunFailed, UsageError, cut, reason, without_secrets
-from harness.core.interfaces import (
-    BENCHMARKS,
-    EVALUATORS,
-    METHODS,
-    MOST_SEED,
-    Form,
-    Method,
-    Options,
-    Progress,
-    Reference,
-    Setting,
-    Subject,
-    Task,
-)
+from harness.core.errors import UsageError, reason
+from harness.core.interfaces import BENCHMARKS, Progress, Reference, Setting, Subject
 from harness.core.progress import progress_bar
 from harness.core.streams import streams
-from harness.models.export import Keep
-from harness.numerics.loading import ALL_GPUS
+from harness.models.export import ExportOptions
+from harness.running.failures import give_back_memory, outcome
 from harness.running.measuring import measure, source_tables
+from harness.running.plan import Plan
 from harness.running.provenance import provenance_of
-from harness.storage.cache import Cache, canonical, disk_errors, file_digest
+from harness.storage.cache import Cache, disk_errors
 from harness.storage.record_writing import Record
-from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, Status, Trial
+from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult
 from harness.storage.scratch import sweep, temporary_folder
 from harness.storage.store import Store
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.numerics.generation import Generator
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run with everything decided and nothing loaded."""
-
-    spec: RunSpec
-    """What names it."""
-    task: Task
-    """Its data and sources."""
-    method: Method[Any]
-    """Its method."""
-    config: Any
-    """The method's settings."""
-    options: Options
-    """What the command line decided."""
-    selection: str
-    """On what the settings were chosen."""
-    command: str
-    """What to type to run it again; without paths."""
-    trial: Trial | None = None
-    """Its place in a search for settings; not part of what names it."""
-
-
-def plan(
-    bench: str,
-    model: str,
-    method: str,
-    settings: Mapping[str, JSON],
-    options: Options,
-    recorded: Mapping[str, JSON] | None = None,
-    form: Form = "published",
-    task: Task | None = None,
-) -> Plan:
-    """Decide a run.
-
-    Args:
-        bench: a benchmark's name.
-        model: what is unlearned, as the benchmark names it.
-        method: a method's name.
-        settings: what differs from the method's defaults and presets.
-        options: seed, limit, device and so on.
-        recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
-        form: which of the method's presets: as published, or tuned.
-        task: the benchmark with that model and these options, where it has been read already.
-
-    Raises:
-        UsageError: for anything that is not known, not allowed or not there.
-    """
-    if not 0 <= options.seed <= MOST_SEED:
-        raise UsageError(f"the seed {options.seed} is not between 0 and {MOST_SEED:,}.")
-    chosen = METHODS.get(method)
-    task = task or BENCHMARKS.get(bench).task(model, options)
-    if task.retain != options.retain:
-        raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
-    if reason := chosen.cannot(task):
-        raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
-    family = task.family or task.model.partition("@")[0]
-    if options.evals:
-        task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
-    task = replace(task, options=options)
-    preset = chosen.preset(bench, family, form)
-    config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
-    if reason := chosen.clash(task, config):
-        raise UsageError(f"{method}: {reason}.")
-    slug = Path(model).name if Path(model).is_dir() else task.model
-    spec = RunSpec(
-        bench=bench,
-        bench_version=task.bench_version,
-        model=slug,
-        sources={name: source.identity for name, source in task.sources.items()},
-        method=method,
-        method_version=chosen.version,
-        config=to_json(config),
-        evaluators=task.versions,
-        variant=task.variant,
-        template=asdict(task.template),
-        data=task.data,
-        references={name: file_digest(options.reference) for name in task.recorded if options.reference},
-        seed=options.seed,
-        limit=options.limit,
-        dtype=options.dtype,
-        device=options.device.partition(":")[0],
-        generator=options.generator,
-        points=options.points,
-        form="tuned" if form == "tuned" and not settings else "",
-        basis=task.basis,
-        retain=task.retain,
-    )
-    judge = options.judge if any("judge" in found for found in spec.basis.values()) else None
-    selection = f"{form} form: " + (f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}")
-    if recorded:
-        selection = "settings of a recorded run"
-    if settings:
-        selection += f", then {', '.join(sorted(settings))} by hand"
-    words = ["harness", "run", "--method", method, "--bench", bench, "--model", slug]
-    for key, value in {**_departures(chosen, preset, config), **settings}.items():
-        words += ["--set", f"{key}={value if isinstance(value, str) else canonical(value)}"]
-    for flag, given, usual in (
-        ("--seed", options.seed, 0),
-        ("--limit", options.limit, None),
-        ("--device", ALL_GPUS if options.device == ALL_GPUS else spec.device, "cpu"),
-        ("--dtype", options.dtype, "float32"),
-        # Named wherever `auto` might choose otherwise.
-        ("--generator", options.generator, "" if spec.device == "cuda" else "hf"),
-        ("--variant", options.variant, "original"),
-        ("--retain", options.retain, "all"),
-        ("--form", form, "published"),
-        ("--evals", ",".join(options.evals), ""),
-        ("--points", options.points, "all"),
-        ("--judge", judge.name if judge else "", ""),
-        ("--judge-repetitions", judge.repetitions if judge else 1, 1),
-    ):
-        if given != usual:
-            words += [flag, str(given)]
-    if options.reference:
-        words += ["--reference", options.reference.name]
-    return Plan(spec, task, chosen, config, options, selection, shlex.join(words))
-
-
-def _departures(chosen: Method[Any], preset: Mapping[str, JSON], config: Any) -> dict[str, JSON]:
-    """The settings that are neither the method's defaults nor its preset's."""
-    usual = {**{name: default for name, default, _ in describe(chosen.config)}, **preset}
-    return {key: value for key, value in to_json(config).items() if value is not None and value != usual.get(key)}
-
-
-def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, force: bool = False) -> RunResult:
+def execute(todo: Plan, store: Store, cache: Cache, exports: ExportOptions | None = None, force: bool = False) -> RunResult:
     """Do a run, or what is left of it; a run that is done is returned as it is recorded, and its record stays as it is.
 
     Args:
-        todo: from `plan`.
+        todo: from `harness.running.plan`.
         store: where its record goes.
         cache: where trained models, curvature and texts are kept.
-        keep: what else to write at the end; for it a run that is done is unlearned once more, without being measured.
+        exports: what else to write at the end; for it a run that is done is unlearned once more, without being measured.
         force: do it anew even if it is done.
 
     Raises:
@@ -198,13 +54,13 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         KeyboardInterrupt: after marking the run as interrupted.
     """
     sweep()
-    keep = keep or Keep()
-    keep.check()
+    exports = exports or ExportOptions()
+    exports.check()
     with store.open(todo.spec, force) as record:
         if record.result.status == "done":
-            if keep:
-                with _outcome(todo, record, store):
-                    _unlearn_again(todo, record, cache, keep)
+            if exports:
+                with outcome(todo, record, store):
+                    _unlearn_again(todo, record, cache, exports)
             return record.result
         result = RunResult(
             schema_version=SCHEMA_VERSION,
@@ -217,8 +73,8 @@ def execute(todo: Plan, store: Store, cache: Cache, keep: Keep | None = None, fo
         if not record.written:
             record.result = result
         record.keep_whole_points(todo.options.rows == "last")
-        with _outcome(todo, record, store):
-            return _execute(todo, store, record, result, cache, keep)
+        with outcome(todo, record, store):
+            return _execute(todo, store, record, result, cache, exports)
 
 
 def attempt(todo: Plan, store: Store, cache: Cache, force: bool = False) -> str:
@@ -232,21 +88,12 @@ def attempt(todo: Plan, store: Store, cache: Cache, force: bool = False) -> str:
         return ""
     except Exception as error:
         log.debug("a run broke off", exc_info=True)
-        told = reason(error)
-    _let_go(cache)  # only here does nothing refer to the error any more, and by its frames to the model
-    return told
+        message = reason(error)
+    give_back_memory(cache)  # only here does nothing refer to the error any more, and by its frames to the model
+    return message
 
 
-def _let_go(cache: Cache) -> None:
-    """Give back the memory of a run that broke off, so that the next one has it."""
-    cache.let_go()
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Setting:
+def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str] = ()) -> Setting:
     """The model before unlearning, with all that a method is told; where models are trained, these others along with it."""
     from harness.models import memory
     from harness.models.pretraining import TrainedSource, train_all
@@ -260,55 +107,109 @@ def _load(todo: Plan, cache: Cache, keep: Keep, names: Sequence[str] = ()) -> Se
         needed = [task.sources[name] for name in ("base", *names) if name in task.sources]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
         model, tokenizer = task.sources["base"].load(cache, options.device, options.dtype)
-    keep.check(sum(tensor.nbytes for tensor in model.parameters()))
+    exports.check(sum(tensor.nbytes for tensor in model.parameters()))
     return Setting(model, tokenizer, task, options.seed, cache, costs, source_digest(task.sources["base"]))
 
 
-def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, keep: Keep) -> RunResult:
-    import torch
-
-    from harness.models.pretraining import made_elsewhere
+def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, exports: ExportOptions) -> RunResult:
     from harness.models.sources import weights_fingerprint
     from harness.numerics.generation import choose_generator
 
-    task, options = todo.task, todo.options
-    generator = choose_generator(todo.spec.generator, options.device)
-    setting = _load(todo, cache, keep, task.references)
-    model, tokenizer, costs = setting.model, setting.tokenizer, setting.costs
-    before = weights_fingerprint(model)
-    made = provenance_of(todo.command, todo.spec.device, tokenizer, before)
-    used = {name: source for name, source in task.sources.items() if name in ("base", *task.references)}
-    others = [*made_elsewhere(used, cache), *_began_otherwise(todo, store, made)]
-    for note in others:
-        log.warning("%s", note)
-    result = replace(result, provenance=made, notes=[*result.notes, *others])
-
+    task = todo.task
+    generator = choose_generator(todo.spec.generator, todo.options.device)
+    setting = _load(todo, cache, exports, task.references)
+    costs, before = setting.costs, weights_fingerprint(setting.model)
+    result = _with_provenance(todo, store, result, setting, before)
     with costs.phase("references"):
         for evaluator in task.evaluators:
             evaluator.before(setting)
-        tables_of = partial(source_tables, task=task, options=options, cache=cache, generator=generator)
-        references = [Reference(name, tables) for name, tables in task.recorded.items()]
-        retrained = {name: tables_of(task.sources[name]) for name in task.references if name not in task.recorded}
-        references += [Reference(name, found.tables) for name, found in retrained.items()]
-        untouched = tables_of(task.sources["base"], loaded=(model, tokenizer, before)).tables
-        for same in (name for name, found in retrained.items() if found.weights == before):
-            log.warning("%s has the very weights of the model before unlearning: is it the same checkpoint?", same)
+        references, untouched = _references(todo, setting, generator, before)
+    result = replace(result, arms=_arms(todo, references, untouched), costs=costs.phases)
+    record.write(result)
+
+    _measure_points(todo, record, result, setting, references, generator)
+    if todo.options.rows == "last":
+        record.keep_last_rows()
+    prompts = {
+        name: [(task.template.prompt(row["question"]), row) for row in rows if "question" in row]
+        for name, rows in task.questions.items()
+    }
+    store.keep_questions(todo.spec, prompts)
+    result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
+    result = replace(result, notes=[*result.notes, *_idle(before, record.points)])
+    record.write(result)
+    _export(todo, exports, setting)  # last: a place that cannot be written costs the copy, not the run
+    return result
+
+
+def _with_provenance(todo: Plan, store: Store, result: RunResult, setting: Setting, before: str) -> RunResult:
+    """A result that says what made it, and warns where its models were made otherwise than others."""
+    from harness.models.pretraining import made_elsewhere
+
+    task = todo.task
+    made = provenance_of(todo.command, todo.spec.device, setting.tokenizer, before)
+    used = {name: source for name, source in task.sources.items() if name in ("base", *task.references)}
+    others = [*made_elsewhere(used, setting.cache), *_began_otherwise(todo, store, made)]
+    for note in others:
+        log.warning("%s", note)
+    return replace(result, provenance=made, notes=[*result.notes, *others])
+
+
+class _Arms(NamedTuple):
+    """What the measured points are compared with."""
+
+    references: list[Reference]
+    """Retrained models."""
+    untouched: Mapping[str, pd.DataFrame]
+    """The tables of the model before unlearning."""
+
+
+def _references(todo: Plan, setting: Setting, generator: Generator, before: str) -> _Arms:
+    """The retrained models' tables, and those of the model before unlearning, whose weights are `before`."""
+    task = todo.task
+    tables_of = partial(source_tables, task=task, options=todo.options, cache=setting.cache, generator=generator)
+    references = [Reference(name, tables) for name, tables in task.recorded.items()]
+    retrained = {name: tables_of(task.sources[name]) for name in task.references if name not in task.recorded}
+    references += [Reference(name, measured.tables) for name, measured in retrained.items()]
+    untouched = tables_of(task.sources["base"], loaded=(setting.model, setting.tokenizer, before)).tables
+    for same in (name for name, measured in retrained.items() if measured.weights == before):
+        log.warning("%s has the very weights of the model before unlearning: is it the same checkpoint?", same)
+    return _Arms(references, untouched)
+
+
+def _arms(todo: Plan, references: Sequence[Reference], untouched: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """The numbers of the model before unlearning, and of the retrained one if there is one."""
+    task = todo.task
     arms = {"untouched": measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
     if references:
         arms["retrained"] = measure(task, Subject(None, task, references, dict(references[0].tables)), todo.selection)
-    result = replace(result, arms=arms, costs=costs.phases)
-    record.write(result)
+    return arms
 
-    index = 0
+
+def _measure_points(
+    todo: Plan,
+    record: Record,
+    result: RunResult,
+    setting: Setting,
+    references: Sequence[Reference],
+    generator: Generator,
+) -> None:
+    """Unlearn, and add to the record each point that it does not hold yet."""
+    import torch
+
+    from harness.models.sources import weights_fingerprint
+
+    costs, index = setting.costs, 0
     for progress in _measured_places(todo, setting):
-        weights = weights_fingerprint(model)
+        weights = weights_fingerprint(setting.model)
         if index < len(record.points) and record.points[index].weights != weights:
             log.warning("the replay came to other weights than point %d was measured on; it is measured anew", index)
             record.keep_points(index)
         if index == len(record.points):
             with costs.phase("evaluation"), torch.random.fork_rng(), temporary_folder() as folder:
-                subject = Subject(setting, task, references, saved_path=_saver(model, tokenizer, folder))
-                measurements = measure(task, subject, todo.selection, generator, weights)
+                saved = _saver(setting.model, setting.tokenizer, folder)
+                subject = Subject(setting, todo.task, references, saved_path=saved)
+                measurements = measure(todo.task, subject, todo.selection, generator, weights)
             point = Point(
                 index=index,
                 step=progress.step,
@@ -321,18 +222,6 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
             record.write(replace(result, costs=costs.phases))
         index += 1
     record.keep_points(index)
-    if options.rows == "last":
-        record.keep_last_rows()
-    asked = {
-        name: [(task.template.prompt(row["question"]), row) for row in rows if "question" in row]
-        for name, rows in task.questions.items()
-    }
-    store.keep_questions(todo.spec, asked)
-    result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
-    result = replace(result, notes=[*result.notes, *_idle(before, record.points)])
-    record.write(result)
-    _keep(todo, keep, setting)  # last: a place that cannot be written costs the copy, not the run
-    return result
 
 
 def _idle(before: str, points: Sequence[Point]) -> Iterator[str]:
@@ -352,14 +241,14 @@ def _began_otherwise(todo: Plan, store: Store, made: Provenance) -> list[str]:
     earlier = store.began_otherwise(todo.spec, made.weights) if isinstance(todo.task.sources["base"], TrainedSource) else None
     if earlier is None:
         return []
-    there = in_words(earlier.arithmetic) or f"{earlier.processor}, nothing else is recorded of it"
+    machine = in_words(earlier.arithmetic) or f"{earlier.processor}, nothing else is recorded of it"
     return [
-        f"runs recorded here began with other weights of this very model (made on {there}; here {in_words(made.arithmetic)}): "
-        "what this run differs from them by is not the methods' alone."
+        f"runs recorded here began with other weights of this very model (made on {machine}; here {in_words(made.arithmetic)})"
+        ": what this run differs from them by is not the methods' alone."
     ]
 
 
-def _unlearn_again(todo: Plan, record: Record, cache: Cache, keep: Keep) -> None:
+def _unlearn_again(todo: Plan, record: Record, cache: Cache, exports: ExportOptions) -> None:
     """Make the model of a run that is done once more and keep it, if it is the one that was measured.
 
     Raises:
@@ -367,7 +256,7 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, keep: Keep) -> None
     """
     from harness.models.sources import weights_fingerprint
 
-    setting, reached = _load(todo, cache, keep), ""
+    setting, reached = _load(todo, cache, exports), ""
     step, recorded = (record.points[-1].step, record.points[-1].weights) if record.points else (None, "")
     for progress in _measured_places(todo, setting):  # the last place counts, and a fingerprint reads every weight
         reached = weights_fingerprint(setting.model) if progress.step in (step, progress.total) else ""
@@ -377,56 +266,7 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, keep: Keep) -> None
             f"({recorded or 'none'}): another kind of machine, or other versions of libraries. Nothing is kept of it, "
             "and its record stays; --force measures it anew, or record it elsewhere with --results."
         )
-    _keep(todo, keep, setting)
-
-
-@contextmanager
-def _outcome(todo: Plan, record: Record, store: Store) -> Iterator[None]:
-    """Write down how a run ended when it did not end well."""
-    from harness.models import memory
-
-    def ended(status: Status, error: str) -> None:
-        if record.result.status == "done":
-            return  # what went wrong came after it, such as a place where its model cannot be kept
-        # A forced run that never began leaves the earlier record.
-        if record.written or (status == "failed" and store.status(todo.spec) is None):
-            record.write(replace(record.result, status=status, error=error))
-
-    try:
-        yield
-    except KeyboardInterrupt as stop:  # or a signal that ends a command, with its reason
-        ended("interrupted", str(stop) or "interrupted from the keyboard")
-        raise
-    except UsageError as error:
-        if record.points:
-            ended("failed", without_paths(str(error)))
-        elif record.result.status != "done":
-            record.discard()
-        raise
-    except Diverged as error:
-        ended("failed", without_paths(str(error)))
-        raise RunFailed(f"{todo.method.name} broke off: {error}. Points measured so far are kept.") from error
-    except Exception as error:
-        if memory.ran_out(error):
-            advice = memory.advice(todo.method, todo.config, todo.options)
-            ended("failed", f"{advice}\n{_frames(error)}")
-            raise RunFailed(f"{advice} Points measured so far are kept.") from error
-        ended("failed", _frames(error))
-        raise
-
-
-def _frames(error: Exception) -> str:
-    """The error and where it happened, files named relative to the package."""
-    frames = [
-        f"{Path(*Path(f.filename).parts[-2:]).as_posix()}:{f.lineno} {f.name}"
-        for f in traceback.extract_tb(error.__traceback__)
-    ]
-    return "\n".join([without_paths(f"{type(error).__name__}: {error}"), *frames])
-
-
-def without_paths(text: str) -> str:
-    """A message whose absolute paths are cut to their last part: records hold no path of the machine, and no secret."""
-    return re.sub(r"(?<![\w./:~-])(?:/|[A-Za-z]:\\)(?:[^\s/\\'\"]+[/\\])+", "…/", without_secrets(text))
+    _export(todo, exports, setting)
 
 
 def _measured_places(todo: Plan, setting: Setting) -> Iterator[Progress]:
@@ -463,13 +303,14 @@ def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     return save
 
 
-def _keep(todo: Plan, keep: Keep, setting: Setting) -> None:
+def _export(todo: Plan, exports: ExportOptions, setting: Setting) -> None:
     """Write the unlearned model, or the difference of its weights from before, where that was asked for."""
     before: Mapping[str, Any] = {}
-    if keep.update:
+    if exports.update:
         base, _ = todo.task.sources["base"].load(setting.cache, "cpu", todo.options.dtype)
         before = base.state_dict()
-    keep.write(setting.model, setting.tokenizer, _about(todo), before, {"run": todo.spec.run_id, "method": todo.spec.method})
+    names = {"run": todo.spec.run_id, "method": todo.spec.method}
+    exports.write(setting.model, setting.tokenizer, _about(todo), before, names)
 
 
 def _about(todo: Plan) -> dict[str, JSON]:
@@ -482,34 +323,3 @@ def _about(todo: Plan) -> dict[str, JSON]:
         base = task.sources["base"]
         model = read_sidecar(base.folder).get("model", "") if isinstance(base, CheckpointSource) else ""
     return {"model": model, "template": task.template.name, "bench": task.bench, "run": todo.spec.run_id}
-
-
-def pick_device(asked: str) -> str:
-    """`auto` as the best device that is here; any other name checked.
-
-    Torch is only asked where a GPU driver can be seen, so that a CPU run that is already done needs no torch.
-
-    Raises:
-        UsageError: for a device that is not there.
-    """
-    if asked == "cpu" or (asked == "auto" and not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())):
-        return "cpu"
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = asked.partition(":")
-    if asked == "cuda:all":
-        if torch.cuda.is_available():
-            return asked
-        raise UsageError("--device cuda:all spreads a model over all GPUs, and this machine has none that torch can use.")
-    there = {
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if kind not in there or (number and whole_number(number) is None):
-        raise UsageError(f"no device called '{cut(asked)}'. There are: auto, cpu, cuda, cuda:N, cuda:all, mps.")
-    if (whole_number(number) or 0) >= there[kind]:
-        have = f"{there[kind]} {kind} device{'s' * (there[kind] != 1)}"
-        raise UsageError(f"this machine has {have}, '{cut(asked)}' is not among them. Use --device cpu or auto.")
-    return asked

@@ -18,7 +18,7 @@ from harness.core.config import JSON, resolve, to_json
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import METHODS, Form, Options
-from harness.running.run import Plan
+from harness.running.plan import Plan
 from harness.running.sweep import Sweep, Tasks, Try
 from harness.storage.cache import canonical
 from harness.storage.store import Store

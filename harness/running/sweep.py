@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 from harness.core.config import JSON, parse
 from harness.core.errors import UsageError, cut, unknown
 from harness.core.interfaces import BENCHMARKS, Form, Measurement, Options, Task
-from harness.running.run import Plan, attempt, plan
+from harness.running.plan import Plan, plan
+from harness.running.run import attempt
 from harness.storage.cache import Cache
 from harness.storage.records import SCHEMA_VERSION, RunResult, RunSpec, Trial
 from harness.storage.store import Store
@@ -220,7 +221,7 @@ class Try:
         return tasks[key]
 
     def plan(self, tasks: Tasks) -> Plan:
-        """Decide the run; see `harness.running.run.plan`."""
+        """Decide the run; see `harness.running.plan.plan`."""
         settings, task = {**self.fixed, **self.chosen}, self.task(tasks)
         decided = plan(self.bench, self.model, self.method, settings, self.options, form=self.form, task=task)
         return replace(decided, trial=self.trial)

@@ -82,7 +82,7 @@ def further_weights(again: int) -> list[Figure]:
     from harness.core.costs import Costs
     from harness.core.interfaces import METHODS, Options, Setting
     from harness.models.sources import source_digest, weights_fingerprint
-    from harness.running.run import plan
+    from harness.running.plan import plan
     from harness.storage.cache import Cache
     from methods._kfade.data import StageData
     from methods._kfade.fit import fit, forget_gradient
@@ -118,7 +118,7 @@ def worlds(seeds: list[int]) -> list[Figure]:
     from harness.models.pretraining import train_all
     from harness.numerics.generation import HFGenerator
     from harness.running.measuring import source_tables
-    from harness.running.run import plan
+    from harness.running.plan import plan
     from harness.statistics.two_sample import ks
     from harness.storage.cache import Cache
 

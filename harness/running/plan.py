@@ -1,0 +1,158 @@
+"""A run with everything decided and nothing loaded (no torch), so that a run that is already done is found at once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.core.config import JSON, describe, resolve, to_json
+from harness.core.errors import UsageError, cut
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, MOST_SEED, Form, Method, Options, Task
+from harness.numerics.placement import ALL_GPUS
+from harness.storage.cache import canonical, file_digest
+from harness.storage.records import RunSpec, Trial
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with everything decided and nothing loaded."""
+
+    spec: RunSpec
+    """What names it."""
+    task: Task
+    """Its data and sources."""
+    method: Method[Any]
+    """Its method."""
+    config: Any
+    """The method's settings."""
+    options: Options
+    """What the command line decided."""
+    selection: str
+    """On what the settings were chosen."""
+    command: str
+    """What to type to run it again; without paths."""
+    trial: Trial | None = None
+    """Its place in a search for settings; not part of what names it."""
+
+
+def plan(
+    bench: str,
+    model: str,
+    method: str,
+    settings: Mapping[str, JSON],
+    options: Options,
+    recorded: Mapping[str, JSON] | None = None,
+    form: Form = "published",
+    task: Task | None = None,
+) -> Plan:
+    """Decide a run.
+
+    Args:
+        bench: a benchmark's name.
+        model: what is unlearned, as the benchmark names it.
+        method: a method's name.
+        settings: what differs from the method's defaults and presets.
+        options: seed, limit, device and so on.
+        recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
+        form: which of the method's presets: as published, or tuned.
+        task: the benchmark with that model and these options, where it has been read already.
+
+    Raises:
+        UsageError: for anything that is not known, not allowed or not there.
+    """
+    if not 0 <= options.seed <= MOST_SEED:
+        raise UsageError(f"the seed {options.seed} is not between 0 and {MOST_SEED:,}.")
+    chosen = METHODS.get(method)
+    task = task or BENCHMARKS.get(bench).task(model, options)
+    if task.retain != options.retain:
+        raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
+    if reason := chosen.cannot(task):
+        raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
+    family = task.family or task.model.partition("@")[0]
+    if options.evals:
+        task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
+    task = replace(task, options=options)
+    preset = chosen.preset(bench, family, form)
+    config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
+    if reason := chosen.clash(task, config):
+        raise UsageError(f"{method}: {reason}.")
+    spec = _spec(task, chosen, config, options, "tuned" if form == "tuned" and not settings else "")
+    spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else task.model)
+    selection = f"{form} form: " + (f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}")
+    if recorded:
+        selection = "settings of a recorded run"
+    if settings:
+        selection += f", then {', '.join(sorted(settings))} by hand"
+    command = _command(spec, options, form, {**_departures(chosen, preset, config), **settings})
+    return Plan(spec, task, chosen, config, options, selection, command)
+
+
+def _spec(task: Task, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned"]) -> RunSpec:
+    """What names a run."""
+    return RunSpec(
+        bench=task.bench,
+        bench_version=task.bench_version,
+        model=task.model,
+        sources={name: source.identity for name, source in task.sources.items()},
+        method=method.name,
+        method_version=method.version,
+        config=to_json(config),
+        evaluators=task.versions,
+        variant=task.variant,
+        template=asdict(task.template),
+        data=task.data,
+        references={name: file_digest(options.reference) for name in task.recorded if options.reference},
+        seed=options.seed,
+        limit=options.limit,
+        dtype=options.dtype,
+        device=options.device.partition(":")[0],
+        generator=options.generator,
+        points=options.points,
+        form=form,
+        basis=task.basis,
+        retain=task.retain,
+    )
+
+
+def _command(spec: RunSpec, options: Options, form: Form, settings: Mapping[str, JSON]) -> str:
+    """What to type to run it again; without paths.
+
+    Args:
+        spec: the run.
+        options: what the command line decided.
+        form: which of the method's presets.
+        settings: what is neither a default nor the preset's, or was given by hand.
+    """
+    judge = options.judge if any("judge" in inputs for inputs in spec.basis.values()) else None
+    words = ["harness", "run", "--method", spec.method, "--bench", spec.bench, "--model", spec.model]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else canonical(value)}"]
+    for flag, given, usual in (
+        ("--seed", options.seed, 0),
+        ("--limit", options.limit, None),
+        ("--device", ALL_GPUS if options.device == ALL_GPUS else spec.device, "cpu"),
+        ("--dtype", options.dtype, "float32"),
+        # Named wherever `auto` might choose otherwise.
+        ("--generator", options.generator, "" if spec.device == "cuda" else "hf"),
+        ("--variant", options.variant, "original"),
+        ("--retain", options.retain, "all"),
+        ("--form", form, "published"),
+        ("--evals", ",".join(options.evals), ""),
+        ("--points", options.points, "all"),
+        ("--judge", judge.name if judge else "", ""),
+        ("--judge-repetitions", judge.repetitions if judge else 1, 1),
+    ):
+        if given != usual:
+            words += [flag, str(given)]
+    if options.reference:
+        words += ["--reference", options.reference.name]
+    return shlex.join(words)
+
+
+def _departures(chosen: Method[Any], preset: Mapping[str, JSON], config: Any) -> dict[str, JSON]:
+    """The settings that are neither the method's defaults nor its preset's."""
+    usual = {**{name: default for name, default, _ in describe(chosen.config)}, **preset}
+    return {key: value for key, value in to_json(config).items() if value is not None and value != usual.get(key)}
