@@ -82,13 +82,13 @@ def sweep(
         RunFailed: if a run broke off; the others are done and on record.
     """
     from harness.running.executors import executor_of
-    from harness.running.sweep import run_tries
+    from harness.running.sweep import run_trials
     from harness.storage.cache import Cache
     from harness.storage.store import Store
 
     asked = read(SweepRequest, from_python(SweepRequest, {"method": method, "bench": bench, **request}))
     store = Store(Path(results))
-    return Runs(_all_done(run_tries(asked.sweep().tries(), store, Cache(), executor_of(executor, jobs))), store)
+    return Runs(_all_done(run_trials(asked.sweep().trials(), store, Cache(), executor_of(executor, jobs))), store)
 
 
 def load_runs(path: PathLike = RESULTS, *, bench: str = "", method: Names = ()) -> Runs:

@@ -28,7 +28,7 @@ from harness.core.interfaces import (
     Subject,
     Task,
 )
-from harness.running.sweep import Tasks, Try
+from harness.running.trials import Tasks, TrialSpec
 from harness.storage.records import Trial
 from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, giving, numbered
 
@@ -161,7 +161,7 @@ def register() -> None:
 
 
 @dataclass(frozen=True)
-class NanoTry(Try):
+class NanoTry(TrialSpec):
     """A try on the nano benchmark."""
 
     def task(self, tasks: Tasks) -> Task:
@@ -169,6 +169,6 @@ class NanoTry(Try):
         return super().task(tasks)
 
 
-def tries(*chosen: dict[str, Any], method: str = "nudge", trial: Trial | None = None, **changes: Any) -> list[Try]:
+def tries(*chosen: dict[str, Any], method: str = "nudge", trial: Trial | None = None, **changes: Any) -> list[TrialSpec]:
     one = NanoTry("nano", "mini", method, Options(**changes), {}, {}, trial=trial)
     return [replace(one, chosen=settings) for settings in chosen]

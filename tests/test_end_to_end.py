@@ -20,7 +20,8 @@ import pytest
 from harness.core.interfaces import Options
 from harness.running.executors import on_workers
 from harness.running.studies import COUNTED_PHASES
-from harness.running.sweep import Sweep, run_tries
+from harness.running.sweep import run_trials
+from harness.running.trials import Sweep
 from harness.storage.cache import Cache
 from harness.storage.store import Store
 from tests.test_executors import numbers as numbers_of
@@ -197,8 +198,8 @@ def test_no_mini_run_is_lost_or_doubled_by_twenty_killed_workers(
     quick_start: None,  # noqa: F811
 ):
     options = Options(limit=10, evals=("probability", "rouge"))
-    asked = Sweep(["ga", "grad_diff"], ["tofu10"], "mini", [0], options, {"lr": [3e-4, 1e-3]}, {"epochs": 3}).tries()
-    calm = run_tries(asked, Store(tmp_path / "calm"), Cache(commands.cache), on_workers(2))
+    asked = Sweep(["ga", "grad_diff"], ["tofu10"], "mini", [0], options, {"lr": [3e-4, 1e-3]}, {"epochs": 3}).trials()
+    calm = run_trials(asked, Store(tmp_path / "calm"), Cache(commands.cache), on_workers(2))
     assert [len(r.points) for r in calm] == [3] * len(asked)
     length = median(sum(r.costs[phase].seconds for phase in COUNTED_PHASES if phase in r.costs) for r in calm)
     killed = seed = 0

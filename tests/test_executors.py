@@ -14,7 +14,8 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.running.executors import LOST, in_turn, needs, on_ray, on_workers
-from harness.running.sweep import Try, run_tries
+from harness.running.sweep import run_trials
+from harness.running.trials import TrialSpec
 from harness.storage.cache import Cache
 from harness.storage.records import RunResult
 from harness.storage.store import Store
@@ -38,17 +39,17 @@ def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def expected(tmp_path: Path) -> list[object]:
     """What the tries give one after the other."""
-    results = run_tries(tries(*STRENGTHS), Store(tmp_path / "expected"), Cache(tmp_path / "expected-cache"), in_turn)
+    results = run_trials(tries(*STRENGTHS), Store(tmp_path / "expected"), Cache(tmp_path / "expected-cache"), in_turn)
     assert {r.status for r in results} == {"done"}
     return numbers(results)
 
 
 def test_workers_give_what_one_process_gives(tmp_path: Path, cache: Cache, expected: list[object]):
     seen: list[int] = []
-    results = run_tries(tries(*STRENGTHS), Store(tmp_path / "r"), cache, on_workers(2), lambda i, r: seen.append(i))
+    results = run_trials(tries(*STRENGTHS), Store(tmp_path / "r"), cache, on_workers(2), lambda i, r: seen.append(i))
     assert numbers(results) == expected
     assert sorted(seen) == [0, 1, 2, 3]
-    again = run_tries(tries(*STRENGTHS), Store(tmp_path / "r"), cache, lambda *_: pytest.fail("all are done"))
+    again = run_trials(tries(*STRENGTHS), Store(tmp_path / "r"), cache, lambda *_: pytest.fail("all are done"))
     assert again == results
 
 
@@ -56,11 +57,11 @@ def test_a_killed_workers_run_is_tried_once_more(tmp_path: Path, cache: Cache, q
     killed = {"strength": 0.2, "once": str(tmp_path / "killed")}
     asked = tries({"strength": 0.1}, killed, {"strength": 0.3, "always": True}, {"strength": 0.4})
     store = Store(tmp_path / "r")
-    results = run_tries(asked, store, cache, on_workers(2))
+    results = run_trials(asked, store, cache, on_workers(2))
     assert [r.status for r in results] == ["done", "done", "interrupted", "done"]
     assert results[2].error == LOST
     assert len(results[2].points) == 1, "what it had measured is kept"
-    alone = run_tries(tries(killed), Store(tmp_path / "alone"), cache, in_turn)
+    alone = run_trials(tries(killed), Store(tmp_path / "alone"), cache, in_turn)
     assert numbers([results[1]]) == numbers(alone)
 
 
@@ -68,7 +69,7 @@ def test_a_killed_workers_run_is_tried_once_more(tmp_path: Path, cache: Cache, q
 def test_a_run_that_breaks_stops_no_other_and_is_kept(tmp_path: Path, cache: Cache, quick_start: None, jobs: int):
     asked = tries({"strength": 0.1}, {"strength": 1e300}, {"strength": 0.2})  # its norm is not finite
     store = Store(tmp_path / "r")
-    results = run_tries(asked, store, cache, on_workers(jobs) if jobs > 1 else in_turn)
+    results = run_trials(asked, store, cache, on_workers(jobs) if jobs > 1 else in_turn)
     assert [r.status for r in results] == ["done", "failed", "done"]
     assert "finite" in results[1].error
     assert store.find(results[1].spec) is not None
@@ -78,7 +79,7 @@ def test_a_run_that_breaks_stops_no_other_and_is_kept(tmp_path: Path, cache: Cac
 def test_an_error_nobody_expected_stops_no_other_run(tmp_path: Path, cache: Cache, quick_start: None, jobs: int):
     asked = tries({"strength": 0.1}, {"raises": "RuntimeError"}, {"raises": "OutOfMemoryError"}, {"strength": 0.2})
     store = Store(tmp_path / "r")
-    results = run_tries(asked, store, cache, on_workers(jobs) if jobs > 1 else in_turn)
+    results = run_trials(asked, store, cache, on_workers(jobs) if jobs > 1 else in_turn)
     assert [(r.status, len(r.points)) for r in results] == [("done", 2), ("failed", 1), ("failed", 1), ("done", 2)]
     assert results[1].error.startswith("RuntimeError: \n")
     assert results[2].error.startswith("nudge ran out of memory on cpu. Try ")
@@ -96,7 +97,7 @@ def fits(results: list[RunResult]) -> int:
 def test_one_fit_serves_all_dampings_and_step_sizes(tmp_path: Path, cache: Cache, quick_start: None, jobs: int):
     grid = [{"step_size": a, "damping": d} for a in (0.01, 0.02) for d in (0.1, 1.0)]
     asked = tries(*grid, method="kfade")
-    results = run_tries(asked, Store(tmp_path / "r"), cache, on_workers(jobs) if jobs > 1 else in_turn)
+    results = run_trials(asked, Store(tmp_path / "r"), cache, on_workers(jobs) if jobs > 1 else in_turn)
     assert {r.status for r in results} == {"done"}
     noted = cache.root / FITS
     assert (len(noted.read_text().splitlines()) if jobs > 1 else fits(results)) == 1
@@ -127,7 +128,7 @@ def kill_some(count: int, longest: float, rng: random.Random, stop: threading.Ev
 
 
 def sweep_under_fire(
-    asked: Sequence[Try], store: Store, cache: Cache, kills: int, seed: int, longest: float = 0.6
+    asked: Sequence[TrialSpec], store: Store, cache: Cache, kills: int, seed: int, longest: float = 0.6
 ) -> tuple[list[RunResult], int]:
     """Sweep again and again while workers are killed, until all runs are done.
 
@@ -145,7 +146,7 @@ def sweep_under_fire(
     stop = threading.Event()
     killed = kill_some(kills, longest, random.Random(seed), stop)
     for _ in range(10 + 10 * kills):
-        results = run_tries(asked, store, cache, on_workers(2))
+        results = run_trials(asked, store, cache, on_workers(2))
         if all(r.status == "done" for r in results):
             break
     stop.set()
@@ -165,7 +166,7 @@ def nudge_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: in
     """A sweep of the nano method under fire ends as an undisturbed one; how many kills there were."""
     asked, cache = tries(*settings), Cache(tmp_path / "cache")
     results, killed = sweep_under_fire(asked, Store(tmp_path / "fire"), cache, kills, seed)
-    assert numbers(results) == numbers(run_tries(asked, Store(tmp_path / "calm"), cache, in_turn))
+    assert numbers(results) == numbers(run_trials(asked, Store(tmp_path / "calm"), cache, in_turn))
     assert [[p.index for p in r.points] for r in results] == [[0, 1]] * len(asked)
     return killed
 
@@ -187,7 +188,7 @@ def test_many_killed_workers(tmp_path: Path, quick_start: None):
 def force_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: int, seed: int) -> int:
     """Finished runs that are done anew under fire, again and again: they stay in sight, and end as before; how many kills."""
     asked, cache, store = tries(*settings), Cache(tmp_path / "cache"), Store(tmp_path / "fire")
-    calm = numbers(run_tries(asked, store, cache, in_turn))
+    calm = numbers(run_trials(asked, store, cache, in_turn))
     stop = threading.Event()
     killed = kill_some(kills, 0.6, random.Random(seed), stop)
     for _ in range(10 + kills):
@@ -237,7 +238,7 @@ def test_a_task_declares_what_it_needs():
 def test_ray_gives_what_one_process_gives(tmp_path: Path, cache: Cache, expected: list[object]):
     asked = [*tries(*STRENGTHS), *tries({"once": str(tmp_path / "killed")}, {"always": True})]
     assert isinstance(asked[0], NanoTry)
-    results = run_tries(asked, Store(tmp_path / "r"), cache, on_ray(jobs=2))
+    results = run_trials(asked, Store(tmp_path / "r"), cache, on_ray(jobs=2))
     assert numbers(results[:4]) == expected
     assert [r.status for r in results[4:]] == ["done", "interrupted"]
     assert results[5].error == LOST

@@ -46,7 +46,7 @@ def place() -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(harness.running.run, "execute", planned)
-        patch.setattr(harness.running.sweep, "run_tries", all_planned)
+        patch.setattr(harness.running.sweep, "run_trials", all_planned)
         patch.setattr(bootstrap, "RESAMPLES", 20)
         patch.setenv("HARNESS_CACHE", str(Path(folder, "cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")

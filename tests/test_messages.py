@@ -13,9 +13,9 @@ from harness.core.errors import LONGEST_MESSAGE, NEAREST, UsageError, unknown
 from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS, Options
 from harness.core.judging import judge_of
 from harness.numerics.placement import pick_device
+from harness.running.grid import axes, axes_of
 from harness.running.plan import plan
 from harness.running.studies import study_of
-from harness.running.sweep import axes, axes_of
 from harness.storage.cache import KINDS, Cache
 from harness.storage.store import Store
 

@@ -23,7 +23,7 @@ import pytest
 from harness.core.registry import ROOT
 from harness.core.signals import kept_signals
 from harness.running import executors
-from harness.running.sweep import run_tries
+from harness.running.sweep import run_trials
 from harness.storage.cache import Cache
 from harness.storage.records import RunResult
 from harness.storage.store import Store
@@ -41,7 +41,7 @@ def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bo
     def work(*words: object, **how: object) -> int:
         asked, store, cache = nano_sweep.tries(*settings), Store(here / "results"), Cache(here / "cache")
         if jobs:
-            run_tries(asked, store, cache, executors.on_workers(jobs))
+            run_trials(asked, store, cache, executors.on_workers(jobs))
         else:
             with temporary_folder():
                 execute(asked[0].plan({}), store, cache, force=force)

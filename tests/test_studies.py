@@ -11,8 +11,8 @@ from harness.core.config import resolve
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.interfaces import METHODS, Options
-from harness.running.studies import STUDIES, Forecast, forecast, possible, study_of, tries_of
-from harness.running.sweep import Tasks
+from harness.running.studies import STUDIES, Forecast, forecast, possible, study_of, trials_of
+from harness.running.trials import Tasks
 from harness.storage.records import SCHEMA_VERSION, RunResult
 from harness.storage.store import Store
 from tests.test_cli import Harness, harness, refused  # noqa: F401
@@ -30,7 +30,7 @@ def test_the_papers_ablations_are_there():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_planned_and_no_run_is_in_it_twice(name: str):
-    tries, left_out = possible(tries_of(STUDIES[name], (), "mini", (), Options(limit=2)), TASKS)
+    tries, left_out = possible(trials_of(STUDIES[name], (), "mini", (), Options(limit=2)), TASKS)
     plans = [todo.plan(TASKS) for todo in tries]
     assert {line.partition(" on ")[0] for line in left_out} <= {"checkpoint is left out"}, "ToFU has no published results"
     assert len({p.spec.run_id for p in plans}) == len(plans) > 1
@@ -38,7 +38,7 @@ def test_every_study_can_be_planned_and_no_run_is_in_it_twice(name: str):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_a_form_for_real_models_and_its_settings_are_known(name: str):
-    tries = tries_of(STUDIES[name], (), "phi-1.5", (), Options())
+    tries = trials_of(STUDIES[name], (), "phi-1.5", (), Options())
     assert tries
     for todo in tries:
         unset = {"step_size": 1.0} if todo.method == "kfade" else {}  # real models have no preset
@@ -46,14 +46,14 @@ def test_every_study_has_a_form_for_real_models_and_its_settings_are_known(name:
 
 
 def test_the_table_holds_every_method_with_three_seeds():
-    tries = tries_of(STUDIES["tofu-table"], (), "mini", (), Options())
+    tries = trials_of(STUDIES["tofu-table"], (), "mini", (), Options())
     assert {t.method for t in tries} == set(METHODS.names())
     assert {(t.bench, t.options.seed) for t in tries} == {(b, s) for b in ("tofu05", "tofu10") for s in (0, 1, 2)}
-    assert len(tries_of(STUDIES["tofu-table"], ["tofu01"], "mini", [7], Options())) == len(METHODS.names())
+    assert len(trials_of(STUDIES["tofu-table"], ["tofu01"], "mini", [7], Options())) == len(METHODS.names())
 
 
 def test_a_forecast_goes_by_what_was_recorded_of_the_same_method(tmp_path: Path):
-    tries = tries_of(STUDIES["step-size"], (), "mini", (), Options(limit=2))
+    tries = trials_of(STUDIES["step-size"], (), "mini", (), Options(limit=2))
     plans, store = [todo.plan(TASKS) for todo in tries], Store(tmp_path)
     assert (
         str(forecast(plans, store)) == "6 runs, 0 of them done; how long the other 6 take is unknown: no such run is recorded"

@@ -16,19 +16,10 @@ from harness.core.fields import read
 from harness.core.interfaces import Measurement, Options, Progress, Setting
 from harness.reading.report import comparison, sweep_table
 from harness.running.executors import in_turn
+from harness.running.grid import Span, axes, axes_of, draws, grid
 from harness.running.request import SweepRequest, request_file
-from harness.running.sweep import (
-    Span,
-    Sweep,
-    axes,
-    axes_of,
-    check_count,
-    draws,
-    grid,
-    last_value,
-    run_all,
-    run_tries,
-)
+from harness.running.sweep import last_value, run_all, run_trials
+from harness.running.trials import Sweep, check_count
 from harness.storage.cache import Cache
 from harness.storage.records import Trial
 from harness.storage.store import Store
@@ -125,29 +116,29 @@ SWEEP = Sweep(
 
 
 def test_every_method_gets_the_same_number_of_tries_and_each_says_which_it_is():
-    assert SWEEP.count() == len(SWEEP.tries()) == (3 + 2) * 4
+    assert SWEEP.count() == len(SWEEP.trials()) == (3 + 2) * 4
     asked = replace(SWEEP, budget=2, by="selection_score", search="random")
-    found = asked.tries()
+    found = asked.trials()
     assert asked.count() == len(found) == 2 * 2 * 2 * 2
     trial = found[-1].trial
     split = "all evaluated rows of tofu10 on mini@1, seed 3"
     assert trial == Trial(index=1, tries=2, search="random", metric="selection_score", split=split)
-    limited = replace(asked, options=Options(limit=20)).tries()[-1].trial
+    limited = replace(asked, options=Options(limit=20)).trials()[-1].trial
     assert limited == replace(trial, split="first 20 rows per split of tofu10 on mini@1, seed 3")
-    assert SWEEP.tries()[0].trial is None, "nothing is chosen"
+    assert SWEEP.trials()[0].trial is None, "nothing is chosen"
 
 
 def test_a_try_is_recorded_and_names_no_other_run(tmp_path: Path, cache: Cache):
     trial = Trial(index=0, tries=1, search="grid", metric="norm", split="rows")
     store = Store(tmp_path / "r")
-    (plain,) = run_tries(tries({"strength": 0.1}), store, cache, in_turn)
+    (plain,) = run_trials(tries({"strength": 0.1}), store, cache, in_turn)
     assert plain.trial is None
     written = (store.runs_folder / plain.spec.folder / "run.json").read_bytes()
-    (later,) = run_tries(tries({"strength": 0.1}, trial=trial), store, cache, in_turn)
+    (later,) = run_trials(tries({"strength": 0.1}, trial=trial), store, cache, in_turn)
     assert later.spec.run_id == plain.spec.run_id
     assert later.trial == trial
     assert (store.runs_folder / plain.spec.folder / "run.json").read_bytes() == written, "a finished record is never rewritten"
-    (fresh,) = run_tries(tries({"strength": 0.2}, trial=trial), store, cache, in_turn)
+    (fresh,) = run_trials(tries({"strength": 0.2}, trial=trial), store, cache, in_turn)
     assert fresh.trial == trial
 
 

@@ -292,12 +292,12 @@ def test_a_record_that_is_being_written_is_left_alone(store: Store):
 
 def test_a_sweep_goes_on_beside_a_record_that_cannot_be_read(tmp_path: Path, cache):
     from harness.running.executors import in_turn
-    from harness.running.sweep import run_tries
+    from harness.running.sweep import run_trials
     from tests.nano_sweep import tries
 
     asked, store = tries({"strength": 0.1}, {"strength": 0.2}), Store(tmp_path / "r")
-    first, _ = run_tries(asked, store, cache, in_turn)
+    first, _ = run_trials(asked, store, cache, in_turn)
     (store.runs_folder / first.spec.folder / "run.json").write_text("{")
-    results = run_tries(asked, store, cache, in_turn)
+    results = run_trials(asked, store, cache, in_turn)
     assert [r.status for r in results] == ["failed", "done"]
     assert "harness validate" in results[0].error

@@ -8,7 +8,8 @@ from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.interfaces import METHODS, MOST_SEED, Options
 from harness.running.plan import plan
-from harness.running.sweep import Sweep, check_count, check_metric
+from harness.running.sweep import check_metric
+from harness.running.trials import Sweep, check_count
 from harness.storage.store import Store
 from tests.records import number, run, write
 
@@ -84,7 +85,7 @@ def test_a_metric_that_runs_measured_alike_did_not_give_is_refused_before_they_r
 
     def plans(metric: str):
         sweep = Sweep(["untouched"], ["tofu01"], "mini", [0], options, {}, {}, by=metric)
-        return [todo.plan({}) for todo in sweep.tries()]
+        return [todo.plan({}) for todo in sweep.trials()]
 
     (todo,) = plans("nonsense")
     check_metric([todo], store)  # nothing is recorded: it is told at the end
@@ -99,7 +100,7 @@ def test_a_metric_that_runs_measured_alike_did_not_give_is_refused_before_they_r
 def test_a_metric_is_refused_only_where_each_benchmark_has_a_record(tmp_path):
     store, options = Store(tmp_path), Options(evals=("rouge",))
     plans = [
-        todo.plan({}) for todo in Sweep(["untouched"], ["tofu01", "tofu10"], "mini", [0], options, {}, {}, by="mine").tries()
+        todo.plan({}) for todo in Sweep(["untouched"], ["tofu01", "tofu10"], "mini", [0], options, {}, {}, by="mine").trials()
     ]
     for index, todo in enumerate(plans):
         check_metric(plans, store)

@@ -15,7 +15,7 @@ from harness.core.fields import read
 from harness.running.request import StudyRequest, SweepRequest, request_file
 
 if TYPE_CHECKING:
-    from harness.running.sweep import Try
+    from harness.running.trials import TrialSpec
     from harness.storage.records import RunResult
 
 
@@ -32,12 +32,12 @@ def sweep(
     harness sweep sweep.yaml --jobs 2 --dry-run
     """
     no_bars()
-    from harness.running.sweep import check_count
+    from harness.running.trials import check_count
 
     layers = [words.environment, request_file(SweepRequest, file) if file else {}, words.typed]
     asked = read(SweepRequest, *layers).sweep()
     check_count(asked.count(), control.yes)
-    tries = asked.tries()
+    tries = asked.trials()
     if control.dry_run:
         _forecast(tries, control, "sweep", {})
     else:
@@ -57,11 +57,11 @@ def study(
     harness study hessian --bench tofu05 --jobs 2
     """
     no_bars()
-    from harness.running.studies import possible, study_of, tries_of
-    from harness.running.sweep import check_count
+    from harness.running.studies import possible, study_of, trials_of
+    from harness.running.trials import check_count
 
     request, chosen = read(StudyRequest, words.environment, words.typed), study_of(name)
-    asked = tries_of(chosen, request.bench, request.model, request.seeds, request.options())
+    asked = trials_of(chosen, request.bench, request.model, request.seeds, request.options())
     check_count(len(asked), control.yes)
     tries, left_out = possible(asked, {})
     about = {"study": name, "about": chosen.about, "left_out": left_out}
@@ -71,7 +71,7 @@ def study(
         _run(tries, control)
 
 
-def _forecast(tries: Sequence[Try], control: SweepControl, name: str, about: dict[str, Any]) -> None:
+def _forecast(tries: Sequence[TrialSpec], control: SweepControl, name: str, about: dict[str, Any]) -> None:
     """Say how many runs are left and how long they will take; each of them too where that is all that was asked."""
     from harness.running.studies import forecast
     from harness.storage.store import Store
@@ -86,7 +86,7 @@ def _forecast(tries: Sequence[Try], control: SweepControl, name: str, about: dic
         print(line, flush=True)
 
 
-def _run(tries: Sequence[Try], control: SweepControl, by: str = "") -> None:
+def _run(tries: Sequence[TrialSpec], control: SweepControl, by: str = "") -> None:
     """Do them and show the table."""
     results = _run_tries(tries, control)
     if control.json:
@@ -100,7 +100,7 @@ def _run(tries: Sequence[Try], control: SweepControl, by: str = "") -> None:
     report_failures(tries, results)
 
 
-def _run_tries(tries: Sequence[Try], control: SweepControl) -> list[RunResult]:
+def _run_tries(tries: Sequence[TrialSpec], control: SweepControl) -> list[RunResult]:
     """Do them, and say how far it is: a live table on a terminal, a line for each run elsewhere."""
     if not control.silent:
         tell_costs()
@@ -108,7 +108,7 @@ def _run_tries(tries: Sequence[Try], control: SweepControl) -> list[RunResult]:
 
     from harness.reading.report import Watch, stderr
     from harness.running.executors import executor_of
-    from harness.running.sweep import run_tries
+    from harness.running.sweep import run_trials
     from harness.storage.cache import Cache
     from harness.storage.store import Store
 
@@ -123,9 +123,9 @@ def _run_tries(tries: Sequence[Try], control: SweepControl) -> list[RunResult]:
             line = f"{watch.finished}/{len(tries)} {tries[index].label(several)}: {result.status}"
             live.console.print(line, soft_wrap=True, highlight=False) if shown else print(line, flush=True)
 
-    def watched(left: Sequence[Try], *others: Any) -> Iterator[tuple[int, str]]:
+    def watched(left: Sequence[TrialSpec], *others: Any) -> Iterator[tuple[int, str]]:
         watch.begin()
         return executor_of(control.executor, control.jobs)(left, *others)
 
     with Live(watch, console=console, auto_refresh=shown, transient=True, redirect_stdout=False) as live:
-        return run_tries(tries, Store(control.root), Cache(), watched, say)
+        return run_trials(tries, Store(control.root), Cache(), watched, say)

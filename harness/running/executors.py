@@ -25,7 +25,7 @@ from harness.core.signals import Stopped, kept_signals, stop_on_signals
 from harness.core.workers import follow_parent, prepare_for_workers
 from harness.data.hub import Commits, known_commits, take_commits
 from harness.running.run import attempt
-from harness.running.sweep import Tasks, Try
+from harness.running.trials import Tasks, TrialSpec
 from harness.storage.cache import Cache
 from harness.storage.store import Store
 
@@ -43,11 +43,11 @@ SMALL_RUN_BYTES = 2 * 2**30
 
 Outcome = tuple[int, str]
 """A try's position, and why it is not done (empty if it is)."""
-Executor = Callable[[Sequence[Try], Store, Cache, bool], Iterator[Outcome]]
+Executor = Callable[[Sequence[TrialSpec], Store, Cache, bool], Iterator[Outcome]]
 """Does tries in any order and tells each as it ends; the flag does them anew even if they are done."""
 
 
-def _attempt(todo: Try, store: Store, cache: Cache, force: bool, tasks: Tasks) -> str:
+def _attempt(todo: TrialSpec, store: Store, cache: Cache, force: bool, tasks: Tasks) -> str:
     """Plan and do one try; see `harness.running.run.attempt`."""
     try:
         planned = todo.plan(tasks)
@@ -56,7 +56,7 @@ def _attempt(todo: Try, store: Store, cache: Cache, force: bool, tasks: Tasks) -
     return attempt(planned, store, cache, force)
 
 
-def in_turn(tries: Sequence[Try], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
+def in_turn(tries: Sequence[TrialSpec], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
     """One after the other, in this process."""
     tasks: Tasks = {}
     for index, todo in enumerate(tries):
@@ -86,7 +86,7 @@ def on_workers(jobs: int) -> Executor:
         theirs.close()  # so that the end of the worker is the end of the pipe
         return _Worker(process, ours)
 
-    def run(tries: Sequence[Try], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
+    def run(tries: Sequence[TrialSpec], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
         waiting = deque(range(len(tries)))
         lost: Counter[int] = Counter()
         workers: list[_Worker] = []
@@ -198,7 +198,7 @@ def on_ray(jobs: int | None = None) -> Executor:
     except ModuleNotFoundError:
         raise UsageError("--executor ray needs Ray, which is not installed: pip install 'unlearning-harness[ray]'.") from None
 
-    def run(tries: Sequence[Try], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
+    def run(tries: Sequence[TrialSpec], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
         ours = not ray.is_initialized()
         if ours:
             with kept_signals():
@@ -230,7 +230,7 @@ def on_ray(jobs: int | None = None) -> Executor:
     return run
 
 
-def needs(todo: Try, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
+def needs(todo: TrialSpec, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
     """What a task declares to Ray: cores, GPUs, memory, and that a lost one is tried once more."""
     from harness.models.memory import machine_bytes
 
@@ -244,6 +244,6 @@ def needs(todo: Try, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
     }
 
 
-def _attempt_there(todo: Try, results: str, cache: str, force: bool, commits: Commits) -> str:
+def _attempt_there(todo: TrialSpec, results: str, cache: str, force: bool, commits: Commits) -> str:
     take_commits(commits)
     return _attempt(todo, Store(Path(results)), Cache(Path(cache)), force, {})

@@ -22,7 +22,7 @@ from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
 
 if TYPE_CHECKING:
     from harness.running.plan import Plan
-    from harness.running.sweep import Sweep
+    from harness.running.trials import Sweep
     from harness.storage.records import RunSpec
 
 WHAT, SETTINGS, MEASURING, MACHINE = "What is run", "Settings", "Measuring", "Machine"
@@ -40,7 +40,7 @@ def settings(given: Given) -> dict[str, JSON]:
 
 def grid(given: Given) -> Mapping[str, Any]:
     """Axes out of `key=value,value` texts, or a mapping of lists."""
-    from harness.running.sweep import axes, listed_axes
+    from harness.running.grid import axes, listed_axes
 
     _check_mapping(given, "grid")
     if isinstance(given.value, Mapping):
@@ -165,13 +165,13 @@ class RequestFields(TypedDict, total=False):
 
 
 class RunFields(RequestFields, total=False):
-    """The keywords of `harness.running.run` besides method and benchmark."""
+    """The keywords of `harness.run` besides method and benchmark."""
 
     seed: int
 
 
 class SweepFields(RequestFields, total=False):
-    """The keywords of `harness.running.sweep` besides methods and benchmarks."""
+    """The keywords of `harness.sweep` besides methods and benchmarks."""
 
     seeds: Sequence[int]
     grid: Mapping[str, Sequence[JSON] | str]
@@ -304,7 +304,7 @@ class SweepRequest(Request):
         Raises:
             UsageError: for settings that are both fixed and varied, or what `Request.options` refuses.
         """
-        from harness.running.sweep import Sweep
+        from harness.running.trials import Sweep
 
         if not self.method or not self.bench:
             raise UsageError(f"{NEEDED}, or a YAML file.")

@@ -19,7 +19,7 @@ from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
 from harness.core.interfaces import METHODS, Form, Options
 from harness.running.plan import Plan
-from harness.running.sweep import Sweep, Tasks, Try
+from harness.running.trials import Sweep, Tasks, TrialSpec
 from harness.storage.cache import canonical
 from harness.storage.store import Store
 
@@ -179,11 +179,11 @@ def study_of(name: str) -> Study:
     return STUDIES[name]
 
 
-def tries_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[int], options: Options) -> list[Try]:
+def trials_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[int], options: Options) -> list[TrialSpec]:
     """Every run of a study; benchmarks and seeds are the study's own where none are given."""
     family = model.partition("@")[0]
     size = "small" if family in SMALL else "real"
-    found: list[Try] = []
+    found: list[TrialSpec] = []
     for part in study.parts:
         if part.models not in ("any", size):
             continue
@@ -195,14 +195,14 @@ def tries_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[i
                 if part.form == "published" or (bench, family) in METHODS.get(name).tuned
             ]
             of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.form)
-            found += of_bench.tries()
+            found += of_bench.trials()
     return found
 
 
 def settings_of(study: Study, bench: str, model: str) -> set[tuple[str, str]]:
     """Method and settings, as a record's canonical JSON, of every run of a study on a benchmark and model."""
     found = set()
-    for todo in tries_of(study, [bench], model, (), Options()):
+    for todo in trials_of(study, [bench], model, (), Options()):
         method = METHODS.get(todo.method)
         preset = method.preset(bench, model.partition("@")[0], todo.form)
         config = resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method)
@@ -234,7 +234,7 @@ def _several(runs: pd.DataFrame, setting: str) -> bool:
     return len(values) > 1
 
 
-def possible(tries: Sequence[Try], tasks: Tasks) -> tuple[list[Try], list[str]]:
+def possible(tries: Sequence[TrialSpec], tasks: Tasks) -> tuple[list[TrialSpec], list[str]]:
     """The tries whose methods can run there, and for the others why not."""
     kept, left = [], []
     for todo in tries:
