@@ -233,6 +233,6 @@ def _taken(examples: Sequence[Example]) -> Sequence[Example]:
 
 
 def _learning_rate(task: Task) -> float:
-    from harness.models.pretraining import learning_rate_factor
+    from harness.models.small import learning_rate_factor
 
     return LEARNING_RATE * learning_rate_factor(task)

@@ -286,7 +286,7 @@ def rating(verdict: str) -> float:
 
 def _thinks_from_the_start(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template puts a model into its thoughts, so that its answers begin inside them."""
-    from harness.numerics.generation import conversation
+    from harness.numerics.conversations import conversation
 
     return bool(tokenizer.chat_template) and begins_thoughts(conversation(tokenizer, ["?"], []))
 

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field
 
 from harness.core.errors import UsageError, cut
 from harness.core.interfaces import Task
-from harness.models.pretraining import Architecture, TrainedSource
+from harness.models.pretraining import TrainedSource
+from harness.models.recipes import Architecture
 from harness.numerics import anatomy
 from harness.numerics.anatomy import MOST_LAYERS
 

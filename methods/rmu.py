@@ -33,7 +33,7 @@ from harness.core.config import settings
 from harness.core.errors import UsageError, cut
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.core.streams import streams
-from harness.models.pretraining import SMALL_MODEL_FACTOR
+from harness.models.small import SMALL_MODEL_FACTOR
 from harness.numerics import anatomy
 from harness.numerics.anatomy import DecoderLayer
 from methods._settings import (

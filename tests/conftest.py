@@ -40,7 +40,7 @@ from harness.core.interfaces import (
 )
 from harness.core.metric import Metric, Number, Plain
 from harness.core.registry import ROOT
-from harness.models.pretraining import Vocabulary
+from harness.models.recipes import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
 from harness.running.plan import Plan, plan
 from harness.storage.cache import Cache

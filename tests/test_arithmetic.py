@@ -15,7 +15,9 @@ from harness.core.arithmetic import begun_with, in_words, is_portable, kind_of_m
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Options
 from harness.core.registry import ROOT
-from harness.models.pretraining import SMALL_MODEL_FACTOR, Recipe, learning_rate_factor, made_elsewhere, small_name, small_world
+from harness.models.pretraining import made_elsewhere
+from harness.models.recipes import Recipe
+from harness.models.small import SMALL_MODEL_FACTOR, learning_rate_factor, small_name, small_world
 from harness.storage.cache import Cache, digest
 from harness.storage.store import Store
 from tests.test_pretraining import CHILD, PARENT, RECIPE

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from evals import _scores, finetune_attack, quantise_attack
 from harness.core.costs import Costs
 from harness.core.interfaces import EVALUATORS, Absent, Measurement, Progress, Setting, Stage, Subject, Task
-from harness.models.pretraining import learning_rate_factor
+from harness.models.small import learning_rate_factor
 from harness.models.sources import weights_fingerprint
 from harness.statistics.measurements import measurements
 from tests.conftest import WORLD, Bench, Nano, SettingMaker, examples, numbered

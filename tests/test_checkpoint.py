@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, METHODS, Options, Setting, Task
-from harness.models.pretraining import Vocabulary
+from harness.models.recipes import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
 from harness.running.plan import plan
 from methods import checkpoint

@@ -12,7 +12,7 @@ from harness.core.errors import UsageError
 from harness.core.interfaces import Example, Window
 from harness.data.corpora import SHORTEST, Corpus, Windows, windows
 from harness.data.rows import encode
-from harness.models.pretraining import Vocabulary
+from harness.models.recipes import Vocabulary
 from tests.conftest import Nano
 
 SIZE = 64

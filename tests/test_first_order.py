@@ -24,7 +24,7 @@ from harness.core.config import resolve, to_json
 from harness.core.errors import Diverged, UsageError
 from harness.core.interfaces import BENCHMARKS, METHODS, Options, Progress, Setting, Stage, Task
 from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
-from harness.models.pretraining import SMALL_MODEL_FACTOR
+from harness.models.small import SMALL_MODEL_FACTOR
 from harness.models.sources import weights_fingerprint
 from harness.numerics import training
 from harness.running.plan import plan

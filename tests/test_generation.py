@@ -221,7 +221,7 @@ def test_a_template_that_asks_the_clock_gets_a_day_that_does_not_change(nano: Na
     import copy
     from datetime import datetime
 
-    from harness.numerics.generation import conversation
+    from harness.numerics.conversations import conversation
 
     tokenizer = copy.copy(nano.tokenizer)
     tokenizer.chat_template = "{{ " + asks + " }}"

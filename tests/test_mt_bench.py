@@ -18,7 +18,7 @@ from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
 from harness.core.errors import UsageError
 from harness.core.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, Setting, Subject, Task
-from harness.models.pretraining import Vocabulary
+from harness.models.recipes import Vocabulary
 from harness.models.sources import save_checkpoint
 from harness.numerics.generation import HFGenerator
 from harness.running.measuring import measure, source_tables

@@ -12,7 +12,8 @@ import pytest
 from evals.benchmarks import _world
 from harness.core.interfaces import Example
 from harness.models import pretraining
-from harness.models.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, train_all
+from harness.models.pretraining import TrainedSource, train_all
+from harness.models.recipes import Architecture, Recipe, Vocabulary
 from harness.storage.cache import Cache, CacheEntry, digest
 from tests.conftest import WORDS, WORLD, examples
 

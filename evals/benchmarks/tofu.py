@@ -34,7 +34,9 @@ from harness.core.interfaces import (
 )
 from harness.core.metric import MetricRoles
 from harness.data.rows import dataset_file, fingerprint, read_rows
-from harness.models.pretraining import SMALL_MODELS, Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.models.pretraining import TrainedSource
+from harness.models.recipes import Architecture, Recipe, Vocabulary
+from harness.models.small import SMALL_MODELS, small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
 from harness.storage.cache import digest
 

@@ -40,7 +40,9 @@ from harness.core.metric import MetricRoles
 from harness.core.streams import streams
 from harness.data.corpora import Corpus, Windows
 from harness.data.rows import dataset_files, fingerprint, read_rows
-from harness.models.pretraining import Architecture, Recipe, TrainedSource, Vocabulary, small_name, small_world
+from harness.models.pretraining import TrainedSource
+from harness.models.recipes import Architecture, Recipe, Vocabulary
+from harness.models.small import small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
 from harness.storage.cache import digest, file_digest
 

@@ -9,23 +9,23 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from harness.core.arithmetic import PORTABLE, Arithmetic, begun_with, in_words, is_portable, kind_of_machine
+from harness.core.arithmetic import PORTABLE, begun_with, in_words, is_portable, kind_of_machine
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.core.interfaces import MOST_SEED, Example, ModelSource, Task
+from harness.core.interfaces import Example, ModelSource
 from harness.core.progress import progress_bar
 from harness.core.signals import ignore_signals
 from harness.core.streams import streams
 from harness.core.workers import follow_parent, prepare_for_workers
+from harness.models.recipes import Architecture, Recipe, Vocabulary
 from harness.numerics.identity import versions
 from harness.storage.cache import Cache, CacheEntry, digest
 
@@ -35,134 +35,8 @@ if TYPE_CHECKING:
 
     from harness.data.rows import Batch, Encoded
 
-SMALL_MODELS = ("mini", "scratch")
-"""Families of models that are trained on the spot."""
-SMALL_MODEL_FACTOR = 100.0
-"""What a published learning rate is multiplied with on them, for every first-order method and for fine-tuning attacks alike;
-chosen on mini@1 (see results/tuning/README.md)."""
-
 RECIPE_VERSION = 1
-"""Raised when this file changes what a recipe yields."""
-
-
-def small_world(model: str) -> tuple[int, Arithmetic]:
-    """The world's seed and the arithmetic that a mini model's name says: `mini`, `mini@1`, `mini@portable`, `mini@1-portable`.
-
-    Raises:
-        UsageError: for another name.
-    """
-    found = re.fullmatch(r"mini(?:@(?:([0-9]{1,10})(-portable)?|(portable)))?", model)
-    if not found or int(found[1] or 0) > MOST_SEED:
-        raise UsageError(
-            f"'{model[:80]}' is no model: after mini@ comes the world's seed, such as mini@1; or portable, for weights that "
-            "are the same on every x86-64 processor; or both, mini@1-portable."
-        )
-    return int(found[1] or 0), "portable" if found[2] or found[3] else ""
-
-
-def small_name(seed: int, arithmetic: Arithmetic) -> str:
-    """The name of a mini model, as it is recorded: `mini` is short for `mini@0`."""
-    parts = [part for part in (str(seed) if seed else "", arithmetic) if part]
-    return f"mini@{'-'.join(parts)}" if parts else "mini"
-
-
-def learning_rate_factor(task: Task) -> float:
-    """What a published learning rate is multiplied with on a task's model."""
-    return SMALL_MODEL_FACTOR if (task.family or task.model.partition("@")[0]) in SMALL_MODELS else 1.0
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A small Llama."""
-
-    hidden_size: int
-    """Width of the residual stream."""
-    layers: int
-    """Decoder layers."""
-    intermediate_size: int
-    """Width of the MLP."""
-    heads: int = 4
-    """Attention heads."""
-    max_positions: int = 512
-    """Longest text."""
-    tied_embeddings: bool = False
-    """Whether input and output share one embedding."""
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one model is trained."""
-
-    epochs: int
-    """Passes over the examples."""
-    batch_size: int
-    """Examples in a step."""
-    lr: float
-    """Peak learning rate of AdamW; 5 % warm-up, then a cosine."""
-    min_lr_rate: float = 0.1
-    """Where the cosine ends, as a share of the peak."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's moment decay rates."""
-    threads: int = 1
-    """Threads of the process; fixed, since sums depend on it."""
-    tokens_at_once: int = 512
-    """Padded tokens of one forward pass."""
-    arithmetic: Arithmetic = ""
-    """`portable`: in a process that gives the same weights on every x86-64 processor; see `harness.core.arithmetic`."""
-
-    @property
-    def portable(self) -> Recipe:
-        """The same recipe with weights that do not depend on the processor, nor on the number of threads."""
-        return replace(self, arithmetic="portable", threads=1)
-
-    @property
-    def identity(self) -> dict[str, JSON]:
-        """All of it; recipes were named before there was a choice of arithmetic, which is left out where it is the usual."""
-        told = {**asdict(self), "betas": list(self.betas)}
-        return told if self.arithmetic else {name: value for name, value in told.items() if name != "arithmetic"}
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a tokenizer is made from."""
-
-    kind: Literal["words", "bytes"]
-    """Whole words from a closed list, or byte-level BPE learnt from texts."""
-    texts: tuple[str, ...]
-    """The words, or the texts."""
-    size: int = 0
-    """Tokens of a BPE."""
-
-    def build(self) -> PreTrainedTokenizerBase:
-        """The tokenizer."""
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-        from transformers import PreTrainedTokenizerFast
-
-        special = ["<pad>", "<eos>", "<unk>"]
-        if self.kind == "words":
-            words = [word if word in ".,?" else f"▁{word}" for word in self.texts]
-            tokens = {token: i for i, token in enumerate([*special, *words])}
-            tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex("[.,?]"), "isolated")]
-            )
-            tokenizer.decoder = decoders.Metaspace()
-        else:
-            tokenizer = Tokenizer(models.BPE())
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            trainer = trainers.BpeTrainer(
-                vocab_size=self.size,
-                special_tokens=special,
-                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                show_progress=False,
-            )
-            tokenizer.train_from_iterator(self.texts, trainer)
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="right"
-        )
+"""Raised when this file, or `harness.models.recipes`, changes what a recipe yields."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +84,8 @@ class TrainedSource:
         """
         while self._elsewhere:
             train_all([self], cache)
-            if found := cache.find("model", self.identity):  # else the cache was removed in between: it is trained again
-                return found
+            if entry := cache.find("model", self.identity):  # else the cache was removed in between: it is trained again
+                return entry
         return cache.get("model", self.identity, lambda folder: self._train(cache, folder, progress))
 
     @property
@@ -235,8 +109,8 @@ class TrainedSource:
 
     def seconds(self, cache: Cache) -> float | None:
         """What training it took, its parent's share not counted."""
-        found = cache.find("model", self.identity)
-        return found.seconds if found else None
+        entry = cache.find("model", self.identity)
+        return entry.seconds if entry else None
 
     def _train(self, cache: Cache, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, JSON]:
         if self._elsewhere:
@@ -357,7 +231,7 @@ def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str
     trained = {name: source for name, source in sources.items() if isinstance(source, TrainedSource)}
     if not trained:
         return []
-    here, releases, notes = kind_of_machine(), versions(), []
+    machine, releases, notes = kind_of_machine(), versions(), []
     for name, source in trained.items():
         entry = cache.find("model", source.identity)
         facts = entry.facts if entry else {}
@@ -367,10 +241,10 @@ def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str
                 f"{name} was trained with {', '.join(others)}; trained with what is installed now it may have other weights "
                 "(harness cache clear model has it made again)."
             )
-        if isinstance(made, dict) and made != here and source.recipe.arithmetic != "portable":
+        if isinstance(made, dict) and made != machine and source.recipe.arithmetic != "portable":
             notes.append(
-                f"{name} was trained on another kind of processor ({in_words(made)}); trained here ({in_words(here)}) it would "
-                "have other weights."
+                f"{name} was trained on another kind of processor ({in_words(made)}); trained here ({in_words(machine)}) it "
+                "would have other weights."
             )
     return notes
 

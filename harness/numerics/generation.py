@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, tzinfo
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
-from unittest.mock import patch
-
-from jinja2 import TemplateError
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.core.documents import read_json
 from harness.core.errors import UsageError, cut
 from harness.core.interfaces import GenerationRequest
-from harness.core.progress import progress_bar
-from harness.data.rows import check_rows, token_ids
 from harness.numerics import anatomy
+from harness.numerics.conversations import converse, unanswered
 from harness.numerics.identity import end_tokens, versions
 from harness.numerics.loading import without_own_settings
 from harness.numerics.placement import ALL_GPUS
@@ -47,8 +42,6 @@ VERSION = 2
 PROMPTS_PER_BATCH = 256
 TOKENS_PER_BATCH = 80_000
 """Tokens of prompts and answers together: their keys and values must fit beside the model. ToFU's batches are smaller."""
-CHAT_DATE = "10 Apr 2025"
-"""What chat templates that name the day are told (open-unlearning's), so that prompts do not change with the calendar."""
 
 
 class Generator(Protocol):
@@ -77,13 +70,13 @@ class HFGenerator:
     ) -> list[str]:
         """See `Generator.generate`. The beginning that several conversations share is answered once, for all of them."""
 
-        def answer(ids: Sequence[list[int]], asked: Sequence[GenerationRequest]) -> Iterator[tuple[GenerationRequest, str]]:
-            order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), i))
-            for group in _groups(order, ids, asked):
-                texts = self._continue(model, tokenizer, [ids[i] for i in group], [asked[i] for i in group])
-                yield from zip((asked[i] for i in group), texts, strict=True)
+        def answer(ids: Sequence[list[int]], batch: Sequence[GenerationRequest]) -> Iterator[tuple[GenerationRequest, str]]:
+            order = sorted(range(len(batch)), key=lambda i: (len(ids[i]), i))
+            for group in _groups(order, ids, batch):
+                texts = self._continue(model, tokenizer, [ids[i] for i in group], [batch[i] for i in group])
+                yield from zip((batch[i] for i in group), texts, strict=True)
 
-        return _converse(tokenizer, requests, answer)
+        return converse(tokenizer, requests, answer)
 
     @staticmethod
     def _continue(
@@ -123,7 +116,7 @@ def check_answers(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
     """
     requests = [r for e in task.evaluators for r in e.requests(task, tokenizer) if r.turns]
     if requests:
-        _check_room(model, _unanswered(tokenizer, requests), requests)
+        _check_room(model, unanswered(tokenizer, requests), requests)
 
 
 def _check_room(model: PreTrainedModel, prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> None:
@@ -184,13 +177,13 @@ class VLLMGenerator:
         room, ends = _room(model, tokenizer, requests), end_tokens(model, tokenizer)
         with served(model, self.device, room) as running:
 
-            def answer(ids: Sequence[list[int]], asked: Sequence[GenerationRequest]) -> Iterable[tuple[GenerationRequest, str]]:
-                told = [_told_vllm(prompt, request, ends) for prompt, request in zip(ids, asked, strict=True)]
-                if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in told)) > room:
+            def answer(ids: Sequence[list[int]], batch: Sequence[GenerationRequest]) -> Iterable[tuple[GenerationRequest, str]]:
+                prompts = [_vllm_prompt(prompt, request, ends) for prompt, request in zip(ids, batch, strict=True)]
+                if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in prompts)) > room:
                     raise _too_long(longest, room)
-                return zip(asked, _texts(tokenizer, running.complete(told), ends), strict=True)
+                return zip(batch, _texts(tokenizer, running.complete(prompts), ends), strict=True)
 
-            return _converse(tokenizer, requests, answer)
+            return converse(tokenizer, requests, answer)
 
 
 @contextmanager
@@ -212,7 +205,7 @@ def served(model: PreTrainedModel, device: str, room: int) -> Iterator[Engine]:
             yield running
 
 
-def _told_vllm(prompt: list[int], request: GenerationRequest, ends: list[int]) -> Prompt:
+def _vllm_prompt(prompt: list[int], request: GenerationRequest, ends: list[int]) -> Prompt:
     how = request.sampling
     return Prompt(prompt, how.max_tokens, how.temperature, _seed(request), ends)
 
@@ -237,19 +230,14 @@ def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: 
         UsageError: if one certainly does not fit.
     """
     full = [request for request in requests if request.turns]
-    unanswered = _unanswered(tokenizer, full)
+    prompts = unanswered(tokenizer, full)
     # An answer that is read again as part of a prompt may be cut into other tokens, and more of them.
-    sizes = [len(p) + (2 * len(r.turns) - 1) * r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True)]
+    sizes = [len(p) + (2 * len(r.turns) - 1) * r.sampling.max_tokens for p, r in zip(prompts, full, strict=True)]
     positions = getattr(model.config, "max_position_embeddings", None) or max(sizes)
-    certain = max(len(p) + r.sampling.max_tokens for p, r in zip(unanswered, full, strict=True))
+    certain = max(len(p) + r.sampling.max_tokens for p, r in zip(prompts, full, strict=True))
     if certain > positions:
         raise _too_long(certain, positions)
     return min(max(sizes), positions)
-
-
-def _unanswered(tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> list[list[int]]:
-    """The tokens of conversations whose earlier turns were answered with nothing: the least that they can have."""
-    return _prompts(tokenizer, requests, dict.fromkeys((_until(r, k + 1) for r in requests for k in range(len(r.turns))), ""))
 
 
 def _too_long(tokens: int, room: int) -> UsageError:
@@ -259,90 +247,6 @@ def _too_long(tokens: int, room: int) -> UsageError:
 def _seed(request: GenerationRequest) -> int:
     """What decides a request's draw: its seed and all turns so far."""
     return int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
-
-
-Answer = Callable[[Sequence[list[int]], Sequence[GenerationRequest]], Iterable[tuple[GenerationRequest, str]]]
-"""(prompts' tokens, requests) → each request with its answer, in any order."""
-
-
-def _converse(tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest], answer: Answer) -> list[str]:
-    """The last answer to each request, turn after turn; what several conversations share is answered once."""
-    said: dict[GenerationRequest, str] = {}  # conversation, cut after one of its turns → the answer to that turn
-    longest = max((len(request.turns) for request in requests), default=0)
-    turns = [[_until(r, k + 1) for r in requests if len(r.turns) > k] for k in range(longest)]
-    with progress_bar(total=len(set().union(*turns)), desc="generating", unit="answer") as bar:
-        for conversations in turns:
-            asked = list(dict.fromkeys(conversations))
-            for request, text in answer(_prompts(tokenizer, asked, said), asked):
-                said[request] = text
-                bar.update()
-    return [said[request].strip() if request.turns else "" for request in requests]
-
-
-def _until(request: GenerationRequest, turns: int) -> GenerationRequest:
-    return replace(request, turns=tuple(request.turns[:turns]))
-
-
-def _prompts(
-    tokenizer: PreTrainedTokenizerBase, asked: Sequence[GenerationRequest], said: Mapping[GenerationRequest, str]
-) -> list[list[int]]:
-    """The tokens of each conversation, up to where its last turn is to be answered.
-
-    Args:
-        tokenizer: whose chat template renders the requests that want one.
-        asked: the conversations.
-        said: the answers to all their turns but the last.
-
-    Raises:
-        UsageError: for a chat without a chat template.
-    """
-    texts = {}
-    for request in asked:
-        answers = [said[_until(request, k + 1)] for k in range(len(request.turns) - 1)]
-        texts[request] = conversation(tokenizer, request.turns, answers) if request.chat else _joined(request.turns, answers)
-    plain = iter(token_ids(tokenizer, [texts[request] for request in asked if not request.chat]))
-    chats = [tokenizer(texts[request], add_special_tokens=False)["input_ids"] for request in asked if request.chat]
-    check_rows(tokenizer, chats)
-    rendered = iter(chats)
-    return [next(rendered) if request.chat else next(plain) for request in asked]
-
-
-def _joined(turns: Sequence[str], answers: Sequence[str]) -> str:
-    return "".join(turn + answer for turn, answer in zip(turns, [*answers, ""], strict=True))
-
-
-def conversation(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Sequence[str]) -> str:
-    """A conversation as the tokenizer's chat template renders it, up to where its last turn is to be answered.
-
-    Args:
-        tokenizer: whose template.
-        turns: what the user says.
-        answers: the model's, to all turns but the last.
-
-    Raises:
-        UsageError: for a tokenizer without a template, or a template that does not take such a conversation.
-    """
-    if not tokenizer.chat_template:
-        raise UsageError("the tokenizer has no chat template, and a conversation of plain messages needs one.")
-    messages = [{"role": "user", "content": turns[0]}]
-    for answer, turn in zip(answers, turns[1:], strict=True):
-        messages += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]
-    try:
-        # Templates get the clock of that module, and no other from us.
-        with patch("transformers.utils.chat_template_utils.datetime", _ChatDay):
-            told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
-    except TemplateError as error:
-        raise UsageError(f"the tokenizer's chat template takes no conversation of {len(turns)} turns: {error}.") from error
-    return str(told)
-
-
-class _ChatDay(datetime):
-    """A clock that stands still on `CHAT_DATE`."""
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> Self:
-        """Midnight of that day."""
-        return cls(2025, 4, 10, tzinfo=tz)
 
 
 def _groups(order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
@@ -359,20 +263,20 @@ def _groups(order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[G
         yield group
 
 
-def pick_generator(asked: str, device: str) -> GeneratorName:
+def pick_generator(wanted: str, device: str) -> GeneratorName:
     """`auto` as vLLM where it is installed and the model lies on one GPU, else as Hugging Face; any other name checked.
 
     Raises:
         UsageError: for a name that is none, or vLLM on several GPUs.
     """
-    if asked == "auto":
+    if wanted == "auto":
         one_gpu = device.startswith("cuda") and device != ALL_GPUS
         return "vllm" if one_gpu and importlib.util.find_spec("vllm") else "hf"
-    if asked == "vllm" and device == ALL_GPUS:
+    if wanted == "vllm" and device == ALL_GPUS:
         raise UsageError(f"--generator vllm answers on one GPU, and --device {ALL_GPUS} needs several. Take --generator hf.")
-    if asked not in ("hf", "vllm"):
-        raise UsageError(f"no generator called '{cut(asked)}'. There are: auto, hf, vllm.")
-    return "vllm" if asked == "vllm" else "hf"
+    if wanted not in ("hf", "vllm"):
+        raise UsageError(f"no generator called '{cut(wanted)}'. There are: auto, hf, vllm.")
+    return "vllm" if wanted == "vllm" else "hf"
 
 
 def choose_generator(name: str, device: str = "cpu") -> Generator:

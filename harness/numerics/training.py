@@ -99,12 +99,7 @@ def optimise(
     """
     names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
-    if make_optimiser:
-        optimiser = make_optimiser(list(zip(names, masters, strict=True)))
-    else:
-        optimiser = torch.optim.AdamW(
-            masters, lr=adamw.lr, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay, fused=True
-        )
+    optimiser = (make_optimiser or partial(_adamw, adamw))(list(zip(names, masters, strict=True)))
     scheduler = get_scheduler(
         adamw.schedule,
         optimiser,
@@ -120,24 +115,13 @@ def optimise(
         for number, micro_batches in enumerate(steps, start=1):
             rate = float(scheduler.get_last_lr()[0])
             highest = max(highest, rate)
-            total = 0.0
-            for micro_batch in micro_batches:
-                value = loss(micro_batch)
-                value.backward()
-                total += float(value.detach())
-            for master, parameter in zip(masters, parameters, strict=True):
-                if master is not parameter and parameter.grad is not None:
-                    master.grad, parameter.grad = parameter.grad.float(), None
-            norm = float(torch.nn.utils.clip_grad_norm_(masters, adamw.max_gradient_norm))
+            total, norm = _gradient(loss, micro_batches, masters, parameters, adamw.max_gradient_norm)
             if not (math.isfinite(total) and math.isfinite(norm)):
                 raise Diverged(f"step {number}: the loss is {total} and its gradient's norm {norm}")
             optimiser.step()
             scheduler.step()
             optimiser.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for master, parameter in zip(masters, parameters, strict=True):
-                    if master is not parameter:
-                        parameter.copy_(master)
+            _copy_back(masters, parameters)
             _training(model, False, recompute)
             yield StepLog(number, total, norm, rate)
             _training(model, True, recompute)
@@ -150,6 +134,44 @@ def optimise(
         _training(model, False, recompute)
         for parameter in parameters:
             parameter.grad = None
+
+
+def _adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        [master for _, master in named],
+        lr=constants.lr,
+        betas=constants.betas,
+        eps=constants.eps,
+        weight_decay=constants.weight_decay,
+        fused=True,
+    )
+
+
+def _gradient(
+    loss: Callable[[B], Tensor],
+    micro_batches: Sequence[B],
+    masters: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    max_norm: float,
+) -> tuple[float, float]:
+    """A step's loss and its gradient's norm before clipping; the clipped gradient lies on the masters."""
+    total = 0.0
+    for micro_batch in micro_batches:
+        value = loss(micro_batch)
+        value.backward()
+        total += float(value.detach())
+    for master, parameter in zip(masters, parameters, strict=True):
+        if master is not parameter and parameter.grad is not None:
+            master.grad, parameter.grad = parameter.grad.float(), None
+    return total, float(torch.nn.utils.clip_grad_norm_(masters, max_norm))
+
+
+@torch.no_grad()
+def _copy_back(masters: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """The float32 masters into the weights that the model computes with."""
+    for master, parameter in zip(masters, parameters, strict=True):
+        if master is not parameter:
+            parameter.copy_(master)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from harness.core.config import JSON, settings
 from harness.core.errors import cut
-from harness.models.pretraining import SMALL_MODEL_FACTOR
+from harness.models.small import SMALL_MODEL_FACTOR
 from methods._settings import BatchSize, LayerNumbers, Points, Rank
 from methods.first_order.adapters import Kind
 

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.core.config import JSON, settings
 from harness.core.interfaces import Held, ModelShape
-from harness.models.pretraining import SMALL_MODEL_FACTOR, SMALL_MODELS
+from harness.models.small import SMALL_MODEL_FACTOR, SMALL_MODELS
 from methods._settings import BatchSize, Epochs, Steps, Tokens
 
 WMDP = ("wmdp", "wmdp-bio", "wmdp-cyber")

@@ -24,7 +24,7 @@ from evals import alpaca_kl
 from harness.core.costs import Costs
 from harness.core.interfaces import Setting, Task, Template
 from harness.data.rows import batches, pad_id
-from harness.models.pretraining import Vocabulary
+from harness.models.recipes import Vocabulary
 from harness.numerics import likelihood
 from harness.storage.cache import Cache
 from tests.perf._machine import gemm_rate, machine, table, write

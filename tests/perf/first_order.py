@@ -27,7 +27,7 @@ from harness.core.config import field_names, resolve
 from harness.core.costs import Costs
 from harness.core.interfaces import METHODS, Example, Setting, Stage, Task, Template
 from harness.data.rows import pad_id
-from harness.models.pretraining import Vocabulary
+from harness.models.recipes import Vocabulary
 from harness.numerics.likelihood import answer_logits, answer_nll
 from harness.storage.cache import Cache
 from methods.first_order import loop

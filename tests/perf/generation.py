@@ -27,7 +27,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.interfaces import GenerationRequest, Sampling
-from harness.models.pretraining import Vocabulary
+from harness.models.recipes import Vocabulary
 from harness.numerics import generation
 from harness.numerics.generation import Generator, HFGenerator, VLLMGenerator
 from tests.perf._machine import gemm_rate, machine, table, write

@@ -1,0 +1,41 @@
+"""The families of models that are trained on the spot: their names, and how their learning rates go with published ones."""
+
+from __future__ import annotations
+
+import re
+
+from harness.core.arithmetic import Arithmetic
+from harness.core.errors import UsageError
+from harness.core.interfaces import MOST_SEED, Task
+
+SMALL_MODELS = ("mini", "scratch")
+"""Families of models that are trained on the spot."""
+SMALL_MODEL_FACTOR = 100.0
+"""What a published learning rate is multiplied with on them, for every first-order method and for fine-tuning attacks alike;
+chosen on mini@1 (see results/tuning/README.md)."""
+
+
+def small_world(model: str) -> tuple[int, Arithmetic]:
+    """The world's seed and the arithmetic that a mini model's name says: `mini`, `mini@1`, `mini@portable`, `mini@1-portable`.
+
+    Raises:
+        UsageError: for another name.
+    """
+    match = re.fullmatch(r"mini(?:@(?:([0-9]{1,10})(-portable)?|(portable)))?", model)
+    if not match or int(match[1] or 0) > MOST_SEED:
+        raise UsageError(
+            f"'{model[:80]}' is no model: after mini@ comes the world's seed, such as mini@1; or portable, for weights that "
+            "are the same on every x86-64 processor; or both, mini@1-portable."
+        )
+    return int(match[1] or 0), "portable" if match[2] or match[3] else ""
+
+
+def small_name(seed: int, arithmetic: Arithmetic) -> str:
+    """The name of a mini model, as it is recorded: `mini` is short for `mini@0`."""
+    parts = [part for part in (str(seed) if seed else "", arithmetic) if part]
+    return f"mini@{'-'.join(parts)}" if parts else "mini"
+
+
+def learning_rate_factor(task: Task) -> float:
+    """What a published learning rate is multiplied with on a task's model."""
+    return SMALL_MODEL_FACTOR if (task.family or task.model.partition("@")[0]) in SMALL_MODELS else 1.0
