@@ -357,10 +357,10 @@ def test_the_doctor_finds_what_lies_in_the_data_folder(hub: Path, tmp_path: Path
     seen = found(hub, "llama2-7b", tmp_path)
     base = seen["model locuslab/tofu_ft_llama2-7b"]
     assert base.fine
-    assert base.found == ("in the data folder (safetensors, 13.5 GB, Llama 2 Community Licence, no licence gate).")
+    assert base.result == ("in the data folder (safetensors, 13.5 GB, Llama 2 Community Licence, no licence gate).")
     assert seen["data locuslab/TOFU"].fine
     assert seen["tokenizer NousResearch/Llama-2-7b-chat-hf"].fine
-    assert "no page of the hub was found" in seen["model locuslab/tofu_ft_retain90_llama2-7b"].found
+    assert "no page of the hub was found" in seen["model locuslab/tofu_ft_retain90_llama2-7b"].result
 
 
 def test_the_doctor_says_what_is_missing_and_where_to_put_it(tmp_path: Path):
@@ -369,13 +369,13 @@ def test_the_doctor_says_what_is_missing_and_where_to_put_it(tmp_path: Path):
     seen = found(tmp_path / "data", "phi-1.5", tmp_path)
     data = seen["data locuslab/TOFU"]
     assert not data.fine
-    assert data.found.endswith(f"put forget10.json into {tmp_path / 'data'}/locuslab/TOFU/.")
+    assert data.result.endswith(f"put forget10.json into {tmp_path / 'data'}/locuslab/TOFU/.")
     base = seen["model locuslab/tofu_ft_phi-1.5"]
     assert not base.fine
-    assert "missing (safetensors, 2.8 GB, Apache-2.0" in base.found
-    assert f"HF_HUB_OFFLINE is set; put its files into {tmp_path / 'data'}/locuslab/tofu_ft_phi-1.5/." in base.found
+    assert "missing (safetensors, 2.8 GB, Apache-2.0" in base.result
+    assert f"HF_HUB_OFFLINE is set; put its files into {tmp_path / 'data'}/locuslab/tofu_ft_phi-1.5/." in base.result
     assert not seen["tokenizer microsoft/phi-1_5"].fine
-    everything = found(None, "phi-1.5", tmp_path)["data locuslab/TOFU"].found
+    everything = found(None, "phi-1.5", tmp_path)["data locuslab/TOFU"].result
     assert "full.json, forget10.json" in everything
     assert "into DIR/locuslab/TOFU/ and pass --data-dir DIR" in everything
 
@@ -387,8 +387,8 @@ def test_the_doctor_knows_a_licence_gate(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(CARDS, "gated", replace(CARDS["phi-1.5"], base="some-one/gated", gate="some-one/gated"))
     finding = found(None, "gated", tmp_path)["model some-one/gated"]
     assert not finding.fine
-    assert "some-one/gated is behind a licence gate: accept it at" in finding.found
-    assert "HF_TOKEN" in finding.found
+    assert "some-one/gated is behind a licence gate: accept it at" in finding.result
+    assert "HF_TOKEN" in finding.result
 
 
 def test_the_doctor_says_what_the_hub_will_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -396,4 +396,4 @@ def test_the_doctor_says_what_the_hub_will_be_asked_for(tmp_path: Path, monkeypa
     write_rows(tmp_path / "data")
     finding = found(tmp_path / "data", "llama3.2-1b", tmp_path)["model open-unlearning/tofu_Llama-3.2-1B-Instruct_full"]
     assert finding.fine
-    assert "not here yet (safetensors, 2.5 GB" in finding.found
+    assert "not here yet (safetensors, 2.5 GB" in finding.result

@@ -268,10 +268,10 @@ def test_the_doctor_looks_over_what_the_local_cache_holds_whole_and_fetches_noth
             index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
             (shutil.copytree(model, tmp_path / "sharded") / "model.safetensors.index.json").write_text(json.dumps(index))
         serving.push(source.name, model if whole else tmp_path / "sharded")
-        assert _source("model", source, None).found == f"hub: {source.name}"
+        assert _source("model", source, None).result == f"hub: {source.name}"
         assert not [path for path in serving.asked if path.endswith("model.safetensors")]
         snapshot_download(source.name, revision=source.commit, endpoint=serving.url)
-        assert _source("model", source, None).found == f"hub: {source.name}" + (" (llama, float32)" if whole else "")
+        assert _source("model", source, None).result == f"hub: {source.name}" + (" (llama, float32)" if whole else "")
         serving.asked.clear()
     spoilt = shutil.copytree(nano.folder(), tmp_path / "spoilt")
     about = json.loads((spoilt / "config.json").read_text())
@@ -279,4 +279,4 @@ def test_the_doctor_looks_over_what_the_local_cache_holds_whole_and_fetches_noth
     serving.push("some-one/spoilt", spoilt)
     snapshot_download("some-one/spoilt", revision=hub.commit("some-one/spoilt"), endpoint=serving.url)
     finding = _source("model", CheckpointSource("some-one/spoilt"), None)
-    assert (finding.fine, "has no place for" in finding.found) == (False, True)
+    assert (finding.fine, "has no place for" in finding.result) == (False, True)

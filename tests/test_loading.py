@@ -509,7 +509,7 @@ def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path)
         return next(finding for finding in look("tofu10", str(folder), None, tmp_path) if finding.what == "model base")
 
     assert base().fine
-    assert base().found.endswith("(llama, float32)")
+    assert base().result.endswith("(llama, float32)")
     spoilt: list[tuple[str, bytes, str]] = [
         ("config.json", b"null", "no configuration of a model"),
         ("tokenizer.json", b"{", "tokenizer"),
@@ -519,10 +519,10 @@ def test_the_doctor_says_ok_only_to_what_would_run(folder: Path, tmp_path: Path)
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
         assert not base().fine
-        assert told in base().found
+        assert told in base().result
         (folder / name).write_bytes(kept)
     change(folder / "config.json", num_hidden_layers=1)
-    assert "has no place for" in base().found
+    assert "has no place for" in base().result
 
 
 def test_doctor_and_run_refuse_a_table_of_positions_that_answers_do_not_fit_into(
@@ -542,12 +542,12 @@ def test_doctor_and_run_refuse_a_table_of_positions_that_answers_do_not_fit_into
     (tmp_path / "short" / "harness.json").write_text('{"model": "mini"}')
     (finding,) = (found for found in look("tofu10", str(tmp_path / "short"), None, tmp_path) if found.what == "answers")
     assert not finding.fine
-    assert "tokens, and this opt has positions for 24. Take a model with a longer context." in finding.found
+    assert "tokens, and this opt has positions for 24. Take a model with a longer context." in finding.result
     monkeypatch.setattr(pretraining, "train_all", lambda *_: pytest.fail("a model was trained"))
     todo = plan("tofu10", str(tmp_path / "short"), "ga", {}, Options())
     with pytest.raises(UsageError) as told:
         execute(todo, Store(tmp_path / "results"), Cache(tmp_path / "cache"))
-    assert str(told.value) == finding.found
+    assert str(told.value) == finding.result
 
     shutil.copytree(nano.folder(), tmp_path / "long")
     (tmp_path / "long" / "harness.json").write_text('{"model": "mini"}')

@@ -211,7 +211,7 @@ def breaks(setting: Setting, config: Any) -> Iterator[Progress]:
 def test_a_run_that_breaks_off_is_kept_and_the_others_go_on(bench: Bench):
     seen: list[str] = []
     plans = [bench.plan(breaks, [NORM], settings={"strength": s}) for s in (0.1, 0.2, 0.05)]
-    results = run_all(plans, bench.store, bench.cache, told=lambda r: seen.append(r.status))
+    results = run_all(plans, bench.store, bench.cache, report=lambda r: seen.append(r.status))
     assert [r.status for r in results] == seen == ["done", "failed", "done"]
     assert [len(r.points) for r in results] == [2, 1, 2]
     assert results[1].error == "the loss is nan"

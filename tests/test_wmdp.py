@@ -321,23 +321,23 @@ def test_doctor_says_that_the_bio_corpus_is_gated_and_how_to_give_a_file_of_ones
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     gated = told(examine("wmdp", "zephyr-7b", None, tmp_path), CORPORA["bio-forget"].id)
     assert not gated.fine
-    assert "behind a licence gate" in gated.found
-    assert "huggingface.co/datasets/cais/wmdp-bio-forget-corpus" in gated.found
-    assert "put *.jsonl into DIR/cais/wmdp-bio-forget-corpus/ and pass --data-dir DIR" in gated.found
-    assert "field 'text'" in gated.found
+    assert "behind a licence gate" in gated.result
+    assert "huggingface.co/datasets/cais/wmdp-bio-forget-corpus" in gated.result
+    assert "put *.jsonl into DIR/cais/wmdp-bio-forget-corpus/ and pass --data-dir DIR" in gated.result
+    assert "field 'text'" in gated.result
 
 
 def test_doctor_finds_the_data_of_a_folder(folder: Folder, tmp_path: Path):
     findings = examine("wmdp", "zephyr-7b", folder(), tmp_path)
     for part in ("cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora", "cais/wmdp", "cais/mmlu", "Salesforce/wikitext"):
         assert told(findings, f"data {part}").fine
-    assert told(findings, "wmdp data").found.startswith("6 bio, 6 cyber, 6 chem, 8 mmlu")
+    assert told(findings, "wmdp data").result.startswith("6 bio, 6 cyber, 6 chem, 8 mmlu")
     assert not any(finding.what == "references" for finding in findings)
 
 
 def test_doctor_needs_nothing_for_the_embedded_crafts(tmp_path: Path):
     findings = examine("wmdp", "mini", None, tmp_path)
-    assert told(findings, "model base").found == "is trained on the spot when first needed"
+    assert told(findings, "model base").result == "is trained on the spot when first needed"
     assert all(finding.fine for finding in findings if finding.what.startswith(("wmdp", "model", "references")))
 
 

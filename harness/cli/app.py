@@ -32,8 +32,8 @@ results_app = typer.Typer(no_args_is_help=True, help="Results as they are stored
 app.add_typer(results_app, name="results", rich_help_panel=KEEP)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"unlearning-harness {__version__}")
         raise typer.Exit
 

@@ -43,7 +43,7 @@ def doctor(
             table.add_column(heading)
         for finding in findings:
             mark = Text("ok", style="green") if finding.fine else Text("!", style="red")
-            table.add_row(mark, finding.what, finding.found)
+            table.add_row(mark, finding.what, finding.result)
         stdout().print(table)
     if any(not f.fine for f in findings):
         raise typer.Exit(1)
@@ -60,20 +60,20 @@ def validate(
     from harness.storage.validate import problems, set_aside
 
     store = Store(results_root(results))
-    found = list(problems(store))
+    faults = list(problems(store))
     if as_json:
-        print(json.dumps([vars(problem) for problem in found], ensure_ascii=False))
+        print(json.dumps([vars(problem) for problem in faults], ensure_ascii=False))
     else:
-        for problem in found:
+        for problem in faults:
             print(problem)
-        if not found:
+        if not faults:
             count = len(store.places())
             print(f"{count} record{'s' * (count != 1)}, no problem")
-    for problem in found if aside else ():
+    for problem in faults if aside else ():
         if problem.unreadable:
             target = set_aside(store, problem)
             print(f"set aside: {target}" if target else f"left alone, it is being written: {problem.where}", file=sys.stderr)
-    if found:
+    if faults:
         raise typer.Exit(1)
 
 

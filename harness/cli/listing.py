@@ -118,8 +118,8 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     else:
         table = Table(*headings, header_style="bold")  # of words, which may be wrapped
     for row in rows:
-        told = [row[name] for name in names]
-        table.add_row(*[number(v, 3) if isinstance(v, float) else "–" if v is None else str(v) for v in told])
+        cells = [row[name] for name in names]
+        table.add_row(*[number(v, 3) if isinstance(v, float) else "–" if v is None else str(v) for v in cells])
     stdout().print(table)
 
 
@@ -146,8 +146,8 @@ def show(
         for form, presets in (("published", method.presets), ("tuned", method.tuned)):
             for (bench, family), preset in presets.items():
                 where = f"{'any benchmark' if bench == '*' else bench} on {family}"
-                told = ", ".join(f"{k}={v}" for k, v in preset.items())
-                stdout().print(f"{form} form for {where}: {told}", highlight=False)
+                settings = ", ".join(f"{k}={v}" for k, v in preset.items())
+                stdout().print(f"{form} form for {where}: {settings}", highlight=False)
         return
     folder, result = Store(results_root(results)).by_id(name)
     if as_json:

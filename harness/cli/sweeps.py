@@ -35,13 +35,13 @@ def sweep(
     from harness.running.trials import check_count
 
     layers = [words.environment, request_file(SweepRequest, file) if file else {}, words.typed]
-    asked = read(SweepRequest, *layers).sweep()
-    check_count(asked.count(), control.yes)
-    tries = asked.trials()
+    wanted = read(SweepRequest, *layers).sweep()
+    check_count(wanted.count(), control.yes)
+    tries = wanted.trials()
     if control.dry_run:
         _forecast(tries, control, "sweep", {})
     else:
-        _run(tries, control, asked.by)
+        _run(tries, control, wanted.by)
 
 
 @command(app, StudyRequest, SweepControl, panel=RUN)
@@ -61,9 +61,9 @@ def study(
     from harness.running.trials import check_count
 
     request, chosen = read(StudyRequest, words.environment, words.typed), study_of(name)
-    asked = trials_of(chosen, request.bench, request.model, request.seeds, request.options())
-    check_count(len(asked), control.yes)
-    tries, left_out = possible(asked, {})
+    every = trials_of(chosen, request.bench, request.model, request.seeds, request.options())
+    check_count(len(every), control.yes)
+    tries, left_out = possible(every, {})
     about = {"study": name, "about": chosen.about, "left_out": left_out}
     if control.dry_run or not control.silent:
         _forecast(tries, control, name, about)

@@ -40,11 +40,11 @@ def kind_of_machine() -> dict[str, str]:
     """
     import torch
 
-    told = _processor()
-    flags = set(told.get("flags", told.get("Features", "")).split())
+    described = _processor()
+    flags = set(described.get("flags", described.get("Features", "")).split())
     blas = [line.strip(" -") for line in torch.__config__.show().splitlines() if "Math Kernel Library" in line]
     return {
-        "maker": told.get("vendor_id", told.get("CPU implementer", platform.machine())),
+        "maker": described.get("vendor_id", described.get("CPU implementer", platform.machine())),
         "instructions": " ".join(name for name in (*_SETS, *_SETS_OF_ARM) if name in flags),
         "torch": torch.backends.cpu.get_cpu_capability(),
         "blas": " ".join(blas[0].replace("Intel(R) oneAPI Math Kernel Library", "MKL").split()[:3]) if blas else "no MKL",
@@ -54,16 +54,16 @@ def kind_of_machine() -> dict[str, str]:
 
 def model_of_processor() -> str:
     """The processor's family, model and stepping, which its name (`AMD EPYC`) may leave open; empty where unknown."""
-    told = _processor()
+    described = _processor()
     parts = ("cpu family", "model", "stepping")
-    return ", ".join(f"{name.removeprefix('cpu ')} {told[name]}" for name in parts if name in told)
+    return ", ".join(f"{name.removeprefix('cpu ')} {described[name]}" for name in parts if name in described)
 
 
 def in_words(kind: Mapping[str, str]) -> str:
     """A kind of machine in short: `AuthenticAMD, AVX2 of torch, MKL Version 2024.2`."""
     widest = [name for name in kind.get("instructions", "").split() if name in ("avx", "avx2", "avx512f", "sve", "asimd")]
-    found = (kind.get("maker"), *widest[-1:], f"{kind['torch']} of torch" if kind.get("torch") else "", kind.get("blas"))
-    return ", ".join(part for part in (*found, kind.get("variables")) if part)
+    parts = (kind.get("maker"), *widest[-1:], f"{kind['torch']} of torch" if kind.get("torch") else "", kind.get("blas"))
+    return ", ".join(part for part in (*parts, kind.get("variables")) if part)
 
 
 def is_portable() -> bool:

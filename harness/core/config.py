@@ -96,8 +96,8 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
     except ValidationError as error:
         details = error.errors()
         # Of a list whose items are wrong pydantic also says that it is too short.
-        told = [detail for detail in details if detail["type"] != "too_short"] or details
-        raise UsageError("; ".join(_sentence(owner, detail) for detail in told) + ".") from None
+        reported = [detail for detail in details if detail["type"] != "too_short"] or details
+        raise UsageError("; ".join(_sentence(owner, detail) for detail in reported) + ".") from None
 
 
 def _sentence(owner: str, detail: Any) -> str:
@@ -119,14 +119,14 @@ def describe(cls: type) -> list[tuple[str, JSON, str]]:
     """Each setting's name, default and the text written under it."""
     schema = TypeAdapter(cls).json_schema()
     # A class knows only the lines under its own settings, not those it inherits.
-    told = {
+    descriptions = {
         name: field.description
         for base in reversed(cls.__mro__)
         for name, field in getattr(base, "__pydantic_fields__", {}).items()
         if field.description
     }
     return [
-        (name, field.get("default"), " ".join(str(told.get(name, "")).split()))
+        (name, field.get("default"), " ".join(str(descriptions.get(name, "")).split()))
         for name, field in schema.get("properties", {}).items()
     ]
 

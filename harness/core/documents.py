@@ -80,7 +80,7 @@ def parse_json(text: str | bytes, where: str, line: int = 1, finite: bool = True
     except TypeError:  # of a str that no UTF-8 can hold
         raise Malformed(f"{where}, line {line}: not valid JSON (half of a surrogate pair).") from None
     except ValueError as error:
-        what, row, column = found.groups() if (found := _PLACE.match(str(error))) else (str(error), "1", "1")
+        what, row, column = match.groups() if (match := _PLACE.match(str(error))) else (str(error), "1", "1")
         raise Malformed(f"{where}, line {line + int(row) - 1}: not valid JSON ({what} at column {column}).") from None
     if finite and _overflows(value):
         raise Malformed(f"{where}, in or after line {line}: a number that is larger than any float, such as 1e999.")

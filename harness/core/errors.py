@@ -61,8 +61,8 @@ class RunFailed(Exception):
 
 def reason(error: Exception) -> str:
     """What to tell of an error: the message of one of these, with its kind before it of any other."""
-    told = str(error) if isinstance(error, UsageError | Diverged | RunFailed) else f"{type(error).__name__}: {error}"
-    return without_secrets(told)
+    message = str(error) if isinstance(error, UsageError | Diverged | RunFailed) else f"{type(error).__name__}: {error}"
+    return without_secrets(message)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listing: str = "") -> UsageError:

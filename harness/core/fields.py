@@ -82,14 +82,14 @@ def declared(kind: type) -> Mapping[str, Field]:
 @cache
 def helps(kind: type) -> Mapping[str, str]:
     """The line under each field of a request class."""
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     for cls in reversed([c for c in kind.__mro__ if c is not object]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, line in zip(body.body, body.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant):
-                found[ast.unparse(field.target)] = " ".join(str(line.value.value).split())
-    return found
+                lines[ast.unparse(field.target)] = " ".join(str(line.value.value).split())
+    return lines
 
 
 def default(kind: type, name: str) -> Any:
@@ -132,12 +132,12 @@ def from_python(kind: type, values: Mapping[str, object]) -> dict[str, Given]:
     Raises:
         UsageError: for a name that is no field (with the nearest one).
     """
-    found = {}
+    layer = {}
     for name, value in values.items():
         if name not in declared(kind):
             raise unknown("argument", name, declared(kind))
-        found[name] = Given(value, f"{name}={cut(repr(value))}", "python")
-    return found
+        layer[name] = Given(value, f"{name}={cut(repr(value))}", "python")
+    return layer
 
 
 def from_document(kind: type, document: object, name: str, what: str) -> dict[str, Given]:
@@ -155,7 +155,7 @@ def from_document(kind: type, document: object, name: str, what: str) -> dict[st
     if not isinstance(document, dict):
         raise UsageError(f"{name} is no {what}: write flags' names and values, such as method: kfade.")
     entries = {entry: field for field, how in declared(kind).items() for entry in _entries(field, how)}
-    found: dict[str, Given] = {}
+    layer: dict[str, Given] = {}
     for entry, value in document.items():
         if entry not in entries:
             known = [next(iter(_entries(field, how))) for field, how in declared(kind).items() if not how.typed_only]
@@ -164,10 +164,10 @@ def from_document(kind: type, document: object, name: str, what: str) -> dict[st
         if why := declared(kind)[field].typed_only:
             flag = flag_of(field, declared(kind)[field])
             raise UsageError(f"{name}: {entry} is not taken from a file, for {why}. Take it out and type {flag}.")
-        if field in found:
+        if field in layer:
             raise UsageError(f"{name}: {entry} says again what another entry says; give one of them.")
-        found[field] = Given(value, f"{name}: {entry}={cut(_words(value))}", "file")
-    return found
+        layer[field] = Given(value, f"{name}: {entry}={cut(_words(value))}", "file")
+    return layer
 
 
 def _entries(name: str, field: Field) -> list[str]:
@@ -242,12 +242,12 @@ def names(kind: str, advice: str = "") -> Callable[[Given], tuple[str, ...]]:
         if value is None or value in ("", [], ()):
             return ()
         parts = value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).split(",")
-        found = tuple(name for part in parts if (name := str(part).strip()))
-        if not found:
+        every = tuple(name for part in parts if (name := str(part).strip()))
+        if not every:
             raise UsageError(f"{given.text} names no {kind.split()[1]}{f': {advice}' if advice else ''}.")
-        if len(set(found)) < len(found):
+        if len(set(every)) < len(every):
             raise UsageError(f"{given.text} names {kind} twice.")
-        return found
+        return every
 
     return read_names
 
@@ -258,9 +258,9 @@ def seeds(given: Given) -> tuple[int, ...]:
     if value is None or value == "":
         return ()
     parts = list(value) if isinstance(value, list | tuple | range) else str(value).split(",")
-    found = [part if type(part) is int else whole_number(str(part).strip()) for part in parts]
-    if not found or any(seed is None or not 0 <= seed <= MOST for seed in found):
+    numbers = [part if type(part) is int else whole_number(str(part).strip()) for part in parts]
+    if not numbers or any(seed is None or not 0 <= seed <= MOST for seed in numbers):
         raise UsageError(f"{given.text} is no list of seeds from 0 to {MOST:,}. Write 0,1,2.")
-    if len(set(found)) < len(found):
+    if len(set(numbers)) < len(numbers):
         raise UsageError(f"{given.text} names a seed twice.")
-    return tuple(seed for seed in found if seed is not None)
+    return tuple(seed for seed in numbers if seed is not None)

@@ -98,8 +98,8 @@ def recorded_judge(basis: Iterable[JSON]) -> tuple[str, int]:
     Raises:
         UsageError: for a record that says something else there.
     """
-    for found in basis:
-        name, repetitions = (found.get("judge"), found.get("repetitions", 1)) if isinstance(found, dict) else (None, 1)
+    for inputs in basis:
+        name, repetitions = (inputs.get("judge"), inputs.get("repetitions", 1)) if isinstance(inputs, dict) else (None, 1)
         if name is None:
             continue
         if not isinstance(name, str) or type(repetitions) is not int:

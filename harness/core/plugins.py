@@ -95,8 +95,8 @@ def plugin_files() -> list[PluginFile]:
         UsageError: for a folder that is named and not there.
     """
     named = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
-    found = [_file(file) for place in named for file in _files(place)]
-    return [*found, *_installed()]
+    files = [_file(file) for place in named for file in _files(place)]
+    return [*files, *_installed()]
 
 
 def _files(place: Path) -> Iterator[Path]:
@@ -116,11 +116,11 @@ def _file(path: Path) -> PluginFile:
 @cache
 def _installed() -> tuple[PluginFile, ...]:
     """Modules of installed packages; a package is every file in it that does not begin with `_`."""
-    found: list[PluginFile] = []
+    files: list[PluginFile] = []
     for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.value):
         spec = importlib.util.find_spec(point.module)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
-            found += [PluginFile(file, f"{point.module}.{file.stem}", True) for file in sorted(Path(folder).glob("[!_]*.py"))]
+            files += [PluginFile(file, f"{point.module}.{file.stem}", True) for file in sorted(Path(folder).glob("[!_]*.py"))]
         if spec and spec.origin and not spec.submodule_search_locations:
-            found.append(PluginFile(Path(spec.origin), point.module, True))
-    return tuple(found)
+            files.append(PluginFile(Path(spec.origin), point.module, True))
+    return tuple(files)

@@ -72,11 +72,11 @@ class Registry(Generic[T]):
         """
         outside = tuple(plugin_files())
         if outside not in self._entries:
-            self._entries[outside] = self._found(outside)
+            self._entries[outside] = self._scanned(outside)
         return self._entries[outside]
 
-    def _found(self, outside: Sequence[PluginFile]) -> dict[str, Entry]:
-        found: dict[str, Entry] = {}
+    def _scanned(self, outside: Sequence[PluginFile]) -> dict[str, Entry]:
+        entries: dict[str, Entry] = {}
         places = [(file, f"{self.package}.{file.stem}", None) for file in sorted(self.folder.glob("[!_]*.py"))]
         for file, module, plugin in [*places, *((each.path, each.module, each) for each in outside)]:
             try:
@@ -88,11 +88,11 @@ class Registry(Generic[T]):
                 continue
             summary = (ast.get_docstring(tree) or "").partition("\n")[0]
             for name in self._names(tree):
-                if name in found:
-                    first = found[name].file or found[name].module
+                if name in entries:
+                    first = entries[name].file or entries[name].module
                     raise UsageError(f"{self.kind} '{name}' is registered twice: {first} and {plugin or file.stem}.")
-                found[name] = Entry(name, module, summary, plugin)
-        return dict(sorted(found.items()))
+                entries[name] = Entry(name, module, summary, plugin)
+        return dict(sorted(entries.items()))
 
     def _names(self, tree: ast.Module) -> list[str]:
         calls = [

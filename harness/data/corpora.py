@@ -71,17 +71,17 @@ class Corpus:
         Raises:
             UsageError: for a tokenizer that cannot, or files without any document.
         """
-        found = (w for text in self.documents() for w in islice(windows(text, tokenizer, size), self.of_document))
-        first = next(found, None)
+        pieces = (w for text in self.documents() for w in islice(windows(text, tokenizer, size), self.of_document))
+        first = next(pieces, None)
         if first is None:
             raise UsageError(f"{place(self.files[0])} holds no text.")
         yield first
-        yield from islice(found, self.windows - 1)
+        yield from islice(pieces, self.windows - 1)
 
 
 def _texts(file: Path, blank: bool) -> Iterator[str]:
     """The field `text` of every row; without those that are empty, unless they belong to the text."""
-    told = False
+    warned = False
     for number, row in _rows(file):
         where = f"{place(file)}, line {number}"
         text = row.get("text") if isinstance(row, dict) else None
@@ -93,9 +93,9 @@ def _texts(file: Path, blank: bool) -> Iterator[str]:
             )
         if blank or text.strip():
             yield text
-        elif not told:
+        elif not warned:
             log.warning("%s: the field 'text' is empty; such rows are left out", where)
-            told = True
+            warned = True
 
 
 def _rows(file: Path) -> Iterator[tuple[int, object]]:
@@ -133,8 +133,8 @@ def _pieces(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterato
     at, whole = 0, True
     while at < len(text):
         piece = text[at : at + CHARACTERS_AT_ONCE * size]
-        found = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        starts = [start for start, _ in found]
+        offsets = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        starts = [start for start, _ in offsets]
         begin, first = 0, 0
         while len(starts) - first > room:
             cut = next((i for i in range(first + room, first, -1) if _between_words(piece, starts[i])), first + room)

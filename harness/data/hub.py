@@ -78,7 +78,7 @@ def commit(repository: str, revision: str | None = None, kind: Kind = "model") -
     key = (kind, repository, branch)
     if key not in _commits:
         remembered = _remembered(repository, branch, kind)
-        _commits[key] = _asked(repository, branch, kind, remembered) or remembered
+        _commits[key] = _commit_on_hub(repository, branch, kind, remembered) or remembered
     return _commits[key]
 
 
@@ -135,8 +135,8 @@ def files_of(name: str, revision: str | None = None) -> Sequence[str]:
             if _unanswered(error):
                 raise UsageError(f"the hub did not say which files {name} has; try again. ({_short(error)})") from error
     for file in ("config.json", "adapter_config.json"):
-        if isinstance(here := try_to_load_from_cache(name, file, revision=at), str):
-            return [each.name for each in Path(here).parent.iterdir()]
+        if isinstance(cached := try_to_load_from_cache(name, file, revision=at), str):
+            return [each.name for each in Path(cached).parent.iterdir()]
     return []
 
 
@@ -144,8 +144,8 @@ def files_of(name: str, revision: str | None = None) -> Sequence[str]:
 def _listed(name: str, revision: str | None) -> Sequence[str]:
     from huggingface_hub import HfApi
 
-    told = HfApi().model_info(name, revision=revision, timeout=SECONDS_TO_ANSWER).siblings
-    return [each.rfilename for each in told or () if "/" not in each.rfilename]
+    siblings = HfApi().model_info(name, revision=revision, timeout=SECONDS_TO_ANSWER).siblings
+    return [each.rfilename for each in siblings or () if "/" not in each.rfilename]
 
 
 def known_commits() -> Commits:
@@ -158,14 +158,14 @@ def take_commits(known: Commits) -> None:
     _commits.update(known)
 
 
-def _asked(repository: str, branch: str, kind: Kind, remembered: str | None) -> str | None:
+def _commit_on_hub(repository: str, branch: str, kind: Kind, remembered: str | None) -> str | None:
     """The hub's answer, written into the local cache, where what is fetched by its commit leaves no trace of the branch."""
     if unreachable():
         return None
     from huggingface_hub import HfApi
 
     try:
-        told = HfApi().repo_info(repository, repo_type=kind, revision=branch, timeout=SECONDS_TO_ANSWER).sha
+        sha = HfApi().repo_info(repository, repo_type=kind, revision=branch, timeout=SECONDS_TO_ANSWER).sha
     except _broken() as error:
         if not _unanswered(error):
             log.debug("the hub did not name a commit of %s: %s", repository, error)
@@ -178,14 +178,14 @@ def _asked(repository: str, branch: str, kind: Kind, remembered: str | None) -> 
             "the hub did not say which commit %r of %s is; taking %s, known from before", branch, repository, remembered
         )
         return None
-    if told:
+    if sha:
         with suppress(OSError):  # a cache that others keep; then there is nothing to remember
             reference = _reference(repository, branch, kind)
             reference.parent.mkdir(parents=True, exist_ok=True)
             part = reference.with_name(f".{reference.name}.{os.getpid()}")
-            part.write_text(told, encoding="utf-8")
+            part.write_text(sha, encoding="utf-8")
             part.replace(reference)
-    return told
+    return sha
 
 
 def _broken() -> tuple[type[Exception], ...]:

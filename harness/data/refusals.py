@@ -106,8 +106,8 @@ def _packages_for(name: str, text: str) -> str | None:
     file = Path(name) / "tokenizer.model"
     if file.is_file() and re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", file.read_bytes()[:200]):
         return "tiktoken"
-    there = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
-    missing = [package for package, known in there.items() if not known]
+    installed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    missing = [package for package, known in installed.items() if not known]
     return " ".join(missing) or None
 
 

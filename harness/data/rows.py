@@ -77,8 +77,8 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
     Raises:
         UsageError: if there is no such file, saying where it was looked for; if it is behind a licence gate, saying so.
     """
-    if data_dir is not None and (found := matching(data_dir / dataset, patterns)):
-        return found
+    if data_dir is not None and (files := matching(data_dir / dataset, patterns)):
+        return files
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
@@ -90,8 +90,8 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
         # Asked for also where files are in the local cache: a download that was killed has left some of them there.
         try:
             folder = Path(snapshot_download(dataset, repo_type="dataset", revision=pinned, allow_patterns=list(patterns)))
-            if found := matching(folder, patterns):
-                return found
+            if files := matching(folder, patterns):
+                return files
             why = "it holds no such file"
         except GatedRepoError:
             why = gated(f"datasets/{dataset}").rstrip(".")
@@ -125,7 +125,7 @@ def cached_snapshot(dataset: str, patterns: Sequence[str]) -> Path | None:
 
 def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files of a folder that fit the first of some patterns that fits any, sorted."""
-    return next((found for pattern in patterns if (found := sorted(f for f in folder.glob(pattern) if f.is_file()))), [])
+    return next((files for pattern in patterns if (files := sorted(f for f in folder.glob(pattern) if f.is_file()))), [])
 
 
 def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, object]]:
@@ -240,10 +240,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     """
     if not texts:
         return []
-    found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-    check_rows(tokenizer, found)
+    ids = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    check_rows(tokenizer, ids)
     _, last = added_tokens(tokenizer)
-    return [ids[: len(ids) - last] for ids in found]
+    return [row[: len(row) - last] for row in ids]
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -100,10 +100,10 @@ class ExportOptions:
 
 def _nearest(path: Path) -> Path:
     """As much of a folder's path as is there."""
-    there = next(part for part in (path.absolute(), *path.absolute().parents) if part.exists())
-    if not there.is_dir():
+    nearest = next(part for part in (path.absolute(), *path.absolute().parents) if part.exists())
+    if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    return there
+    return nearest
 
 
 def _check_file(path: Path) -> None:

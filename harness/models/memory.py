@@ -62,8 +62,8 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = {**self.working, "activations": self.rough, "while a point is measured": self.measuring}
-        told = ", ".join(f"{what} {gib(size)}" for what, size in parts.items() if size)
-        return f"{gib(self.total)} GiB ({told})" + (f" and {gib(self.cpu)} on the CPU" if self.cpu > GIB / 10 else "")
+        sizes = ", ".join(f"{what} {gib(size)}" for what, size in parts.items() if size)
+        return f"{gib(self.total)} GiB ({sizes})" + (f" and {gib(self.cpu)} on the CPU" if self.cpu > GIB / 10 else "")
 
 
 def gib(size: float) -> str:
@@ -116,11 +116,11 @@ def estimate(shape: ModelShape, held: Sequence[Held], evaluators: Sequence[Evalu
 
 
 def _certain(held: Sequence[Held]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    largest: dict[str, int] = {}
     for each in held:  # a method and an evaluator may both hold an optimiser
         if each.certain and each.bytes:
-            found[each.what] = found.get(each.what, 0) + each.bytes
-    return found
+            largest[each.what] = largest.get(each.what, 0) + each.bytes
+    return largest
 
 
 def adamw(shape: ModelShape) -> list[Held]:
@@ -227,14 +227,14 @@ def check(task: Task, method: Method[Any], config: Any, options: Options) -> Non
     shape = shape_of(source, task, options.dtype)
     if shape is None:
         return
-    found, room = estimate(shape, method.memory(shape, config), task.evaluators), room_on(options.device)
-    log.info("%s on %s needs about %s, %s", method.name, task.model, found, room)
-    certain = sum(found.certain.values())
+    needed, room = estimate(shape, method.memory(shape, config), task.evaluators), room_on(options.device)
+    log.info("%s on %s needs about %s, %s", method.name, task.model, needed, room)
+    certain = sum(needed.certain.values())
     if certain <= room.free:
-        if found.total > room.free:
-            log.warning("this may not fit: about %s GiB are needed, %s", gib(found.total), room)
+        if needed.total > room.free:
+            log.warning("this may not fit: about %s GiB are needed, %s", gib(needed.total), room)
         return
-    parts = ", ".join(f"{what} {gib(size)}" for what, size in found.certain.items())
+    parts = ", ".join(f"{what} {gib(size)}" for what, size in needed.certain.items())
     ways = _ways_out(shape, task, method, config, options, room)
     raise UsageError(
         f"{room}, {method.name} on {task.model} needs {gib(certain)} GiB ({parts}) beside its activations. "
@@ -251,8 +251,8 @@ def machine_bytes(task: Task, method: Method[Any], config: Any, options: Options
     shape = shape_of(source, task, options.dtype) if isinstance(source, CheckpointSource) else None
     if shape is None:
         return 0
-    found = estimate(shape, method.memory(shape, config), task.evaluators)
-    return found.cpu + (found.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
+    needed = estimate(shape, method.memory(shape, config), task.evaluators)
+    return needed.cpu + (needed.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
 
 
 def _ways_out(shape: ModelShape, task: Task, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:

@@ -58,30 +58,30 @@ def for_older_readers(folder: Path) -> None:
     """
     config, tokens = folder / "config.json", folder / "tokenizer_config.json"
     if config.is_file():
-        told = read_json(config, finite=False)
-        _write(config, told | _older_rotation(told.get("rope_parameters")) | _older_type(told))
+        document = read_json(config, finite=False)
+        _write(config, document | _older_rotation(document.get("rope_parameters")) | _older_type(document))
     if tokens.is_file():
-        told = read_json(tokens, finite=False)
-        if told.get("tokenizer_class") == "TokenizersBackend":
-            told["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if isinstance(told.get("extra_special_tokens"), list):
-            told["additional_special_tokens"] = told.pop("extra_special_tokens")
-        _write(tokens, told)
+        document = read_json(tokens, finite=False)
+        if document.get("tokenizer_class") == "TokenizersBackend":
+            document["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(document.get("extra_special_tokens"), list):
+            document["additional_special_tokens"] = document.pop("extra_special_tokens")
+        _write(tokens, document)
 
 
-def _older_rotation(told: Any) -> dict[str, Any]:
+def _older_rotation(settings: Any) -> dict[str, Any]:
     """`rope_parameters` under the names of transformers 4; nothing where layers of several kinds turn differently."""
-    if not isinstance(told, dict) or "rope_theta" not in told:
+    if not isinstance(settings, dict) or "rope_theta" not in settings:
         return {}
     apart = ("rope_theta", "partial_rotary_factor")
-    scaling = {name: value for name, value in told.items() if name not in apart}
+    scaling = {name: value for name, value in settings.items() if name not in apart}
     plain = scaling.get("rope_type", "default") == "default"
-    return {name: told[name] for name in apart if name in told} | ({} if plain else {"rope_scaling": scaling})
+    return {name: settings[name] for name in apart if name in settings} | ({} if plain else {"rope_scaling": scaling})
 
 
-def _older_type(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"torch_dtype": told["dtype"]} if "dtype" in told else {}
+def _older_type(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"torch_dtype": settings["dtype"]} if "dtype" in settings else {}
 
 
-def _write(path: Path, told: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

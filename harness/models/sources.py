@@ -93,32 +93,32 @@ class CheckpointSource:
     @property
     def identity(self) -> Mapping[str, JSON]:
         """A hub id with its commit, or the digests of a folder's files; never a path."""
-        told = _identity(self._here, self.revision, code=self.trust_remote_code)
+        identity = _identity(self._place, self.revision, code=self.trust_remote_code)
         if base := self._base:
-            told["base"] = dict(base.identity)
-        if where := self._tokenizer_here:
-            told["tokenizer"] = _identity(where, None, weights=False, code=self.trust_remote_code)
+            identity["base"] = dict(base.identity)
+        if where := self._tokenizer_place:
+            identity["tokenizer"] = _identity(where, None, weights=False, code=self.trust_remote_code)
         if self.trust_remote_code:
-            told["code"] = {"run": True, **foreign_code(self._here, self.commit)}
-        return told
+            identity["code"] = {"run": True, **foreign_code(self._place, self.commit)}
+        return identity
 
     @property
     def commit(self) -> str | None:
         """The commit of the hub that is loaded; where nobody knows it the `revision` itself. None for a folder."""
-        return pinned(self._here, self.revision)
+        return pinned(self._place, self.revision)
 
     @property
     def _base(self) -> CheckpointSource | None:
         """What an adapter alone is merged into when it is loaded."""
-        weights = weights_of(self._here, self.commit, self.data_dir)
-        return None if weights.name == self._here else CheckpointSource(weights.name, weights.revision)
+        weights = weights_of(self._place, self.commit, self.data_dir)
+        return None if weights.name == self._place else CheckpointSource(weights.name, weights.revision)
 
     @property
-    def _here(self) -> str:
+    def _place(self) -> str:
         return str(self.folder or self.name)
 
     @property
-    def _tokenizer_here(self) -> str | None:
+    def _tokenizer_place(self) -> str | None:
         if self.tokenizer is None:
             return None
         return str(local_folder(self.tokenizer, self.data_dir, TOKENIZER_FILES) or self.tokenizer)
@@ -132,7 +132,7 @@ class CheckpointSource:
         """
         try:
             return load_checkpoint(
-                self._here, device, dtype, self.commit, self._tokenizer_here, self.trust_remote_code, self.data_dir
+                self._place, device, dtype, self.commit, self._tokenizer_place, self.trust_remote_code, self.data_dir
             )
         except UsageError as error:
             if not self.doubt:
@@ -145,8 +145,8 @@ class CheckpointSource:
         Raises:
             UsageError: as `load` does.
         """
-        place = self._tokenizer_here
-        return examine(self._here, self.commit, place, self.trust_remote_code, self.data_dir)[0]
+        place = self._tokenizer_place
+        return examine(self._place, self.commit, place, self.trust_remote_code, self.data_dir)[0]
 
     def config(self) -> PretrainedConfig:
         """Its configuration; of a multimodal checkpoint, that of its text part.
@@ -154,7 +154,7 @@ class CheckpointSource:
         Raises:
             UsageError: as `load` does.
         """
-        return read_config(self._here, self.commit, self.trust_remote_code, self.data_dir)
+        return read_config(self._place, self.commit, self.trust_remote_code, self.data_dir)
 
     def tokens(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone.
@@ -162,8 +162,8 @@ class CheckpointSource:
         Raises:
             UsageError: as `load` does.
         """
-        weights = weights_of(self._here, self.commit, self.data_dir)
-        return tokenizer_of(self._here, self.commit, self._tokenizer_here, weights, self.trust_remote_code)
+        weights = weights_of(self._place, self.commit, self.data_dir)
+        return tokenizer_of(self._place, self.commit, self._tokenizer_place, weights, self.trust_remote_code)
 
     def seconds(self, cache: Cache) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
@@ -221,9 +221,9 @@ def read_sidecar(folder: Path | None) -> Mapping[str, JSON]:
     if folder is None or not (folder / SIDECAR).is_file():
         return {}
     try:
-        told = read_json(folder / SIDECAR)
+        sidecar = read_json(folder / SIDECAR)
     except Malformed:
-        told = None
-    if not isinstance(told, dict):
+        sidecar = None
+    if not isinstance(sidecar, dict):
         raise UsageError(f"{SIDECAR} of {folder.name} was not written by this harness; move it away.")
-    return told
+    return sidecar

@@ -26,7 +26,7 @@ from harness.storage.cache import Cache, disk_errors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOLD = "update"
+UPDATE = "update"
 """What a checkpoint's sidecar tells of the update that was put onto it."""
 
 
@@ -77,10 +77,10 @@ def put_onto(file: Path, onto: CheckpointSource, out: Path, cache: Cache) -> int
             )
     _check_tied(file, update, state, onto.name)
     before = {name: state[name].clone() for name in update}
-    told = {**about, "before": weights_fingerprint(model)}
+    account = {**about, "before": weights_fingerprint(model)}
     model.load_state_dict({name: added(before[name], tensor) for name, tensor in update.items()}, strict=False)
-    told["after"] = weights_fingerprint(model)
-    _write(model, tokenizer, out, {**read_sidecar(onto.folder), TOLD: told}, before)
+    account["after"] = weights_fingerprint(model)
+    _write(model, tokenizer, out, {**read_sidecar(onto.folder), UPDATE: account}, before)
     return len(update)
 
 
@@ -116,19 +116,19 @@ def take_back(folder: Path, out: Path, cache: Cache) -> int:
         UsageError: for a folder that holds no such thing, or whose weights have changed since.
     """
     sidecar = read_sidecar(folder if folder.is_dir() else None)
-    told = sidecar.get(TOLD)
-    if not isinstance(told, dict) or not (folder / UNDO).is_file():
+    account = sidecar.get(UPDATE)
+    if not isinstance(account, dict) or not (folder / UNDO).is_file():
         raise UsageError(f"{folder} holds no checkpoint that harness transfer wrote (with {UNDO} beside it).")
     before, _ = _tensors(folder / UNDO)
     _check_empty(out)
     source = CheckpointSource(str(folder))
     model, tokenizer = source.load(cache, "cpu", source.examine().dtype)
-    if weights_fingerprint(model) != told.get("after"):
+    if weights_fingerprint(model) != account.get("after"):
         raise UsageError(f"the weights in {folder} have changed since the update was put onto them; it cannot be taken back.")
     model.load_state_dict(before, strict=False)
-    if weights_fingerprint(model) != told.get("before"):
+    if weights_fingerprint(model) != account.get("before"):
         raise UsageError(f"{folder / UNDO} does not give back the weights that were there before; it was changed.")
-    _write(model, tokenizer, out, {key: value for key, value in sidecar.items() if key != TOLD})
+    _write(model, tokenizer, out, {key: value for key, value in sidecar.items() if key != UPDATE})
     return len(before)
 
 

@@ -102,9 +102,9 @@ def linear_maps_in(module: nn.Module, name: str = "") -> list[LinearMap]:
     from transformers.pytorch_utils import Conv1D
 
     return [
-        LinearMap(inner, found, isinstance(found, Conv1D))
-        for inner, found in module.named_modules(prefix=name)
-        if isinstance(found, nn.Linear | Conv1D)
+        LinearMap(inner, layer, isinstance(layer, Conv1D))
+        for inner, layer in module.named_modules(prefix=name)
+        if isinstance(layer, nn.Linear | Conv1D)
     ]
 
 
@@ -145,9 +145,9 @@ def absent_layers(count: int, /, **given: int | Sequence[int] | None) -> str | N
             wrong[setting] = list(value), [*range(count)][-len(value) :]
     if not wrong:
         return None
-    told = " and ".join(f"{setting}={cut(str(value))}" for setting, (value, _) in wrong.items())
+    named = " and ".join(f"{setting}={cut(str(value))}" for setting, (value, _) in wrong.items())
     instead = " and ".join(f"{setting}={cut(str(value)).replace(' ', '')}" for setting, (_, value) in wrong.items())
-    return f"{told}: the model has layers 0 to {count - 1}. Set {instead}"
+    return f"{named}: the model has layers 0 to {count - 1}. Set {instead}"
 
 
 def chosen(layers: Sequence[DecoderLayer], numbers: Sequence[int] | None) -> list[DecoderLayer]:

@@ -77,16 +77,16 @@ def weights_of(name: str, revision: str | None = None, data_dir: Path | None = N
     beside = file_of(name, ADAPTER_CONFIG, revision) is not None
     if not beside or has_weights(name, revision):
         return Weights(name, revision, adapter=beside)
-    found = adapter_of(name, revision)
-    if found is None or not found.base:
+    adapter = adapter_of(name, revision)
+    if adapter is None or not adapter.base:
         raise UsageError(f"{name} holds an adapter alone, and it does not name its base model; merge it first.")
-    base = local_folder(found.base, data_dir, CONFIG_FILES)
-    if base is None and (Path(found.base).is_absolute() or found.base.startswith((".", "~"))):
+    base = local_folder(adapter.base, data_dir, CONFIG_FILES)
+    if base is None and (Path(adapter.base).is_absolute() or adapter.base.startswith((".", "~"))):
         raise UsageError(
-            f"{name} holds an adapter alone, for the model in {found.base}, which is not there. Put that path right in its "
+            f"{name} holds an adapter alone, for the model in {adapter.base}, which is not there. Put that path right in its "
             f"{ADAPTER_CONFIG}, or merge the adapter first."
         )
-    weights = Weights(str(base or found.base), None if base else found.revision, adapter=True)
+    weights = Weights(str(base or adapter.base), None if base else adapter.revision, adapter=True)
     if adapter_of(weights.name, weights.revision):
         raise UsageError(f"{name} is an adapter, and its base {weights.name} is or has one, too; merge that one first.")
     return weights

@@ -65,8 +65,8 @@ def folder_identity(folder: Path, weights: bool = True, code: bool = False) -> d
 
 def _files(folder: Path, code: bool) -> Iterator[Path]:
     """The folder's own files, its further chat templates, and code that its code may import."""
-    found = {*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *(folder.rglob("*.py") if code else ())}
-    for file in found:
+    files = {*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *(folder.rglob("*.py") if code else ())}
+    for file in files:
         if file.is_file() and file.name not in IDLE and not file.name.lower().startswith((".", *_PROSE)):
             yield file
 
@@ -111,15 +111,15 @@ def code_revision(name: str, revision: str | None) -> str | None:
 
 def _code_places(name: str, revision: str | None) -> set[str]:
     """The repositories that a checkpoint's `auto_map` names; the empty name stands for its own."""
-    found: set[str] = set()
+    repositories: set[str] = set()
     for file in ("config.json", "tokenizer_config.json"):
-        told = read_json(path, finite=False) if (path := file_of(name, file, revision)) else {}
-        named = told.get("auto_map") if isinstance(told, dict) else None
+        document = read_json(path, finite=False) if (path := file_of(name, file, revision)) else {}
+        named = document.get("auto_map") if isinstance(document, dict) else None
         for classes in (named or {}).values() if isinstance(named, dict) else [named]:
             for each in classes if isinstance(classes, list) else [classes]:
                 if isinstance(each, str):
-                    found.add(each.rpartition("--")[0])
-    return found
+                    repositories.add(each.rpartition("--")[0])
+    return repositories
 
 
 # ---------------------------------------------------------------- what is in memory
@@ -133,7 +133,7 @@ def network_fingerprint(weights: str, model: PreTrainedModel) -> str:
         model: the model.
     """
     config: Any = model.config
-    told = {
+    decisive = {
         "weights": weights,
         "class": type(model).__name__,
         "code": _own_code(type(model)),
@@ -142,7 +142,7 @@ def network_fingerprint(weights: str, model: PreTrainedModel) -> str:
         "libraries": versions(),
         "device": model.device.type,
     }
-    return digest(told)[:16]
+    return digest(decisive)[:16]
 
 
 def answerer_fingerprint(weights: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -153,14 +153,14 @@ def answerer_fingerprint(weights: str, model: PreTrainedModel, tokenizer: PreTra
         model: the model.
         tokenizer: its tokenizer.
     """
-    told = [network_fingerprint(weights, model), tokenizer_fingerprint(tokenizer), end_tokens(model, tokenizer)]
-    return digest(told)[:16]
+    decisive = [network_fingerprint(weights, model), tokenizer_fingerprint(tokenizer), end_tokens(model, tokenizer)]
+    return digest(decisive)[:16]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of all that decides how a tokenizer cuts texts, puts them together again and renders conversations."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = {
+    decisive = {
         "class": type(tokenizer).__name__,
         "code": _own_code(type(tokenizer)),
         "whole": _whole(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items()),
@@ -169,15 +169,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         "blanks": getattr(tokenizer, "clean_up_tokenization_spaces", None),
         "split": getattr(tokenizer, "split_special_tokens", None),
     }
-    return digest(_text(told))[:16]
+    return digest(_text(decisive))[:16]
 
 
 @lru_cache(maxsize=2)
 def _whole(backend: str) -> str:
     """The digest of a tokenizer as its library writes it, megabytes of JSON: a run asks for it at every measured point."""
-    told = parse_json(backend, "the tokenizer", finite=False)
+    document = parse_json(backend, "the tokenizer", finite=False)
     # A call that pads or truncates leaves that there; no two calls here differ in it.
-    return digest(_text(told | {"padding": None, "truncation": None}))
+    return digest(_text(document | {"padding": None, "truncation": None}))
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -194,7 +194,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 def versions(*more: str) -> dict[str, JSON]:
     """The releases of `LIBRARIES`, and of further packages where they are installed."""
-    return {name: found for name in (*LIBRARIES, *more) if (found := _version(name))}
+    return {name: release for name in (*LIBRARIES, *more) if (release := _version(name))}
 
 
 def _version(package: str) -> str | None:

@@ -219,8 +219,8 @@ def kl_between(
         rows = answer_rows(batch).cpu()
         before, now = (_logits_by_part(m, batch) for m in (base, model))
         parts = [slice(start, start + positions) for start in range(0, len(rows), positions)]
-        found = [kl_per_token(before(part).log_softmax(dim=-1), now(part).log_softmax(dim=-1)) for part in parts]
-        sums.index_add_(0, rows, torch.cat(found).double().cpu())
+        divergences = [kl_per_token(before(part).log_softmax(dim=-1), now(part).log_softmax(dim=-1)) for part in parts]
+        sums.index_add_(0, rows, torch.cat(divergences).double().cpu())
         counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
         if progress:
             progress(len(batch.rows))
@@ -272,10 +272,10 @@ class AnswerDistributions:
         examples = sum(len(batch.rows) for batch in self._batches)
         sums, counts = torch.zeros(examples, dtype=torch.float64), torch.zeros(examples, dtype=torch.float64)
         for base, batch in zip(self._base, self._batches, strict=True):
-            found = kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().cpu()
+            divergences = kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().cpu()
             rows = answer_rows(batch)
-            sums.index_add_(0, rows, found)
-            counts.index_add_(0, rows, torch.ones_like(found))
+            sums.index_add_(0, rows, divergences)
+            counts.index_add_(0, rows, torch.ones_like(divergences))
         return sums.numpy(), counts.numpy()
 
     @staticmethod

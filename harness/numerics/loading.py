@@ -69,18 +69,18 @@ def load_checkpoint(
     """
     import torch
 
-    found, words = examine(name, revision, tokenizer, trust_remote_code, data_dir)
-    trust_remote_code = trusted(name, found.weights, trust_remote_code)
-    model, told = _from_pretrained(
-        found, trust_remote_code, getattr(torch, dtype), device_map="balanced" if device == ALL_GPUS else None
+    examined, words = examine(name, revision, tokenizer, trust_remote_code, data_dir)
+    trust_remote_code = trusted(name, examined.weights, trust_remote_code)
+    model, loading = _from_pretrained(
+        examined, trust_remote_code, getattr(torch, dtype), device_map="balanced" if device == ALL_GPUS else None
     )
-    if unused := _check_fit(found.weights.name, told, model):
+    if unused := _check_fit(examined.weights.name, loading, model):
         log.warning("%s: %d tensors are left out, of parts that the model does not have (%s)", name, len(unused), unused[0])
-    if found.weights.adapter:
+    if examined.weights.adapter:
         model = merged(model, name, pinned(name, revision), not Path(name).is_dir() and unreachable() is not None)
     if device != ALL_GPUS:
         model.to(device)  # type: ignore[arg-type]
-    _try_out(found.weights.name, model.eval(), words)
+    _try_out(examined.weights.name, model.eval(), words)
     return model, words
 
 
@@ -118,47 +118,47 @@ def examine(
     trust_remote_code = trusted(name, weights, trust_remote_code)
     whole = whole_config(weights.name, weights.revision, trust_remote_code)
     config = text_part(weights.name, whole)
-    found = Examined(weights, config, multimodal=type(config) is not type(whole))
+    examined = Examined(weights, config, multimodal=type(config) is not type(whole))
     if "auto_map" not in vars(config):  # what comes with code is put together by that code alone
         meta_model(config, weights.name)  # what cannot be made is told better without the files
     if getattr(config, "quantization_config", None):  # its tensors have the shapes of packed numbers; it is checked when loaded
         _check_vocabulary(name, words, int(config.vocab_size))
-        return found._replace(dtype=str(config.dtype or "float32").removeprefix("torch.")), words
+        return examined._replace(dtype=str(config.dtype or "float32").removeprefix("torch.")), words
     stored = copy.deepcopy(config)
     stored.dtype = None  # what it says of the type need not be so
-    model, told = _from_pretrained(found._replace(config=stored), trust_remote_code, "auto", device_map={"": "meta"})
-    _check_fit(weights.name, told, model)
+    model, loading = _from_pretrained(examined._replace(config=stored), trust_remote_code, "auto", device_map={"": "meta"})
+    _check_fit(weights.name, loading, model)
     _check_vocabulary(name, words, len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
-    return found._replace(dtype=str(model.dtype).removeprefix("torch.")), words
+    return examined._replace(dtype=str(model.dtype).removeprefix("torch.")), words
 
 
 def _from_pretrained(
-    found: Examined, trust_remote_code: bool, dtype: object, device_map: object
+    examined: Examined, trust_remote_code: bool, dtype: object, device_map: object
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, without any adapter, and what transformers says of loading it."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a bar for each of many small files says nothing
-    name, revision, _ = found.weights
+    name, revision, _ = examined.weights
     offline = None if Path(name).is_dir() else unreachable()
     with refused(name, "model", offline), quiet():
         loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
             name,
-            config=found.config,
+            config=examined.config,
             revision=pinned(name, revision),
             code_revision=code_revision(name, revision) if trust_remote_code else None,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             local_files_only=offline is not None,
             device_map=device_map,
-            key_mapping=_TEXT_PART if found.multimodal else None,
+            key_mapping=_TEXT_PART if examined.multimodal else None,
             adapter_kwargs={"subfolder": NO_ADAPTER},
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     _check_ends(name, loaded[0].generation_config.eos_token_id)
-    if found.multimodal:
+    if examined.multimodal:
         loaded[0]._weight_conversions = None  # type: ignore[assignment]  # saved, it is a text model under its own names
     return loaded
 
@@ -191,23 +191,23 @@ def _try_out(name: str, model: PreTrainedModel, words: PreTrainedTokenizerBase) 
     model.eval()
 
 
-def _check_fit(name: str, told: Mapping[str, Any], model: PreTrainedModel) -> list[str]:
+def _check_fit(name: str, loading: Mapping[str, Any], model: PreTrainedModel) -> list[str]:
     """Refuse weights that do not fit the model, by what transformers says of loading them; give the tensors left out.
 
     Raises:
         UsageError: where shapes differ, a tensor is missing, or one is left over that belongs into the model's own parts.
     """
-    if told["mismatched_keys"]:
-        key, there, expected = min(told["mismatched_keys"])
+    if loading["mismatched_keys"]:
+        key, stored, expected = min(loading["mismatched_keys"])
         raise UsageError(
-            f"the weights of {name} do not fit its configuration: {key} is {list(there)}, by the configuration it is "
+            f"the weights of {name} do not fit its configuration: {key} is {list(stored)}, by the configuration it is "
             f"{list(expected)}."
         )
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"the weights of {name} lack {len(missing)} of its model's tensors, {missing[0]} among them; they would be random."
         )
-    unused = sorted(key for key in told["unexpected_keys"] if not _BUFFERS.search(key))
+    unused = sorted(key for key in loading["unexpected_keys"] if not _BUFFERS.search(key))
     inside = [key for key in unused if _inside(model, key)]
     if inside:
         raise UsageError(

@@ -58,8 +58,8 @@ def without_thoughts(text: str, begun: bool = False) -> str:
         at = _BLANKS.match(text, end + len(marks.end)).end()  # type: ignore[union-attr]  # it fits everywhere
     text = text[at:]
     for marks in MARKS:
-        before, found, after = text.partition(marks.end)
-        if found and not marks.only_both and marks.begin not in before:
+        before, mark, after = text.partition(marks.end)
+        if mark and not marks.only_both and marks.begin not in before:
             text = after.strip()
     return text
 

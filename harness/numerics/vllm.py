@@ -71,8 +71,8 @@ class Engine:
             UsageError: if it does not come up.
         """
         assert self._process.stdout is not None
-        there, _, _ = select.select([self._process.stdout], [], [], SECONDS_TO_START)
-        if not there or not self._process.stdout.readline():
+        readable, _, _ = select.select([self._process.stdout], [], [], SECONDS_TO_START)
+        if not readable or not self._process.stdout.readline():
             raise self._failure("did not come up with this model")
 
     def complete(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -81,17 +81,17 @@ class Engine:
         Raises:
             UsageError: if vLLM breaks off.
         """
-        found: list[list[int]] = self._ask([asdict(prompt) for prompt in prompts])
-        return found
+        answers: list[list[int]] = self._ask([asdict(prompt) for prompt in prompts])
+        return answers
 
-    def score(self, asked: Sequence[Candidates]) -> list[list[float]]:
+    def score(self, prefixes: Sequence[Candidates]) -> list[list[float]]:
         """For each prefix its candidates' log-likelihoods as the next token, in nats.
 
         Raises:
             UsageError: if vLLM breaks off.
         """
-        found: list[list[float]] = self._ask([asdict(each) for each in asked])
-        return found
+        scores: list[list[float]] = self._ask([asdict(each) for each in prefixes])
+        return scores
 
     def _ask(self, prompts: Sequence[dict[str, Any]]) -> Any:
         assert self._process.stdin is not None
@@ -138,9 +138,9 @@ def engine(folder: Path, dtype: str, device: str, max_length: int) -> Iterator[E
     if device.startswith("cuda"):
         settings["gpu_memory_utilization"] = free_share(device)
     with temporary_file() as said, child(["engine", json.dumps(settings)], _environment(device), said) as process:
-        found = Engine(process, said)
-        found.wait_until_ready()
-        yield found
+        running = Engine(process, said)
+        running.wait_until_ready()
+        yield running
 
 
 @contextmanager

@@ -35,8 +35,8 @@ def _read(lines: SimpleQueue[str]) -> None:
     """All that is asked; at its end the session is killed, which this process leads."""
     with os.fdopen(
         os.dup(0), encoding="utf-8"
-    ) as asked:  # sys.stdin is closed in processes that vLLM forks: nobody may hold it
-        for line in asked:
+    ) as requests:  # sys.stdin is closed in processes that vLLM forks: nobody may hold it
+        for line in requests:
             lines.put(line)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
@@ -52,21 +52,21 @@ def answer(settings: dict[str, Any], lines: SimpleQueue[str]) -> None:
 
     from vllm import LLM, SamplingParams
 
-    def sampling(asked: dict[str, Any]) -> SamplingParams:
-        if "candidates" in asked:
-            return SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=asked["candidates"], detokenize=False)
+    def sampling(prompt: dict[str, Any]) -> SamplingParams:
+        if "candidates" in prompt:
+            return SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=prompt["candidates"], detokenize=False)
         return SamplingParams(
-            max_tokens=asked["max_tokens"],
-            temperature=asked["temperature"],
-            seed=asked["seed"],
-            stop_token_ids=asked["ends"],
+            max_tokens=prompt["max_tokens"],
+            temperature=prompt["temperature"],
+            seed=prompt["seed"],
+            stop_token_ids=prompt["ends"],
             ignore_eos=True,  # what ends an answer is told, whatever vLLM finds in the checkpoint
             detokenize=False,
         )
 
-    def told(asked: dict[str, Any], answer: Any) -> list[float] | list[int]:
-        if "candidates" in asked:
-            return [answer.logprobs[0][token].logprob for token in asked["candidates"]]
+    def result(prompt: dict[str, Any], answer: Any) -> list[float] | list[int]:
+        if "candidates" in prompt:
+            return [answer.logprobs[0][token].logprob for token in prompt["candidates"]]
         return list(answer.token_ids)
 
     engine = LLM(**settings)
@@ -74,8 +74,8 @@ def answer(settings: dict[str, Any], lines: SimpleQueue[str]) -> None:
     while True:
         prompts = json.loads(lines.get())
         tokens = [{"prompt_token_ids": each["prompt"]} for each in prompts]
-        found = engine.generate(tokens, [sampling(each) for each in prompts], use_tqdm=False)
-        say([told(each, out.outputs[0]) for each, out in zip(prompts, found, strict=True)])
+        outputs = engine.generate(tokens, [sampling(each) for each in prompts], use_tqdm=False)
+        say([result(each, out.outputs[0]) for each, out in zip(prompts, outputs, strict=True)])
 
 
 if __name__ == "__main__":

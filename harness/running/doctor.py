@@ -36,7 +36,7 @@ class Finding:
 
     what: str
     """Its name."""
-    found: str
+    result: str
     """What was found, and the way out if it is not fine."""
     fine: bool = True
     """Whether a run can go ahead."""
@@ -103,9 +103,9 @@ def _device() -> Finding:
 
 
 def _folder(what: str, folder: Path) -> Finding:
-    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(there).free / 2**30
-    if not os.access(there, os.W_OK):
+    nearest = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(nearest).free / 2**30
+    if not os.access(nearest, os.W_OK):
         return Finding(what, f"{folder} cannot be written", fine=False)
     return Finding(what, f"{folder}, {free:.0f} GiB free", fine=free > 1)
 
@@ -128,9 +128,9 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
     try:
         task = benchmark.task(model, Options(data_dir=data_dir))
     except UsageError as error:
-        told = any(not f.fine for f in findings)  # the missing file or checkpoint itself has been named
-        return findings if told else [*findings, Finding(f"{bench}, {model}", str(error), fine=False)]
-    rows = ", ".join(f"{len(found)} {name}" for name, found in task.questions.items())
+        named = any(not f.fine for f in findings)  # the missing file or checkpoint itself has been named
+        return findings if named else [*findings, Finding(f"{bench}, {model}", str(error), fine=False)]
+    rows = ", ".join(f"{len(rows_of_set)} {name}" for name, rows_of_set in task.questions.items())
     findings.append(Finding(f"{bench} data", f"{rows} questions"))
     cache = Cache()
     for name, source in task.sources.items():
@@ -188,7 +188,9 @@ def _all_here(source: CheckpointSource) -> bool:
         return False  # those would be fetched, whatever .bin files are here
     indices = [read_json(file) for file in folder.glob("*.index.json")]
     maps = [index.get("weight_map") for index in indices if isinstance(index, dict)]
-    return all((folder / str(file)).is_file() for found in maps if isinstance(found, dict) for file in found.values())
+    return all(
+        (folder / str(file)).is_file() for weight_map in maps if isinstance(weight_map, dict) for file in weight_map.values()
+    )
 
 
 def _needed(needed: Needed, data_dir: Path | None) -> Finding:
@@ -208,10 +210,10 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
     where = f"put {files} into {data_dir or 'DIR'}/{needed.id}/" + ("" if data_dir else " and pass --data-dir DIR")
     if data_dir is None or needed.kind != "data" or needed.hub_too:
         try:
-            here = _in_hub_cache(needed)
+            cached = _in_hub_cache(needed)
         except UsageError as error:
             return Finding(what, str(error), fine=False)
-        if here:
+        if cached:
             return Finding(what, f"in the hub's local cache{about}.{doubt}")
         if needed.gate and not get_token():
             local = f" Or {where}." if needed.kind == "data" else ""
@@ -250,10 +252,10 @@ def _in_hub_cache(needed: Needed) -> bool:
 
     def cached(file: str) -> Path | None:
         try:
-            found = try_to_load_from_cache(needed.id, file, repo_type="dataset" if needed.kind == "data" else "model")
+            cached_file = try_to_load_from_cache(needed.id, file, repo_type="dataset" if needed.kind == "data" else "model")
         except ValueError:  # no name that the hub could have
             return None
-        return Path(found) if isinstance(found, str) else None
+        return Path(cached_file) if isinstance(cached_file, str) else None
 
     if needed.kind == "data":
         folder = cached_snapshot(needed.id, needed.any_of) if needed.any_of else None

@@ -212,9 +212,9 @@ def on_ray(jobs: int | None = None) -> Executor:
             while waiting or running:
                 while waiting and len(running) < (jobs or len(tries)):
                     index, todo = waiting.popleft()
-                    asked = work.options(**needs(todo, tasks, gpus))
+                    task = work.options(**needs(todo, tasks, gpus))
                     folders = str(store.root.resolve()), str(cache.root.resolve())
-                    running[asked.remote(todo, *folders, force, known_commits())] = index
+                    running[task.remote(todo, *folders, force, known_commits())] = index
                 for done in ray.wait(list(running), num_returns=1)[0]:
                     index = running.pop(done)
                     try:

@@ -54,18 +54,18 @@ def measure(
     """
     if subject.setting is not None and generator is not None:
         subject.generations = _answers(task, subject.setting, generator, weights)
-    found: dict[str, Measurement | Absent] = {}
+    items_by_metric: dict[str, Measurement | Absent] = {}
     for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
         known = set(subject.tables)
         with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
             items = measurements(evaluator, subject)
         for item in items:
-            if item.metric in found:
+            if item.metric in items_by_metric:
                 raise UsageError(f"{evaluator.name} gives a number '{item.metric}', and so did an evaluator before it.")
-            found[item.metric] = replace(item, selection=selection) if isinstance(item, Measurement) else item
+            items_by_metric[item.metric] = replace(item, selection=selection) if isinstance(item, Measurement) else item
         if subject.tables.keys() > known:
             check_tables(subject.tables, f"what {evaluator.name} keeps row by row")
-    return list(found.values())
+    return list(items_by_metric.values())
 
 
 def check_base(task: Task) -> None:
@@ -144,9 +144,9 @@ def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -
     answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, named))
     if theirs := [request for request in requests if request.by == "base"]:
         base = task.sources["base"]
-        asked = _BaseGenerator(generator, base, setting.cache, generator.name)
+        base_generator = _BaseGenerator(generator, base, setting.cache, generator.name)
         named = f"source {weights_digest(base, setting.cache)} as {setting.model.dtype} on {setting.model.device.type}"
-        answers |= generate_all(asked, setting.model, setting.tokenizer, theirs, setting.cache, named)
+        answers |= generate_all(base_generator, setting.model, setting.tokenizer, theirs, setting.cache, named)
     return answers
 
 
@@ -196,8 +196,8 @@ class Measured(NamedTuple):
 class _Unfinished(Exception):
     """Tables that hold less than they should and are not to be kept."""
 
-    def __init__(self, found: Measured) -> None:
-        self.found = found
+    def __init__(self, measured: Measured) -> None:
+        self.measured = measured
 
 
 def source_tables(
@@ -257,7 +257,7 @@ def source_tables(
     try:
         entry = cache.get("evaluations", key, make)
     except _Unfinished as unfinished:
-        return unfinished.found
+        return unfinished.measured
     tables = {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
     return Measured(tables, (entry.path / WEIGHTS).read_text(encoding="ascii"))
 

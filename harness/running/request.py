@@ -308,7 +308,7 @@ class SweepRequest(Request):
 
         if not self.method or not self.bench:
             raise UsageError(f"{NEEDED}, or a YAML file.")
-        asked = Sweep(
+        sweep = Sweep(
             methods=self.method,
             benches=self.bench,
             model=self.model,
@@ -321,9 +321,9 @@ class SweepRequest(Request):
             search=self.search,
             by=self.by,
         )
-        if both := asked.contradictions():
+        if both := sweep.contradictions():
             raise UsageError(f"'{both[0]}' is both set and an axis of the grid; give one of --set and --grid.")
-        return asked
+        return sweep
 
 
 # ---------------------------------------------------------------- what is asked of a benchmark alone

@@ -183,7 +183,7 @@ def trials_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[
     """Every run of a study; benchmarks and seeds are the study's own where none are given."""
     family = model.partition("@")[0]
     size = "small" if family in SMALL else "real"
-    found: list[TrialSpec] = []
+    specs: list[TrialSpec] = []
     for part in study.parts:
         if part.models not in ("any", size):
             continue
@@ -195,19 +195,19 @@ def trials_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[
                 if part.form == "published" or (bench, family) in METHODS.get(name).tuned
             ]
             of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.form)
-            found += of_bench.trials()
-    return found
+            specs += of_bench.trials()
+    return specs
 
 
 def settings_of(study: Study, bench: str, model: str) -> set[tuple[str, str]]:
     """Method and settings, as a record's canonical JSON, of every run of a study on a benchmark and model."""
-    found = set()
+    settings = set()
     for todo in trials_of(study, [bench], model, (), Options()):
         method = METHODS.get(todo.method)
         preset = method.preset(bench, model.partition("@")[0], todo.form)
         config = resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method)
-        found.add((todo.method, canonical(to_json(config))))
-    return found
+        settings.add((todo.method, canonical(to_json(config))))
+    return settings
 
 
 def runs_of(runs: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -260,14 +260,14 @@ class Forecast:
 
     def __str__(self) -> str:
         left = self.runs - self.done
-        told = f"{self.runs} runs, {self.done} of them done"
+        text = f"{self.runs} runs, {self.done} of them done"
         if not left:
-            return told
+            return text
         if not self.seconds:
-            return f"{told}; how long the other {left} take is unknown: no such run is recorded"
+            return f"{text}; how long the other {left} take is unknown: no such run is recorded"
         hours, minutes = divmod(max(1, round(self.seconds / 60)), 60)
-        told += f"; the other {left} take about {f'{hours} h ' if hours else ''}{minutes} min by what is recorded"
-        return told + (f", without {', '.join(self.unknown)}: nothing is recorded of them" if self.unknown else "")
+        text += f"; the other {left} take about {f'{hours} h ' if hours else ''}{minutes} min by what is recorded"
+        return text + (f", without {', '.join(self.unknown)}: nothing is recorded of them" if self.unknown else "")
 
 
 def forecast(plans: Sequence[Plan], store: Store, jobs: int = 1) -> Forecast:
@@ -281,8 +281,8 @@ def forecast(plans: Sequence[Plan], store: Store, jobs: int = 1) -> Forecast:
     done, seconds, missing = 0, 0.0, set()
     known: dict[object, float | None] = {}
     for todo in plans:
-        found = store.status(todo.spec)
-        if found == "done":
+        status = store.status(todo.spec)
+        if status == "done":
             done += 1
             continue
         spec = todo.spec
@@ -300,10 +300,10 @@ def _recorded_seconds(todo: Plan, store: Store) -> float | None:
     took = []
     for place in store.places(f"{todo.spec.folder.parent.as_posix()}/*"):
         try:
-            told = store.document(place)
-            spec, costs = told["spec"], told["costs"]
+            record = store.document(place)
+            spec, costs = record["spec"], record["costs"]
             same = (spec["points"], spec["limit"], spec["device"]) == (todo.spec.points, todo.spec.limit, todo.spec.device)
-            if told["status"] == "done" and same and set(spec["evaluators"]) == set(todo.spec.evaluators):
+            if record["status"] == "done" and same and set(spec["evaluators"]) == set(todo.spec.evaluators):
                 took.append(sum(costs[phase]["seconds"] for phase in COUNTED_PHASES if phase in costs))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # no record of ours; `harness validate` names it
