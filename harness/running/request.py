@@ -165,13 +165,13 @@ class RequestFields(TypedDict, total=False):
 
 
 class RunFields(RequestFields, total=False):
-    """The keywords of `harness.run` besides method and benchmark."""
+    """The keywords of `harness.run(…)` besides method and benchmark."""
 
     seed: int
 
 
 class SweepFields(RequestFields, total=False):
-    """The keywords of `harness.sweep` besides methods and benchmarks."""
+    """The keywords of `harness.sweep(…)` besides methods and benchmarks."""
 
     seeds: Sequence[int]
     grid: Mapping[str, Sequence[JSON] | str]
