@@ -13,7 +13,7 @@ from evals._http import BrokenOff, TooLate, TooLong, Unreachable, exchange
 from harness.core.interfaces import Judge
 from harness.models.sources import CheckpointSource
 from harness.numerics.vllm import CPU_CACHE_GIB, child, free_share
-from harness.storage.scratch import temporary_file
+from harness.storage.temporary import temporary_file
 
 log = logging.getLogger("harness.core.judging")
 

@@ -83,7 +83,7 @@ def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDis
         task.variant,
         digest(rows),
     ]
-    return setting.cache.held("distributions", key, made)[0]
+    return setting.cache.memoize("distributions", key, made)[0]
 
 
 def _encoded(setting: Setting, examples: Sequence[Example]) -> list[Encoded]:

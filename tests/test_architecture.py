@@ -158,7 +158,7 @@ def test_plugin_folders_import_what_lies_below_them(file: Path):
     assert rooms(file) <= PLUGINS[folder] | {below for where, below in STILL if where == name(file)}
     if folder in ("methods", "evals"):
         known = {module for module in imported(file) if module.startswith("harness.storage.")}
-        assert {module.split(".")[2] for module in known} <= {"cache", "scratch"}
+        assert {module.split(".")[2] for module in known} <= {"cache", "temporary"}
 
 
 def test_every_module_is_in_a_room():
@@ -286,7 +286,7 @@ def test_json_and_yaml_are_read_in_one_place():
 
 def test_only_one_module_makes_temporary_files():
     """Theirs are swept after a kill; whoever makes some by itself leaves them behind."""
-    assert [name(file) for file in FILES if "tempfile" in tops(imported(file))] == ["harness/storage/scratch.py"]
+    assert [name(file) for file in FILES if "tempfile" in tops(imported(file))] == ["harness/storage/temporary.py"]
 
 
 SEEDING = {"default_rng", "manual_seed", "Generator", "Random", "RandomState"}
@@ -321,8 +321,14 @@ def test_no_file_is_called_utils():
 # ---------------------------------------------------------------- sizes
 
 
-BOUNDED = ["methods"]
-"""Folders whose files, functions and lists of parameters have a bound."""
+STILL_LONG = {"harness/core/interfaces.py"}
+"""Files that are yet to be divided, and whose names are yet to be put right."""
+BOUNDED = [
+    "methods",
+    *(f"harness/{room}" for room in ("core", "storage", "data", "numerics", "models", "running", "cli")),
+    "harness/api.py",
+]
+"""Folders and files whose files, functions and lists of parameters have a bound."""
 MOST_LINES, MOST_IN_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 
 
@@ -347,7 +353,14 @@ def test_sizes_are_counted_as_they_should():
     assert (lines(function), parameters(function)) == (4, 5)
 
 
-@pytest.mark.parametrize("file", [file for folder in BOUNDED for file in FILES if file.is_relative_to(ROOT / folder)], ids=name)
+def within(folders: list[str]) -> list[Path]:
+    """The files that lie in some folders, but for what is yet to be put right."""
+    return [
+        file for file in FILES if any(file.is_relative_to(ROOT / each) for each in folders) and name(file) not in STILL_LONG
+    ]
+
+
+@pytest.mark.parametrize("file", within(BOUNDED), ids=name)
 def test_files_functions_and_lists_of_parameters_are_short(file: Path):
     text = file.read_text(encoding="utf-8")
     assert text.count("\n") <= MOST_LINES
@@ -357,7 +370,10 @@ def test_files_functions_and_lists_of_parameters_are_short(file: Path):
 
 
 SAY_NOTHING = {"told", "found", "asked", "there", "here", "way"}
-NAMED_FOR_WHAT_THEY_ARE = ["methods"]
+NAMED_FOR_WHAT_THEY_ARE = [
+    "methods",
+    *(f"harness/{room}" for room in ("core", "storage", "data", "numerics", "models", "running", "cli")),
+]
 """Folders in which no name is one of those."""
 
 
@@ -377,7 +393,7 @@ def test_given_names_are_seen():
     assert set(names_given(tree)) == {"a", "b", "d", "e", "f", "H", "i", "j"}
 
 
-@pytest.mark.parametrize("file", [file for folder in NAMED_FOR_WHAT_THEY_ARE for file in of(folder)], ids=name)
+@pytest.mark.parametrize("file", within(NAMED_FOR_WHAT_THEY_ARE), ids=name)
 def test_a_name_says_what_it_is(file: Path):
     given = {each.strip("_").lower() for each in names_given(ast.parse(file.read_text(encoding="utf-8")))}
     assert not given & SAY_NOTHING

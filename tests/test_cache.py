@@ -463,13 +463,13 @@ def test_what_is_held_in_memory_is_made_once_for_a_key(cache: Cache):
         made.append(1)
         return list(made)
 
-    first, saved = cache.held("kind", ("a", [1]), make)
+    first, saved = cache.memoize("kind", ("a", [1]), make)
     assert saved == 0.0
-    again, saved = cache.held("kind", ("a", [1]), make)
+    again, saved = cache.memoize("kind", ("a", [1]), make)
     assert again is first
     assert saved > 0
-    assert cache.held("kind", ("b", [1]), make)[0] == [1, 1]
-    assert cache.held("kind", ("a", [1]), make)[0] == [1, 1, 1], "one value of a kind is held"
+    assert cache.memoize("kind", ("b", [1]), make)[0] == [1, 1]
+    assert cache.memoize("kind", ("a", [1]), make)[0] == [1, 1, 1], "one value of a kind is held"
 
 
 def test_the_record_beside_a_value_tells_what_made_it(cache: Cache):

@@ -36,7 +36,7 @@ def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bo
     """The command line's entry point around the nano benchmark."""
     import harness.cli.entry
     from harness.running.run import execute
-    from harness.storage.scratch import temporary_folder
+    from harness.storage.temporary import temporary_folder
 
     def work(*words: object, **how: object) -> int:
         asked, store, cache = nano_sweep.tries(*settings), Store(here / "results"), Cache(here / "cache")

@@ -414,7 +414,7 @@ def test_an_error_nobody_expected_stops_no_other_run_and_holds_no_memory(bench: 
 
     def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
         mine = setting.model.lm_head.weight
-        held, _ = setting.cache.held("large", config.strength, lambda: torch.zeros(1))
+        held, _ = setting.cache.memoize("large", config.strength, lambda: torch.zeros(1))
         seen.extend(map(weakref.ref, (mine, held)))
         yield from steps(1)(setting, config)
         if config.strength in error:

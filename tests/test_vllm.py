@@ -251,7 +251,7 @@ def test_of_a_context_that_is_too_long_the_end_is_read(make_setting: SettingMake
 
 PARENT = """
 import os, time
-from harness.storage.scratch import temporary_file
+from harness.storage.temporary import temporary_file
 from harness.core.signals import stop_on_signals
 from harness.numerics.vllm import child
 

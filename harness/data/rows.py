@@ -83,7 +83,7 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     from harness.data.hub import commit, unreachable
-    from harness.data.refusals import gated
+    from harness.data.hub_errors import gated
 
     why, pinned = unreachable(), commit(dataset, kind="dataset")
     if not why:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.storage.cache import disk_errors
-from harness.storage.scratch import temporary_file
+from harness.storage.temporary import temporary_file
 
 if TYPE_CHECKING:
     from torch import Tensor

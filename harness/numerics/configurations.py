@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
 from harness.data.hub import file_of, files_of, pinned, unreachable
-from harness.data.refusals import quiet, refused
+from harness.data.hub_errors import quiet, refused
 from harness.numerics.adapters import ADAPTER_CONFIG, adapter_of
 from harness.numerics.anatomy import MOST_LAYERS
 from harness.numerics.identity import IDLE, code_revision

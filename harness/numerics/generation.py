@@ -26,7 +26,7 @@ from harness.numerics.placement import ALL_GPUS
 from harness.numerics.thoughts import MARKED
 from harness.numerics.vllm import Engine, Prompt, engine
 from harness.storage.cache import digest, disk_errors
-from harness.storage.scratch import temporary_folder
+from harness.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import torch

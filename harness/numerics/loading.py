@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core.errors import UsageError
 from harness.data.hub import file_of, pinned, unreachable
-from harness.data.refusals import quiet, refused
+from harness.data.hub_errors import quiet, refused
 from harness.data.rows import MODEL_ROWS
 from harness.numerics.adapters import NO_ADAPTER, merged
 from harness.numerics.configurations import (

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError
-from harness.storage.scratch import temporary_file
+from harness.storage.temporary import temporary_file
 
 log = logging.getLogger(__name__)
 

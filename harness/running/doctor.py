@@ -198,7 +198,7 @@ def _needed(needed: Needed, data_dir: Path | None) -> Finding:
     from huggingface_hub import get_token
 
     from harness.data.hub import unreachable
-    from harness.data.refusals import gated
+    from harness.data.hub_errors import gated
 
     what = f"{needed.kind} {needed.id}"
     about = f" ({needed.about})" if needed.about else ""

@@ -26,8 +26,8 @@ from harness.running.provenance import provenance_of
 from harness.storage.cache import Cache, disk_errors
 from harness.storage.record_writing import Record
 from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult
-from harness.storage.scratch import sweep, temporary_folder
 from harness.storage.store import Store
+from harness.storage.temporary import sweep, temporary_folder
 
 if TYPE_CHECKING:
     import pandas as pd

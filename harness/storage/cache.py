@@ -33,7 +33,7 @@ from filelock import FileLock
 from harness.core.config import JSON
 from harness.core.documents import parse_json, read_json
 from harness.core.errors import UsageError, cut, unknown
-from harness.storage import scratch
+from harness.storage import temporary
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Cache:
         chosen = os.environ.get("HARNESS_CACHE")
         self.root = root or (Path(chosen) if chosen else _usual_root())
         self._verified: set[Path] = set()
-        self._held: dict[str, tuple[object, object, float]] = {}
+        self._memo: dict[str, tuple[object, object, float]] = {}
         self._make_folders()
         with disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written"):
             if not os.access(self.root, os.W_OK):
@@ -128,15 +128,15 @@ class Cache:
             UsageError: if the disk is full.
         """
         path = self._path(kind, key)
-        asked = time.perf_counter()
+        started = time.perf_counter()
         self._make_folders()
         with (
             disk_errors(f"the cache {self.root} ({kind})", "Free some space, or set HARNESS_CACHE elsewhere", within=self.root),
             FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"),
         ):
-            waited = time.perf_counter() - asked
-            if found := self._read(path, kind):
-                return replace(found, waited=waited)
+            waited = time.perf_counter() - started
+            if entry := self._read(path, kind):
+                return replace(entry, waited=waited)
             self.sweep()
             while True:
                 if made := self._make(kind, key, path, make):
@@ -148,7 +148,7 @@ class Cache:
     ) -> CacheEntry | None:
         """A new entry, or the one that another process has put there meanwhile; None if what was made was removed."""
         self._make_folders()
-        with scratch.temporary_folder(self._making, f"{kind}-{path.name}-") as making:
+        with temporary.temporary_folder(self._making, f"{kind}-{path.name}-") as making:
             try:
                 started = time.perf_counter()
                 facts = dict(make(making) or {})
@@ -164,13 +164,13 @@ class Cache:
                 (making / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
                 for file in [*files, making / _RECORD]:
                     flush(file)
-                if scratch.lost(making):
+                if temporary.lost(making):
                     return None
                 while not self._put(making, path):
-                    if found := self._read(path, kind):  # its locks went with the cache, hence two makers
-                        return replace(found, waited=seconds)
+                    if entry := self._read(path, kind):  # its locks went with the cache, hence two makers
+                        return replace(entry, waited=seconds)
             except Exception:
-                if scratch.lost(making):
+                if temporary.lost(making):
                     return None
                 raise
         self._verified.add(path)
@@ -197,10 +197,10 @@ class Cache:
         ):
             shutil.rmtree(path, ignore_errors=True)
 
-    def held(self, kind: str, key: object, make: Callable[[], T]) -> tuple[T, float]:
-        """What `make` gives, or what it gave for the same key the last time: the runs of a sweep share it in memory.
+    def memoize(self, kind: str, key: object, make: Callable[[], T]) -> tuple[T, float]:
+        """In-memory memo of what `make` gives for a key, which the runs of a sweep share.
 
-        One value of a kind is held at a time. It must not be changed by who gets it.
+        One value of a kind is kept at a time. It must not be changed by who gets it.
 
         Args:
             kind: the sort of thing.
@@ -210,17 +210,17 @@ class Cache:
         Returns:
             (the value, the seconds saved by not making it).
         """
-        if kind in self._held and self._held[kind][0] == key:
-            return self._held[kind][1:]  # type: ignore[return-value]
-        self._held.pop(kind, None)  # before the next one is made: there may be room for one only
+        if kind in self._memo and self._memo[kind][0] == key:
+            return self._memo[kind][1:]  # type: ignore[return-value]
+        self._memo.pop(kind, None)  # before the next one is made: there may be room for one only
         started = time.perf_counter()
         made = make()
-        self._held[kind] = (key, made, time.perf_counter() - started)
+        self._memo[kind] = (key, made, time.perf_counter() - started)
         return made, 0.0
 
     def let_go(self) -> None:
-        """Forget what is held in memory; what is on disk stays."""
-        self._held.clear()
+        """Forget what is memoized; what is on disk stays."""
+        self._memo.clear()
 
     def entries(self) -> Iterator[CacheEntry]:
         """Every readable entry, without checking its files; by kind, then digest."""
@@ -228,12 +228,12 @@ class Cache:
             if ".corrupt-" in record.parent.name:
                 continue  # set aside, not an entry
             with suppress(ValueError, KeyError, TypeError, OSError):
-                told = read_json(record, finite=False)
-                yield CacheEntry(record.parent, told["kind"], told["key"], told["seconds"], told["facts"])
+                document = read_json(record, finite=False)
+                yield CacheEntry(record.parent, document["kind"], document["key"], document["seconds"], document["facts"])
 
     def sweep(self) -> None:
         """Remove what killed processes had half made."""
-        scratch.sweep(self._making, f"*-{_NAME}")
+        temporary.sweep(self._making, f"*-{_NAME}")
 
     def clear(self, kind: str | None = None) -> int:
         """Remove all entries, or those of one kind, and what was set aside or left half made; returns the bytes freed.
@@ -246,7 +246,7 @@ class Cache:
         known = {*KINDS, *(folder.parent.name for folder in self.root.glob(f"*/{_NAME}*"))} - {self._making.name}
         if kind is not None and kind not in known:
             raise unknown("kind of cache entry", kind, known, "harness cache list")
-        freed = scratch.sweep(self._making, f"{escape(kind) if kind else '*'}-{_NAME}")
+        freed = temporary.sweep(self._making, f"{escape(kind) if kind else '*'}-{_NAME}")
         for folder in sorted(self.root.glob(f"*/{_NAME}*")):  # HARNESS_CACHE may be a folder that holds other things, too
             owner = folder.parent.name
             if not folder.is_dir() or folder.is_symlink() or owner == self._making.name or (kind and owner != kind):
@@ -275,13 +275,13 @@ class Cache:
         try:
             if not path.exists():
                 return None
-            told = parse_json((path / _RECORD).read_bytes(), f"{_RECORD} of {kind}", finite=False)
+            record = parse_json((path / _RECORD).read_bytes(), f"{_RECORD} of {kind}", finite=False)
             if path not in self._verified:
-                for name, expected in told["files"].items():
+                for name, expected in record["files"].items():
                     if file_digest(path / name) != expected:
                         raise ValueError(f"{name} differs from its checksum")
                 self._verified.add(path)
-            return CacheEntry(path, kind, told["key"], told["seconds"], told["facts"])
+            return CacheEntry(path, kind, record["key"], record["seconds"], record["facts"])
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
                 raise UsageError(  # what one may not read may be sound: others share the cache
@@ -362,7 +362,7 @@ def disk_trouble(error: Exception) -> str | None:
     if isinstance(name, str | bytes | os.PathLike):
         what = cut(os.fsdecode(name))
     else:
-        places = [Path.cwd(), Path(os.environ.get("HARNESS_CACHE") or _usual_root()), scratch.temporary_place()]
+        places = [Path.cwd(), Path(os.environ.get("HARNESS_CACHE") or _usual_root()), temporary.temporary_place()]
         full = [place for place in places if place.is_dir() and shutil.disk_usage(place).free < _LITTLE]
         what = "a file in " + " or ".join(dict.fromkeys(cut(str(place)) for place in full or places))
         what = what if full or sys.stdout.isatty() else f"the output, or {what},"
@@ -386,5 +386,5 @@ def _os_error(error: Exception) -> int | None:
     """The operating system's number of an error; safetensors, tokenizers and pyarrow tell it in their message alone."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
-    return int(found[1] or found[2]) if found else None
+    match = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    return int(match[1] or match[2]) if match else None

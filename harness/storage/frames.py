@@ -44,10 +44,10 @@ def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:
         places: list[tuple[Any, ...]] = [
             ("method", p.index, p.step, p.unlearn_seconds, canonical(p.logged), p.measurements) for p in result.points
         ]
-        places += [(arm, None, None, None, None, found) for arm, found in result.arms.items()]
-        for arm, index, step, seconds, logged, found in places:
+        places += [(arm, None, None, None, None, items) for arm, items in result.arms.items()]
+        for arm, index, step, seconds, logged, items in places:
             line = {**run, "arm": arm, "index": index, "step": step, "seconds": seconds, "logged": logged}
-            rows += [{**line, **_flat(item)} for item in found]
+            rows += [{**line, **_flat(item)} for item in items]
     table = pd.DataFrame(rows)
     return table.sort_values(["folder", "arm", "index", "metric"], ignore_index=True) if len(table) else table
 
@@ -56,10 +56,10 @@ def _flat(item: Measurement | Absent) -> dict[str, Any]:
     """A measurement as one row's columns."""
     if isinstance(item, Absent):
         return {"metric": item.metric, "absent": item.reason}
-    told = {
+    columns = {
         name: getattr(item, name)
         for name in ("metric", "version", "value", "unit", "better", "n", "reference", "floor", "note")
     }
     for name, pair in (("", item.interval_95), ("across_", item.across_references)):
-        told[f"{name}low"], told[f"{name}high"] = pair or (None, None)
-    return {**told, "interval_method": item.interval_method, "resampled": item.resampled, "absent": None}
+        columns[f"{name}low"], columns[f"{name}high"] = pair or (None, None)
+    return {**columns, "interval_method": item.interval_method, "resampled": item.resampled, "absent": None}

@@ -99,8 +99,8 @@ def _read(store: Store, place: str) -> tuple[tuple[PackedRun, Stamp] | None, str
     with _lock(store, place) as free:
         if not free:
             return None, "is being written"
-        if found := next(problems_of(folder, place), None):
-            return None, f"is not sound ({found.what})"
+        if problem := next(problems_of(folder, place), None):
+            return None, f"is not sound ({problem.what})"
         document = read_json(folder / RUN)
         if document["status"] != "done":
             return None, f"is not done ({document['status']})"

@@ -103,7 +103,7 @@ def read_points(folder: Path) -> list[Any]:
     Raises:
         Unreadable: if it cannot be read.
     """
-    return next_points(_told(line) for line in lines_of(folder / POINTS))
+    return next_points(_parsed(line) for line in lines_of(folder / POINTS))
 
 
 def next_points(lines: Iterable[Any]) -> list[Any]:
@@ -118,10 +118,10 @@ def next_points(lines: Iterable[Any]) -> list[Any]:
 
 def point_of(line: str) -> int:
     """The point that a line belongs to; -1 where it does not say."""
-    return _number(_told(line))
+    return _number(_parsed(line))
 
 
-def _told(line: str) -> Any:
+def _parsed(line: str) -> Any:
     """What a line says; None where it is no JSON."""
     try:
         return parse_json(line, "a line")
@@ -129,8 +129,8 @@ def _told(line: str) -> Any:
         return None
 
 
-def _number(told: Any) -> int:
-    number = told.get("point", told.get("index")) if isinstance(told, dict) else None
+def _number(line: Any) -> int:
+    number = line.get("point", line.get("index")) if isinstance(line, dict) else None
     return number if type(number) is int else -1
 
 
@@ -188,16 +188,16 @@ def read_questions(path: Path) -> list[Question]:
         Unreadable: if it cannot be read.
         Malformed: naming the line and what is wrong with it.
     """
-    return [_checked(_QUESTION, told, f"{place(path)}, line {number}") for number, told in json_lines(path)]
+    return [_checked(_QUESTION, line, f"{place(path)}, line {number}") for number, line in json_lines(path)]
 
 
 def fault(error: ValidationError) -> str:
     """The first thing that is wrong with what a file says, and where; of fields that it lacks, all in that place."""
-    found = error.errors(include_url=False)
-    first = found[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
     if first["type"] == "missing":
         beside = first["loc"][:-1]
-        return lacks([".".join(map(str, e["loc"])) for e in found if e["type"] == "missing" and e["loc"][:-1] == beside])
+        return lacks([".".join(map(str, e["loc"])) for e in errors if e["type"] == "missing" and e["loc"][:-1] == beside])
     where = "".join(f"{part}." for part in first["loc"]).rstrip(".")
     return f"a field is unknown or of a wrong type ({f'{where}: ' if where else ''}{first['msg']})"
 
@@ -208,8 +208,8 @@ def lacks(fields: Sequence[str]) -> str:
     return f"it lacks {', '.join(fields[:_NAMED])}{more}"
 
 
-def _checked(kind: TypeAdapter[Any], told: Any, where: str) -> Any:
+def _checked(kind: TypeAdapter[Any], value: Any, where: str) -> Any:
     try:
-        return kind.validate_python(told)
+        return kind.validate_python(value)
     except ValidationError as error:
         raise Malformed(f"{where}: {fault(error)}.") from None

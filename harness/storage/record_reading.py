@@ -86,10 +86,10 @@ def newer_schema(document: Any) -> str | None:
     return None
 
 
-def _newer(told: Mapping[str, Any]) -> str:
-    made = told.get("provenance")
+def _newer(document: Mapping[str, Any]) -> str:
+    made = document.get("provenance")
     version = made.get("harness_version") if isinstance(made, dict) else None
     return (
-        f"written by a newer version of unlearning-harness (schema {told['schema_version']}, this one reads up to "
+        f"written by a newer version of unlearning-harness (schema {document['schema_version']}, this one reads up to "
         f"{SCHEMA_VERSION}); to read it, update to {f'version {version} or later' if version else 'a later version'}"
     )

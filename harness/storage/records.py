@@ -85,21 +85,21 @@ class RunSpec:
     @cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits."""
-        told = _without(LATER_FIELDS, to_json(self))
-        return digest({**told, "config": _without(LATER_SETTINGS, told["config"])})[:12]
+        fields = _without(LATER_FIELDS, to_json(self))
+        return digest({**fields, "config": _without(LATER_SETTINGS, fields["config"])})[:12]
 
     @cached_property
     def comparable(self) -> str:
         """Eight digits that are equal for runs on one benchmark, model, data and definitions, whatever unlearned and how."""
         same = ("bench", "bench_version", "model", "sources", "variant", "template", "data", "references", "limit")
-        told = _without(LATER_FIELDS, to_json(self))
-        return digest({name: told[name] for name in (*same, "basis", "retain") if name in told})[:8]
+        fields = _without(LATER_FIELDS, to_json(self))
+        return digest({name: fields[name] for name in (*same, "basis", "retain") if name in fields})[:8]
 
     @property
     def questions_file(self) -> Path:
         """Where what it was asked lies in a store's `questions` folder; runs on the same data share it."""
-        told = to_json(self)
-        return Path(f"{self.bench}-{digest([told[name] for name in ('data', 'template', 'variant', 'limit')])[:8]}.jsonl")
+        fields = to_json(self)
+        return Path(f"{self.bench}-{digest([fields[name] for name in ('data', 'template', 'variant', 'limit')])[:8]}.jsonl")
 
     @property
     def folder(self) -> Path:
@@ -108,9 +108,9 @@ class RunSpec:
         return Path(self.bench, f"{slug}-{digest(self.sources.get('base'))[:8]}", self.method, self.run_id)
 
 
-def _without(later: Mapping[str, JSON], told: Mapping[str, Any]) -> dict[str, Any]:
+def _without(later: Mapping[str, JSON], fields: Mapping[str, Any]) -> dict[str, Any]:
     """What was told, as it was before there were the later parts: those that leave everything as it was are left out."""
-    return {name: value for name, value in told.items() if name not in later or value != later[name]}
+    return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -220,13 +220,13 @@ def to_json(value: Any) -> Any:
     return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
-def read_spec(told: Any) -> RunSpec:
+def read_spec(document: Any) -> RunSpec:
     """A spec out of plain JSON data.
 
     Raises:
         ValueError: if something is missing, unknown or of the wrong type.
     """
-    return TypeAdapter(RunSpec).validate_python(told)
+    return TypeAdapter(RunSpec).validate_python(document)
 
 
 def changes(one: RunSpec, other: RunSpec) -> list[str]:

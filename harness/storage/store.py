@@ -169,8 +169,8 @@ class Store:
         except UsageError as error:
             log.warning("%s The run counts without its rows; harness validate --set-aside moves it away.", error)
             return None
-        found = table[table["point"] == point] if table is not None else ()
-        return found if len(found) else None
+        rows = table[table["point"] == point] if table is not None else ()
+        return rows if len(rows) else None
 
     def status(self, spec: RunSpec) -> str | None:
         """How a run stands, from its run.json alone; None where there is none that can be read."""
@@ -255,13 +255,13 @@ class Store:
         path = self.root / "questions" / spec.questions_file
         if path.is_file() and self.questions(spec):
             return
-        asked = [
+        questions = [
             {"task": task, "row": row["row"], "cluster": row["cluster"], "turns": [prompt]}
             | {key: row[key] for key in ("question", "answer") if key in row}
             for task, of in rows.items()
             for prompt, row in of
         ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in asked)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in questions)
         with disk_errors("the results folder", "Free some space or choose another with --results"):
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, text.encode())

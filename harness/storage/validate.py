@@ -74,8 +74,8 @@ def problems(store: Store) -> Iterator[Problem]:
         try:
             read_questions(file)
         except UsageError as error:
-            told = f"{_what(error, file)}; remove it, and the next run on its data writes it anew"
-            yield Problem(f"questions/{file.name}", told)
+            message = f"{_what(error, file)}; remove it, and the next run on its data writes it anew"
+            yield Problem(f"questions/{file.name}", message)
 
 
 def _what(error: UsageError, file: Path) -> str:
@@ -153,8 +153,8 @@ def problems_of(folder: Path, where: str) -> Iterator[Problem]:
             continue  # a process is writing it, or was killed; the run removes it when it goes on
         if file.name not in FILES:
             yield Problem(f"{where}/{file.name}", "no file of a record")
-        elif file.name in (RUN, POINTS) and (found := _PATH.search("\n".join(lines_of(file)))):
-            yield Problem(f"{where}/{file.name}", f"it holds an absolute path ('{found[0]}…')")
+        elif file.name in (RUN, POINTS) and (match := _PATH.search("\n".join(lines_of(file)))):
+            yield Problem(f"{where}/{file.name}", f"it holds an absolute path ('{match[0]}…')")
 
 
 def _points(where: str, lines: int, result: RunResult) -> Iterator[Problem]:
@@ -177,12 +177,12 @@ def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
             yield Problem(where, "it holds texts and no per_example.parquet")
         return
     try:
-        found = Counter(read_rows(path)["point"].tolist())
+        counts = Counter(read_rows(path)["point"].tolist())
     except (Malformed, Unreadable) as error:
         yield Problem(f"{where}/{ROWS}", _what(error, path), unreadable=True)
         return
     expected = {point.index: point.rows for point in result.points}
-    yield from _same_points(f"{where}/{ROWS}", found, expected, result)
+    yield from _same_points(f"{where}/{ROWS}", counts, expected, result)
 
 
 def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
@@ -190,20 +190,20 @@ def _texts(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:
     try:
         if lines_of(path)[-1]:
             raise Malformed("what follows the last line is cut off")
-        found = Counter(text.point for text in read_texts(path))
+        counts = Counter(text.point for text in read_texts(path))
     except Unreadable as error:
         yield Problem(f"{where}/{TEXTS}", _what(error, path))
         return
     except Malformed as error:
         yield Problem(f"{where}/{TEXTS}", f"a line is no JSON of a text, or cut off ({_what(error, path)})")
         return
-    yield from _counted_texts(where, found, (folder / ROWS).is_file(), result)
+    yield from _counted_texts(where, counts, (folder / ROWS).is_file(), result)
 
 
-def _counted_texts(where: str, found: Mapping[int, int], has_rows: bool, result: RunResult) -> Iterator[Problem]:
+def _counted_texts(where: str, counts: Mapping[int, int], has_rows: bool, result: RunResult) -> Iterator[Problem]:
     expected = {point.index: point.texts for point in result.points}
-    if found or (has_rows and (any(expected.values()) or _asked_for_texts(result))):
-        yield from _same_points(f"{where}/{TEXTS}", found, expected, result)
+    if counts or (has_rows and (any(expected.values()) or _asked_for_texts(result))):
+        yield from _same_points(f"{where}/{TEXTS}", counts, expected, result)
 
 
 def _asked_for_texts(result: RunResult) -> bool:
@@ -215,17 +215,17 @@ def _asked_for_texts(result: RunResult) -> bool:
 
 
 def _same_points(
-    where: str, found: Mapping[int, int], expected: Mapping[int, int | None], result: RunResult
+    where: str, counts: Mapping[int, int], expected: Mapping[int, int | None], result: RunResult
 ) -> Iterator[Problem]:
     """Whether a file has what belongs to each point, as much of it as the point says."""
-    last_only = {*found} == {max(expected, default=0)}  # --rows last, perhaps killed when half of it was cut
-    if (missing := sorted(i for i, count in expected.items() if count != 0 and i not in found)) and not last_only:
+    last_only = {*counts} == {max(expected, default=0)}  # --rows last, perhaps killed when half of it was cut
+    if (missing := sorted(i for i, count in expected.items() if count != 0 and i not in counts)) and not last_only:
         yield Problem(where, f"it lacks what belongs to points {missing}")
     for index, count in expected.items():
-        if index in found and count not in (None, found[index]):
-            yield Problem(where, f"it has {found[index]} of {count} that belong to point {index}")
+        if index in counts and count not in (None, counts[index]):
+            yield Problem(where, f"it has {counts[index]} of {count} that belong to point {index}")
     # What a killed process wrote of its next point is cut off when the run goes on.
-    if result.status == "done" and (more := sorted({*found} - {*expected})):
+    if result.status == "done" and (more := sorted({*counts} - {*expected})):
         yield Problem(where, f"it holds points {more}, which are not listed")
 
 

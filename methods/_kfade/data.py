@@ -29,7 +29,7 @@ def memoised(setting: Setting, what: str, key: object, make: Callable[[], T]) ->
         key: all that decides the value.
         make: makes it.
     """
-    value, seconds = setting.cache.held(what, key, make)
+    value, seconds = setting.cache.memoize(what, key, make)
     setting.costs.saved(seconds)
     return value
 

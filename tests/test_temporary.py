@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from harness.core.errors import UsageError
-from harness.storage.scratch import lost, sweep, temporary_file, temporary_folder
+from harness.storage.temporary import lost, sweep, temporary_file, temporary_folder
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -91,7 +91,7 @@ def test_a_lock_that_the_system_refuses_is_an_error_and_leaves_no_folder(
         assert len(tried) <= 200, "it tries for ever"
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("harness.storage.scratch.FileLock.acquire", refused)
+    monkeypatch.setattr("harness.storage.temporary.FileLock.acquire", refused)
     with pytest.raises(OSError, match=re.escape(os.strerror(number))), temporary_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -105,7 +105,7 @@ def test_where_nothing_can_be_locked_is_said_and_leaves_no_folder(tmp_path: Path
         assert len(tried) <= 200, "it tries for ever"
         raise Timeout(lock.lock_file)
 
-    monkeypatch.setattr("harness.storage.scratch.FileLock.acquire", busy)
+    monkeypatch.setattr("harness.storage.temporary.FileLock.acquire", busy)
     with pytest.raises(UsageError, match=r"no lock can be taken in .*TMPDIR"), temporary_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +116,7 @@ def test_a_sweep_passes_over_what_cannot_be_locked(tmp_path: Path, monkeypatch: 
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     (tmp_path / "unlearning-harness-x").mkdir()
-    monkeypatch.setattr("harness.storage.scratch.FileLock.acquire", refused)
+    monkeypatch.setattr("harness.storage.temporary.FileLock.acquire", refused)
     assert sweep(tmp_path) == 0
     assert (tmp_path / "unlearning-harness-x").is_dir()
 
