@@ -50,9 +50,9 @@ def run(method: Names, *, bench: str, results: PathLike = RESULTS, force: bool =
     from harness.storage.cache import Cache
     from harness.storage.store import Store
 
-    asked = read(RunRequest, from_python(RunRequest, {"method": method, "bench": bench, **request}))
+    wanted = read(RunRequest, from_python(RunRequest, {"method": method, "bench": bench, **request}))
     store = Store(Path(results))
-    return Runs(_all_done(run_all(asked.plans(), store, Cache(), force)), store)
+    return Runs(_all_done(run_all(wanted.plans(), store, Cache(), force)), store)
 
 
 def sweep(
@@ -86,9 +86,9 @@ def sweep(
     from harness.storage.cache import Cache
     from harness.storage.store import Store
 
-    asked = read(SweepRequest, from_python(SweepRequest, {"method": method, "bench": bench, **request}))
+    wanted = read(SweepRequest, from_python(SweepRequest, {"method": method, "bench": bench, **request}))
     store = Store(Path(results))
-    return Runs(_all_done(run_trials(asked.sweep().trials(), store, Cache(), executor_of(executor, jobs))), store)
+    return Runs(_all_done(run_trials(wanted.sweep().trials(), store, Cache(), executor_of(executor, jobs))), store)
 
 
 def load_runs(path: PathLike = RESULTS, *, bench: str = "", method: Names = ()) -> Runs:
