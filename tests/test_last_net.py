@@ -13,7 +13,7 @@ import pytest
 
 from harness.cli import entry
 from harness.core.registry import ROOT
-from harness.data.refusals import refusal, torchvision_trouble
+from harness.data.hub_errors import refusal, torchvision_trouble
 from harness.storage.cache import disk_trouble
 
 

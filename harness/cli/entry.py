@@ -81,7 +81,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):
             print(f"error: '{cut(str(error.filename))}' {why}.", file=sys.stderr)
             sys.exit(2)
-        from harness.data.refusals import torchvision_trouble
+        from harness.data.hub_errors import torchvision_trouble
         from harness.storage.cache import disk_trouble
 
         if trouble := disk_trouble(error) or torchvision_trouble(error):

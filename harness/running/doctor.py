@@ -80,7 +80,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _torchvision() -> Finding:
     """A torchvision built for another torch breaks `from transformers import LlamaForCausalLM`."""
-    from harness.data.refusals import torchvision_of_another_build
+    from harness.data.hub_errors import torchvision_of_another_build
 
     if builds := torchvision_of_another_build():
         vision, torch = builds
