@@ -4,7 +4,7 @@
 
     runs = harness.run("kfade", bench="tofu10", settings={"target_kl": 0.1})
     runs.table()                                   # a pandas table: one row a run, point and metric
-    harness.load_runs("results").compare("kfade")  # by how much the others differ from it, on the same rows
+    harness.run(["kfade", "npo"], bench="tofu10").compare("kfade")   # by how much they differ, on the same rows
 
 The keywords are the command line's flags (`harness run --help`), made into the same request. Importing this costs no torch.
 """
