@@ -39,7 +39,7 @@ def _perplexity(means: np.ndarray) -> np.ndarray:
 
 
 def _share(name: str, title: str, unit: str, about: str, better: Better = "higher") -> Metric:
-    return Metric(name, title, unit, better, about, range=(0.0, 1.0), part=name.removeprefix("fluency_"), cluster="answer")
+    return Metric(name, title, unit, better, about, range=(0.0, 1.0), part=name.removeprefix("fluency_"), cluster="row")
 
 
 METRICS = (
@@ -51,7 +51,7 @@ METRICS = (
         about="how unlikely the model before unlearning finds the answers",
         statistic=OfMeans(_perplexity),
         part="perplexity",
-        cluster="answer",
+        cluster="row",
     ),
     _share("fluency_distinct_1", "Distinct words", "share of words", "how varied an answer's words are"),
     _share("fluency_distinct_2", "Distinct 2-grams", "share of 2-grams", "how varied an answer's pairs of words are"),
