@@ -18,7 +18,7 @@ from harness.core.config import settings
 from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, reference_nll
-from methods.first_order.recipe import PairedRecipe, held, small_model_presets
+from methods.first_order.recipe import PairedRecipe, held
 from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
@@ -41,13 +41,8 @@ class DPOConfig(PairedRecipe):
     "dpo",
     config=DPOConfig,
     source="arXiv:2401.06121",
-    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
     memory=held,
-    tuned={
-        ("tofu05", "mini"): {"lr": 1e-2, "beta": 0.5},
-        ("tofu10", "mini"): {"lr": 7e-3, "beta": 0.1},
-    },
 )
 def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -22,11 +22,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
-from methods._elm.config import SMALL, ELMConfig, absent_stages
-from methods._elm.words import AUTHORS, BIO, CYBER
+from methods._elm.config import ELMConfig, absent_stages
 from methods._settings import absent_layers
 from methods.first_order.adapters import Adapters, linear_maps
-from methods.first_order.recipe import WMDP, WMDP_FACTOR, evenly
+from methods.first_order.recipe import evenly
 
 
 def held(shape: ModelShape, config: ELMConfig) -> list[Held]:
@@ -53,22 +52,9 @@ def clash(task: Task, config: ELMConfig) -> str | None:
     "elm",
     config=ELMConfig,
     source="arXiv:2410.02760",
-    presets={
-        **{("*", family): SMALL for family in ("mini", "scratch")},
-        **{(bench, "mini"): {"lr": 5e-5 * WMDP_FACTOR} for bench in WMDP},
-        **{
-            (bench, family): {"concepts": [AUTHORS]}
-            for bench in ("tofu01", "tofu05", "tofu10")
-            for family in ("llama2-7b", "phi-1.5", "llama3.2-1b")
-        },
-        ("wmdp", "zephyr-7b"): {"order": [0, 0, 1], "concepts": [BIO, CYBER]},
-        ("wmdp-bio", "zephyr-7b"): {"concepts": [BIO]},
-        ("wmdp-cyber", "zephyr-7b"): {"concepts": [CYBER]},
-    },
     clash=clash,
     memory=held,
     smaller=({"rank": 64}, {"layers": [4, 5]}),
-    tuned={("wmdp", "mini"): {"lr": 5e-3}},
 )
 def elm(setting: Setting, config: ELMConfig) -> Iterator[Progress]:
     """Train the adapters, measuring at evenly spaced steps with the adapters merged.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.core.config import settings
 from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import Recipe, held, small_model_presets, wmdp_presets
+from methods.first_order.recipe import Recipe, held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,14 +27,7 @@ class GAConfig(Recipe):
     "ga",
     config=GAConfig,
     source="arXiv:2401.06121",
-    # Nobody published GA alone on WMDP: GradDiff's recipe there, without its retain term.
-    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}, **wmdp_presets(lr=5e-6)},
     memory=held,
-    tuned={
-        ("tofu05", "mini"): {"lr": 1e-3},
-        ("tofu10", "mini"): {"lr": 7e-4},
-        ("wmdp", "mini"): {"lr": 1.5e-5},
-    },
 )
 def ga(setting: Setting, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

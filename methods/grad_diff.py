@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat
 from harness.core.config import settings
 from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
+from methods.first_order.recipe import PairedRecipe, held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,13 +32,7 @@ class GradDiffConfig(PairedRecipe):
     "grad_diff",
     config=GradDiffConfig,
     source="arXiv:2401.06121",
-    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}, **wmdp_presets(lr=5e-6)},
     memory=held,
-    tuned={
-        ("tofu05", "mini"): {"lr": 1.4e-3, "retain_weight": 1.0},
-        ("tofu10", "mini"): {"lr": 1e-3, "retain_weight": 1.0},
-        ("wmdp", "mini"): {"lr": 5e-4},
-    },
 )
 def grad_diff(setting: Setting, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harness.core.config import settings
 from harness.core.interfaces import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held, small_model_presets
+from methods.first_order.recipe import PairedRecipe, held
 from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
@@ -29,13 +29,8 @@ class IDKConfig(PairedRecipe):
     "idk",
     config=IDKConfig,
     source="arXiv:2401.06121",
-    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     cannot=has_refusals,
     memory=held,
-    tuned={
-        ("tofu05", "mini"): {"lr": 7e-3, "epochs": 10},
-        ("tofu10", "mini"): {"lr": 1e-2},
-    },
 )
 def idk(setting: Setting, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

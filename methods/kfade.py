@@ -17,9 +17,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
-from methods._kfade.config import WMDP_FORM, WMDP_SMALL, KFADEConfig, missing_back_end
+from methods._kfade.config import KFADEConfig, missing_back_end
 from methods._settings import absent_layers, of_stage, uneven
-from methods.first_order.recipe import WMDP
 
 if TYPE_CHECKING:
     from methods.curvature.layers import Layer
@@ -60,21 +59,6 @@ def clash(task: Task, config: KFADEConfig) -> str | None:
     clash=clash,
     memory=held,
     smaller=({"layers": [3, 4, 5, 6]}, {"estimator": "kfac"}),
-    presets={
-        **{
-            ("*", family): {"damping": 0.1, "damping_scale": "mean_eigenvalue", "target_kl": 0.1}
-            for family in ("mini", "scratch")
-        },
-        ("wmdp", "zephyr-7b"): {**WMDP_FORM, "step_size": [2e-3, 5e-3]},
-        ("wmdp-bio", "zephyr-7b"): {**WMDP_FORM, "step_size": 2e-3},
-        ("wmdp-cyber", "zephyr-7b"): {**WMDP_FORM, "step_size": 5e-3},
-        **{(bench, "mini"): WMDP_SMALL for bench in WMDP},
-    },
-    tuned={
-        ("tofu05", "mini"): {"estimator": "kfac", "target_kl": 0.05},
-        ("tofu10", "mini"): {"estimator": "ekfac", "target_kl": 0.14},
-        ("wmdp", "mini"): {"target_kl": 0.3},
-    },
 )
 def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every step is a point of the trade-off curve.

@@ -21,7 +21,7 @@ from harness.core.errors import UsageError
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, method
 from harness.numerics import anatomy
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held, small_model_presets
+from methods.first_order.recipe import PairedRecipe, held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +59,7 @@ def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     "kl_min",
     config=KLMinConfig,
     source="arXiv:2401.06121",
-    presets={**small_model_presets(lr=1e-5), ("*", "phi-1.5"): {"lr": 2e-5}},
     memory=held_with_copy,
-    tuned={
-        ("tofu05", "mini"): {"lr": 1e-3, "kl_positions": "answer"},
-        ("tofu10", "mini"): {"lr": 1.5e-3, "kl_positions": "all_padded"},
-    },
 )
 def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K.

@@ -30,7 +30,7 @@ from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, arch
 from methods.first_order.adapters import Adapters, Kind, linear_maps
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.partners import Partners
-from methods.first_order.recipe import PairedRecipe, small_model_presets
+from methods.first_order.recipe import PairedRecipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,14 +93,9 @@ def clash(task: Task, config: LoKUConfig) -> str | None:
     "loku",
     config=LoKUConfig,
     source="arXiv:2408.06621",
-    presets={**small_model_presets(lr=1e-4), ("*", "phi-1.5"): {"lr": 2e-4, "fisher_batch": 4}},
     clash=clash,
     memory=held,
     smaller=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
-    tuned={
-        ("tofu05", "mini"): {"lr": 7e-3, "rank": 8},
-        ("tofu10", "mini"): {"lr": 1e-2, "rank": 16},
-    },
 )
 def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
     """Train the adapters, measuring after every epoch with the adapters merged."""

@@ -20,7 +20,7 @@ from harness.core.interfaces import Progress, Setting, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, reference_nll
-from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
+from methods.first_order.recipe import PairedRecipe, held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,16 +46,7 @@ class NPOConfig(PairedRecipe):
     "npo",
     config=NPOConfig,
     source="arXiv:2404.05868",
-    presets={
-        **small_model_presets(lr=1e-5),
-        **wmdp_presets(lr=5e-6, beta=0.0225, reduction="mean", frozen_partner=False),
-    },
     memory=held,
-    tuned={
-        ("tofu05", "mini"): {"lr": 6e-4, "beta": 0.5},
-        ("tofu10", "mini"): {"lr": 4.2e-4, "beta": 0.1},
-        ("wmdp", "mini"): {"lr": 1.5e-4},
-    },
 )
 def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -33,7 +33,6 @@ from harness.core.config import settings
 from harness.core.errors import UsageError, cut
 from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
 from harness.core.streams import streams
-from harness.models.small import SMALL_MODEL_FACTOR
 from harness.numerics import anatomy
 from harness.numerics.anatomy import DecoderLayer
 from methods._settings import (
@@ -48,7 +47,7 @@ from methods._settings import (
     of_stage,
     uneven,
 )
-from methods.first_order.recipe import WMDP, WMDP_FACTOR, evenly
+from methods.first_order.recipe import evenly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,18 +121,6 @@ def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
     ]
 
 
-SMALL = {
-    "lr": 5e-5 * SMALL_MODEL_FACTOR,
-    "layer": 1,
-    "layers": [0, 1],
-    "steps": 350,
-    "coefficient": [4.0],
-    "coefficient_scale": "activation_norm",
-    "alpha": [10.0],
-}
-"""Two and three layers of width 160 or so; at α = 1200 nothing is forgotten there (tried on mini@1)."""
-
-
 def clash(task: Task, config: RMUConfig) -> str | None:
     """Layers that are not there, and as many values as there are no stages."""
     return absent_layers(task, layer=config.layer, layers=config.layers) or uneven(
@@ -146,18 +133,9 @@ def clash(task: Task, config: RMUConfig) -> str | None:
     version=2,
     config=RMUConfig,
     source="arXiv:2403.03218",
-    presets={
-        ("*", "mini"): SMALL,
-        ("*", "scratch"): SMALL,
-        **{(bench, "mini"): {"lr": 5e-5 * WMDP_FACTOR} for bench in WMDP},
-        ("wmdp", "zephyr-7b"): {"coefficient": [6.5, 6.5], "alpha": [1200.0, 1200.0], "max_length": [512, 768]},
-        ("wmdp-bio", "zephyr-7b"): {"max_length": [512]},
-        ("wmdp-cyber", "zephyr-7b"): {"max_length": [768]},
-    },
     clash=clash,
     memory=held,
     smaller=({"max_length": [256], "retain_max_length": 256},),
-    tuned={("wmdp", "mini"): {"lr": 5e-3}},
 )
 def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
     """Train, measuring at evenly spaced steps.

@@ -18,14 +18,10 @@ from harness.core.interfaces import Progress, Setting, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums
-from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
+from methods.first_order.recipe import PairedRecipe, held
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FORGET05 = {"beta": 2.5, "forget_weight": 0.1375}
-FORGET10 = {"beta": 4.5, "forget_weight": 0.125}
-SMALL = small_model_presets(lr=1e-5)
 
 
 @settings
@@ -50,19 +46,7 @@ class SimNPOConfig(PairedRecipe):
     "simnpo",
     config=SimNPOConfig,
     source="arXiv:2410.07163",
-    presets={
-        **SMALL,
-        # With one text at a time the pooled loss that WMDP's form takes is S/T (WMDP/src/unlearn/GA.py, `SimNPO_FT`).
-        **wmdp_presets(lr=9.5e-6, beta=0.1, forget_weight=1.0, frozen_partner=False),
-        **{("tofu05", family): FORGET05 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
-        **{("tofu10", family): FORGET10 for family in ("mini", "scratch", "llama2-7b", "phi-1.5", "llama3.2-1b")},
-    },
     memory=held,
-    tuned={
-        ("tofu05", "mini"): {"lr": 1e-3, "beta": 2.5},
-        ("tofu10", "mini"): {"lr": 1.5e-3, "beta": 2.5},
-        ("wmdp", "mini"): {"lr": 9.5e-5},
-    },
 )
 def simnpo(setting: Setting, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -21,7 +21,7 @@ from harness.core.config import settings
 from harness.core.interfaces import Progress, Setting, method
 from methods._settings import BatchSize, Steps
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held, small_model_presets, wmdp_presets
+from methods.first_order.recipe import PairedRecipe, held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,14 +63,7 @@ class SOULConfig(PairedRecipe):
     "soul",
     config=SOULConfig,
     source="arXiv:2404.18239",
-    # Nobody published SOUL on WMDP: its constants for ToFU on the recipe of the others there.
-    presets={**small_model_presets(lr=5e-6), **wmdp_presets(lr=5e-6, weight_decay=0.1)},
     memory=held,
-    tuned={
-        ("tofu05", "mini"): {"lr": 2e-4, "retain_weight": 4.0},
-        ("tofu10", "mini"): {"lr": 1.5e-4, "retain_weight": 4.0},
-        ("wmdp", "mini"): {"lr": 1.5e-4},
-    },
 )
 def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -310,7 +310,7 @@ class Bench:
         task = task or self.base
         if evaluators is not None:
             task = replace(task, evaluators=evaluators)
-        self.monkeypatch.setitem(METHODS._registered, "fake", Method("fake", 1, FakeConfig, "a test", {}, unlearn))
+        self.monkeypatch.setitem(METHODS._registered, "fake", Method("fake", 1, FakeConfig, "a test", unlearn))
         self.monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(task))
         return plan("nano", "mini", "fake", settings or {}, options)
 

@@ -322,7 +322,7 @@ def test_a_methods_settings_are_shown_with_default_and_meaning(harness: Harness)
     assert "λ" in rows["damping"]["about"]
     text = harness("show", "kfade").out
     assert "damping" in text
-    assert "published form for any benchmark on mini" in text
+    assert "published for any benchmark on mini, scratch: " in text
 
 
 def test_a_run_is_shown_with_what_its_settings_mean_and_without_python(harness: Harness):
@@ -569,7 +569,7 @@ def test_a_grid_is_run_and_shown(harness: Harness, tmp_path: Path):
         (("--method", ","), ("--method , names no method",)),
         (("--seeds", "0,1,0"), ("--seeds 0,1,0 names a seed twice",)),
         (("--set", "strength=1", "--grid", "strength=1,2"), ("'strength' is both set and an axis of the grid",)),
-        (("--form", "tuned"), ("fake has no tuned form for nano on mini",)),
+        (("--form", "tuned"), ("fake has no tuned preset for nano on mini",)),
     ],
     ids=lambda v: v[0] if v and v[0].startswith("--") else "",
 )

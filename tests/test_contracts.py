@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from evals import finetune_attack
-from harness.core.config import describe, field_names, resolve
+from harness.core.config import describe, field_names, resolve, to_json
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
 from harness.core.interfaces import (
@@ -103,12 +103,12 @@ def test_every_setting_of_a_method_is_explained(name: str):
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_preset_of_a_method_resolves(name: str):
     method = METHODS.get(name)
-    for bench, family in method.presets:
-        config = resolve(method.config, method.preset(bench, family), owner=name)
-        for key, value in method.presets[bench, family].items():
-            found = getattr(config, key)
-            assert (list(found) if isinstance(found, tuple) else found) == value
-        assert bench in {"*", *BENCHMARKS.names()}
+    for entry in method.presets:
+        for bench in entry.benches:
+            for family in entry.families:
+                config = to_json(resolve(method.config, method.preset(bench, family, entry.preset), owner=name))
+                assert {key: config[key] for key in entry.settings} == dict(entry.settings)
+            assert bench in {"*", *BENCHMARKS.names()}
 
 
 @pytest.mark.parametrize("name", METHODS.names())

@@ -30,7 +30,7 @@ from harness.numerics import training
 from harness.running.plan import plan
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.partners import Partners
-from methods.first_order.recipe import WMDP_FACTOR, PairedRecipe, Recipe, Schedule
+from methods.first_order.recipe import PairedRecipe, Recipe, Schedule
 from methods.first_order.refusals import Refusals
 from tests.conftest import NanoBenchmark, SettingMaker
 
@@ -703,6 +703,8 @@ def test_published_settings_are_the_documented_ones(name: str):
     assert published(name, "tofu05", "phi-1.5") == {**phi, **forget05}
 
 
+WMDP_FACTOR = 30.0
+"""What `SMALL_MODEL_FACTOR` is on ToFU, one for all methods; see results/tuning/README.md."""
 WMDP_RECIPE = {
     "batch_size": 4,
     "warmup_epochs": None,

@@ -254,6 +254,6 @@ def test_a_committed_run_planned_anew_has_the_same_name(which: tuple[str, str, s
         points=spec.points,
         evals=tuple(spec.evaluators),
     )
-    form = spec.form or "published"
-    again = plan(spec.bench, spec.model, spec.method, {}, options, recorded=spec.config, form=form).spec
+    preset = spec.form or "published"
+    again = plan(spec.bench, spec.model, spec.method, {}, options, recorded=spec.config, preset=preset).spec
     assert again.run_id == spec.run_id

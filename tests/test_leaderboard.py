@@ -198,7 +198,7 @@ def test_the_protocol_is_that_of_real_plans():
     from harness.running.plan import plan
 
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options()).selection) == "published"
-    assert protocol(plan("tofu10", "mini", "kfade", {}, Options(), form="tuned").selection) == "tuned"
+    assert protocol(plan("tofu10", "mini", "kfade", {}, Options(), preset="tuned").selection) == "tuned"
     assert protocol(plan("tofu10", "mini", "kfade", {"damping": 0.5}, Options()).selection) == "by hand"
 
 

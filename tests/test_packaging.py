@@ -60,6 +60,9 @@ def test_what_code_reads_beside_itself_is_in_the_wheel():
         f for name in WHEEL["packages"] for f in (ROOT / name).rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")
     ]
     assert ROOT / "harness" / "templates" / "leaderboard.html.j2" in found
+    assert {file.relative_to(ROOT).as_posix() for file in found} >= {
+        f"methods/presets/{name}.toml" for name in ("any", "tofu", "wmdp")
+    }
     assert {"only-include", "include", "exclude", "artifacts"}.isdisjoint(WHEEL)
     assert (files("harness") / "templates" / "leaderboard.html.j2").is_file()
     ignored = [line for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split("\n") if line]

@@ -132,6 +132,7 @@ def show(
     """Show a run as it is recorded, or a method's settings."""
     from harness.core.config import describe
     from harness.core.interfaces import METHODS
+    from harness.core.presets import ANY
     from harness.reading.report import run_report, settings_table, stdout
     from harness.storage.records import to_json
     from harness.storage.store import Store
@@ -143,11 +144,13 @@ def show(
             print(json.dumps([{"setting": n, "default": d, "about": a} for n, d, a in rows]))
             return
         stdout().print(settings_table(rows, f"{name} ({method.source}), version {method.version}"))
-        for form, presets in (("published", method.presets), ("tuned", method.tuned)):
-            for (bench, family), preset in presets.items():
-                where = f"{'any benchmark' if bench == '*' else bench} on {family}"
-                settings = ", ".join(f"{k}={v}" for k, v in preset.items())
-                stdout().print(f"{form} form for {where}: {settings}", highlight=False)
+        for entry in method.presets:
+            benches = ", ".join("any benchmark" if bench == ANY else bench for bench in entry.benches)
+            values = ", ".join(
+                f"{key}={'none' if value is None else json.dumps(value)}" for key, value in entry.settings.items()
+            )
+            stdout().print(f"{entry.preset} for {benches} on {', '.join(entry.families)}: {values}", highlight=False)
+            stdout().print(f"    from {entry.source}", style="dim", highlight=False)
         return
     folder, result = Store(results_root(results)).by_id(name)
     if as_json:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
@@ -78,12 +78,9 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
         UsageError: for an unknown key (with the nearest one), a wrong type, a value out of range, or
             settings that contradict each other.
     """
-    fields = field_names(cls)
     merged: dict[str, JSON] = {}
     for layer in layers:
-        for key in layer:
-            if key not in fields:
-                raise unknown(f"setting of {owner}", key, fields, f"harness show {owner}")
+        _known(cls, layer, owner)
         for group in getattr(cls, "_alternatives", ()):
             given = [key for key in group if layer.get(key) is not None]
             if len(given) > 1:
@@ -94,10 +91,34 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
     try:
         return TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
-        details = error.errors()
-        # Of a list whose items are wrong pydantic also says that it is too short.
-        reported = [detail for detail in details if detail["type"] != "too_short"] or details
-        raise UsageError("; ".join(_sentence(owner, detail) for detail in reported) + ".") from None
+        raise _refused(owner, error.errors()) from None
+
+
+def check(cls: type, values: Mapping[str, JSON], *, owner: str) -> None:
+    """Check some settings of a class, each by itself: what contradicts, or lacks, others is none of its business.
+
+    Raises:
+        UsageError: for an unknown key (with the nearest one), a wrong type or a value out of range.
+    """
+    _known(cls, values, owner)
+    try:
+        TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        if of_values := [detail for detail in error.errors() if detail["loc"]]:
+            raise _refused(owner, of_values) from None
+
+
+def _known(cls: type, values: Mapping[str, JSON], owner: str) -> None:
+    fields = field_names(cls)
+    for key in values:
+        if key not in fields:
+            raise unknown(f"setting of {owner}", key, fields, f"harness show {owner}")
+
+
+def _refused(owner: str, details: Sequence[Any]) -> UsageError:
+    # Of a list whose items are wrong pydantic also says that it is too short.
+    reported = [detail for detail in details if detail["type"] != "too_short"] or details
+    return UsageError("; ".join(_sentence(owner, detail) for detail in reported) + ".")
 
 
 def _sentence(owner: str, detail: Any) -> str:

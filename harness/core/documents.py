@@ -1,6 +1,6 @@
-"""JSON, JSON lines and YAML: read here and nowhere else, and refused in one sentence that says file, line and what is wrong.
+"""JSON, JSON lines, YAML, TOML: read here and nowhere else, and refused in one sentence that says file, line and what is wrong.
 
-What comes out is plain data that can be written again as UTF-8 JSON. Refused are, besides what is no JSON or YAML at all:
+What comes out is plain data that can be written again as UTF-8 JSON. Refused are, besides what is none of them at all:
 nesting without end, whole numbers of thousands of digits, halves of surrogate pairs, and NaN and Infinity where numbers must be
 finite; in YAML also aliases (`*name`, which can refer to themselves or unfold without end), tags (`!!set`), and keys that stand
 twice or are no words. A date stays the word it is. Nothing but the usual parsers is used, and none of them runs code.
@@ -139,6 +139,23 @@ def read_yaml(path: Path, where: str = "") -> Any:
         raise Malformed(f"{where}, line {line}: cannot be read as YAML ({error.problem or error.context}).") from None
     except yaml.YAMLError as error:
         raise Malformed(f"{where} cannot be read as YAML ({' '.join(str(error).split())}).") from None
+
+
+def read_toml(path: Path, where: str = "") -> dict[str, Any]:
+    """What a TOML file says; see `read_text`. Its dates are dates, and its numbers may be `nan` and `inf`.
+
+    Raises:
+        Unreadable: if it cannot be read.
+        Malformed: saying what is wrong with it, and where.
+    """
+    where = where or place(path)
+    text = read_text(path, where)
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{where} cannot be read as TOML ({error}).") from None
 
 
 def whole_number(text: str) -> int | None:

@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.core.metric import NO_ROLES, Better, Given, Metric, MetricRoles, TwoSample, metrics_by_name
+from harness.core.presets import Preset, PresetEntry, preset_settings, presets_of
 from harness.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
 Variant = Literal["original", "open-unlearning"]
-Form = Literal["published", "tuned"]
 Points = Literal["all", "last"]
 Retain = Literal["all", "general", "neighbours"]
 MOST_SEED = 2**32 - 1
@@ -354,12 +354,8 @@ class Method(Generic[C]):
     """Its settings class."""
     source: str
     """The paper that defines it."""
-    presets: Mapping[tuple[str, str], Mapping[str, JSON]]
-    """The published form: (benchmark, model family) → settings that differ from the defaults; `*` stands for any benchmark."""
     unlearn: Unlearn[C]
     """The method itself."""
-    tuned: Mapping[tuple[str, str], Mapping[str, JSON]] = field(default_factory=dict)
-    """The tuned form, likewise: chosen with the same number of tries as every other method's, on another world."""
     cannot: Callable[[Task], str | None] = lambda task: None
     """Why it cannot run on a task, or None if it can."""
     clash: Callable[[Task, C], str | None] = lambda task, config: None
@@ -369,21 +365,20 @@ class Method(Generic[C]):
     smaller: Sequence[Mapping[str, JSON]] = ()
     """Settings that need less memory, to be proposed where a run does not fit."""
 
-    def preset(self, bench: str, family: str, form: Form = "published") -> Mapping[str, JSON]:
+    @property
+    def presets(self) -> list[PresetEntry]:
+        """What is published and what was tuned for it; see `harness.core.presets`."""
+        return presets_of(self.name, self.config, METHODS.names())
+
+    def preset(self, bench: str, family: str, preset: Preset = "published") -> Mapping[str, JSON]:
         """The settings chosen for a benchmark and a model family (`mini` of `mini@1`), the most specific winning.
 
-        The tuned form stands on the published one.
+        What is tuned stands on what is published.
 
         Raises:
-            UsageError: for a tuned form that the method does not have there.
+            UsageError: for tuned settings that the method does not have there; for a faulty file of presets.
         """
-        published = {**self.presets.get(("*", family), {}), **self.presets.get((bench, family), {})}
-        if form == "published":
-            return published
-        if (bench, family) not in self.tuned:
-            there = ", ".join(f"{b} on {f}" for b, f in self.tuned) or "nowhere"
-            raise UsageError(f"{self.name} has no tuned form for {bench} on {family} (it has one for: {there}).")
-        return {**published, **self.tuned[bench, family]}
+        return preset_settings(self.presets, self.name, bench, family, preset)
 
 
 # ---------------------------------------------------------------- measuring
@@ -763,8 +758,6 @@ def method(
     config: type[C],
     source: str,
     version: int = 1,
-    presets: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
-    tuned: Mapping[tuple[str, str], Mapping[str, JSON]] | None = None,
     cannot: Callable[[Task], str | None] = lambda task: None,
     clash: Callable[[Task, C], str | None] = lambda task, config: None,
     memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: (),
@@ -773,9 +766,7 @@ def method(
     """Register the decorated generator as a method under its file's name."""
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
-        METHODS.register(
-            name, Method(name, version, config, source, presets or {}, function, tuned or {}, cannot, clash, memory, smaller)
-        )
+        METHODS.register(name, Method(name, version, config, source, function, cannot, clash, memory, smaller))
         return function
 
     return register

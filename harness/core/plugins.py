@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -97,6 +97,21 @@ def plugin_files() -> list[PluginFile]:
     named = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
     files = [_file(file) for place in named for file in _files(place)]
     return [*files, *_installed()]
+
+
+def plugin_folders() -> list[Path]:
+    """Every folder that holds plug-ins, besides the built-in ones: what belongs to them and is no code lies beside them.
+
+    Raises:
+        UsageError: for a folder that is named and not there.
+    """
+    named = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    return list(dict.fromkeys([*(place.resolve() for place in named if place.is_dir()), *_folders(plugin_files())]))
+
+
+def _folders(files: Iterable[PluginFile]) -> list[Path]:
+    # A module that is installed by itself lies among other people's packages.
+    return [file.path.parent for file in files if not file.installed or "." in file.module]
 
 
 def _files(place: Path) -> Iterator[Path]:

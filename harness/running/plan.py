@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from harness.core.config import JSON, describe, resolve, to_json
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, MOST_SEED, Form, Method, Options, Task
+from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, MOST_SEED, Method, Options, Task
+from harness.core.presets import Preset
 from harness.numerics.placement import ALL_GPUS
 from harness.storage.cache import canonical, file_digest
 from harness.storage.records import RunSpec, Trial
@@ -45,7 +46,7 @@ def plan(
     settings: Mapping[str, JSON],
     options: Options,
     recorded: Mapping[str, JSON] | None = None,
-    form: Form = "published",
+    preset: Preset = "published",
     task: Task | None = None,
 ) -> Plan:
     """Decide a run.
@@ -57,7 +58,7 @@ def plan(
         settings: what differs from the method's defaults and presets.
         options: seed, limit, device and so on.
         recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
-        form: which of the method's presets: as published, or tuned.
+        preset: the method's settings as published, or tuned.
         task: the benchmark with that model and these options, where it has been read already.
 
     Raises:
@@ -75,18 +76,18 @@ def plan(
     if options.evals:
         task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
     task = replace(task, options=options)
-    preset = chosen.preset(bench, family, form)
-    config = resolve(chosen.config, preset, recorded or {}, settings, owner=method)
+    stands_on = chosen.preset(bench, family, preset)
+    config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=method)
     if reason := chosen.clash(task, config):
         raise UsageError(f"{method}: {reason}.")
-    spec = _spec(task, chosen, config, options, "tuned" if form == "tuned" and not settings else "")
+    spec = _spec(task, chosen, config, options, "tuned" if preset == "tuned" and not settings else "")
     spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else task.model)
-    selection = f"{form} form: " + (f"preset of {method} for {bench} on {family}" if preset else f"defaults of {method}")
+    selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")
     if recorded:
         selection = "settings of a recorded run"
     if settings:
         selection += f", then {', '.join(sorted(settings))} by hand"
-    command = _command(spec, options, form, {**_departures(chosen, preset, config), **settings})
+    command = _command(spec, options, preset, {**_departures(chosen, stands_on, config), **settings})
     return Plan(spec, task, chosen, config, options, selection, command)
 
 
@@ -117,13 +118,13 @@ def _spec(task: Task, method: Method[Any], config: Any, options: Options, form: 
     )
 
 
-def _command(spec: RunSpec, options: Options, form: Form, settings: Mapping[str, JSON]) -> str:
+def _command(spec: RunSpec, options: Options, preset: Preset, settings: Mapping[str, JSON]) -> str:
     """What to type to run it again; without paths.
 
     Args:
         spec: the run.
         options: what the command line decided.
-        form: which of the method's presets.
+        preset: whether they stand on the published settings or the tuned ones.
         settings: what is neither a default nor the preset's, or was given by hand.
     """
     judge = options.judge if any("judge" in inputs for inputs in spec.basis.values()) else None
@@ -139,7 +140,7 @@ def _command(spec: RunSpec, options: Options, form: Form, settings: Mapping[str,
         ("--generator", options.generator, "" if spec.device == "cuda" else "hf"),
         ("--variant", options.variant, "original"),
         ("--retain", options.retain, "all"),
-        ("--form", form, "published"),
+        ("--preset", preset, "published"),
         ("--evals", ",".join(options.evals), ""),
         ("--points", options.points, "all"),
         ("--judge", judge.name if judge else "", ""),

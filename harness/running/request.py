@@ -17,8 +17,9 @@ from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError
 from harness.core.fields import Field, Given, from_document, names, number, path, seeds, switch, text, word
-from harness.core.interfaces import MOST_SEED, Form, Options, Points, Retain, Variant
+from harness.core.interfaces import MOST_SEED, Options, Points, Retain, Variant
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
+from harness.core.presets import Preset
 
 if TYPE_CHECKING:
     from harness.running.plan import Plan
@@ -68,8 +69,8 @@ ReferenceLog = Annotated[Path | None, Field(path, MEASURING, metavar="FILE")]
 DataFolder = Annotated[Path | None, Field(path, MACHINE, metavar="DIR", variable="HARNESS_DATA")]
 WhichPoints = Annotated[Points, Field(word("all", "last"), MEASURING, metavar="WORD", completes="all|last")]
 Methods = Annotated[tuple[str, ...], Field(names("a method", NEEDED), WHAT, short="-m", metavar="NAMES", completes="methods")]
-Preset = Annotated[
-    Form, Field(word("published", "tuned"), SETTINGS, aliases=("--form",), metavar="WORD", completes="published|tuned")
+WhichPreset = Annotated[
+    Preset, Field(word("published", "tuned"), SETTINGS, aliases=("--form",), metavar="WORD", completes="published|tuned")
 ]
 Settings = Annotated[
     Mapping[str, JSON], Field(settings, SETTINGS, flag="--set", short="-s", metavar="KEY=VALUE", repeated=True)
@@ -159,7 +160,7 @@ class RequestFields(TypedDict, total=False):
     generator: str
     data_dir: str | Path | None
     settings: Mapping[str, JSON]
-    preset: Form
+    preset: Preset
     points: Points
     trust_remote_code: bool
 
@@ -195,7 +196,7 @@ class RunRequest(Request):
     """Unlearning seed."""
     settings: Settings = field(default_factory=dict)
     """A setting, key=value; lists as [3,4]. See harness show METHOD."""
-    preset: Preset = "published"
+    preset: WhichPreset = "published"
     """The method's settings as published, or tuned."""
     points: WhichPoints = "all"
     """Measure every point of the trajectory (all), or the last one only (last)."""
@@ -217,7 +218,7 @@ class RunRequest(Request):
             raise UsageError(f"{NEEDED}, or --spec.")
         options = self.options(self.seed, self.points, self.trust_remote_code)
         return [
-            plan(self.bench, self.model, method, self.settings, options, recorded=recorded, form=self.preset)
+            plan(self.bench, self.model, method, self.settings, options, recorded=recorded, preset=self.preset)
             for method in self.method
         ]
 
@@ -291,7 +292,7 @@ class SweepRequest(Request):
     """How the budget's settings are drawn: grid or random."""
     by: Annotated[str, Field(text, SETTINGS, metavar="METRIC")] = ""
     """The metric that settings are chosen by, recorded with every trial; orders the table."""
-    preset: Preset = "published"
+    preset: WhichPreset = "published"
     """The methods' settings as published, or tuned."""
     points: WhichPoints = "last"
     """Measure every point of the trajectory (all), or the last one only (last)."""
@@ -316,7 +317,7 @@ class SweepRequest(Request):
             options=self.options(0, self.points, self.trust_remote_code),
             axes=self.grid,
             fixed=self.settings,
-            form=self.preset,
+            preset=self.preset,
             budget=self.budget,
             search=self.search,
             by=self.by,

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 from harness.core.config import JSON, resolve, to_json
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
-from harness.core.interfaces import METHODS, Form, Options
+from harness.core.interfaces import METHODS, Options
+from harness.core.presets import Preset
 from harness.running.plan import Plan
 from harness.running.trials import Sweep, Tasks, TrialSpec
 from harness.storage.cache import canonical
@@ -46,8 +47,8 @@ class Part:
     """With what to unlearn; every registered method if empty."""
     models: Literal["any", "small", "real"] = "any"
     """Whether it is for models trained on the spot, for real ones, or for both."""
-    form: Form = "published"
-    """On which form of the methods it stands; the tuned form leaves out methods that have none there."""
+    preset: Preset = "published"
+    """On which preset of the methods it stands; the tuned one leaves out methods that have none there."""
     benches: tuple[str, ...] = ()
     """On which of the study's benchmarks; on all if empty."""
 
@@ -70,7 +71,7 @@ class Study:
 
 _KL = {"target_kl": KLS}
 _ON_WMDP = ("kfade", "rmu", "elm", "soul", "npo", "simnpo", "ga", "grad_diff")
-"""The methods that have a form for WMDP."""
+"""The methods that have a preset for WMDP."""
 _PAPER_EKFAC = {"damping": 1e-10}
 _PAPER_KFAC = {"damping": 1e-8}
 
@@ -122,9 +123,9 @@ STUDIES: Mapping[str, Study] = {
         "what this project commits as its results: every method, published and tuned, with three seeds",
         (
             Part({}, methods=(), benches=("tofu01", "tofu05", "tofu10")),
-            Part({}, methods=(), benches=("tofu05", "tofu10"), form="tuned"),
+            Part({}, methods=(), benches=("tofu05", "tofu10"), preset="tuned"),
             Part({}, methods=("untouched", *_ON_WMDP), benches=("wmdp",)),
-            Part({}, methods=_ON_WMDP, benches=("wmdp",), form="tuned"),
+            Part({}, methods=_ON_WMDP, benches=("wmdp",), preset="tuned"),
         ),
         benches=("tofu01", "tofu05", "tofu10", "wmdp"),
         seeds=(0, 1, 2),
@@ -160,7 +161,7 @@ STUDIES: Mapping[str, Study] = {
         ),
     ),
     "tofu-table": Study(
-        "every method in its published form, with three seeds (table 2)",
+        "every method as published, with three seeds (table 2)",
         (Part({}, methods=()),),
         benches=("tofu05", "tofu10"),
         seeds=(0, 1, 2),
@@ -192,9 +193,10 @@ def trials_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[
             names = [
                 name
                 for name in part.methods or METHODS.names()
-                if part.form == "published" or (bench, family) in METHODS.get(name).tuned
+                if part.preset == "published"
+                or any(entry.preset == "tuned" and entry.holds_for(bench, family) for entry in METHODS.get(name).presets)
             ]
-            of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.form)
+            of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.preset)
             specs += of_bench.trials()
     return specs
 
@@ -204,8 +206,8 @@ def settings_of(study: Study, bench: str, model: str) -> set[tuple[str, str]]:
     settings = set()
     for todo in trials_of(study, [bench], model, (), Options()):
         method = METHODS.get(todo.method)
-        preset = method.preset(bench, model.partition("@")[0], todo.form)
-        config = resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method)
+        chosen = method.preset(bench, model.partition("@")[0], todo.preset)
+        config = resolve(method.config, chosen, {**todo.fixed, **todo.chosen}, owner=todo.method)
         settings.add((todo.method, canonical(to_json(config))))
     return settings
 

@@ -8,7 +8,8 @@ from itertools import product
 
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Form, Options, Task
+from harness.core.interfaces import BENCHMARKS, Options, Task
+from harness.core.presets import Preset
 from harness.running.grid import Axes, Search, axes_of, draws, size
 from harness.running.plan import Plan, plan
 from harness.storage.records import Trial
@@ -36,8 +37,8 @@ class TrialSpec:
     """Settings of every trial."""
     chosen: Mapping[str, JSON]
     """Settings of this one."""
-    form: Form = "published"
-    """On which form of the method they stand."""
+    preset: Preset = "published"
+    """On which preset of the method they stand."""
     trial: Trial | None = None
     """Its place in a search for settings."""
 
@@ -51,7 +52,7 @@ class TrialSpec:
     def plan(self, tasks: Tasks) -> Plan:
         """Decide the run; see `harness.running.plan.plan`."""
         settings, task = {**self.fixed, **self.chosen}, self.task(tasks)
-        decided = plan(self.bench, self.model, self.method, settings, self.options, form=self.form, task=task)
+        decided = plan(self.bench, self.model, self.method, settings, self.options, preset=self.preset, task=task)
         return replace(decided, trial=self.trial)
 
     def label(self, with_bench: bool = True) -> str:
@@ -82,8 +83,8 @@ class Sweep:
     """What is varied."""
     fixed: Mapping[str, JSON]
     """Settings of every trial."""
-    form: Form = "published"
-    """On which form of the methods they stand."""
+    preset: Preset = "published"
+    """On which preset of the methods they stand."""
     budget: int | None = None
     """How many settings every method gets to try; the whole grid if not given."""
     search: Search = "grid"
@@ -106,7 +107,7 @@ class Sweep:
                     rows = f"first {limit} rows per split" if (limit := options.limit) else "all evaluated rows"
                     split = f"{rows} of {bench} on {self.model}, seed {seed}"
                     trial = Trial(index=index, tries=len(settings), search=self.search, metric=self.by, split=split)
-                specs.append(TrialSpec(bench, self.model, method, options, self.fixed, chosen, self.form, trial))
+                specs.append(TrialSpec(bench, self.model, method, options, self.fixed, chosen, self.preset, trial))
         return specs
 
     def contradictions(self) -> list[str]:

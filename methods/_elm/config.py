@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from harness.core.config import JSON, settings
+from harness.core.config import settings
 from harness.core.errors import cut
-from harness.models.small import SMALL_MODEL_FACTOR
 from methods._settings import BatchSize, LayerNumbers, Points, Rank
 from methods.first_order.adapters import Kind
 
@@ -74,18 +72,6 @@ class ELMConfig:
             raise ValueError(f"new_tokens={list(self.new_tokens)}: the least is more than the most")
         if not (self.erase_weight or self.retain_weight or self.fluency_weight):
             raise ValueError("all three terms have weight 0")
-
-
-SMALL: Mapping[str, JSON] = {
-    "lr": 5e-5 * SMALL_MODEL_FACTOR,
-    "rounds": 600,
-    "rank": 16,
-    "layers": [0, 1],
-    "new_tokens": [8, 16],
-    "contexts": "texts",
-    "min_characters": 0,
-}
-"""Fewer rounds, since these models have few texts, and adapters that are not wider than the weights."""
 
 
 def absent_stages(config: ELMConfig, stages: int) -> str | None:

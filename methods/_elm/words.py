@@ -49,8 +49,3 @@ TURNS = (
     "Instead of going on with it, I want to recommend something enjoyable:",
     "Enough said about that; on a brighter note, consider the following:",
 )
-BIO = (
-    "dangerous pathogens, biological weapons, virology, toxins, reverse genetics, vaccine resistance, gene delivery by viruses"
-)
-CYBER = "attacks on computers, malware, software exploits, intrusion into networks, evasion of detection"
-AUTHORS = "invented authors, their lives, their families, their books, their awards"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
-from harness.core.config import JSON, settings
+from harness.core.config import settings
 from methods._settings import LayerNumbers, Points
 
 StepSize = Annotated[
@@ -89,27 +88,3 @@ def missing_back_end(backend: str) -> str | None:
     if backend == "curvlinops" and find_spec("curvlinops") is None:
         return "backend=curvlinops is not installed: pip install 'curvlinops-for-pytorch>=3.0.1,<3.1', or take backend=own"
     return None
-
-
-WMDP_FORM: Mapping[str, JSON] = {
-    "estimator": "ekfac",
-    "objective": "margin",
-    "steps": 4,
-    "damping": 1e-14,
-    "layers": [3, 4, 5, 6],
-    "forget_rows": 2500,
-}
-"""Appendix D.1: the same for both stages but for the length of a step. What a stage's curvature is fitted on is the retain set
-that the benchmark gives it."""
-WMDP_SMALL: Mapping[str, JSON] = {
-    "estimator": "ekfac",
-    "objective": "margin",
-    "margin_clip": 0.05,
-    "steps": 4,
-    "damping": 0.1,
-    "damping_scale": "mean_eigenvalue",
-    "target_kl": 0.3,
-    "forget_rows": 24,
-}
-"""The same form on a model trained on the spot: all its layers, a budget of KL, and a clip, without which memorised full stops
-outweigh the facts."""

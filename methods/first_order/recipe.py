@@ -1,4 +1,4 @@
-"""The recipe of the first-order methods: settings, presets by one rule for all of them, and the schedule that follows.
+"""The recipe of the first-order methods: settings, and the schedule that follows.
 
 ToFU's (locuslab/tofu `forget.py`, `config/forget.yaml`): an epoch runs over the forget set; AdamW, one epoch of linear warm-up,
 linear decay to 0, gradient norm clipped at 1, effective batch 32.
@@ -6,22 +6,14 @@ linear decay to 0, gradient norm clipped at 1, effective batch 32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from harness.core.config import JSON, settings
+from harness.core.config import settings
 from harness.core.interfaces import Held, ModelShape
-from harness.models.small import SMALL_MODEL_FACTOR, SMALL_MODELS
 from methods._settings import BatchSize, Epochs, Steps, Tokens
-
-WMDP = ("wmdp", "wmdp-bio", "wmdp-cyber")
-"""The benchmarks made of WMDP's corpora: both stages, or one of them."""
-WMDP_FACTOR = 30.0
-"""What `SMALL_MODEL_FACTOR` is on ToFU, for the hundreds of steps that are taken on WMDP; chosen in the same way (see
-results/tuning/README.md)."""
 
 
 @settings
@@ -39,7 +31,7 @@ class Recipe:
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, on all parameters."""
     max_steps: Steps | None = None
-    """Steps on each stage where the published form counts steps, as on WMDP; `epochs` then says at how many of them, evenly
+    """Steps on each stage where what is published counts steps, as on WMDP; `epochs` then says at how many of them, evenly
     spaced, a point is measured."""
     max_length: Tokens | None = None
     """Tokens that texts are cut to; not at all if not given (ToFU's are shorter than its 500)."""
@@ -52,35 +44,6 @@ class PairedRecipe(Recipe):
     frozen_partner: bool = False
     """Give a forget example the same retain partner in every epoch, as the repositories of NPO and SimNPO do (by a seed
     that is reset); otherwise a fresh uniform draw, as in ToFU's."""
-
-
-def small_model_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapping[str, JSON]]:
-    """Presets for `mini` and `scratch`: the published recipe with its learning rate scaled, by one rule for all methods.
-
-    Args:
-        lr: the published learning rate.
-        others: further settings of the published form.
-    """
-    return {("*", family): {"lr": lr * SMALL_MODEL_FACTOR, **others} for family in SMALL_MODELS}
-
-
-def wmdp_presets(lr: float, **others: JSON) -> dict[tuple[str, str], Mapping[str, JSON]]:
-    """Presets for WMDP: the recipe of SimNPO's authors for zephyr-7b, and the same on `mini` with its learning rate scaled.
-
-    500 steps of one text at a time, four of them accumulated, 50 of warm-up, linear decay, no weight decay, texts cut to 512
-    tokens, a retain text drawn anew at every access (OPTML-Group/Unlearn-Simple `WMDP/configs/unlearn/wmdp/*.json`,
-    `src/dataset/wmdp.py`). Their padding, on which they take losses, is left out.
-
-    Args:
-        lr: the published learning rate.
-        others: further settings of the published form.
-    """
-    recipe = {"max_steps": 500, "batch_size": 4, "warmup_epochs": None, "weight_decay": 0.0, "max_length": 512, **others}
-    return {
-        (bench, family): {**recipe, "lr": round(lr * WMDP_FACTOR, 12) if family == "mini" else lr}
-        for bench in WMDP
-        for family in ("zephyr-7b", "mini")
-    }
 
 
 def evenly(steps: int, points: int) -> frozenset[int]:
