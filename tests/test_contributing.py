@@ -21,10 +21,11 @@ def test_the_printed_methods_evaluator_and_benchmark_work(tmp_path):
     for package in ("harness", "methods", "evals"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    examples = re.findall(r"`((?:methods|evals)/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, flags=re.DOTALL)
+    examples = re.findall(r"`((?:methods|evals)/[\w/]+\.(?:py|toml))`:\n\n```(?:python|toml)\n(.*?)```", text, flags=re.DOTALL)
     assert [name for name, _ in examples] == [
         "methods/noise.py",
         "methods/max_entropy.py",
+        "methods/presets/max_entropy.toml",
         "evals/answer_words.py",
         "evals/benchmarks/colours.py",
     ]
@@ -39,6 +40,7 @@ def test_the_printed_methods_evaluator_and_benchmark_work(tmp_path):
     result, other = json.loads(done.stdout)
     assert (result["status"], len(result["points"])) == ("done", 2)
     assert (other["status"], len(other["points"])) == ("done", 5)
+    assert other["spec"]["config"]["lr"] == 1e-3, "its preset's"
     found = {m["metric"]: m for m in result["points"][-1]["measurements"]}
     assert found["answer_words"]["n"] == 2, "the two questions to forget, whatever else was answered"
     kept = pd.read_parquet(next((tmp_path / "results").rglob("noise/*/per_example.parquet")))
