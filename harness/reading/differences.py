@@ -60,7 +60,7 @@ def differences(
     return [replace(each, p_corrected=p) for each, p in zip(pairs, corrected, strict=True)]
 
 
-class _AllInOne(dict[str, "pd.DataFrame"]):
+class AllInOne(dict[str, "pd.DataFrame"]):
     """The rows of a record, which keeps all tables as one: whichever table is asked for."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
@@ -90,9 +90,7 @@ def of_rows(
         others than the first one's is in no difference; nor is a metric with fewer than five clusters.
     """
     task = Task("", 0, "", (), {}, Template("rows"), {}, (), variant=variant)
-    subjects = {
-        method: [Subject(None, task, (), _AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()
-    }
+    subjects = {method: [Subject(None, task, (), AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()}
     return list(of_subjects(subjects, metrics, against))
 
 
