@@ -387,7 +387,7 @@ def test_a_list_of_runs_has_the_columns_that_some_run_fills(harness: Harness, tm
 
     from tests import records
 
-    monkeypatch.setattr("harness.reading.report.stdout", lambda: Console(width=120))
+    monkeypatch.setattr("harness.reading.console.stdout", lambda: Console(width=120))
     wmdp = [records.number(f"{name}_accuracy", value) for name, value in (("bio", 0.2222), ("cyber", 0.6778), ("general", 0.9))]
     records.write(tmp_path, records.run(wmdp, spec={"bench": "wmdp", "method": "rmu"}))
     told = harness("list", "runs", "--results", tmp_path)

@@ -14,7 +14,8 @@ import pytest
 from harness.core.errors import Diverged, UsageError
 from harness.core.fields import read
 from harness.core.interfaces import Measurement, Options, Progress, Setting
-from harness.reading.report import comparison, sweep_table
+from harness.reading.comparison_table import comparison
+from harness.reading.sweep_table import sweep_table
 from harness.running.executors import in_turn
 from harness.running.grid import Span, axes, axes_of, draws, grid
 from harness.running.request import SweepRequest, request_file
@@ -387,7 +388,7 @@ def test_a_sweeps_table_shows_what_differs_and_says_the_rest_once():
 def test_no_number_is_cut_or_wrapped_on_a_narrow_terminal(width: int):
     from rich.console import Console
 
-    from harness.reading.report import Columns
+    from harness.reading.columns import Columns
 
     table = Columns(("run", "forget quality ↑", "P forget →", *(f"metric {i}" for i in range(9))), "a title")
     cells = ["c8d4e5f6a7b8", "0.979\n(2.5e-03 to 1.9e-02)", "6.6e-09", *(f"0.{i}23" for i in range(9))]
@@ -451,7 +452,7 @@ def test_a_run_that_is_refused_when_it_starts_stops_no_other(bench: Bench):
 def test_a_sweep_on_a_terminal_says_how_far_it_is_and_how_long_it_takes():
     from rich.console import Console
 
-    from harness.reading.report import Watch
+    from harness.reading.watch import Watch
 
     now = [100.0]
     watch = Watch(["ga", "ga", "npo", "npo", "npo"], clock=lambda: now[0])

@@ -13,7 +13,7 @@ import pytest
 
 from harness.core.documents import parse_json
 from harness.core.registry import ROOT
-from harness.reading.comparing import read_runs
+from harness.reading.compared import read_runs
 from harness.storage import record_files
 from harness.storage.record_files import read_points
 from harness.storage.record_reading import read_run

@@ -36,7 +36,7 @@ def doctor(
         from rich.table import Table
         from rich.text import Text
 
-        from harness.reading.report import stdout
+        from harness.reading.console import stdout
 
         table = Table(header_style="bold")
         for heading in ("", "what", "found"):

@@ -63,7 +63,7 @@ _USUAL = {"retain": "all", "status": "done"}
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
     from harness.core.interfaces import Measurement, roles_of
-    from harness.reading.comparing import protocol
+    from harness.reading.compared import protocol
     from harness.storage.store import Store
 
     rows = []
@@ -105,7 +105,9 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from harness.reading.report import Columns, number, stdout
+    from harness.reading.columns import Columns
+    from harness.reading.console import stdout
+    from harness.reading.formats import number
 
     if not rows:
         print("none")
@@ -119,7 +121,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         table = Table(*headings, header_style="bold")  # of words, which may be wrapped
     for row in rows:
         cells = [row[name] for name in names]
-        table.add_row(*[number(v, 3) if isinstance(v, float) else "–" if v is None else str(v) for v in cells])
+        table.add_row(*[number(v) if isinstance(v, float) else "–" if v is None else str(v) for v in cells])
     stdout().print(table)
 
 
@@ -133,7 +135,9 @@ def show(
     from harness.core.config import describe
     from harness.core.interfaces import METHODS
     from harness.core.presets import ANY
-    from harness.reading.report import run_report, settings_table, stdout
+    from harness.reading.columns import settings_table
+    from harness.reading.console import stdout
+    from harness.reading.run_report import run_report
     from harness.storage.records import to_json
     from harness.storage.store import Store
 
@@ -185,7 +189,8 @@ def score(
     from dataclasses import asdict
 
     from harness.core.interfaces import BENCHMARKS
-    from harness.reading.report import measurement_table, measurements, stdout
+    from harness.reading.console import stdout
+    from harness.reading.run_report import by_name, measurement_table
     from harness.running.measuring import score_log
 
     request = read(ScoreRequest, words.environment, words.typed)
@@ -194,7 +199,7 @@ def score(
     if as_json:
         print(json.dumps({m.metric: asdict(m) for m in first}))
         return
-    stdout().print(measurement_table({name: measurements(values) for name, values in scored.items()}, digits=6))
+    stdout().print(measurement_table({name: by_name(values) for name, values in scored.items()}, digits=6))
     for item in first:
         if reason := getattr(item, "reason", None) or getattr(item, "note", None):
             stdout().print(f"{item.metric}: {reason}", style="dim", soft_wrap=True)
@@ -211,8 +216,9 @@ def power(words: Words, results: Results = None, as_json: Json = False) -> None:
     from rich.table import Table
 
     from harness.core.interfaces import Absent, Options
+    from harness.reading.console import stdout
+    from harness.reading.formats import number
     from harness.reading.power import smallest_differences
-    from harness.reading.report import number, stdout
     from harness.storage.store import Store
 
     request = read(PowerRequest, words.environment, words.typed)
@@ -234,5 +240,5 @@ def power(words: Words, results: Results = None, as_json: Json = False) -> None:
         if isinstance(item, Absent):
             table.add_row(item.metric, "absent", "", "", f"{item.reason}; run several methods: harness run --method a,b")
         else:
-            table.add_row(item.metric, number(item.value), str(item.n), item.interval_method or "", item.note or "")
+            table.add_row(item.metric, number(item.value, 4), str(item.n), item.interval_method or "", item.note or "")
     stdout().print(table)

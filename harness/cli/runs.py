@@ -73,10 +73,11 @@ def _one(todo: Plan, control: RunControl) -> None:
     if control.json:
         print_json(to_json(result))
         return
-    from harness.reading.report import run_report, stdout
+    from harness.reading.console import stdout
+    from harness.reading.run_report import first_screen
 
     console = stdout()
-    console.print(run_report(result))
+    console.print(first_screen(result))
     console.print(f"record: {store.path_of(result.spec.folder.as_posix())}", soft_wrap=True, highlight=False)
     if known:
         machine = f" on {result.provenance.processor}" if result.provenance else ""
@@ -89,8 +90,9 @@ def _one(todo: Plan, control: RunControl) -> None:
 
 def _several(plans: Sequence[Plan], control: RunControl) -> None:
     """Several methods in turn, and one table of them all at the end."""
+    from harness.reading.comparison_table import comparison, in_short
+    from harness.reading.console import stdout
     from harness.reading.differences import differences
-    from harness.reading.report import comparison, in_short, stdout
     from harness.running.sweep import run_all
     from harness.storage.cache import Cache
     from harness.storage.records import to_json

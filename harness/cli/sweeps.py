@@ -94,7 +94,8 @@ def _run(tries: Sequence[TrialSpec], control: SweepControl, by: str = "") -> Non
 
         print_json([to_json(result) for result in results])
     else:
-        from harness.reading.report import stdout, sweep_table
+        from harness.reading.console import stdout
+        from harness.reading.sweep_table import sweep_table
 
         stdout().print(sweep_table([todo.chosen for todo in tries], results, by))
     report_failures(tries, results)
@@ -106,7 +107,8 @@ def _run_tries(tries: Sequence[TrialSpec], control: SweepControl) -> list[RunRes
         tell_costs()
     from rich.live import Live
 
-    from harness.reading.report import Watch, stderr
+    from harness.reading.console import stderr
+    from harness.reading.watch import Watch
     from harness.running.executors import executor_of
     from harness.running.sweep import run_trials
     from harness.storage.cache import Cache

@@ -61,6 +61,11 @@ def p_value(value: Number) -> str:
     return f"<{SMALLEST_P:g}" if known(value) and float(value or 0) < SMALLEST_P else number(value)
 
 
+def of_unit(value: Number, unit: str, digits: int = 3) -> str:
+    """A metric's value: as `p_value` where its unit says that it is one, as `number` else."""
+    return p_value(value) if unit == "p-value" else number(value, digits)
+
+
 def interval(low: Number, high: Number, digits: int = 3, signed: bool = False) -> str:
     """Both ends of an interval or a range, `low to high`, each as `number` writes it; a dash where an end is missing.
 

@@ -9,27 +9,26 @@ from __future__ import annotations
 import csv
 import gc
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.core.interfaces import Absent
-from harness.reading.comparing import DIRECTIONS, Row, Section, Value, differences_of, read_runs, sections, single
-from harness.reading.page import (
-    LEGEND,
-    gib,
+from harness.reading.cells import (
+    differences_in_one_line,
     heading,
     headline,
-    page,
-    seconds,
-    told_cell,
-    told_differences,
-    told_oracle,
-    told_unfinished,
+    in_one_line,
+    oracle_in_one_line,
+    unfinished_in_one_line,
 )
+from harness.reading.comparing import differences_of, sections
+from harness.reading.formats import arrow, gibibytes, markdown, seconds
+from harness.reading.page import LEGEND, page
 from harness.reading.published import read_published
+from harness.reading.compared import read_runs
+from harness.reading.rows import Row, Section, Value, single
 from harness.storage.cache import disk_errors
 from harness.storage.store import Store
 
@@ -137,14 +136,14 @@ def as_csv(tables: Sequence[Section]) -> str:
     for index, section in enumerate(tables, 1):
         table = _place(section, index)
         lines: list[tuple[dict[str, object], Mapping[str, Value | Absent], str]] = []
-        for arm, found in section.arms.items():
-            told: dict[str, object] = {"method": arm, "protocol": "reference"}
-            lines.append((told, {metric: single(item) for metric, item in found.items()}, "reference"))
+        for arm, measured in section.arms.items():
+            of_arm: dict[str, object] = {"method": arm, "protocol": "reference"}
+            lines.append((of_arm, {metric: single(item) for metric, item in measured.items()}, "reference"))
         lines += [(_csv_row(row, section.roles.oracle_score), row.values, row.rank) for row in section.rows]
-        for told, values, rank in lines:
+        for of_row, values, rank in lines:
             for metric, value in values.items():
                 place = {"metric": metric, "rank": rank if metric == section.roles.ranking else ""}
-                sheet.writerow({**table, **told, **place, **_csv_value(value)})
+                sheet.writerow({**table, **of_row, **place, **_csv_value(value)})
     return out.getvalue()
 
 
@@ -173,7 +172,7 @@ def _csv_row(row: Row, factors: Sequence[str]) -> dict[str, object]:
 def _csv_value(value: Value | Absent) -> dict[str, object]:
     if isinstance(value, Absent):
         return {"absent": value.reason}
-    shared = value.found
+    shared = value.example
     low, high = value.interval or (None, None)
     across_low, across_high = value.across or (None, None)
     return {
@@ -211,58 +210,57 @@ def differences_as_csv(tables: Sequence[Section]) -> str:
     sheet.writeheader()
     for index, section in enumerate(tables, 1):
         table = _place(section, index)
-        for form, found in section.differences.items():
-            for each in found:
-                told = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "clusters")}
+        for preset, pairs in section.differences.items():
+            for each in pairs:
+                line = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "clusters")}
                 names = ("difference", "low", "high", "p", "p_holm")
                 numbers = zip(names, (each.value, each.low, each.high, each.p, each.p_corrected), strict=True)
-                told |= {name: f"{number:.6g}" for name, number in numbers}
-                sheet.writerow({**table, "protocol": form, **told, "compared": len(found)})
+                line |= {name: f"{number:.6g}" for name, number in numbers}
+                sheet.writerow({**table, "protocol": preset, **line, "compared": len(pairs)})
     return out.getvalue()
 
 
 def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]]) -> str:
     """The headline columns of every table, for reading in a terminal or on a repository's page."""
-    out = ["# Leaderboard", "", *(f"- {_md(line)}" for line in LEGEND), ""]
+    out = ["# Leaderboard", "", *(f"- {markdown(line)}" for line in LEGEND), ""]
     for section in tables:
         bench, model, *_ = section.name
-        out += [f"## {_md(bench)} · {_md(model)} · {_md(section.definitions)}", ""]
-        metrics = headline(section)
-        heads = ["method", "protocol", "settings", "rank", *(heading(section, m) for m in metrics)]
-        heads += ["time", "memory", "oracle*", "seeds"]
-        out += [_md_row(heads), _md_row(["---"] * len(heads))]
-        for arm, found in section.arms.items():
-            cells = [told_cell(single(found[m])) if m in found else "–" for m in metrics]
-            out.append(_md_row([arm, "reference", "", "", *cells, "", "", "", ""]))
-        for row in section.rows:
-            cells = [told_cell(row.values[m]) if m in row.values else "–" for m in metrics]
-            cost = [seconds(row.cost("full_seconds")), gib(row.cost("peak_bytes"))]
-            seeds = ", ".join(str(run.spec.seed) for run in row.runs)
-            out.append(
-                _md_row([row.method, row.protocol, row.settings, row.rank, *cells, *cost, told_oracle(row.oracle), seeds])
-            )
-        out += ["", *(f"- {_md(note)}" for note in section.notes)]
-        out += [f"- {_md(told_differences(form, found))} See differences.csv." for form, found in section.differences.items()]
-        out += [f"- {_md(told_unfinished(run))}" for run in section.unfinished] + [""]
+        out += [f"## {markdown(bench)} · {markdown(model)} · {markdown(section.definitions)}", ""]
+        out += [*_markdown_table(section), "", *(f"- {markdown(note)}" for note in section.notes)]
+        sentences = [differences_in_one_line(preset, pairs) for preset, pairs in section.differences.items()]
+        out += [f"- {markdown(sentence)} See differences.csv." for sentence in sentences]
+        out += [f"- {markdown(unfinished_in_one_line(run))}" for run in section.unfinished] + [""]
     for paper in published:
-        out += [
-            f"## Published, not measured here: {_md(paper['source'])}",
-            "",
-            _md(f"{paper['paper']}. {paper['protocol']}"),
-            "",
-        ]
-        for table in paper["tables"]:
-            heads = [table["title"], *(f"{c['title']} {DIRECTIONS[c['better']]}" for c in table["columns"])]
-            out += [_md_row(heads), _md_row(["---"] * len(heads))]
-            out += [*(_md_row([name, *cells]) for name, cells in table["rows"]), ""]
-        out += [*(f"- {_md(note)}" for note in paper["notes"]), ""]
+        out += _markdown_paper(paper)
     return "\n".join(out).rstrip("\n") + "\n"
 
 
-def _md_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(_md(cell) for cell in cells)} |"
+def _markdown_table(section: Section) -> Iterator[str]:
+    metrics = headline(section)
+    heads = ["method", "protocol", "settings", "rank", *(heading(section, m) for m in metrics)]
+    heads += ["time", "memory", "oracle*", "seeds"]
+    yield from (_markdown_row(heads), _markdown_row(["---"] * len(heads)))
+    for arm, measured in section.arms.items():
+        cells = [in_one_line(single(measured[m]) if m in measured else None) for m in metrics]
+        yield _markdown_row([arm, "reference", "", "", *cells, "", "", "", ""])
+    for row in section.rows:
+        cells = [in_one_line(row.values.get(m)) for m in metrics]
+        costs = [seconds(row.cost("full_seconds")), gibibytes(row.cost("peak_bytes"))]
+        seeds = ", ".join(str(run.spec.seed) for run in row.runs)
+        line = [row.method, row.protocol, row.settings, row.rank, *cells, *costs, oracle_in_one_line(row.oracle), seeds]
+        yield _markdown_row(line)
 
 
-def _md(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no second line."""
-    return re.sub(r"([\\`*_|\[\]<>])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+def _markdown_paper(paper: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"## Published, not measured here: {markdown(paper['source'])}", "")
+    yield from (markdown(f"{paper['paper']}. {paper['protocol']}"), "")
+    for table in paper["tables"]:
+        heads = [table["title"], *(f"{column['title']} {arrow(column['better'])}" for column in table["columns"])]
+        yield from (_markdown_row(heads), _markdown_row(["---"] * len(heads)))
+        yield from (_markdown_row([name, *cells]) for name, cells in table["rows"])
+        yield ""
+    yield from (*(f"- {markdown(note)}" for note in paper["notes"]), "")
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(markdown, cells))} |"

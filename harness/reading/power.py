@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from harness.core.errors import UsageError
 from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options, Task, Variant, metric_of, roles_of
 from harness.core.metric import Metric, TwoSample
-from harness.reading.comparing import REFERENCE_ARMS
 from harness.reading.differences import of_rows
+from harness.reading.rows import REFERENCE_ARMS
 from harness.statistics.bootstrap import FEWEST_CLUSTERS
 from harness.statistics.paired import METHOD
 from harness.statistics.two_sample import smallest_distance
@@ -63,17 +63,17 @@ def of_task(task: Task, recorded: Sequence[pd.DataFrame]) -> list[Measurement | 
         task: the benchmark with a model.
         recorded: rows of runs of different methods, as the store keeps them.
     """
-    found = []
+    smallest = []
     for name in roles_of(task.bench).power:
         match = metric_of(name)
         if match is None:
             continue
         metric = match[1]
         if isinstance(metric.statistic, TwoSample):
-            found.append(_of_test(metric, metric.statistic, task))
+            smallest.append(_of_test(metric, metric.statistic, task))
         elif not metric.part or metric.part in task.questions:
-            found.append(of_pairs(metric, recorded, task.variant))
-    return found
+            smallest.append(of_pairs(metric, recorded, task.variant))
+    return smallest
 
 
 def _of_test(metric: Metric, statistic: TwoSample, task: Task) -> Measurement | Absent:

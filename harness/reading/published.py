@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
 from harness.core.interfaces import metric_of
+from harness.reading.formats import NO_NUMBER
 from harness.storage.record_files import fault
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -100,14 +101,14 @@ def read_published(root: Path, skipped: Callable[[str], None]) -> list[dict[str,
         root: the results folder.
         skipped: told of each file that is no such table.
     """
-    found = []
+    papers = []
     for file in sorted((root / "published").glob("*.json")):
         try:
-            found.append(_printed(_PAPER.validate_python(read_json(file))))
+            papers.append(_printed(_PAPER.validate_python(read_json(file))))
         except (UsageError, ValidationError) as error:
             why = fault(error) if isinstance(error, ValidationError) else str(error).rstrip(".")
             skipped(f"published/{file.name} is no table of published numbers: {why}")
-    return found
+    return papers
 
 
 def _printed(paper: Paper) -> dict[str, Any]:
@@ -119,14 +120,14 @@ def _printed(paper: Paper) -> dict[str, Any]:
         }
         for table in paper.tables
     ]
-    told = {"paper": paper.paper, "source": paper.source, "protocol": paper.protocol, "notes": paper.notes}
-    return {**told, "tables": tables}
+    about = {"paper": paper.paper, "source": paper.source, "protocol": paper.protocol, "notes": paper.notes}
+    return {**about, "tables": tables}
 
 
-def _number(told: float | Cell | None, column: Column) -> str:
-    if told is None:
-        return "–"
-    cell = told if isinstance(told, Cell) else Cell(told)
+def _number(value: float | Cell | None, column: Column) -> str:
+    if value is None:
+        return NO_NUMBER
+    cell = value if isinstance(value, Cell) else Cell(value)
     match = metric_of(column.metric)
     scientific = match is not None and match[1].unit == "p-value" and cell.value < 0.1
     text = f"{cell.value:.2e}" if scientific else f"{cell.value:.{column.decimals}f}"

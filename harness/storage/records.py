@@ -20,6 +20,7 @@ from harness.core.config import JSON
 from harness.core.costs import Phase
 from harness.core.interfaces import Absent, Measurement, Points, Retain, Variant
 from harness.storage.cache import digest
+from harness.storage.identity import FIELDS
 
 SCHEMA_VERSION = 6
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
@@ -91,9 +92,8 @@ class RunSpec:
     @cached_property
     def comparable(self) -> str:
         """Eight digits that are equal for runs on one benchmark, model, data and definitions, whatever unlearned and how."""
-        same = ("bench", "bench_version", "model", "sources", "variant", "template", "data", "references", "limit")
         fields = _without(LATER_FIELDS, to_json(self))
-        return digest({name: fields[name] for name in (*same, "basis", "retain") if name in fields})[:8]
+        return digest({name: fields[name] for name in (*FIELDS, "basis") if name in fields})[:8]
 
     @property
     def questions_file(self) -> Path:

@@ -1,0 +1,88 @@
+"""A sweep's tries on a terminal, with their settings and numbers, the best by a metric first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from harness.core.interfaces import Measurement, metric_of, roles_of
+from harness.reading.columns import Columns
+from harness.reading.comparison_table import heading
+from harness.reading.formats import of_unit
+from harness.reading.run_report import at_last
+from harness.storage.records import RunResult
+
+FACTS: Mapping[str, Callable[[RunResult], str]] = {
+    "method": lambda result: result.spec.method,
+    "benchmark": lambda result: result.spec.bench,
+    "model": lambda result: result.spec.model,
+    "retain": lambda result: result.spec.retain,
+    "seed": lambda result: str(result.spec.seed),
+    "status": lambda result: result.status,
+}
+"""What tells a sweep's runs apart besides their settings."""
+
+
+def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunResult], by: str = "") -> RenderableType:
+    """Every try with its settings and its numbers at the last point, the best by a metric first and what broke off last.
+
+    What is the same in all tries stands in the title, and what another number contains is left out.
+
+    Args:
+        settings: what the grid set in each try.
+        results: in the same order.
+        by: the metric; the order of the tries if empty, or if no try measured it.
+    """
+    measured = {metric for result in results for metric in at_last(result)}
+    swept = _swept(results)
+    shown = _shown(measured, swept, by)
+    order = list(zip(settings, results, strict=True))
+    if by in measured:
+        order.sort(key=lambda item: _rank(item[1], by))
+    varied = list(dict.fromkeys(key for chosen in settings for key in chosen))
+    facts = {name: [of(result) for _, result in order] for name, of in FACTS.items()}
+    for name, usual in (("retain", "all"), ("status", "done")):
+        if set(facts[name]) == {usual}:
+            del facts[name]
+    same = [name for name in ("benchmark", "model", "retain", "seed") if len(set(facts.get(name, ()))) == 1]
+    title = " · ".join(f"{name} {facts.pop(name)[0]}" for name in same)
+    headings = [" ".join(heading(metric) if metric in swept else (metric, "")).strip() for metric in shown]
+    table = Columns(("run", *facts, *varied, *headings), title, left=range(100))
+    for (chosen, result), *of_try in zip(order, *facts.values(), strict=True):
+        settings_of_try = [str(chosen.get(key, "")) for key in varied]
+        table.add_row(result.spec.run_id, *of_try, *settings_of_try, *_cells(result, shown))
+    if not by or by in measured:
+        return table
+    names = ", ".join(sorted(measured)) or "none"
+    return Group(table, Text(f"no try measured '{by}'; in the order of the tries. Measured were: {names}", style="red"))
+
+
+def _swept(results: Sequence[RunResult]) -> list[str]:
+    """The metrics that the benchmarks want to see of a sweep."""
+    all_roles = [roles_of(bench) for bench in dict.fromkeys(result.spec.bench for result in results)]
+    return [metric for roles in all_roles for metric in (roles.selection, *roles.brief)]
+
+
+def _shown(measured: set[str], swept: Sequence[str], by: str) -> list[str]:
+    contained = {part for whole in measured if (match := metric_of(whole)) for part in match[1].contains}
+    shown = [m for m in dict.fromkeys((by, *swept)) if m in measured and (m == by or m not in contained)]
+    return shown if set(shown) - {by} else shown + sorted(measured - set(shown))
+
+
+def _cells(result: RunResult, shown: Sequence[str]) -> list[str]:
+    values = at_last(result)
+    return [of_unit(v.value, v.unit) if isinstance(v := values.get(metric), Measurement) else "absent" for metric in shown]
+
+
+def _rank(result: RunResult, by: str) -> tuple[bool, float]:
+    """Smallest for the best of the finished tries; one that broke off comes after them: it is not at its end."""
+    value = at_last(result).get(by)
+    if not isinstance(value, Measurement):
+        return True, float("inf")
+    if value.better == "closer" and value.reference is not None:
+        distance = abs(value.value - value.reference)
+    else:
+        distance = value.value if value.better == "lower" else -value.value
+    return result.status != "done", distance

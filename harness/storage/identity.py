@@ -1,0 +1,48 @@
+"""What numbers must share to be compared: declared once, read by records, tables, listings and figures.
+
+A new dimension of identity is a field of `RunSpec` and a line here; besides these the versions of the metrics must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.storage.cache import digest
+
+if TYPE_CHECKING:
+    from harness.storage.records import RunSpec
+
+
+class Part(NamedTuple):
+    """One thing that runs share when they may be compared."""
+
+    title: str
+    """What a reader calls it."""
+    fields: Sequence[str]
+    """The fields of a spec that it is made of."""
+    shown: Callable[[RunSpec], object]
+    """The same, short enough for a heading."""
+
+
+def _retrained(spec: RunSpec) -> str:
+    return digest([{name: source for name, source in spec.sources.items() if name.startswith("retain-")}, spec.references])[:8]
+
+
+IDENTITY: Sequence[Part] = (
+    Part("benchmark", ("bench",), lambda spec: spec.bench),
+    Part("model", ("model",), lambda spec: spec.model),
+    Part("variant", ("variant",), lambda spec: spec.variant),
+    Part("retain set", ("retain",), lambda spec: spec.retain),
+    Part("benchmark version", ("bench_version",), lambda spec: spec.bench_version),
+    Part("weights", ("sources",), lambda spec: digest(spec.sources.get("base"))[:8]),
+    Part("rows per split", ("limit",), lambda spec: spec.limit or "all"),
+    Part("data", ("data",), lambda spec: digest(spec.data)[:8]),
+    Part("retrained models", ("sources", "references"), _retrained),
+    Part("template", ("template",), lambda spec: digest(spec.template)[:8]),
+)
+"""In the order in which tables are sorted."""
+FIELDS = tuple(dict.fromkeys(field for part in IDENTITY for field in part.fields))
+"""The fields of a spec that they are made of."""
+NAME = ("benchmark", "model", "variant", "retain set")
+"""What of it stands in a table's heading."""
