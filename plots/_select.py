@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError
-from harness.reading.comparing import protocol
+from harness.reading.compared import protocol
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,9 +20,9 @@ from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.interfaces import Absent
 from harness.core.registry import ROOT
+from harness.reading.compared import protocol, read_runs
 from harness.reading.comparing import sections
 from harness.reading.leaderboard import FOLDER, build, difference, write
-from harness.reading.compared import protocol, read_runs
 from harness.storage.records import SCHEMA_VERSION
 from tests import records
 from tests.browser import CHROMIUM, Page, chromium

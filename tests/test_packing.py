@@ -18,8 +18,8 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.registry import ROOT
-from harness.reading.leaderboard import build
 from harness.reading.compared import read_runs
+from harness.reading.leaderboard import build
 from harness.storage import packing, packs
 from harness.storage.packing import pack, unpack
 from harness.storage.packs import ABOUT, RUNS, TEXTS, Pack, PackedRun, write_pack

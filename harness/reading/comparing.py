@@ -10,9 +10,9 @@ from typing import Any
 
 from harness.core.interfaces import Absent, Difference, Measurement, metric_of, roles_of, title_of
 from harness.core.metric import in_text
+from harness.reading.compared import Protocol, Run
 from harness.reading.differences import differences
 from harness.reading.ranking import noise_floor, order, rank
-from harness.reading.compared import Protocol, Run
 from harness.reading.rows import REFERENCE_ARMS, Row, Section, Value
 from harness.storage.cache import canonical
 from harness.storage.identity import FIELDS, IDENTITY

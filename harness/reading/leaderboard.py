@@ -23,11 +23,11 @@ from harness.reading.cells import (
     oracle_in_one_line,
     unfinished_in_one_line,
 )
+from harness.reading.compared import read_runs
 from harness.reading.comparing import differences_of, sections
 from harness.reading.formats import arrow, gibibytes, markdown, seconds
 from harness.reading.page import LEGEND, page
 from harness.reading.published import read_published
-from harness.reading.compared import read_runs
 from harness.reading.rows import Row, Section, Value, single
 from harness.storage.cache import disk_errors
 from harness.storage.store import Store

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 from harness.core.interfaces import Absent, Difference
 from harness.reading.cells import differences_in_one_line, headline, lines_of, unfinished_in_one_line
+from harness.reading.compared import PROTOCOLS, Protocol, protocol
 from harness.reading.differences import LEVEL
 from harness.reading.formats import ARROWS, NO_NUMBER, arrow, gibibytes, interval, number, p_value, seconds
 from harness.reading.looks import look
 from harness.reading.pareto import pareto
-from harness.reading.compared import PROTOCOLS, Protocol, protocol
 from harness.reading.rows import Row, Section, Value, measured, single
 from harness.storage.identity import NAME
 

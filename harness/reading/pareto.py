@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from harness.core.interfaces import Measurement, title_of
 from harness.core.metric import in_text
 from harness.reading.cells import text_of
+from harness.reading.compared import Protocol
 from harness.reading.formats import interval, number
 from harness.reading.looks import look
 from harness.reading.ranking import noise_floor
-from harness.reading.compared import Protocol
 from harness.reading.rows import Row, Section, Value
 
 WIDTH, HEIGHT = 720, 400
