@@ -20,14 +20,15 @@ from evals.multiple_choice import (
     _task_folders,
     asked,
     log_likelihoods,
-    measure,
     version,
 )
-from harness.core.interfaces import Absent, Measurement, Setting, Subject, Task
+from harness.core.interfaces import EVALUATORS, Absent, Measurement, Setting, Subject, Task
+from harness.statistics.measurements import measurements
 from harness.statistics.standard_errors import pooled_standard_error, standard_error
 from tests.conftest import WORLD, SettingMaker, with_choices
 
 LETTERS = "ABCD"
+EVALUATOR = EVALUATORS.get("multiple_choice")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def direct(setting: Setting, prompts: Sequence[str], choices: Sequence[Sequence[
 
 def measured(setting: Setting) -> tuple[dict[str, Any], Subject]:
     subject = Subject(setting, setting.task, ())
-    return {item.metric: item for item in measure(subject)}, subject
+    return {item.metric: item for item in measurements(EVALUATOR, subject)}, subject
 
 
 # ---------------------------------------------------------------- the numbers
@@ -244,7 +245,9 @@ def test_one_question_of_each_subject_gives_no_interval(task: Task):
         {"task": "mmlu", "row": i, "cluster": str(i), "correct": float(i % 2), "choice_log_likelihoods": [0.0]}
         for i in range(6)
     ]
-    [found] = measure(Subject(None, replace(task, questions={"mmlu": rows}), (), {"choices": pd.DataFrame(told)}))
+    [found] = measurements(
+        EVALUATOR, Subject(None, replace(task, questions={"mmlu": rows}), (), {"choices": pd.DataFrame(told)})
+    )
     assert isinstance(found, Measurement)
     assert (found.interval_95, found.interval_method) == (None, "none: one question a subject")
 
@@ -287,13 +290,13 @@ def test_a_model_that_has_collapsed_has_no_accuracy(setting: Setting):
 
 def test_a_benchmark_without_choices_says_so(nano_task: Task):
     task = replace(nano_task, questions={"forget": nano_task.questions["forget"]})
-    (item,) = measure(Subject(None, task, ()))
+    (item,) = measurements(EVALUATOR, Subject(None, task, ()))
     assert isinstance(item, Absent)
 
 
 def test_recorded_tables_give_the_same_numbers(setting: Setting):
     found, subject = measured(setting)
-    again = measure(Subject(None, setting.task, (), dict(subject.tables)))
+    again = measurements(EVALUATOR, Subject(None, setting.task, (), dict(subject.tables)))
     assert list(found.values()) == list(again)
     assert all(isinstance(item, Measurement) for item in again)
 

@@ -59,12 +59,13 @@ def result_of(document: Any, points: Sequence[Any], where: str) -> RunResult:
     """
     if not isinstance(document, dict):
         raise Malformed(f"{where}: JSON of something else; the object of a record is wanted.")
+    version = document.get("schema_version", 0)
+    if type(version) is int and version > SCHEMA_VERSION:  # whatever else it has: another version may call it otherwise
+        raise UsageError(f"{where}: {_newer(document)}.")
     if lacking := [name for name in ("schema_version", "spec", "status") if name not in document]:
         raise Malformed(f"{where}: JSON of something else: {lacks(lacking)}.")
-    if type(document["schema_version"]) is not int:
-        raise Malformed(f"{where}: schema_version is {document['schema_version']!r:.60} and no whole number.")
-    if document["schema_version"] > SCHEMA_VERSION:
-        raise UsageError(f"{where}: {_newer(document)}.")
+    if type(version) is not int:
+        raise Malformed(f"{where}: schema_version is {version!r:.60} and no whole number.")
     try:
         result: RunResult = _RESULT.validate_python({**document, "points": points})
         canonical([point.logged for point in result.points])  # "nan" is a word, and taken for a number
