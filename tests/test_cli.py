@@ -763,3 +763,8 @@ def test_a_slip_in_a_process_of_its_own_leaves_exit_code_2_and_one_sentence(harn
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.startswith("error: no setting of kfade called 'dampign'. Did you mean 'damping'? There are: ")
     assert told.stderr.count("\n") == 1
+
+
+def test_the_doctors_json_names_what_was_looked_at_what_was_found_and_whether_it_is_fine(harness: Harness):
+    lines = json.loads(harness("doctor", "--json").out)
+    assert {frozenset(line) for line in lines} == {frozenset(("what", "found", "fine"))}

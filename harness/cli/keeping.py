@@ -31,7 +31,7 @@ def doctor(
 
     findings = examine(bench, model, data_dir, results_root(results))
     if as_json:
-        print(json.dumps([vars(f) for f in findings]))
+        print(json.dumps([{"what": f.what, "found": f.result, "fine": f.fine} for f in findings]))
     else:
         from rich.table import Table
         from rich.text import Text
