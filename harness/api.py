@@ -126,12 +126,12 @@ def _all_done(results: Iterable[RunResult]) -> list[RunResult]:
     Raises:
         RunFailed: naming those that are not done.
     """
-    found = list(results)
-    broken = [result for result in found if result.status != "done"]
+    every = list(results)
+    broken = [result for result in every if result.status != "done"]
     if broken:
         reasons = "; ".join(f"{r.spec.method} ({r.status}): {r.error.partition(chr(10))[0]}" for r in broken)
-        raise RunFailed(f"{len(broken)} of {len(found)} runs are not done: {reasons}")
-    return found
+        raise RunFailed(f"{len(broken)} of {len(every)} runs are not done: {reasons}")
+    return every
 
 
 __all__ = ["RunFailed", "UsageError", "compare", "load_runs", "run", "sweep"]
