@@ -291,8 +291,10 @@ def test_every_run_has_its_record_and_its_command(store: Path):
 def test_the_page_asks_for_nothing(store: Path):
     elements = Elements(page(store))
     addresses = [a.get(name) for _, a in elements.found for name in ("src", "href") if a.get(name)]
-    assert all(address.startswith(("../runs/", "#", "data:,")) for address in addresses)
-    assert not re.search(r"url\(|@import|https?:", page(store))
+    own = ("../runs/", "#", "data:,", "leaderboard.csv", "leaderboard.md", "differences.csv")
+    papers = [a["href"] for tag, a in elements.found if tag == "a" and a["href"].startswith("https://arxiv.org/abs/")]
+    assert all(address.startswith(own) for address in addresses if address not in papers)
+    assert not re.search(r"url\(|@import|https?:", re.sub(r'<a href="https://arxiv.org/abs/', "", page(store)))
 
 
 def test_directions_n_and_versions_are_told(store: Path):
@@ -335,6 +337,74 @@ def test_a_cell_of_markdown_stays_one_cell(tmp_path: Path):
     records.write(tmp_path, of("ga", numbers(0.1, 0.2, 0.3), spec={"config": {"a": "z\n|"}}))
     table = [t for t in build(tmp_path)["leaderboard.md"].decode().split("\n") if t.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", t)) for t in table}) == 1
+
+
+def test_the_page_opens_with_what_it_is_and_the_table_in_which_most_is_ranked(store: Path):
+    records.write(store, of("ga", numbers(0.1, 0.2, 0.3), spec={"bench": "tofu01"}))
+    text = Elements(page(store)).text
+    assert text.index("Unlearning takes a trained language model") < text.index("tofu10 · mini") < text.index("tofu01 · mini")
+    assert [line["table"] for line in lines(store, bench="tofu01")][:1] == ["1"], "the CSV counts by name, as before"
+    assert 'id="table-2"' in page(store)
+
+
+def test_the_glossary_has_metrics_references_and_papers(store: Path):
+    elements = Elements(page(store))
+    glossary = elements.text[elements.text.index("Glossary") :]
+    for word in ("forget_quality ↑", "Kolmogorov-Smirnov", "untouched", "noise floor", "arXiv:2404.05868"):
+        assert word in glossary
+    assert "https://arxiv.org/abs/2404.05868" in [a.get("href") for tag, a in elements.found if tag == "a"]
+
+
+def test_a_reference_stands_once_and_keeps_its_records(store: Path):
+    records.write(store, of("untouched", numbers(1e-20, 0.6, 0.9)))
+    elements = Elements(page(store))
+    table = build(store)["leaderboard.md"].decode()
+    assert [line.split(" | ")[1] for line in table.split("\n") if line.startswith("| untouched |")] == ["reference"]
+    assert sum("/untouched/" in (a.get("href") or "") for _, a in elements.found) == 1
+    assert len({line["protocol"] for line in lines(store, method="untouched")}) == 2, "the CSV has both"
+
+
+def test_there_is_no_column_for_ranks_where_nothing_ranks(tmp_path: Path):
+    records.write(tmp_path, of("ga", [number("bio_accuracy", 0.2, better="lower")], spec={"bench": "wmdp"}, arms={}))
+    assert "| method | protocol | settings | Bio ↓ |" in build(tmp_path)["leaderboard.md"].decode()
+    assert not re.search(r">Rank<|>Oracle<", page(tmp_path))
+
+
+def test_a_method_has_one_colour_on_the_page_and_in_figures(store: Path):
+    from harness.reading.looks import look
+
+    text = page(store)
+    assert f'<span class="dot" style="--colour:{look("npo").colour}' in text
+    assert f'style="--colour:{look("npo").colour};--dark:{look("npo").on_dark}" data-method="npo"' in text
+
+
+def test_one_p_value_reads_alike_in_a_run_a_comparison_and_on_the_page(tmp_path: Path):
+
+    from rich.console import Console
+
+    from harness.reading.comparison_table import comparison
+    from harness.reading.run_report import first_screen, run_report
+
+    result = run(numbers(0.00449, 0.2, 0.8))
+    records.write(tmp_path, result)
+    for shown in (run_report(result), first_screen(result), comparison([result])):
+        console = Console(width=160, file=io.StringIO())
+        console.print(shown)
+        assert " 0.0045 " in console.file.getvalue()  # type: ignore[attr-defined]
+    assert ">0.0045<" in page(tmp_path)
+    assert "| 0.0045 " in build(tmp_path)["leaderboard.md"].decode()
+
+
+def test_answers_are_those_to_the_first_question_that_was_to_be_forgotten(store: Path):
+    from harness.reading.answers import Answers
+    from harness.reading.page import page as rendered
+
+    (section,) = sections(read_runs(store, print))
+    answers = Answers("Who wrote it?", "She did.", [("untouched", "She did.")], [("npo", "tuned", SCRIPT)])
+    text = Elements(rendered([section], [], {section.index: answers}, project=False)).text
+    for word in ("One question, before and after", "Who wrote it?", "before (untouched)", "npo, tuned", SCRIPT):
+        assert word in text
+    assert "One question" not in Elements(page(store)).text, "nothing is made up where no answers are recorded"
 
 
 # ---------------------------------------------------------------- published numbers
@@ -604,7 +674,7 @@ class TestBrowser:
             "return [b.x + b.width / 2, b.y + b.height / 2] })()"
         )
         tab.point_at(x, y)
-        assert tab.run(tip) == "ga (published)\nutility 0.200 [0.190, 0.210]\nKS distance 0.050 (tie), forget quality 0.900"
+        assert tab.run(tip) == "ga (published)\nutility 0.200 [0.190 to 0.210]\nKS distance 0.050 (tie), forget quality 0.900"
         tab.point_at(1, 1)
         assert tab.run(tip) is None
         tab.run("document.querySelector('figure svg g[tabindex=\"0\"]').focus()")

@@ -33,7 +33,8 @@ def sections(runs: Iterable[Run]) -> list[Section]:
         alike.setdefault(canonical(identity), (identity, []))[1].append(run)
     tables = [table for identity, group in alike.values() for table in _by_versions(identity, group)]
     tables.sort(key=lambda section: [str(value) for value in section.identity.values()])
-    for section in tables:
+    for index, section in enumerate(tables, 1):
+        section.index = index
         others = [other for other in tables if other is not section and other.name == section.name]
         differing = [n for n in section.identity if any(o.identity.get(n) != section.identity[n] for o in others)]
         if differing:

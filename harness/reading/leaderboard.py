@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.interfaces import Absent
+from harness.reading.answers import answers_of
 from harness.reading.cells import (
     differences_in_one_line,
     heading,
@@ -26,7 +27,7 @@ from harness.reading.cells import (
 from harness.reading.compared import read_runs
 from harness.reading.comparing import differences_of, sections
 from harness.reading.formats import arrow, gibibytes, markdown, seconds
-from harness.reading.page import LEGEND, page
+from harness.reading.page import LEGEND, in_order, page
 from harness.reading.published import read_published
 from harness.reading.rows import Row, Section, Value, single
 from harness.storage.cache import disk_errors
@@ -46,13 +47,15 @@ def build(root: Path, skipped: Callable[[str], None] = lambda text: None) -> dic
     Raises:
         UsageError: if there are no runs, or one was written by a newer version.
     """
+    store = Store(root)
     with _uncollected():
         tables = sections(read_runs(root, skipped))
         for section in tables:
-            section.differences = differences_of(section, Store(root))
+            section.differences = differences_of(section, store)
         published = read_published(root, skipped)
+        answers = {section.index: answer for section in tables if (answer := answers_of(section, store))}
         texts = {
-            "index.html": page(tables, published),
+            "index.html": page(tables, published, answers, project=(root.resolve().parent / "CITATION.cff").is_file()),
             "leaderboard.csv": as_csv(tables),
             "leaderboard.md": as_markdown(tables, published),
             "differences.csv": differences_as_csv(tables),
@@ -133,8 +136,8 @@ def as_csv(tables: Sequence[Section]) -> str:
     factors = dict.fromkeys(f"oracle_{metric}" for section in tables for metric in section.roles.oracle_score)
     sheet = csv.DictWriter(out, [*COLUMNS, *factors, "runs"], lineterminator="\n", restval="")
     sheet.writeheader()
-    for index, section in enumerate(tables, 1):
-        table = _place(section, index)
+    for section in tables:
+        table = _place(section)
         lines: list[tuple[dict[str, object], Mapping[str, Value | Absent], str]] = []
         for arm, measured in section.arms.items():
             of_arm: dict[str, object] = {"method": arm, "protocol": "reference"}
@@ -147,9 +150,9 @@ def as_csv(tables: Sequence[Section]) -> str:
     return out.getvalue()
 
 
-def _place(section: Section, index: int) -> dict[str, object]:
+def _place(section: Section) -> dict[str, object]:
     bench, model, variant, retain = section.name
-    return dict(zip(PLACE, (bench, model, section.identity["weights"], variant, retain, index), strict=True))
+    return dict(zip(PLACE, (bench, model, section.identity["weights"], variant, retain, section.index), strict=True))
 
 
 def _csv_row(row: Row, factors: Sequence[str]) -> dict[str, object]:
@@ -208,8 +211,8 @@ def differences_as_csv(tables: Sequence[Section]) -> str:
     out = io.StringIO()
     sheet = csv.DictWriter(out, PAIRED, lineterminator="\n")
     sheet.writeheader()
-    for index, section in enumerate(tables, 1):
-        table = _place(section, index)
+    for section in tables:
+        table = _place(section)
         for preset, pairs in section.differences.items():
             for each in pairs:
                 line = {name: getattr(each, name) for name in ("metric", "better", "first", "second", "n", "clusters")}
@@ -223,7 +226,7 @@ def differences_as_csv(tables: Sequence[Section]) -> str:
 def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]]) -> str:
     """The headline columns of every table, for reading in a terminal or on a repository's page."""
     out = ["# Leaderboard", "", *(f"- {markdown(line)}" for line in LEGEND), ""]
-    for section in tables:
+    for section in in_order(tables):
         bench, model, *_ = section.name
         out += [f"## {markdown(bench)} · {markdown(model)} · {markdown(section.definitions)}", ""]
         out += [*_markdown_table(section), "", *(f"- {markdown(note)}" for note in section.notes)]
@@ -237,18 +240,19 @@ def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]
 
 def _markdown_table(section: Section) -> Iterator[str]:
     metrics = headline(section)
-    heads = ["method", "protocol", "settings", "rank", *(heading(section, m) for m in metrics)]
-    heads += ["time", "memory", "oracle*", "seeds"]
+    rank, oracle = ["rank"] * section.ranks, ["oracle*"] * any(row.oracle for row in section.shown)
+    heads = ["method", "protocol", "settings", *rank, *(heading(section, m) for m in metrics)]
+    heads += ["time", "memory", *oracle, "seeds"]
     yield from (_markdown_row(heads), _markdown_row(["---"] * len(heads)))
     for arm, measured in section.arms.items():
         cells = [in_one_line(single(measured[m]) if m in measured else None) for m in metrics]
-        yield _markdown_row([arm, "reference", "", "", *cells, "", "", "", ""])
-    for row in section.rows:
+        yield _markdown_row([arm, "reference", "", *("" for _ in rank), *cells, "", "", *("" for _ in oracle), ""])
+    for row in section.shown:
         cells = [in_one_line(row.values.get(m)) for m in metrics]
         costs = [seconds(row.cost("full_seconds")), gibibytes(row.cost("peak_bytes"))]
         seeds = ", ".join(str(run.spec.seed) for run in row.runs)
-        line = [row.method, row.protocol, row.settings, row.rank, *cells, *costs, oracle_in_one_line(row.oracle), seeds]
-        yield _markdown_row(line)
+        line = [row.method, row.protocol, row.settings, *(row.rank for _ in rank), *cells, *costs]
+        yield _markdown_row([*line, *(oracle_in_one_line(row.oracle) for _ in oracle), seeds])
 
 
 def _markdown_paper(paper: Mapping[str, Any]) -> Iterator[str]:

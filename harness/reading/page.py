@@ -8,14 +8,17 @@ from math import prod
 from typing import Any
 from urllib.parse import quote
 
-from harness.core.interfaces import Absent, Difference
+from harness.core.interfaces import Absent, Difference, title_of
+from harness.core.metric import in_text
+from harness.reading.answers import Answers
 from harness.reading.cells import differences_in_one_line, headline, lines_of, unfinished_in_one_line
 from harness.reading.compared import PROTOCOLS, Protocol, protocol
 from harness.reading.differences import LEVEL
 from harness.reading.formats import ARROWS, NO_NUMBER, arrow, gibibytes, interval, number, p_value, seconds
+from harness.reading.glossary import REFERENCES, sources, terms
 from harness.reading.looks import look
 from harness.reading.pareto import pareto
-from harness.reading.rows import Row, Section, Value, measured, single
+from harness.reading.rows import REFERENCE_ARMS, Row, Section, Value, measured, single
 from harness.storage.identity import NAME
 
 LEGEND = (
@@ -25,7 +28,7 @@ LEGEND = (
     "Arrows: ↑ higher is better, ↓ lower is better, → best close to the retrained model's number.",
     "A KS distance at or under the noise floor (what two retrained models differ by) is a tie: not ranked further on forget "
     "quality. Ranks are within a protocol.",
-    "* oracle: the point of the way with the largest forget quality × utility, found by looking at the rows that are reported; "
+    "* oracle: the measured point with the largest forget quality × utility, found by looking at the rows that are reported; "
     "the papers' rule, and no fair one.",
     "Differences between methods are those on the same questions, by resampling whole authors (WMDP: groups of questions, "
     "single answers to instructions); how much seeds differ is not in their intervals. p-values are Holm-corrected for all "
@@ -48,40 +51,72 @@ class Cell:
     """Its style classes."""
 
 
-def page(tables: Sequence[Section], published: Sequence[Mapping[str, Any]]) -> str:
-    """The page: one file that needs no other."""
+def in_order(tables: Sequence[Section]) -> list[Section]:
+    """The tables as a reader meets them: first the one in which most is ranked, on the most rows; the others by name."""
+
+    def weight(section: Section) -> tuple[int, int]:
+        ranked = section.example(section.roles.ranking) if section.ranks else None
+        return (len(section.shown), ranked.n) if ranked else (0, 0)
+
+    first = max(tables, key=weight, default=None)
+    return [section for section in tables if section is first] + [section for section in tables if section is not first]
+
+
+def page(
+    tables: Sequence[Section], published: Sequence[Mapping[str, Any]], answers: Mapping[int, Answers], project: bool
+) -> str:
+    """The page: one file that needs no other.
+
+    Args:
+        tables: what was measured here.
+        published: the papers' own numbers.
+        answers: to one question, by a table's number.
+        project: whether the results folder lies in the project's checkout, whose README is linked then.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("harness"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    methods = sorted({row.method for s in tables for row in s.rows} | {run.spec.method for s in tables for run in s.unfinished})
-    seen = {row.protocol for s in tables for row in s.rows} | {protocol(run.selection) for s in tables for run in s.unfinished}
+    unfinished = [run for section in tables for run in section.unfinished]
+    methods = sorted({row.method for s in tables for row in s.shown} | {run.spec.method for run in unfinished})
+    seen = {row.protocol for s in tables for row in s.rows} | {protocol(run.selection) for run in unfinished}
     return environment.get_template("leaderboard.html.j2").render(
-        sections=[_section(section, index) for index, section in enumerate(tables, 1)],
+        sections=[_section(section, answers.get(section.index)) for section in in_order(tables)],
         published=published,
         legend=LEGEND,
-        methods=[(method, look(method)) for method in methods],
+        methods=methods,
         protocols=[(name, about) for name, about in PROTOCOLS.items() if name in seen],
         directions=ARROWS,
+        terms=terms(in_order(tables)),
+        references=REFERENCES,
+        sources=sources(methods),
+        project=project,
+        looks={method: look(method) for method in [*methods, *REFERENCE_ARMS]},
     )
 
 
-def _section(section: Section, index: int) -> dict[str, Any]:
+def _section(section: Section, answers: Answers | None) -> dict[str, Any]:
     bench, model, *_ = section.name
     columns = [_column(section, metric) for metric in section.metrics]
     looks = {column["metric"]: column["look"] for column in columns}
+    of_arm = {row.method: _runs(row) for row in section.rows if row.method in section.arms}
     return {
-        "id": f"table-{index}",
+        "id": f"table-{section.index}",
         "title": f"{bench} · {model}",
         "definitions": section.definitions,
         "identity": [(name, value) for name, value in section.identity.items() if name not in NAME],
         "columns": columns,
         "arms": [
-            (arm, [_cell(single(values[m]) if m in values else None, looks[m]) for m in section.metrics])
+            (arm, [_cell(single(values[m]) if m in values else None, looks[m]) for m in section.metrics], of_arm.get(arm))
             for arm, values in section.arms.items()
         ],
-        "rows": [_row(row, section, looks) for row in section.rows],
+        "rows": [_row(row, section, looks) for row in section.shown],
+        "ranks": in_text(title_of((*section.roles.forgetting, section.roles.ranking)[0])) if section.ranks else "",
+        "oracle": ", ".join(in_text(title_of(metric)) for metric in section.roles.oracle_score)
+        if any(row.oracle for row in section.shown)
+        else "",
+        "answers": answers,
         "unfinished": [(run, protocol(run.selection), unfinished_in_one_line(run)) for run in section.unfinished],
         "notes": section.notes,
         "differences": [_matrices(section, preset, pairs) for preset, pairs in section.differences.items()],
@@ -139,7 +174,6 @@ def _row(row: Row, section: Section, looks: Mapping[str, str]) -> dict[str, Any]
     if row.oracle:
         steps, values = row.oracle
         oracle = Cell(", ".join(map(number, values)), repr(prod(values)), [f"at step {steps}"])
-    seeds = ", ".join(str(run.spec.seed) for run in row.runs)
     rank = "0" if row.rank == "tie" else row.rank if row.rank.isdecimal() else ""
     return {
         "method": row.method,
@@ -152,6 +186,14 @@ def _row(row: Row, section: Section, looks: Mapping[str, str]) -> dict[str, Any]
             Cell(gibibytes(peak), "" if peak is None else repr(peak)),
         ],
         "oracle": oracle,
+        **_runs(row),
+    }
+
+
+def _runs(row: Row) -> dict[str, Any]:
+    """A row's records, and how its settings were chosen."""
+    seeds = ", ".join(str(run.spec.seed) for run in row.runs)
+    return {
         "selection": row.runs[0].selection,
         "seeds": f"{len(row.runs)} ({'seed' if len(row.runs) == 1 else 'seeds'} {seeds})",
         "count": len(row.runs),

@@ -19,10 +19,16 @@ WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 48
 """Margins of the frame, in the plot's own units."""
 
+PHONE = 2.0
+"""How much larger letters are in the plot on a phone, where all of it is drawn smaller."""
 MOST_LABELS = 40
 """With more points than these all are named on hover and focus alone."""
 
+BESIDE = ((9, 4, "start"), (-9, 4, "end"), (0, -9, "middle"), (0, 18, "middle"))
+"""Where a label may stand: to the right, the left, above, below its point."""
 Box = tuple[float, float, float, float]
+Label = tuple[str, str, str, str]
+"""Text, x, y and anchor."""
 
 
 class Spot(NamedTuple):
@@ -63,7 +69,7 @@ def pareto(section: Section) -> dict[str, Any] | None:
     """
     roles = section.roles
     names = (*roles.kept[:1], roles.ranking)
-    spots = [spot for row in section.rows if roles.kept and roles.ranking and (spot := _spot(row, names))]
+    spots = [spot for row in section.shown if roles.kept and roles.ranking and (spot := _spot(row, names))]
     if not spots:
         return None
     arms = {arm: {m: v.value for m, v in of.items() if isinstance(v, Measurement)} for arm, of in section.arms.items()}
@@ -73,15 +79,16 @@ def pareto(section: Section) -> dict[str, Any] | None:
     axes = Axes(_tenth_below(min(kept)), _tenth_above(max(kept)), _tenth_above(max(distances)))
     at = [(axes.across(spot.kept.value), axes.down(spot.distance.value)) for spot in spots]
     arms_at = [(axes.across(x), axes.down(y)) for _, x, y in ends]
-    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in (*at, *arms_at)]
     titles = [in_text(title_of(name)) for name in names]
+    named = [arm for arm, _, _ in ends] + [spot.row.method for spot in spots]
+    labels, on_phone = (_labels(named, [*arms_at, *at], scale) for scale in (1.0, PHONE))
     crosses = [
-        (arm, _px(x), _px(y), _place(arm, x, y, taken), f"{arm}\n{titles[0]} {number(u)}\n{titles[1]} {number(d)}")
-        for (arm, u, d), (x, y) in zip(ends, arms_at, strict=True)
+        (arm, _px(x), _px(y), label, small, f"{arm}\n{titles[0]} {number(u)}\n{titles[1]} {number(d)}")
+        for (arm, u, d), (x, y), label, small in zip(ends, arms_at, labels, on_phone, strict=False)
     ]
     marks = [_mark(spot, place, axes, roles.forgetting) for spot, place in zip(spots, at, strict=True)]
-    for spot, (x, y), mark in zip(spots, at, marks, strict=True):
-        mark["label"] = _place(spot.row.method, x, y, taken) if len(spots) <= MOST_LABELS else None
+    for mark, label, small in zip(marks, labels[len(ends) :], on_phone[len(ends) :], strict=True):
+        mark |= {"label": label, "label_on_phone": small}
     floor = max((f for spot in spots if (f := noise_floor(spot.row, roles.ranking)) is not None), default=None)
     return {
         "width": WIDTH,
@@ -171,14 +178,23 @@ def _shape(protocol: Protocol, x: float, y: float) -> str:
     return f"M{_px(x)},{_px(y - 6)}l6,6l-6,6l-6,-6z"
 
 
-def _place(text: str, x: float, y: float, taken: list[Box]) -> tuple[str, str, str, str] | None:
-    """Where a label fits beside its point: text, x, y, anchor; None where it would cover something."""
-    width, height = 6.6 * len(text), 12.0
-    for dx, dy, anchor in ((9, 4, "start"), (-9, 4, "end"), (0, -9, "middle"), (0, 18, "middle")):
-        left = x + dx - {"start": 0.0, "end": width, "middle": width / 2}[anchor]
-        box = (left, y + dy - height + 2, left + width, y + dy + 2)
+def _labels(names: Sequence[str], points: Sequence[tuple[float, float]], scale: float) -> list[Label | None]:
+    """The names beside their points, as far as they fit without covering anything."""
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    if len(points) > MOST_LABELS:
+        return [None] * len(points)
+    return [_place(name, *point, taken, scale) for name, point in zip(names, points, strict=True)]
+
+
+def _place(text: str, x: float, y: float, taken: list[Box], scale: float) -> Label | None:
+    """Where a label fits beside its point; None where it would cover something."""
+    width, height = scale * 6.6 * len(text), scale * 12.0
+    for across, down, anchor in BESIDE:
+        left, bottom = x + scale * across, y + scale * down
+        start = left - {"start": 0.0, "end": width, "middle": width / 2}[anchor]
+        box = (start, bottom - height + 2, start + width, bottom + 2)
         inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT and box[1] >= TOP - 8 and box[3] <= HEIGHT - BOTTOM
         if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             taken.append(box)
-            return text, _px(x + dx), _px(y + dy), anchor
+            return text, _px(left), _px(bottom), anchor
     return None

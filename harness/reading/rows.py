@@ -99,6 +99,8 @@ class Section:
     """Failed and interrupted runs."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know."""
+    index: int = 0
+    """Its number in the CSV, from 1."""
     differences: Mapping[Protocol, Sequence[Difference]] = field(default_factory=dict)
     """What the methods of each form differ by, each with each; see `differences_of`."""
 
@@ -123,6 +125,16 @@ class Section:
         """Metrics that any row has, the headline first, others in the order they were measured."""
         seen, headline = dict.fromkeys(m for row in self.rows for m in row.values), self.roles.headline
         return [m for m in headline if m in seen] + [m for m in seen if m not in headline]
+
+    @property
+    def ranks(self) -> bool:
+        """Whether any of its rows has a rank, or a tie."""
+        return any(row.rank == "tie" or row.rank.isdecimal() for row in self.rows)
+
+    @property
+    def shown(self) -> Sequence[Row]:
+        """Its rows without runs of a reference that stands above them as an arm already."""
+        return [row for row in self.rows if row.method not in self.arms]
 
     def title(self, metric: str) -> str:
         """A metric's heading: of the headline as it is declared, of others their name."""
