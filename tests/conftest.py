@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -42,12 +42,10 @@ from harness.core.metric import Metric, Number, Plain
 from harness.core.registry import ROOT
 from harness.models.recipes import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
+from harness.running.contracts.tiny import TinyModels, TinySource
 from harness.running.plan import Plan, plan
 from harness.storage.cache import Cache
 from harness.storage.store import Store
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WORDS = Vocabulary("words", tuple(_world.vocabulary()))
 TEMPLATE = Template("mini", answer_tag=" ")
@@ -86,40 +84,12 @@ def cache(tmp_path: Path) -> Cache:
 # ---------------------------------------------------------------- nano models
 
 
-class Nano:
-    """Random Llamas over the embedded world's words: 2 layers, hidden 16; one for each seed."""
+class Nano(TinyModels):
+    """Random Llamas over the embedded world's words; they can be had as folders, too."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__(WORDS)
         self.root = root
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            self._tokenizer = WORDS.build()
-        return self._tokenizer
-
-    def model(self, seed: int = 0) -> PreTrainedModel:
-        """A fresh copy, in eval mode; large initial weights, so that its answers differ from prompt to prompt."""
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        tokenizer = self.tokenizer
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=128,
-            initializer_range=0.5,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return LlamaForCausalLM(config).eval()
 
     def folder(self, seed: int = 0) -> Path:
         """The same as an ordinary checkpoint on disk."""
@@ -222,26 +192,6 @@ def nano_setting(make_setting: SettingMaker) -> Setting:
 # ---------------------------------------------------------------- a nano benchmark, for whole runs
 
 
-@dataclass(frozen=True)
-class NanoSource:
-    """A nano model made on the spot: many runs need many, and reading a checkpoint takes longer."""
-
-    nano: Nano
-    seed: int
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"kind": "nano", "seed": self.seed}
-
-    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        import torch
-
-        return self.nano.model(self.seed).to(device, getattr(torch, dtype)), self.nano.tokenizer
-
-    def seconds(self, cache: Cache) -> float | None:
-        return None
-
-
 def giving(name: str, value: Callable[[Subject], float | None], **more: Any) -> Evaluator:
     """An evaluator whose one number, of its own name, is what a function makes of the subject; absent where that is None."""
 
@@ -317,7 +267,7 @@ class Bench:
 
 @pytest.fixture
 def bench(nano: Nano, nano_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Cache) -> Bench:
-    sources = {"base": NanoSource(nano, 0), "retain-0": NanoSource(nano, 1)}
+    sources = {"base": TinySource(0, nano), "retain-0": TinySource(1, nano)}
     return Bench(replace(nano_task, sources=sources), monkeypatch, tmp_path / "results", cache)
 
 

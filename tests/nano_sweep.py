@@ -28,9 +28,10 @@ from harness.core.interfaces import (
     Subject,
     Task,
 )
+from harness.running.contracts.tiny import TinySource
 from harness.running.trials import Tasks, TrialSpec
 from harness.storage.records import Trial
-from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, NanoSource, examples, giving, numbered
+from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, examples, giving, numbered
 
 NANO = Nano(Path("unused"))
 PRELOADED = [
@@ -124,7 +125,7 @@ def nano_task() -> Task:
         stages=[Stage("forget", forget=examples(forget[::5]), retain=examples(retain[:24]))],
         questions={"forget": numbered(forget[::6])},
         template=TEMPLATE,
-        sources={"base": NanoSource(NANO, 0)},
+        sources={"base": TinySource(0, NANO)},
         evaluators=[giving("norm", norm)],
         data={"rows": "nano"},
         generation_budget=16,

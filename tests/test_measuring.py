@@ -28,10 +28,11 @@ from harness.core.interfaces import (
 from harness.models.pretraining import TrainedSource
 from harness.models.sources import save_checkpoint, weights_fingerprint
 from harness.numerics.generation import HFGenerator
+from harness.running.contracts.tiny import TinySource
 from harness.running.measuring import check_tables, source_tables
 from harness.running.run import execute
 from harness.storage.cache import Cache
-from tests.conftest import Bench, NanoSource, giving
+from tests.conftest import Bench, giving
 from tests.test_pretraining import PARENT
 
 ROW = {"task": ["forget"], "row": [0], "cluster": ["0"]}
@@ -137,14 +138,14 @@ def test_a_retrained_model_is_called_the_same_by_its_weights_not_by_its_answers(
         yield Progress(1, {}, measure_here=True, total=1)
 
     alike = keeping("alike", {**ROW, "length": [1]})  # every model has the same rows
-    nano = bench.base.sources["base"].nano  # type: ignore[attr-defined]
+    nano = bench.base.sources["base"].models  # type: ignore[attr-defined]
 
-    class Renamed(NanoSource):
+    class Renamed(TinySource):
         @property
         def identity(self) -> Mapping[str, Any]:
             return {"kind": "nano", "seed": "0 under another name"}
 
-    sources = {**bench.base.sources, "retain-1": Renamed(nano, 0)}
+    sources = {**bench.base.sources, "retain-1": Renamed(0, nano)}
     todo = bench.plan(still, [alike], task=replace(bench.base, sources=sources))
     if cached:
         execute(todo, bench.store, bench.cache)

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from harness.cli import keeping, listing, pages, runs, sweeps  # noqa: F401  (they register their commands)
+from harness.cli import keeping, listing, pages, runs, sweeps, testing  # noqa: F401  (they register their commands)
 from harness.cli.app import app
 from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut
 from harness.core.plugins import add_plugins

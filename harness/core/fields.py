@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
@@ -84,12 +85,18 @@ def helps(kind: type) -> Mapping[str, str]:
     """The line under each field of a request class."""
     lines: dict[str, str] = {}
     for cls in reversed([c for c in kind.__mro__ if c is not object]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, line in zip(body.body, body.body[1:], strict=False):
+        body = _classes(cls.__module__)[cls.__name__].body
+        for field, line in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant):
                 lines[ast.unparse(field.target)] = " ".join(str(line.value.value).split())
     return lines
+
+
+@cache
+def _classes(module: str) -> Mapping[str, ast.ClassDef]:
+    """A module's classes as they are written; `inspect.getsource` would parse the whole file for each of them."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def default(kind: type, name: str) -> Any:

@@ -1,0 +1,174 @@
+"""What an evaluator promises."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.core.interfaces import Absent, Evaluator, GenerationRequest, Measurement, Reference, Setting, Subject
+from harness.models.sources import weights_fingerprint
+from harness.running.contracts.methods import as_found
+from harness.running.contracts.promises import Check, keep
+from harness.running.contracts.workshop import Workshop
+from harness.running.measuring import check_tables
+from harness.statistics.measurements import measurements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def checks(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]) -> Iterator[Check]:
+    """All of them.
+
+    Args:
+        evaluator: whose.
+        shop: where it is tried.
+        references: two retrained models by their tables, as this evaluator builds them.
+    """
+
+    def subject() -> Subject:
+        return shop.subject(shop.setting(), [evaluator], references)
+
+    promises: Mapping[str, Callable[[], None]] = {
+        "it asks for texts alone": lambda: requests_are_requests(evaluator, shop.setting()),
+        "its tables name task, row and cluster": lambda: tables_can_be_recorded(evaluator, subject()),
+        "its numbers have an interval, or say why not": lambda: numbers_or_reasons(measurements(evaluator, subject())),
+        "something is measured where all is there": lambda: something_is_measurements(evaluator, subject()),
+        "the same numbers come from its recorded tables alone": lambda: same_from_tables(evaluator, subject()),
+        "what cannot be measured is absent, with the reason": lambda: absent_without_anything(evaluator, shop),
+        "a collapsed model gets no bad number": lambda: no_bad_number_of_a_collapsed_model(evaluator, shop, references),
+        "the model stays as it is": lambda: model_stays(evaluator, subject()),
+        "it goes together with the benchmark's own evaluators": lambda: goes_together(evaluator, shop),
+    }
+    for promise, run in promises.items():
+        yield Check(f"evaluator {evaluator.name}", promise, run)
+
+
+def references_of(shop: Workshop, evaluators: Sequence[Evaluator]) -> list[Reference]:
+    """Two retrained models by their tables, as these evaluators build them."""
+    able = [e for e in evaluators if not e.changes_model]
+    found = []
+    for name in shop.task.references[:2]:
+        sources = {**shop.task.sources, "base": shop.task.sources[name]}
+        subject = shop.subject(shop.setting(task=replace(shop.task, sources=sources)), able)
+        for evaluator in able:
+            measurements(evaluator, subject)
+        found.append(Reference(name, subject.tables))
+    return found
+
+
+def requests_are_requests(evaluator: Evaluator, setting: Setting) -> None:
+    """A list of them; none is a list of none."""
+    for request in evaluator.requests(setting.task, setting.tokenizer):
+        keep(isinstance(request, GenerationRequest), f"it asks for {type(request).__name__}: requests gives GenerationRequests")
+
+
+def tables_can_be_recorded(evaluator: Evaluator, subject: Subject) -> None:
+    """The record puts all tables side by side, so that each row needs its name."""
+    measurements(evaluator, subject)
+    check_tables(subject.tables, "what it keeps row by row")
+
+
+def numbers_or_reasons(found: Sequence[Measurement | Absent]) -> None:
+    """Every number is finite, says what it rests on, and has an interval or why there is none; else there is a reason."""
+    names = [item.metric for item in found]
+    keep(names, "it gives no number at all, not even an absent one")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    keep(not twice, f"it gives {', '.join(twice)} twice")
+    for item in found:
+        keep(
+            re.fullmatch(r"[a-z][a-z0-9_]*", item.metric), f"'{item.metric}' is no name of a metric: write it like forget_rouge"
+        )
+        if isinstance(item, Absent):
+            keep(len(item.reason) > 10, f"{item.metric} is absent for no reason: say why in a sentence")
+        else:
+            _whole(item)
+
+
+def _whole(item: Measurement) -> None:
+    name = item.metric
+    numbers = [item.value, item.reference, item.floor]
+    for what, pair in (("range", item.range), ("across_references", item.across_references), ("interval_95", item.interval_95)):
+        if pair is not None:
+            keep(pair[0] <= pair[1], f"{name} has the {what} {pair}: the lower end comes first")
+            numbers += pair
+    keep(
+        all(math.isfinite(n) for n in numbers if n is not None),
+        f"{name} is not finite: such a number is Absent, with its reason",
+    )
+    keep(item.n > 0, f"{name} rests on {item.n} rows")
+    keep(item.version >= 1, f"{name} has version {item.version}: they begin at 1")
+    keep(item.unit, f"{name} has no unit")
+    if item.range:
+        keep(item.range[0] <= item.value <= item.range[1], f"{name}={item.value} lies outside its range {item.range}")
+    if item.interval_95 is None:
+        keep(
+            (item.interval_method or "").startswith("none: "),
+            f"{name} has no interval, and {item.interval_method!r} does not say why: begin with 'none: '",
+        )
+    else:
+        keep(item.interval_method and item.resampled, f"{name} does not say how its interval was made, or what was resampled")
+
+
+def something_is_measurements(evaluator: Evaluator, subject: Subject) -> None:
+    """On a problem with references; an evaluator that asks a judge may have none here."""
+    found = measurements(evaluator, subject)
+    reasons = "; ".join(item.reason for item in found if isinstance(item, Absent))
+    keep(
+        evaluator.rests_on_more or any(isinstance(item, Measurement) for item in found),
+        f"all its numbers are absent ({reasons})",
+    )
+
+
+def same_from_tables(evaluator: Evaluator, subject: Subject) -> None:
+    """What makes a recorded run readable for ever: no model, no texts, the same numbers."""
+    found = measurements(evaluator, subject)
+    if not evaluator.changes_model:
+        again = measurements(evaluator, Subject(None, subject.task, subject.references, dict(subject.tables)))
+        other = next((now.metric for now, then in zip(again, found, strict=True) if now != then), "")
+        keep(not other, f"{other} comes out otherwise from the recorded tables: keep what it rests on by subject.table")
+
+
+def absent_without_anything(evaluator: Evaluator, shop: Workshop) -> None:
+    """A log of another program may hold no table of it."""
+    found = measurements(evaluator, Subject(None, shop.task, ()))
+    numbers_or_reasons(found)
+    wrong = next((item.metric for item in found if not isinstance(item, Absent)), "")
+    keep(not wrong, f"{wrong} has a value where there is neither a model nor a table: let subject.table's LookupError pass")
+
+
+def no_bad_number_of_a_collapsed_model(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]) -> None:
+    """Weights that are not a number, and weights that are certain of everything."""
+    import torch
+
+    for scale in (math.nan, 1e3):
+        setting = shop.setting()
+        with torch.no_grad():
+            setting.model.get_output_embeddings().weight.mul_(scale)
+        numbers_or_reasons(measurements(evaluator, shop.subject(setting, [evaluator], references)))
+
+
+def model_stays(evaluator: Evaluator, subject: Subject) -> None:
+    """Weights and state, unless it says `changes_model`."""
+    assert subject.setting is not None, "it has a model"
+    before = weights_fingerprint(subject.setting.model)
+    measurements(evaluator, subject)
+    if not evaluator.changes_model:
+        same = weights_fingerprint(subject.setting.model) == before
+        keep(same, "it changes the weights: register it with changes_model=True, so that it runs on a reload")
+        as_found(subject.setting)
+
+
+def goes_together(evaluator: Evaluator, shop: Workshop) -> None:
+    """No number, table or column is named as another evaluator's."""
+    others = [e for e in shop.task.evaluators if e.name != evaluator.name and not e.changes_model]
+    subject = shop.subject(shop.setting(), [*others, evaluator])
+    names: dict[str, str] = {}
+    for each in (*others, evaluator):
+        for item in measurements(each, subject):
+            owner = names.setdefault(item.metric, each.name)
+            keep(owner == each.name, f"it gives a number '{item.metric}', and so does {owner}: call it otherwise")
+    check_tables(subject.tables, "what it keeps beside the benchmark's own evaluators")

@@ -1,0 +1,190 @@
+"""What a method promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from harness.core.config import describe, field_names, resolve
+from harness.core.errors import UsageError
+from harness.core.interfaces import Method, ModelShape, Progress, Setting, Task
+from harness.models.sources import weights_fingerprint
+from harness.running.contracts.promises import Check, keep
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MakeSetting = Callable[..., Setting]
+"""A fresh setting each time; takes `seed` and `task`."""
+LARGEST = 100
+"""How many times the weights in float32 a method may say that it holds."""
+
+
+def checks(method: Method[Any], config: Any, make: MakeSetting) -> Iterator[Check]:
+    """All of them.
+
+    Args:
+        method: whose.
+        config: its settings: cheap ones.
+        make: makes what it is given.
+    """
+    promises: Mapping[str, Callable[[], None]] = {
+        "every setting is explained": lambda: settings_are_explained(method),
+        "a setting that it does not have is refused": lambda: unknown_settings_are_refused(method),
+        "what it refuses, it refuses in a sentence": lambda: refusals_are_texts(method, config, make().task),
+        "steps rise, and the last one is measured": lambda: steps_rise(list(method.unlearn(make(), config))),
+        "the same seed gives the same weights": lambda: same_seed_same_weights(method, config, make),
+        "model and tokenizer come back as they were found": lambda: left_as_found(method, config, make()),
+        "so they do when it is stopped early": lambda: left_as_found_when_stopped(method, config, make()),
+        "it says what it holds in memory": lambda: memory_is_told(method, config, make()),
+    }
+    for promise, run in promises.items():
+        yield Check(f"method {method.name}", promise, run)
+
+
+def settings_are_explained(method: Method[Any]) -> None:
+    """A line of text under each, as a sentence."""
+    for name, _, about in describe(method.config):
+        keep(
+            len(about) > 5 and about.endswith((".", ")")),
+            f"no sentence stands under the setting '{name}': write one, with its unit, and end it with a full stop",
+        )
+
+
+def unknown_settings_are_refused(method: Method[Any]) -> None:
+    """`@settings` does that."""
+    try:
+        resolve(method.config, {"no_such_setting": 1}, owner=method.name)
+    except UsageError:
+        return
+    keep(False, "its settings take anything: decorate their class with @settings")
+
+
+def refusals_are_texts(method: Method[Any], config: Any, task: Task) -> None:
+    """None, or why it cannot run."""
+    for what, why in (("cannot", method.cannot(task)), ("clash", method.clash(task, config))):
+        keep(
+            why is None or (isinstance(why, str) and len(why) > 10),
+            f"{what} gave {why!r}: it gives None, or in one sentence why not",
+        )
+
+
+def steps_rise(progress: Sequence[Progress]) -> None:
+    """Steps rise from one progress to the next, all say how many there will be, and the last one is measured."""
+    keep(progress, "it yields nothing: yield Progress(step, measure_here=True) where a point is to be measured")
+    keep(all(isinstance(p, Progress) for p in progress), "it yields something else than Progress")
+    keep(progress[-1].measure_here, "its last progress has no measure_here: what comes after the last point is never measured")
+    steps = [p.step for p in progress]
+    keep(steps == sorted(set(steps)), f"its steps are {steps[:8]}: they must rise from one progress to the next")
+    totals = {p.total for p in progress}
+    keep(
+        totals <= {steps[-1]},
+        f"it says that there are {sorted(map(str, totals))} steps and takes {steps[-1]}: give every Progress the same total",
+    )
+    for p in progress:
+        for name, value in p.logged.items():
+            keep(
+                isinstance(value, float) and math.isfinite(value),
+                f"it logs {name}={value!r} at step {p.step}: log finite floats; for a loss that is not finite raise Diverged",
+            )
+
+
+def same_seed_same_weights(method: Method[Any], config: Any, make: MakeSetting) -> None:
+    """Random numbers come from the setting's seed, or from the global generator, which is seeded before a run."""
+    import torch
+
+    found = []
+    for _ in range(2):
+        setting = make(seed=3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            list(method.unlearn(setting, config))
+        found.append(weights_fingerprint(setting.model))
+    keep(found[0] == found[1], "two runs with one seed come to different weights: seed its generators with setting.seed")
+
+
+def left_as_found(method: Method[Any], config: Any, setting: Setting) -> None:
+    """Eval mode, no gradients, no hooks, the same parameters frozen, the same tokenizer, weights of the same shape and type."""
+    frozen = next(name for name, _ in setting.model.named_parameters())
+    setting.model.get_parameter(frozen).requires_grad_(False)
+    words, side = dict(setting.tokenizer.get_vocab()), setting.tokenizer.padding_side
+    shapes = {name: (p.shape, p.dtype) for name, p in setting.model.state_dict().items()}
+    list(method.unlearn(setting, config))
+    as_found(setting, [frozen])
+    keep(setting.tokenizer.get_vocab() == words, "it changes the tokenizer's words: put them back")
+    keep(setting.tokenizer.padding_side == side, f"it leaves the tokenizer's padding_side other than {side}: put it back")
+    now = {name: (p.shape, p.dtype) for name, p in setting.model.state_dict().items()}
+    keep(now == shapes, "it leaves weights of other names, shapes or types: evaluators and checkpoints need the model's own")
+
+
+def left_as_found_when_stopped(method: Method[Any], config: Any, setting: Setting) -> None:
+    """A generator that is closed puts things back in `finally`."""
+    steps = method.unlearn(setting, config)
+    next(iter(steps))
+    getattr(steps, "close", lambda: None)()
+    as_found(setting)
+
+
+def as_found(setting: Setting, frozen: Sequence[str] = ()) -> None:
+    """In eval mode, no gradient, no hook, and only those parameters frozen that were before."""
+    model = setting.model
+    keep(
+        not any(m.training for m in model.modules()),
+        "it leaves the model in training mode: end with model.eval()",
+    )
+    keep(all(p.grad is None for p in model.parameters()), "it leaves gradients behind: zero_grad(set_to_none=True) at the end")
+    now = [name for name, p in model.named_parameters() if not p.requires_grad]
+    keep(now == list(frozen), f"it leaves {', '.join(now) or 'nothing'} frozen, and {', '.join(frozen) or 'nothing'} was")
+    for module in model.modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        keep(not any(hooks), "it leaves hooks on the model: remove them in 'finally'")
+
+
+def memory_is_told(method: Method[Any], config: Any, setting: Setting) -> None:
+    """An estimate where it takes gradients of the weights, whole numbers of bytes, and none that no machine has."""
+    with _gradients(setting) as taken:
+        list(method.unlearn(setting, config))
+    shape = ModelShape(setting.model, 4, max(len(stage.retain) for stage in setting.stages), 20)
+    held = list(method.memory(shape, config))
+    keep(
+        held or not taken,
+        "it takes gradients of the weights and estimates no memory: give memory=, such as harness.models.memory.adamw's list",
+    )
+    weights = 4 * shape.parameters
+    for each in held:
+        keep(
+            isinstance(each.bytes, int) and each.bytes >= 0,
+            f"it holds {each.bytes!r} bytes of {each.what}: give a whole number of bytes",
+        )
+        keep(
+            each.bytes <= LARGEST * weights + 2**30,
+            f"it says that it holds {each.bytes:,} bytes of {each.what} beside {weights:,} bytes of weights",
+        )
+
+
+@contextmanager
+def _gradients(setting: Setting) -> Iterator[set[str]]:
+    """The names of parameters that a gradient is added to meanwhile."""
+    taken: set[str] = set()
+    handles = [
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: taken.add(name))
+        for name, parameter in setting.model.named_parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        yield taken
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cheap(method: Method[Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Its settings for a trial: those of the preset, but one epoch and small steps of data where it has such, then those given.
+
+    Raises:
+        UsageError: for settings that it does not have, or that contradict each other.
+    """
+    little = {key: value for key, value in {"epochs": 1, "batch_size": 4}.items() if key in field_names(method.config)}
+    return resolve(method.config, preset, little, given, owner=method.name)
