@@ -293,6 +293,8 @@ SEEDING = {"default_rng", "manual_seed", "Generator", "Random", "RandomState"}
 SEED_BY_THEMSELVES = {
     "harness/core/streams.py",
     "harness/numerics/generation.py",  # a request's draws are seeded by its text
+    "harness/running/contracts/methods.py",  # a check seeds all generators, as a run does
+    "harness/running/contracts/tiny.py",  # a tiny model is its seed
     "harness/running/grid.py",  # a search's draws have no seed but its owner and budget
     "plots/kl_quantiles.py",  # a band's draws, the same on every page
 }

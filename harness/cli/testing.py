@@ -32,17 +32,17 @@ def check_plugin(
     from harness.running.contracts.promises import outcomes
     from harness.storage.temporary import temporary_folder
 
-    told = []
+    reported = []
     for kind, name in plugins_of(file):
         with temporary_folder() as folder:
             for outcome in outcomes(checks_of(kind, name, bench, parse(settings or ()), folder)):
-                told.append(outcome)
+                reported.append(outcome)
                 if not as_json:
                     print(outcome, flush=True)
-    failed = sum(bool(outcome.broken) for outcome in told)
+    failed = sum(bool(outcome.broken) for outcome in reported)
     if as_json:
-        print_json([vars(outcome) for outcome in told])
+        print_json([vars(outcome) for outcome in reported])
     else:
-        print(f"{len(told)} checks, {failed} failed" if failed else f"{len(told)} checks, all kept")
+        print(f"{len(reported)} checks, {failed} failed" if failed else f"{len(reported)} checks, all kept")
     if failed:
         raise typer.Exit(1)

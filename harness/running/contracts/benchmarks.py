@@ -94,10 +94,10 @@ def task_is_complete(name: str, benchmark: Benchmark) -> None:
 
 def sources_are_told_apart(benchmark: Benchmark) -> None:
     """What names weights holds no path of this machine, and no two sources are named alike."""
-    told = {name: json.dumps(source.identity) for name, source in benchmark.task("mini", LIMIT).sources.items()}
-    for name, identity in told.items():
+    identities = {name: json.dumps(source.identity) for name, source in benchmark.task("mini", LIMIT).sources.items()}
+    for name, identity in identities.items():
         keep(str(Path.home()) not in identity and '"/' not in identity, f"the identity of {name} holds a path of this machine")
-    keep(len(set(told.values())) == len(told), "two sources have one identity")
+    keep(len(set(identities.values())) == len(identities), "two sources have one identity")
 
 
 def evaluators_go_together(benchmark: Benchmark) -> None:

@@ -36,7 +36,7 @@ def checks(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]
         "it asks for texts alone": lambda: requests_are_requests(evaluator, shop.setting()),
         "its tables name task, row and cluster": lambda: tables_can_be_recorded(evaluator, subject()),
         "its numbers have an interval, or say why not": lambda: numbers_or_reasons(measurements(evaluator, subject())),
-        "something is measured where all is there": lambda: something_is_measurements(evaluator, subject()),
+        "something is measured where all is there": lambda: something_is_measured(evaluator, subject()),
         "the same numbers come from its recorded tables alone": lambda: same_from_tables(evaluator, subject()),
         "what cannot be measured is absent, with the reason": lambda: absent_without_anything(evaluator, shop),
         "a collapsed model gets no bad number": lambda: no_bad_number_of_a_collapsed_model(evaluator, shop, references),
@@ -50,14 +50,14 @@ def checks(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]
 def references_of(shop: Workshop, evaluators: Sequence[Evaluator]) -> list[Reference]:
     """Two retrained models by their tables, as these evaluators build them."""
     able = [e for e in evaluators if not e.changes_model]
-    found = []
+    references = []
     for name in shop.task.references[:2]:
         sources = {**shop.task.sources, "base": shop.task.sources[name]}
         subject = shop.subject(shop.setting(task=replace(shop.task, sources=sources)), able)
         for evaluator in able:
             measurements(evaluator, subject)
-        found.append(Reference(name, subject.tables))
-    return found
+        references.append(Reference(name, subject.tables))
+    return references
 
 
 def requests_are_requests(evaluator: Evaluator, setting: Setting) -> None:
@@ -72,13 +72,13 @@ def tables_can_be_recorded(evaluator: Evaluator, subject: Subject) -> None:
     check_tables(subject.tables, "what it keeps row by row")
 
 
-def numbers_or_reasons(found: Sequence[Measurement | Absent]) -> None:
+def numbers_or_reasons(numbers: Sequence[Measurement | Absent]) -> None:
     """Every number is finite, says what it rests on, and has an interval or why there is none; else there is a reason."""
-    names = [item.metric for item in found]
+    names = [item.metric for item in numbers]
     keep(names, "it gives no number at all, not even an absent one")
     twice = sorted({name for name in names if names.count(name) > 1})
     keep(not twice, f"it gives {', '.join(twice)} twice")
-    for item in found:
+    for item in numbers:
         keep(
             re.fullmatch(r"[a-z][a-z0-9_]*", item.metric), f"'{item.metric}' is no name of a metric: write it like forget_rouge"
         )
@@ -113,30 +113,30 @@ def _whole(item: Measurement) -> None:
         keep(item.interval_method and item.resampled, f"{name} does not say how its interval was made, or what was resampled")
 
 
-def something_is_measurements(evaluator: Evaluator, subject: Subject) -> None:
+def something_is_measured(evaluator: Evaluator, subject: Subject) -> None:
     """On a problem with references; an evaluator that asks a judge may have none here."""
-    found = measurements(evaluator, subject)
-    reasons = "; ".join(item.reason for item in found if isinstance(item, Absent))
+    numbers = measurements(evaluator, subject)
+    reasons = "; ".join(item.reason for item in numbers if isinstance(item, Absent))
     keep(
-        evaluator.rests_on_more or any(isinstance(item, Measurement) for item in found),
+        evaluator.rests_on_more or any(isinstance(item, Measurement) for item in numbers),
         f"all its numbers are absent ({reasons})",
     )
 
 
 def same_from_tables(evaluator: Evaluator, subject: Subject) -> None:
     """What makes a recorded run readable for ever: no model, no texts, the same numbers."""
-    found = measurements(evaluator, subject)
+    numbers = measurements(evaluator, subject)
     if not evaluator.changes_model:
         again = measurements(evaluator, Subject(None, subject.task, subject.references, dict(subject.tables)))
-        other = next((now.metric for now, then in zip(again, found, strict=True) if now != then), "")
+        other = next((now.metric for now, then in zip(again, numbers, strict=True) if now != then), "")
         keep(not other, f"{other} comes out otherwise from the recorded tables: keep what it rests on by subject.table")
 
 
 def absent_without_anything(evaluator: Evaluator, shop: Workshop) -> None:
     """A log of another program may hold no table of it."""
-    found = measurements(evaluator, Subject(None, shop.task, ()))
-    numbers_or_reasons(found)
-    wrong = next((item.metric for item in found if not isinstance(item, Absent)), "")
+    numbers = measurements(evaluator, Subject(None, shop.task, ()))
+    numbers_or_reasons(numbers)
+    wrong = next((item.metric for item in numbers if not isinstance(item, Absent)), "")
     keep(not wrong, f"{wrong} has a value where there is neither a model nor a table: let subject.table's LookupError pass")
 
 

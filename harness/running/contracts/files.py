@@ -31,16 +31,16 @@ def plugins_of(file: Path) -> list[tuple[str, str]]:
     place = file.expanduser().resolve()
     if place.is_dir():
         raise UsageError(f"{file} is a folder. Give one file of it.")
-    found = [
+    plugins = [
         (registry.kind, entry.name)
         for registry in REGISTRIES
         for entry in registry.entries.values()
         if entry.file and entry.file.path == place
     ]
-    if not found:
+    if not plugins:
         kinds = ", ".join(f"@{registry.decorator}" for registry in REGISTRIES)
         raise UsageError(f"{file} registers nothing. Decorate a function or class at its top level with one of {kinds}.")
-    return found
+    return plugins
 
 
 def checks_of(kind: str, name: str, bench: str, given: Mapping[str, JSON], folder: Path) -> Iterator[Check]:

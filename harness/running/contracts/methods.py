@@ -95,14 +95,14 @@ def same_seed_same_weights(method: Method[Any], config: Any, make: MakeSetting) 
     """Random numbers come from the setting's seed, or from the global generator, which is seeded before a run."""
     import torch
 
-    found = []
+    weights = []
     for _ in range(2):
         setting = make(seed=3)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             list(method.unlearn(setting, config))
-        found.append(weights_fingerprint(setting.model))
-    keep(found[0] == found[1], "two runs with one seed come to different weights: seed its generators with setting.seed")
+        weights.append(weights_fingerprint(setting.model))
+    keep(weights[0] == weights[1], "two runs with one seed come to different weights: seed its generators with setting.seed")
 
 
 def left_as_found(method: Method[Any], config: Any, setting: Setting) -> None:

@@ -82,5 +82,5 @@ class TinySource:
 
 def words_of(texts: Iterable[str]) -> Vocabulary:
     """A vocabulary of whole words and of the marks `.`, `,` and `?`."""
-    found = {word for text in texts for word in re.findall(r"[.,?]|[^\s.,?]+", text)}
-    return Vocabulary("words", tuple(sorted(found | {".", ",", "?"})))
+    words = {word for text in texts for word in re.findall(r"[.,?]|[^\s.,?]+", text)}
+    return Vocabulary("words", tuple(sorted(words | {".", ",", "?"})))
