@@ -46,8 +46,9 @@ def first_screen(result: RunResult) -> RenderableType:
         parts.append(table)
         parts += [_dim(f"{m}: absent: {value.reason}") for m in shown if isinstance(value := values[m], Absent)]
         parts += [_dim(line) for line in _floor(values.get(roles_of(result.spec.bench).ranking), shown)]
-    more = f"{len(values) - len(shown)} more metrics, all notes" if len(values) > len(shown) else "all notes"
-    parts += [_dim(line) for line in (f"settings: {result.selection}", *_costs(result.costs))]
+    left = len(values) - len(shown)
+    more = f"{left} more metric{'s' * (left > 1)}, all notes" if left else "all notes"
+    parts += [_dim(line) for line in (f"settings: {result.selection}", *_cost(result.costs.get("unlearning")))]
     parts.append(Text(f"{more}, settings and the command: harness show {result.spec.run_id}"))
     return Group(*parts)
 
@@ -166,11 +167,19 @@ def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
         yield f"note: {note}"
 
 
+def _time(phase: Phase) -> str:
+    full = f" ({seconds(phase.full_seconds)} with nothing cached)" if phase.full_seconds > phase.seconds + 0.05 else ""
+    return f"{seconds(phase.seconds)}{full}"
+
+
+def _cost(unlearning: Phase | None) -> Iterable[str]:
+    """Of unlearning alone."""
+    if unlearning:
+        yield f"unlearning: {_time(unlearning)}, {gibibytes(unlearning.peak_bytes)} at most"
+
+
 def _costs(costs: Mapping[str, Phase]) -> Iterable[str]:
     if not costs:
         return
-    phases = []
-    for name, phase in costs.items():
-        full = f" ({seconds(phase.full_seconds)} with nothing cached)" if phase.full_seconds > phase.seconds + 0.05 else ""
-        phases.append(f"{name} {seconds(phase.seconds)}{full}")
+    phases = [f"{name} {_time(phase)}" for name, phase in costs.items()]
     yield f"time: {', '.join(phases)}; peak memory {gibibytes(max(phase.peak_bytes for phase in costs.values()))}"

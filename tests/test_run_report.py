@@ -1,0 +1,68 @@
+"""What a terminal shows of one run: the headline within 80 columns, everything on request."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from harness.core.interfaces import Absent
+from harness.reading.run_report import FIRST, first_screen, run_report
+from tests.records import number, numbers, run
+
+SHOWN = ("forget_quality ↑", "forget_quality_d ↓", "model_utility ↑")
+
+
+def text(shown: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), markup=False)
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def result(*names: str, **changes: Any) -> Any:
+    return run([*numbers(0.00449, 0.2, 0.8), *(number(name, 0.5) for name in names)], **changes)
+
+
+def test_the_first_screen_is_the_headline_between_its_references_within_80_columns():
+    made = result("forget_rouge", "forget_probability", "retain_kl", "retain_rouge")
+    shown = text(first_screen(made))
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert shown.count("┏") == 1, "one table: the columns stand side by side"
+    (head,) = [line for line in lines if "untouched" in line]
+    assert head.index("kfade") < head.index("untouched") < head.index("retrained")
+    rows = [line for line in lines if line.startswith("│")]
+    assert len(rows) == FIRST
+    assert [row.strip("│ ").split("  ")[0] for row in rows[:3]] == [*SHOWN]
+    assert "0.800 [0.790 to 0.810]" in shown
+    assert f"2 more metrics, all notes, settings and the command: harness show {made.spec.run_id}" in shown
+
+
+def test_what_is_measured_only_stands_on_request_and_all_of_it():
+    made = result("forget_rouge", "forget_probability", "retain_kl", "own_metric")
+    assert "own_metric" not in text(first_screen(made))
+    assert "own_metric" in text(run_report(made), 160)
+    three = ("forget_rouge", "forget_probability", "retain_kl")
+    assert "1 more metric, all notes" in text(first_screen(result(*three)))
+    assert "more metric" not in text(first_screen(result()))
+
+
+def test_metrics_that_nobody_declares_are_shown_where_there_are_no_others():
+    made = run([number("own_metric", 0.25), Absent(metric="other", reason="no rows")])
+    shown = text(first_screen(made))
+    assert "own_metric" in shown
+    assert "other: absent: no rows" in shown
+
+
+def test_a_tie_is_said_on_the_first_screen():
+    assert "forget_quality_d: a tie: two retrained models differ by 0.150" in text(first_screen(run(numbers(0.9, 0.1, 0.8))))
+    assert "a tie" not in text(first_screen(run(numbers(0.9, 0.2, 0.8))))
+
+
+@pytest.mark.parametrize("show", [first_screen, run_report])
+def test_a_run_that_failed_says_so(show: Any):
+    shown = text(show(run(status="failed", error="Diverged: the loss is NaN\n  trace", points=())))
+    assert "failed: Diverged: the loss is NaN" in shown
+    assert "trace" not in shown
