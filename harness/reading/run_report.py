@@ -44,7 +44,7 @@ def first_screen(result: RunResult) -> RenderableType:
             sign = arrow(value.better) if isinstance(value, Measurement) else ""
             table.add_row(f"{metric} {sign}".strip(), _main(value), *(_plain(of_arm.get(metric)) for of_arm in arms.values()))
         parts.append(table)
-        parts += [_dim(f"{m}: absent: {value.reason}") for m in shown if isinstance(value := values[m], Absent)]
+        parts += [_dim(line) for line in _remarks({metric: values[metric] for metric in shown})]
         parts += [_dim(line) for line in _floor(values.get(roles_of(result.spec.bench).ranking), shown)]
     left = len(values) - len(shown)
     more = f"{left} more metric{'s' * (left > 1)}, all notes" if left else "all notes"
@@ -129,8 +129,7 @@ def _cell(value: Measurement | Absent | None, digits: int) -> str:
 
 def _floor(ranked: Measurement | Absent | None, shown: Sequence[str]) -> Iterable[str]:
     if isinstance(ranked, Measurement) and ranked.floor is not None and ranked.metric in shown:
-        tie = ranked.value <= ranked.floor
-        yield f"{ranked.metric}: {'a tie: ' if tie else ''}two retrained models differ by {number(ranked.floor)}"
+        yield f"{ranked.metric}: two retrained models differ by {number(ranked.floor)}, its noise floor"
 
 
 def _trajectory(points: Sequence[Point], metrics: Sequence[str]) -> Columns:
@@ -143,17 +142,22 @@ def _trajectory(points: Sequence[Point], metrics: Sequence[str]) -> Columns:
     return table
 
 
+def _remarks(values: Values) -> Iterable[str]:
+    """Why there is no number, or what a reader could stumble over; of metrics of which the same is said, once."""
+    remarks: dict[str, list[str]] = {}
+    for metric, value in values.items():
+        if remark := f"absent: {value.reason}" if isinstance(value, Absent) else value.note:
+            remarks.setdefault(remark, []).append(metric)
+    yield from (f"{', '.join(metrics)}: {remark}" for remark, metrics in remarks.items())
+
+
 def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
     if result.arms.get("retrained"):
         yield (
             "retrained: the model that never saw the forget set; forget quality compares with it, so it scores 1 against "
             "itself (in brackets: against each retrained model). Noise floor: what two retrained models differ by."
         )
-    for value in values.values():
-        if isinstance(value, Absent):
-            yield f"{value.metric}: absent: {value.reason}"
-        elif value.note:
-            yield f"{value.metric}: {value.note}"
+    yield from _remarks(values)
     yield f"settings: {result.selection}"
     if trial := result.trial:
         by = f"chosen by {trial.metric}" if trial.metric else "nothing chosen"
