@@ -17,6 +17,7 @@ import harness
 from harness.cli import entry
 from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
 from harness.core.registry import ROOT
+from harness.reading.formats import number
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -124,20 +125,21 @@ def record():
 def test_the_numbers_shown_are_the_records(page: Path, record):
     measured = {m.metric: m for m in record.points[-1].measurements}
     rows = re.findall(
-        r"^\| (\w+) \| ([\d.e-]+)[^|]*\| ([^|]+) \| ([\d.e-]+) \| ([\d.e-]+) \|", text_of(page), flags=re.MULTILINE
+        r"^\| (\w+) [↑↓→] \| (\S+)(?: \[(\S+) to (\S+)\])? \| (\S+) \| (\S+) \|", text_of(page), flags=re.MULTILINE
     )
     assert [row[0] for row in rows] == [
         "forget_quality",
         "forget_quality_d",
         "model_utility",
-        "forget_probability",
         "retain_kl",
+        "forget_probability",
     ]
-    for metric, value, interval, *_ in rows:
-        assert float(value) == pytest.approx(measured[metric].value, abs=5.1e-5)
-        if interval != "–":
-            low, high = interval.split(" to ")
-            assert (float(low), float(high)) == pytest.approx(tuple(measured[metric].interval_95), abs=5.1e-5)
+    references = {name: {m.metric: m.value for m in of} for name, of in record.arms.items()}
+    for metric, value, low, high, untouched, retrained in rows:
+        interval = measured[metric].interval_95
+        assert value == number(measured[metric].value)
+        assert (low, high) == (tuple(map(number, interval)) if interval else ("", ""))
+        assert (untouched, retrained) == tuple(number(references[name][metric]) for name in ("untouched", "retrained"))
 
 
 def test_the_answers_shown_are_the_records(record):
