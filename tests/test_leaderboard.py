@@ -134,6 +134,31 @@ def test_the_reference_arms_are_shown_and_not_ranked(store: Path):
     assert line(store, method="kfade", metric="forget_quality_d")["rank"] == "3", "its run takes no rank either"
 
 
+def test_what_is_compared_is_declared_once_on_the_record():
+    """A new dimension is a field of the spec and a line of `IDENTITY`; settings are all that is left."""
+    from dataclasses import fields
+
+    from harness.storage.identity import FIELDS, IDENTITY, NAME
+
+    names = {field.name for field in fields(records.SPEC)}
+    assert names >= {*FIELDS}
+    assert {*NAME} <= {part.title for part in IDENTITY}
+    settings = {
+        "method",
+        "method_version",
+        "config",
+        "evaluators",
+        "seed",
+        "dtype",
+        "device",
+        "generator",
+        "points",
+        "form",
+        "basis",
+    }
+    assert names == {*FIELDS} | settings, "say of a new field whether it must be equal in what is compared"
+
+
 # ---------------------------------------------------------------- ranks
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 from harness.core.errors import UsageError
 from harness.core.interfaces import Difference, Measurement
 from harness.reading.differences import differences
+from harness.reading.formats import of_unit
 from harness.storage.records import RunResult
 from harness.storage.store import Store
 
@@ -164,6 +165,6 @@ class Runs(Sequence[RunResult]):
 
 def _cells(result: RunResult) -> list[str]:
     last = result.points[-1].measurements if result.points else ()
-    values = [f"{m.metric} {m.value:.4g}" for m in last if isinstance(m, Measurement)]
+    values = [f"{m.metric} {of_unit(m.value, m.unit)}" for m in last if isinstance(m, Measurement)]
     spec = result.spec
     return [spec.bench, spec.model, spec.method, str(spec.seed), result.status, ", ".join(values[:4])]
