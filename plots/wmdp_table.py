@@ -1,7 +1,7 @@
 """Hazardous and other knowledge, fluency and KL of every method, with intervals (table 1 of arXiv:2602.10568).
 
-One table for each group of comparable runs, a row for every method and preset. What is not significantly worse than the
-best one in a column is marked there, by the paired difference (`Benchmark.differences`) where rows are on record. Published
+One table for each group of comparable runs, a row for every method and preset. What is not significantly worse than the best
+one in a column is marked there, by the paired difference (`harness.reading.differences`) where rows are on record. Published
 numbers stand in tables of their own (`harness leaderboard`), never here.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Difference, FigureOptions, Sheet, figure
+from harness.core.interfaces import Difference, FigureOptions, Sheet, figure, roles_of
+from harness.reading.differences import of_rows
 from harness.reading.formats import interval, known, number
 from harness.reading.recorded import Recorded
 from plots import _select
@@ -119,10 +120,9 @@ def _differences(group: Group, ends: pd.DataFrame, recorded: Recorded) -> dict[t
         of_runs = [recorded.rows(run["folder"], int(run["index"])) for run in runs]
         if all(of_run is not None for of_run in of_runs):
             rows[str(method)] = [of_run for of_run in of_runs if of_run is not None]
-    benchmark = BENCHMARKS.get(group.bench)
-    if len(rows) < 2 or not hasattr(benchmark, "differences"):
+    if len(rows) < 2:
         return {}
-    differences: Sequence[Difference] = benchmark.differences(rows, str(group.runs["variant"].iloc[0]), None)
+    differences = of_rows(rows, roles_of(group.bench).compared, group.runs["variant"].iloc[0])
     turned = [replace(d, first=d.second, second=d.first, value=-d.value, low=-d.high, high=-d.low) for d in differences]
     return {(each.metric, each.first, each.second): each for each in (*differences, *turned)}
 
