@@ -17,7 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 RUN, READ, LOOK, KEEP = "Run", "Read results", "Look around", "Keep house"
-"""Headings of `harness --help`."""
+PANELS = (RUN, READ, LOOK, KEEP)
+"""Headings of `harness --help`, in order."""
 
 app = typer.Typer(
     help="Unlearning methods for language models behind one interface, measured alike.",

@@ -10,9 +10,11 @@ import sys
 import typer
 
 from harness.cli import keeping, listing, pages, runs, sweeps, testing  # noqa: F401  (they register their commands)
-from harness.cli.app import app
+from harness.cli.app import PANELS, app
 from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut
 from harness.core.plugins import add_plugins
+
+app.registered_commands.sort(key=lambda each: PANELS.index(str(each.rich_help_panel)))  # what one comes for first
 
 INTERRUPTED = 130
 """What typer gives back of a command that was ended, from the keyboard or by a signal."""
