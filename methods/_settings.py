@@ -15,6 +15,7 @@ from harness.core.errors import UsageError, cut
 from harness.core.interfaces import Task
 from harness.models.pretraining import TrainedSource
 from harness.models.recipes import Architecture
+from harness.models.sources import CheckpointSource
 from harness.numerics import anatomy
 from harness.numerics.anatomy import MOST_LAYERS
 
@@ -54,14 +55,28 @@ def architecture(task: Task) -> Architecture | None:
 
 
 def absent_layers(task: Task, **given: int | Sequence[int] | None) -> str | None:
-    """What `harness.numerics.anatomy.absent_layers` says of a model that is trained on the spot; a checkpoint is read later.
+    """What `harness.numerics.anatomy.absent_layers` says of the model that is unlearned, from its recipe or its configuration.
 
     Args:
         task: whose model.
         given: setting → a number or numbers; None stands for all.
     """
-    shape = architecture(task)
-    return anatomy.absent_layers(shape.layers, **given) if shape else None
+    count = _layers(task)
+    return anatomy.absent_layers(count, **given) if count else None
+
+
+def _layers(task: Task) -> int | None:
+    """How many decoder layers there are; None where that is only known when the model is loaded."""
+    if shape := architecture(task):
+        return shape.layers
+    base = task.sources.get("base")
+    if not isinstance(base, CheckpointSource):
+        return None
+    try:
+        count = getattr(base.config(), "num_hidden_layers", None)
+    except UsageError:  # told when the checkpoint is loaded, with all else that is wrong with it
+        return None
+    return count if isinstance(count, int) else None
 
 
 def uneven(stages: int, **given: object) -> str | None:
