@@ -18,11 +18,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from pathlib import Path
 from threading import Event
 
@@ -208,8 +209,8 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any
     odd: list[str] = []
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        asked = {pool.submit(client.ask, prompts[i]): i for i in which}
-        for future in progress_bar(as_completed(asked), total=len(asked), desc="judging", unit="verdict"):
+        answers = _in_window(pool, lambda i: client.ask(prompts[i]), which)
+        for i, future in progress_bar(answers, total=len(which), desc="judging", unit="verdict"):
             try:
                 verdict = future.result()
             except CancelledError:
@@ -217,10 +218,10 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any
             except (Unavailable, UsageError) as error:
                 failure = failure or error
             else:
-                yield asked[future], verdict
+                yield i, verdict
                 any_yet = any_yet or not verdict.absent
                 odd += [verdict.absent] if verdict.absent else []
-                if not any_yet and (len(odd) >= ODD_IN_A_ROW or len(odd) == len(asked)):
+                if not any_yet and (len(odd) >= ODD_IN_A_ROW or len(odd) == len(which)):
                     client.stop.set()
                     failure = failure or Unavailable(f"the judge {client.judge.name} gave no verdict: {odd[0]}")
     except BaseException:  # Ctrl-C, or a full disk: nobody waits for what is under way
@@ -232,6 +233,24 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any
         pool.shutdown(cancel_futures=True)
     if failure:
         raise failure
+
+
+def _in_window(
+    pool: ThreadPoolExecutor, ask: Callable[[int], Verdict], which: Sequence[int]
+) -> Iterator[tuple[int, Future[Verdict]]]:
+    """(position, its finished future); the next question is asked only once the reader has taken an answer.
+
+    So whoever stops after n answers has asked at most n + AT_ONCE - 1 questions, however fast the server is.
+    """
+    left = iter(which)
+    under_way: dict[Future[Verdict], int] = {}
+    while True:
+        for i in islice(left, AT_ONCE - len(under_way)):
+            under_way[pool.submit(ask, i)] = i
+        if not under_way:
+            return
+        future = wait(under_way, return_when=FIRST_COMPLETED).done.pop()
+        yield under_way.pop(future), future
 
 
 def _key() -> str:
