@@ -32,8 +32,8 @@ from evals._judge_server import Unavailable, address
 from harness.core.config import JSON
 from harness.core.documents import parse_json, read_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import Judge
 from harness.core.judging import keeps_secrets
+from harness.core.options import Judge
 from harness.numerics.thoughts import without_thoughts
 from harness.storage.cache import Cache
 

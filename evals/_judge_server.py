@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from evals._http import BrokenOff, TooLate, TooLong, Unreachable, exchange
-from harness.core.interfaces import Judge
+from harness.core.options import Judge
 from harness.models.sources import CheckpointSource
 from harness.numerics.vllm import CPU_CACHE_GIB, child, free_share
 from harness.storage.temporary import temporary_file

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _tofu
-from harness.core.interfaces import EVALUATORS, Row, Setting, Subject, Task
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.method import Setting
 from harness.core.metric import Better, Metric
+from harness.core.problem import Row, Task
 
 if TYPE_CHECKING:
     import pandas as pd

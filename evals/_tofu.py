@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.core.interfaces import Example, GenerationRequest, Row, Sampling, Setting, Subject, Task, Variant
+from harness.core.evaluator import GenerationRequest, Sampling, Subject
+from harness.core.method import Setting
 from harness.core.metric import Metric, Rows, harmonic_mean
+from harness.core.options import Variant
+from harness.core.problem import Row, Task
+from harness.core.text import Example
 
 if TYPE_CHECKING:
     import pandas as pd

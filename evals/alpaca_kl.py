@@ -21,19 +21,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.core.interfaces import (
-    Example,
-    GenerationRequest,
-    Held,
-    ModelShape,
-    Row,
-    Sampling,
-    Setting,
-    Subject,
-    Task,
-    evaluator,
-)
+from harness.core.evaluator import GenerationRequest, Sampling, Subject, evaluator
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Setting
 from harness.core.metric import RATIO, Metric, Rows
+from harness.core.problem import Row, Task
+from harness.core.text import Example
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,8 +24,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _scores
-from harness.core.interfaces import EVALUATORS, Example, Held, ModelShape, Setting, Subject, Task, evaluator
+from harness.core.evaluator import EVALUATORS, MetricFamily, Subject, evaluator
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Setting
 from harness.core.metric import Metric, Number, Plain, Rows
+from harness.core.problem import Task
+from harness.core.text import Example
 from harness.statistics.bootstrap import mean_interval
 
 if TYPE_CHECKING:
@@ -95,7 +99,7 @@ def _recovery(data: str) -> Metric:
     )
 
 
-@evaluator("finetune_attack", version=VERSION, metrics=metrics, named=named, changes_model=True, memory=_held)
+@evaluator("finetune_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True, memory=_held)
 def measure(subject: Subject, metric: Metric) -> Rows | Number:
     """Scores at a step of an attack, or the steps until they are back."""
     if metric.name.endswith(_STEPS):

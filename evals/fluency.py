@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _tofu
-from harness.core.interfaces import Example, GenerationRequest, Setting, Subject, Task, evaluator
+from harness.core.evaluator import GenerationRequest, Subject, evaluator
+from harness.core.method import Setting
 from harness.core.metric import Better, Metric, OfMeans, Rows
+from harness.core.problem import Task
+from harness.core.text import Example
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from evals import _tofu
-from harness.core.interfaces import Subject, evaluator
+from harness.core.evaluator import Subject, evaluator
 from harness.core.metric import Metric, Rows, TwoSample
 from harness.statistics.two_sample import ks
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evals import _tofu
-from harness.core.interfaces import Subject, Task, evaluator
+from harness.core.evaluator import MetricFamily, Subject, evaluator
 from harness.core.metric import HARMONIC, Metric, Rows, metrics_by_name
+from harness.core.problem import Task
 
 UTILITY = Metric(
     "model_utility",
@@ -37,7 +38,9 @@ def metrics(task: Task) -> Sequence[Metric]:
     return (UTILITY, ARITHMETIC) if task.variant == "original" else (UTILITY,)
 
 
-@evaluator("model_utility", version=1, metrics=metrics, named=metrics_by_name((UTILITY, ARITHMETIC)), requests=_tofu.requests)
+@evaluator(
+    "model_utility", version=1, metrics=MetricFamily(metrics, metrics_by_name((UTILITY, ARITHMETIC))), requests=_tofu.requests
+)
 def measure(subject: Subject, metric: Metric) -> Sequence[Rows]:
     """The nine parts, by set of questions."""
     return _tofu.utility_rows(subject, arithmetic=metric is ARITHMETIC)

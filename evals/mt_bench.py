@@ -32,8 +32,10 @@ from evals import _judge
 from evals._judge_server import Unavailable
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.core.interfaces import GenerationRequest, Row, Sampling, Setting, Subject, Task, evaluator
+from harness.core.evaluator import GenerationRequest, Sampling, Subject, evaluator
+from harness.core.method import Setting
 from harness.core.metric import Metric, Number, Plain, Rows
+from harness.core.problem import Row, Task
 from harness.data.rows import fingerprint, read_rows
 from harness.numerics.thoughts import begins_thoughts, without_thoughts
 

@@ -29,8 +29,10 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
-from harness.core.interfaces import Row, Setting, Subject, Task, evaluator
+from harness.core.evaluator import MetricFamily, Subject, evaluator
+from harness.core.method import Setting
 from harness.core.metric import Interval, Metric, OfMeans, Rows
+from harness.core.problem import Row, Task
 from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
 from harness.statistics.standard_errors import pooled_standard_error
 
@@ -82,7 +84,7 @@ def accuracy(name: str) -> Metric:
     )
 
 
-@evaluator("multiple_choice", version=version, metrics=metrics, named=named)
+@evaluator("multiple_choice", version=version, metrics=MetricFamily(metrics, named))
 def measure(subject: Subject, metric: Metric) -> Rows:
     """Which questions of a set are answered right."""
     sets = asked(subject.task)

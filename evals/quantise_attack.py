@@ -14,8 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evals import _scores
-from harness.core.interfaces import Setting, Subject, Task, evaluator
+from harness.core.evaluator import MetricFamily, Subject, evaluator
+from harness.core.method import Setting
 from harness.core.metric import Metric, Rows
+from harness.core.problem import Task
 from harness.numerics import anatomy
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def _score(part: str, bits: int, forgotten: bool, unit: str = "probability") -> 
     return _scores.metric(f"{part}_{bits}_bit", f"{part.replace('_', ' ')}, {bits} bits", about, part, wanted, unit)  # type: ignore[arg-type]
 
 
-@evaluator("quantise_attack", version=VERSION, metrics=metrics, named=named, changes_model=True)
+@evaluator("quantise_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True)
 def measure(subject: Subject, metric: Metric) -> Rows:
     """The scores of a set of questions after quantisation."""
     if not _scores.everything(subject.task):

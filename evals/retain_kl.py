@@ -11,7 +11,7 @@ the model before unlearning are held on the CPU: answer tokens × vocabulary × 
 from __future__ import annotations
 
 from evals import _tofu
-from harness.core.interfaces import Subject, evaluator
+from harness.core.evaluator import Subject, evaluator
 from harness.core.metric import RATIO, Metric, Rows
 
 METRIC = Metric(

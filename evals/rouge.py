@@ -7,7 +7,7 @@ greedy decoding.
 from __future__ import annotations
 
 from evals import _tofu
-from harness.core.interfaces import Subject, evaluator
+from harness.core.evaluator import Subject, evaluator
 from harness.core.metric import Metric, Rows
 
 METRICS = _tofu.means("rouge", "ROUGE", "ROUGE-L recall", "how much of the true answer the greedy answer repeats")

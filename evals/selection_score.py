@@ -19,8 +19,9 @@ from statistics import fmean, median
 import numpy as np
 
 from evals import _scores, _tofu
-from harness.core.interfaces import EVALUATORS, Subject, Task, evaluator
+from harness.core.evaluator import EVALUATORS, MetricFamily, Subject, evaluator
 from harness.core.metric import Metric, Number, Plain, harmonic_mean, metrics_by_name
+from harness.core.problem import Task
 from harness.statistics.measurements import groups_of
 from harness.statistics.two_sample import ks
 
@@ -41,7 +42,7 @@ def metrics(task: Task) -> Sequence[Metric]:
     return (replace(METRIC, unit="share forgotten × share kept") if _scores.has_choices(task) else METRIC,)
 
 
-@evaluator("selection_score", version=_tofu.tested_version, metrics=metrics, named=metrics_by_name((METRIC,)))
+@evaluator("selection_score", version=_tofu.tested_version, metrics=MetricFamily(metrics, metrics_by_name((METRIC,))))
 def measure(subject: Subject, metric: Metric) -> Number:
     """The score, and how many rows say what is forgotten."""
     return _of_choices(subject) if _scores.has_choices(subject.task) else _of_tofu(subject)

@@ -7,7 +7,7 @@ Source: locuslab/tofu `aggregate_eval_stat.py`.
 from __future__ import annotations
 
 from evals import _tofu
-from harness.core.interfaces import Subject, evaluator
+from harness.core.evaluator import Subject, evaluator
 from harness.core.metric import Metric, Rows
 
 METRICS = _tofu.means(

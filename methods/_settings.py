@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import Task
+from harness.core.problem import Task
 from harness.models.pretraining import TrainedSource
 from harness.models.recipes import Architecture
 from harness.models.sources import CheckpointSource

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from harness.core.config import settings
 from harness.core.errors import UsageError, unknown
-from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Progress, Setting, method
+from harness.core.problem import Task
 from harness.numerics.placement import placement
 
 if TYPE_CHECKING:

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Progress, Setting, method
+from harness.core.problem import Task
 from methods._elm.config import ELMConfig, absent_stages
 from methods._settings import absent_layers
 from methods.first_order.adapters import Adapters, linear_maps

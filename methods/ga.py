@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness.core.config import settings
-from harness.core.interfaces import Progress, Setting, method
+from harness.core.method import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import Recipe, held
 

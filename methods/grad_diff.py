@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat
 
 from harness.core.config import settings
-from harness.core.interfaces import Progress, Setting, method
+from harness.core.method import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held
 

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Progress, Setting, method
+from harness.core.problem import Stage, Task
 from methods._kfade.config import KFADEConfig, missing_back_end
 from methods._settings import absent_layers, of_stage, uneven
 

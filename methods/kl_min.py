@@ -18,7 +18,8 @@ from pydantic import Field, NonNegativeFloat
 
 from harness.core.config import settings
 from harness.core.errors import UsageError
-from harness.core.interfaces import Held, ModelShape, Progress, Setting, method
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Progress, Setting, method
 from harness.numerics import anatomy
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held

@@ -23,7 +23,9 @@ from pydantic import PositiveFloat
 
 from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
-from harness.core.interfaces import Held, ModelShape, Progress, Setting, Task, method
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Progress, Setting, method
+from harness.core.problem import Task
 from harness.core.streams import streams
 from harness.numerics.anatomy import LinearMap
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture

@@ -12,7 +12,8 @@ from pydantic import NonNegativeInt
 
 from harness.core.config import settings
 from harness.core.errors import UsageError
-from harness.core.interfaces import Progress, Setting, Task, method
+from harness.core.method import Progress, Setting, method
+from harness.core.problem import Task
 from harness.numerics.placement import placement
 
 

@@ -31,7 +31,9 @@ from pydantic import Field, PositiveFloat
 
 from harness.core.config import settings
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import Held, ModelShape, Progress, Setting, Stage, Task, method
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Progress, Setting, method
+from harness.core.problem import Stage, Task
 from harness.core.streams import streams
 from harness.numerics import anatomy
 from harness.numerics.anatomy import DecoderLayer

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.interfaces import Progress, Setting, method
+from harness.core.method import Progress, Setting, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.interfaces import Progress, Setting, method
+from harness.core.method import Progress, Setting, method
 from methods._settings import BatchSize, Steps
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.recipe import PairedRecipe, held

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.core.config import settings
-from harness.core.interfaces import Progress, Setting, method
+from harness.core.method import Progress, Setting, method
 
 
 @settings

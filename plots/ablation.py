@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.formats import number, p_value
 from plots import _select, _style
 from plots._select import LAST, MEDIAN, Group, lower_median, without_references

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.formats import arrow, interval, known, number
 from harness.reading.looks import look
 from plots import _select, _style

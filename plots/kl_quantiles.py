@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.formats import interval, known, number
 from harness.reading.looks import look
 from harness.reading.recorded import Recorded

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.recorded import Question, Recorded
 from plots import _select
 from plots._select import LAST, REFERENCES, Group, without_references

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import FigureOptions, Sheet, figure
+from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.formats import interval, known, number, p_value
 from plots import _select
 from plots._select import BEST, LAST, ORACLE, ORDER, PRESETS, REFERENCE, REFERENCES, Group, without_references

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from harness.core.benchmark import roles_of
 from harness.core.errors import UsageError
-from harness.core.interfaces import Difference, FigureOptions, Sheet, figure, roles_of
+from harness.core.figure import FigureOptions, Sheet, figure
+from harness.core.measurement import Difference
 from harness.reading.differences import of_rows
 from harness.reading.formats import interval, known, number
 from harness.reading.recorded import Recorded

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from harness.core.config import resolve
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.interfaces import EVALUATORS, METHODS, Setting, Stage, Subject, Task
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.method import METHODS, Setting
+from harness.core.problem import Stage, Task
 from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from tests.conftest import TEMPLATE, WORDS, WORLD, examples, numbered

@@ -22,24 +22,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from evals.benchmarks import _world, tofu
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import settings
 from harness.core.costs import Costs
-from harness.core.interfaces import (
-    BENCHMARKS,
-    METHODS,
-    Evaluator,
-    Example,
-    Method,
-    Options,
-    Progress,
-    Setting,
-    Stage,
-    Subject,
-    Task,
-    Template,
-)
+from harness.core.evaluator import Evaluator, Subject
+from harness.core.method import METHODS, Method, Progress, Setting
 from harness.core.metric import Metric, Number, Plain
+from harness.core.options import Options
+from harness.core.problem import Stage, Task
 from harness.core.registry import ROOT
+from harness.core.text import Example, Template
 from harness.models.recipes import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
 from harness.running.contracts.tiny import TinyModels, TinySource

@@ -62,7 +62,7 @@ def run(root: Path, results: str = "first", offline: bool = False, between: Any 
 
     import huggingface_hub.constants
 
-    from harness.core.interfaces import Options
+    from harness.core.options import Options
     from harness.data import hub
     from harness.running.plan import plan
     from harness.running.run import execute

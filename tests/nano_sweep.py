@@ -16,18 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks import _world
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import settings
-from harness.core.interfaces import (
-    BENCHMARKS,
-    METHODS,
-    Method,
-    Options,
-    Progress,
-    Setting,
-    Stage,
-    Subject,
-    Task,
-)
+from harness.core.evaluator import Subject
+from harness.core.method import METHODS, Method, Progress, Setting
+from harness.core.options import Options
+from harness.core.problem import Stage, Task
 from harness.running.contracts.tiny import TinySource
 from harness.running.trials import Tasks, TrialSpec
 from harness.storage.records import Trial

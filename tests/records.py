@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.costs import Phase
-from harness.core.interfaces import Absent, Measurement
+from harness.core.measurement import Absent, Measurement
 from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
 
 SPEC = RunSpec(

@@ -12,7 +12,10 @@ import pytest
 
 from evals import alpaca_kl
 from harness.core.costs import Costs
-from harness.core.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Setting, Subject, Task
+from harness.core.evaluator import EVALUATORS, GenerationRequest, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Setting
+from harness.core.problem import Task
 from harness.data.rows import Encoded
 from harness.numerics.generation import HFGenerator, generate_all
 from harness.statistics.measurements import measurements
@@ -220,7 +223,7 @@ def test_memory_does_not_grow_with_the_number_of_completions(nano: Nano, monkeyp
 def test_sampled_text_follows_from_its_seed_alone(nano: Nano):
     import torch
 
-    from harness.core.interfaces import Sampling
+    from harness.core.evaluator import Sampling
 
     prompts = [str(row["question"]) for row in WORLD.full[:6]]
 
@@ -235,7 +238,7 @@ def test_sampled_text_follows_from_its_seed_alone(nano: Nano):
 def test_sampling_leaves_the_random_state_as_it_was(nano: Nano):
     import torch
 
-    from harness.core.interfaces import Sampling
+    from harness.core.evaluator import Sampling
 
     before = torch.random.get_rng_state()
     HFGenerator().generate(nano.model(), nano.tokenizer, [GenerationRequest(("Who was",), Sampling(8, 1.0))])
@@ -246,7 +249,7 @@ def test_sampled_tokens_are_as_likely_as_the_model_says(nano: Nano):
     """First tokens of many draws against the distribution they are drawn from: mean log-likelihood within four errors."""
     import torch
 
-    from harness.core.interfaces import Sampling
+    from harness.core.evaluator import Sampling
 
     model, prompt = nano.model(), "Who was"
     requests = [GenerationRequest((prompt,), Sampling(1, 1.0, seed)) for seed in range(300)]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import harness
-from harness.core.interfaces import EVALUATORS, Progress, Setting
+from harness.core.evaluator import EVALUATORS
+from harness.core.method import Progress, Setting
 from harness.core.registry import ROOT
 from harness.reading.runs import Runs
 from tests.conftest import Bench

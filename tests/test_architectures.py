@@ -32,7 +32,8 @@ def test_a_method_works_or_refuses_in_one_sentence(family: str, tmp_path: Path):
 
 
 def test_the_table_holds_every_method_that_changes_weights():
-    from harness.core.interfaces import EVALUATORS, METHODS
+    from harness.core.evaluator import EVALUATORS
+    from harness.core.method import METHODS
 
     assert set(METHODS.names()) - set(SETTINGS) == {"untouched", "retrained", "checkpoint"}
     assert ATTACK in EVALUATORS.names()

@@ -12,8 +12,9 @@ import pytest
 
 from evals.benchmarks import tofu, wmdp
 from harness.core.arithmetic import begun_with, in_words, is_portable, kind_of_machine, model_of_processor
+from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Options
+from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.models.pretraining import made_elsewhere
 from harness.models.recipes import Recipe

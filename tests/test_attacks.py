@@ -14,7 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evals import _scores, finetune_attack, quantise_attack
 from harness.core.costs import Costs
-from harness.core.interfaces import EVALUATORS, Absent, Measurement, Progress, Setting, Stage, Subject, Task
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Progress, Setting
+from harness.core.problem import Stage, Task
 from harness.models.small import learning_rate_factor
 from harness.models.sources import weights_fingerprint
 from harness.statistics.measurements import measurements

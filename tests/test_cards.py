@@ -13,8 +13,11 @@ import pytest
 
 from evals.benchmarks._tofu_cards import CARDS
 from evals.benchmarks.tofu import DATASET, TEMPLATES
+from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, METHODS, Measurement, Options
+from harness.core.measurement import Measurement
+from harness.core.method import METHODS
+from harness.core.options import Options
 from harness.data.rows import encode, token_ids
 from harness.running.doctor import Finding, examine
 from harness.running.plan import plan

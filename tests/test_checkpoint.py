@@ -9,9 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, METHODS, Options, Setting, Task
+from harness.core.method import METHODS, Setting
+from harness.core.options import Options
+from harness.core.problem import Task
 from harness.models.recipes import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
 from harness.running.plan import plan

@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 
 from harness import __version__
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, Absent, Measurement, Options
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import METHODS
+from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.running.plan import plan
 from harness.storage.records import SCHEMA_VERSION, Point, RunResult

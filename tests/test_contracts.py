@@ -8,21 +8,14 @@ from typing import Any
 import pytest
 
 from evals import finetune_attack
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import field_names, resolve, to_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import (
-    BENCHMARKS,
-    EVALUATORS,
-    FIGURES,
-    METHODS,
-    Example,
-    Progress,
-    Reference,
-    Setting,
-    Stage,
-    Task,
-    Window,
-)
+from harness.core.evaluator import EVALUATORS, Reference
+from harness.core.figure import FIGURES
+from harness.core.method import METHODS, Progress, Setting
+from harness.core.problem import Stage, Task
+from harness.core.text import Example, Window
 from harness.running.contracts import benchmarks, evaluators, figures, methods
 from harness.running.contracts.files import recorded
 from harness.running.contracts.tiny import TinySource

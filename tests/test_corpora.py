@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import Example, Window
+from harness.core.text import Example, Window
 from harness.data.corpora import SHORTEST, Corpus, Windows, windows
 from harness.data.rows import encode
 from harness.models.recipes import Vocabulary

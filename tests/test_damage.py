@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.core.interfaces import BENCHMARKS, Options
+from harness.core.benchmark import BENCHMARKS
+from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.storage.records import RunResult
 from harness.storage.store import Store

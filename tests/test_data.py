@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import Example, Template
+from harness.core.text import Example, Template
 from harness.data.rows import (
     NO_LABEL,
     Encoded,
@@ -207,7 +207,7 @@ def test_prompt_and_padding_carry_no_label_and_answer_and_end_token_do(tokenizer
 
 
 def test_a_text_without_a_token_that_another_predicts_is_refused(tokenizer: PreTrainedTokenizerBase):
-    from harness.core.interfaces import Window
+    from harness.core.text import Window
 
     word = tokenizer.decode([7])
     assert [len(e.input_ids) for e in encode([Example("", word)], tokenizer)] == [2], "the end token is predicted"

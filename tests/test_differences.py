@@ -9,8 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, Difference, Measurement, Subject, Task, Template, roles_of
+from harness.core.benchmark import BENCHMARKS, roles_of
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.measurement import Difference, Measurement
 from harness.core.metric import HARMONIC, harmonic_mean
+from harness.core.problem import Task
+from harness.core.text import Template
 from harness.reading import differences as kernel
 from harness.reading.differences import holm, of_rows, of_subjects
 from harness.reading.leaderboard import build

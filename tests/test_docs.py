@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 import harness
 from harness.cli import entry
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS
+from harness.core.figure import FIGURES
+from harness.core.method import METHODS
 from harness.core.registry import ROOT
 from harness.reading.formats import number
 

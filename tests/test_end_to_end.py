@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.core.interfaces import Options
+from harness.core.options import Options
 from harness.running.executors import on_workers
 from harness.running.studies import COUNTED_PHASES
 from harness.running.sweep import run_trials
@@ -146,7 +146,7 @@ def test_kfade_killed_in_the_fit_and_in_the_evaluation_ends_the_same(commands: C
 
 
 def test_every_method_runs_in_one_command(commands: Commands):
-    from harness.core.interfaces import METHODS
+    from harness.core.method import METHODS
 
     names = [name for name in METHODS.names() if name != "checkpoint"]  # ToFU has no published results
     results = commands.run("--method", ",".join(names), "--bench", "tofu10", "--limit", "20", "--points", "last")

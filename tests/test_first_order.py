@@ -20,9 +20,12 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve, to_json
 from harness.core.errors import Diverged, UsageError
-from harness.core.interfaces import BENCHMARKS, METHODS, Options, Progress, Setting, Stage, Task
+from harness.core.method import METHODS, Progress, Setting
+from harness.core.options import Options
+from harness.core.problem import Stage, Task
 from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
 from harness.models.small import SMALL_MODEL_FACTOR
 from harness.models.sources import weights_fingerprint

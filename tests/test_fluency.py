@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from evals import fluency
-from harness.core.interfaces import EVALUATORS, Absent, GenerationRequest, Measurement, Reference, Setting, Subject, Task
+from harness.core.evaluator import EVALUATORS, GenerationRequest, Reference, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Setting
+from harness.core.problem import Task
 from harness.statistics.measurements import measurements
 from tests.conftest import TEMPLATE, WORLD, Nano, SettingMaker
 
@@ -88,7 +91,7 @@ def test_perplexity_is_that_of_the_model_before_by_hand(nano: Nano, nano_task: T
 
 def test_the_answers_are_the_very_ones_that_rouge_asks_for(nano_setting: Setting):
     from evals import rouge  # noqa: F401 (registers it)
-    from harness.core.interfaces import EVALUATORS
+    from harness.core.evaluator import EVALUATORS
 
     task = uninstructed(nano_setting.task)
     asked = EVALUATORS.get("rouge").requests(task, nano_setting.tokenizer)

@@ -21,7 +21,7 @@ import yaml
 from hypothesis import strategies as st
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import METHODS
+from harness.core.method import METHODS
 from tests import architectures, records
 from tests.conftest import Nano
 from tests.fuzzing import DEEP, LONG, bounded, changed, command, fuzz, obeying, odd, spoilt, words
@@ -282,7 +282,8 @@ def answered(folder: Path) -> None:
     """Load a checkpoint, let it read a text and continue one."""
     import torch
 
-    from harness.core.interfaces import Example, GenerationRequest, Sampling
+    from harness.core.evaluator import GenerationRequest, Sampling
+    from harness.core.text import Example
     from harness.data.rows import batches, encode, pad_id
     from harness.numerics.generation import HFGenerator
     from harness.numerics.likelihood import answer_logits

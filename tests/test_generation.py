@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import GenerationRequest, Sampling
+from harness.core.evaluator import GenerationRequest, Sampling
 from harness.numerics.generation import HFGenerator, _texts, choose_generator, generate_all
 from harness.numerics.thoughts import without_thoughts
 from harness.storage.cache import Cache

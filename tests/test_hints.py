@@ -10,7 +10,7 @@ from tests.test_cli import Harness, harness  # noqa: F401
 
 def test_a_study_of_which_one_value_was_run_names_the_study(harness: Harness, tmp_path: Path):  # noqa: F811
     from harness.core.config import resolve, to_json
-    from harness.core.interfaces import METHODS
+    from harness.core.method import METHODS
 
     method = METHODS.get("kfade")
     config = to_json(resolve(method.config, method.preset("tofu10", "mini", "published"), {"target_kl": 0.1}, owner="kfade"))

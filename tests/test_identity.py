@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.core.interfaces import GenerationRequest, Options, Sampling
+from harness.core.evaluator import GenerationRequest, Sampling
+from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.models.sources import CheckpointSource, load_checkpoint, weights_fingerprint
 from harness.numerics import identity

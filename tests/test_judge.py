@@ -19,7 +19,7 @@ from evals._http import Line, Reply
 from evals._judge import Prompt, Verdict, verdicts
 from evals._judge_server import Unavailable
 from harness.core.errors import UsageError
-from harness.core.interfaces import Judge
+from harness.core.options import Judge
 from harness.storage.cache import Cache
 from tests.conftest import Nano
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server, raw_server, sends

@@ -9,8 +9,8 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.fields import read
-from harness.core.interfaces import Judge
 from harness.core.judging import address, judge_of, keeps_secrets, recorded_judge
+from harness.core.options import Judge
 from harness.running.request import SweepRequest, request_file
 
 

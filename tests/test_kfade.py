@@ -9,7 +9,9 @@ import torch
 
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
-from harness.core.interfaces import METHODS, Example, Stage
+from harness.core.method import METHODS
+from harness.core.problem import Stage
+from harness.core.text import Example
 from harness.data.rows import Encoded, collate
 from harness.models.sources import weights_fingerprint
 from harness.numerics.anatomy import LinearMap

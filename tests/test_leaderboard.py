@@ -18,7 +18,7 @@ import pytest
 
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
-from harness.core.interfaces import Absent
+from harness.core.measurement import Absent
 from harness.core.registry import ROOT
 from harness.reading.compared import protocol, read_runs
 from harness.reading.comparing import sections
@@ -220,7 +220,7 @@ def test_the_protocol_is_read_from_how_settings_were_chosen(selection: str, expe
 
 
 def test_the_protocol_is_that_of_real_plans():
-    from harness.core.interfaces import Options
+    from harness.core.options import Options
     from harness.running.plan import plan
 
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options()).selection) == "published"

@@ -250,7 +250,7 @@ def test_a_text_longer_than_a_rotary_model_was_made_for_is_said_once(caplog: pyt
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_an_answer_longer_than_a_table_of_positions_is_refused(kind: str, nano: Nano):
-    from harness.core.interfaces import GenerationRequest, Sampling
+    from harness.core.evaluator import GenerationRequest, Sampling
     from harness.numerics.generation import HFGenerator
 
     model = short_context(kind)

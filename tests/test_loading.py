@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import Example
+from harness.core.text import Example
 from harness.data.rows import encode, token_ids
 from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
 from harness.numerics.loading import examine, load_checkpoint
@@ -529,7 +529,7 @@ def test_doctor_and_run_refuse_a_table_of_positions_that_answers_do_not_fit_into
     nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Before anything is trained; a model whose positions are computed goes on."""
-    from harness.core.interfaces import Options
+    from harness.core.options import Options
     from harness.models import pretraining
     from harness.running.doctor import examine as look
     from harness.running.plan import plan
@@ -558,7 +558,7 @@ def test_doctor_and_run_refuse_a_table_of_positions_that_answers_do_not_fit_into
 
 
 def test_the_memory_of_a_model_without_attention_is_told(nano: Nano, tmp_path: Path):
-    from harness.core.interfaces import ModelShape
+    from harness.core.memory import ModelShape
     from harness.models import memory
 
     config = transformers.MambaConfig(vocab_size=len(nano.tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
@@ -570,7 +570,7 @@ def test_the_memory_of_a_model_without_attention_is_told(nano: Nano, tmp_path: P
 
 
 def test_a_number_for_each_layer_counts_as_the_largest():
-    from harness.core.interfaces import ModelShape
+    from harness.core.memory import ModelShape
     from harness.models import memory
 
     config = llama(32)

@@ -11,7 +11,8 @@ import pytest
 
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
-from harness.core.interfaces import Progress, Setting, Stage, Task
+from harness.core.method import Progress, Setting
+from harness.core.problem import Stage, Task
 from harness.data.rows import collate, encode, pad_id
 from methods import loku
 from methods.first_order.loop import Data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from harness.core.interfaces import METHODS
+from harness.core.method import METHODS
 from harness.reading.looks import DARK, LEAST_CONTRAST, LOOKS, contrast, look
 
 REFERENCES = ("untouched", "retrained")

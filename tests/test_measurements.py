@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, Measurement, Options, Subject
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.measurement import Measurement
 from harness.core.metric import OfMeans
+from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.reading.differences import AllInOne
 from harness.statistics.measurements import measurements

@@ -14,17 +14,10 @@ import pytest
 from evals import finetune_attack
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.interfaces import (
-    EVALUATORS,
-    Absent,
-    Evaluator,
-    GenerationRequest,
-    Measurement,
-    Options,
-    Progress,
-    Sampling,
-    Setting,
-)
+from harness.core.evaluator import EVALUATORS, Evaluator, GenerationRequest, Sampling
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Progress, Setting
+from harness.core.options import Options
 from harness.models.pretraining import TrainedSource
 from harness.models.sources import save_checkpoint, weights_fingerprint
 from harness.numerics.generation import HFGenerator

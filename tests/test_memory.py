@@ -12,7 +12,11 @@ import pytest
 
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.interfaces import EVALUATORS, METHODS, ModelShape, Options, Task
+from harness.core.evaluator import EVALUATORS
+from harness.core.memory import ModelShape
+from harness.core.method import METHODS
+from harness.core.options import Options
+from harness.core.problem import Task
 from harness.models import memory
 from harness.models.memory import GIB, Estimate, Room
 from tests.conftest import Bench, Nano

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import parse, resolve
 from harness.core.errors import LONGEST_MESSAGE, NEAREST, UsageError, unknown
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS, Options
+from harness.core.evaluator import EVALUATORS
+from harness.core.figure import FIGURES
 from harness.core.judging import judge_of
+from harness.core.method import METHODS
+from harness.core.options import Options
 from harness.numerics.placement import pick_device
 from harness.running.grid import axes, axes_of
 from harness.running.plan import plan

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Options
+from harness.core.options import Options
 from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
 from harness.numerics.loading import load_checkpoint
 from harness.storage.cache import Cache

@@ -17,7 +17,11 @@ import pytest
 from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
 from harness.core.errors import UsageError
-from harness.core.interfaces import EVALUATORS, Absent, Judge, Measurement, Options, Setting, Subject, Task
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Setting
+from harness.core.options import Judge, Options
+from harness.core.problem import Task
 from harness.models.recipes import Vocabulary
 from harness.models.sources import save_checkpoint
 from harness.numerics.generation import HFGenerator
@@ -500,7 +504,7 @@ def test_the_same_model_is_judged_once(judged: Any, make_setting: SettingMaker):
 
 
 def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_task: Task):
-    from harness.core.interfaces import Reference
+    from harness.core.evaluator import Reference
 
     _, low = judged(lambda number, asked: Answer("[[2]]"))
     found, subject = judged(by_turn)
@@ -520,7 +524,7 @@ def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_ta
 def one_step(setting: Setting, config: Any) -> Iterator[Any]:
     import torch
 
-    from harness.core.interfaces import Progress
+    from harness.core.method import Progress
 
     with torch.no_grad():
         setting.model.lm_head.weight.mul_(0.5)

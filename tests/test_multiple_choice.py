@@ -22,7 +22,10 @@ from evals.multiple_choice import (
     log_likelihoods,
     version,
 )
-from harness.core.interfaces import EVALUATORS, Absent, Measurement, Setting, Subject, Task
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Setting
+from harness.core.problem import Task
 from harness.statistics.measurements import measurements
 from harness.statistics.standard_errors import pooled_standard_error, standard_error
 from tests.conftest import WORLD, SettingMaker, with_choices

@@ -11,7 +11,10 @@ from importlib.resources import files
 import pytest
 
 import harness
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS
+from harness.core.figure import FIGURES
+from harness.core.method import METHODS
 from harness.core.registry import ROOT
 from harness.running.doctor import TESTED
 from tests.test_architecture import FILES, imported, tops

@@ -18,7 +18,9 @@ import pandas as pd
 import pytest
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import FIGURES, Absent, FigureOptions, GenerationRequest, Measurement, Sampling, Sheet
+from harness.core.evaluator import GenerationRequest, Sampling
+from harness.core.figure import FIGURES, FigureOptions, Sheet
+from harness.core.measurement import Absent, Measurement
 from harness.core.registry import ROOT
 from harness.reading.figures import FORMATS, draw, formats_of, latex, markdown, select
 from harness.storage.records import SCHEMA_VERSION, Point, RunResult, RunSpec

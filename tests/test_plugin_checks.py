@@ -15,7 +15,7 @@ from tests.conftest import HarnessCli
 METHOD = '''"""A method."""
 
 from harness.core.config import settings
-from harness.core.interfaces import Progress, method
+from harness.core.method import Progress, method
 
 
 @settings

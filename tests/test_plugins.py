@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import METHODS
+from harness.core.method import METHODS
 from harness.core.plugins import VARIABLE, add_plugins
 from harness.core.registry import ROOT
 
@@ -19,7 +19,7 @@ METHOD = '''"""A method of somebody else's."""
 from collections.abc import Iterator
 
 from harness.core.config import settings
-from harness.core.interfaces import Progress, Setting, method
+from harness.core.method import Progress, Setting, method
 
 
 @settings

@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options, metric_of
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import metric_of
+from harness.core.measurement import Absent, Measurement
+from harness.core.options import Options
 from harness.reading.power import of_pairs, of_task
 from harness.statistics.two_sample import ks, smallest_distance
 from tests.test_cli import Harness, harness  # noqa: F401

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from harness.core import presets
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, METHODS, method
+from harness.core.method import METHODS, method
 from harness.core.plugins import VARIABLE, add_plugins
 from harness.core.presets import PresetEntry, preset_files
 from harness.core.registry import ROOT

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evals.benchmarks import _world
-from harness.core.interfaces import Example
+from harness.core.text import Example
 from harness.models import pretraining
 from harness.models.pretraining import TrainedSource, train_all
 from harness.models.recipes import Architecture, Recipe, Vocabulary

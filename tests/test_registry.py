@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from harness.core import registry
+from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS
+from harness.core.evaluator import EVALUATORS
+from harness.core.method import METHODS
 from harness.core.registry import ROOT, Registry
 
 PLUGIN = '''"""{summary}
@@ -105,7 +107,9 @@ def in_a_process(code: str, cwd: Path, path: Path | None = None) -> str:
 
 def test_listing_and_reading_settings_imports_no_torch_pandas_or_transformers(tmp_path: Path):
     code = """
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS
+from harness.core.method import METHODS
 assert METHODS.entries and BENCHMARKS.entries and EVALUATORS.entries
 from harness.core.config import describe
 assert describe(METHODS.get("kfade").config) and describe(METHODS.get("ga").config)
@@ -122,7 +126,9 @@ def test_a_package_that_hides_a_plugin_folder_is_named(tmp_path: Path):
     (hiding / "methods" / "ga.py").write_text("")  # a file of the very name hides it no better
     code = """
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS
+from harness.core.method import METHODS
 for registry, name in ((BENCHMARKS, "tofu10"), (EVALUATORS, "rouge"), (METHODS, "kfade"), (METHODS, "ga")):
     try:
         registry.get(name)

@@ -14,7 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
-from harness.core.interfaces import METHODS, ModelShape, Progress, Setting, Stage, Task
+from harness.core.memory import ModelShape
+from harness.core.method import METHODS, Progress, Setting
+from harness.core.problem import Stage, Task
 from harness.data.rows import Encoded, collate, encode, pad_id
 from harness.models import memory
 from harness.models.sources import weights_fingerprint

@@ -20,18 +20,11 @@ import pytest
 
 from harness.core.costs import Costs
 from harness.core.errors import Diverged, RunFailed, UsageError
-from harness.core.interfaces import (
-    Absent,
-    Evaluator,
-    GenerationRequest,
-    Measurement,
-    Options,
-    Progress,
-    Sampling,
-    Setting,
-    Subject,
-    Task,
-)
+from harness.core.evaluator import Evaluator, GenerationRequest, Sampling, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Progress, Setting
+from harness.core.options import Options
+from harness.core.problem import Task
 from harness.core.registry import ROOT
 from harness.models.export import ExportOptions
 from harness.numerics.placement import pick_device

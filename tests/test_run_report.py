@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from harness.core.interfaces import Absent
+from harness.core.measurement import Absent
 from harness.reading.run_report import FIRST, first_screen, run_report
 from tests.records import number, numbers, run
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from harness.core.interfaces import EVALUATORS, Absent, Measurement, Reference, Row, Stage, Subject, Task
+from harness.core.evaluator import EVALUATORS, Reference, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.problem import Row, Stage, Task
 from harness.statistics.measurements import measurements
 from tests.conftest import WORLD, with_choices
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.interfaces import Progress, Setting
+from harness.core.method import Progress, Setting
 from harness.data.rows import Batch, Encoded, collate, encode, pad_id
 from harness.models.sources import weights_fingerprint
 from harness.numerics.likelihood import answer_logits, answer_nll

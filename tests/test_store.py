@@ -16,7 +16,9 @@ import pytest
 
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
-from harness.core.interfaces import Absent, GenerationRequest, Measurement, Options, Sampling
+from harness.core.evaluator import GenerationRequest, Sampling
+from harness.core.measurement import Absent, Measurement
+from harness.core.options import Options
 from harness.running.plan import plan
 from harness.storage.cache import digest
 from harness.storage.record_reading import read_run
@@ -837,7 +839,7 @@ def test_records_of_different_runs_can_be_open_at_once(store: Store):
 
 
 def test_the_frame_has_a_row_for_every_number_and_every_reason(store: Store):
-    from harness.core.interfaces import Absent, Measurement
+    from harness.core.measurement import Absent, Measurement
 
     number = Measurement(
         metric="utility",

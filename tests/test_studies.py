@@ -10,7 +10,8 @@ import pytest
 from harness.core.config import resolve
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
-from harness.core.interfaces import METHODS, Options
+from harness.core.method import METHODS
+from harness.core.options import Options
 from harness.running.studies import STUDIES, Forecast, forecast, possible, study_of, trials_of
 from harness.running.trials import Tasks
 from harness.storage.records import SCHEMA_VERSION, RunResult

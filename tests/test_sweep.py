@@ -13,7 +13,9 @@ import pytest
 
 from harness.core.errors import Diverged, UsageError
 from harness.core.fields import read
-from harness.core.interfaces import Measurement, Options, Progress, Setting
+from harness.core.measurement import Measurement
+from harness.core.method import Progress, Setting
+from harness.core.options import Options
 from harness.reading.comparison_table import comparison
 from harness.reading.sweep_table import sweep_table
 from harness.running.executors import in_turn

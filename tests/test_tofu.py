@@ -17,8 +17,14 @@ import pandas as pd
 import pytest
 
 from evals import _tofu
+from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options, Reference, Setting, Subject, Task, Template
+from harness.core.evaluator import Reference, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Setting
+from harness.core.options import Options
+from harness.core.problem import Task
+from harness.core.text import Template
 from harness.running.measuring import score_log
 from harness.statistics.bootstrap import mean_interval
 from harness.statistics.measurements import measurements

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import UsageError, reason, without_secrets
-from harness.core.interfaces import FIGURES, Figure, FigureOptions, GenerationRequest, Sampling, Sheet, Task
+from harness.core.evaluator import GenerationRequest, Sampling
+from harness.core.figure import FIGURES, Figure, FigureOptions, Sheet
+from harness.core.problem import Task
 from harness.models import memory
 from harness.models.sources import CheckpointSource, load_checkpoint
 from harness.numerics.generation import HFGenerator

@@ -19,7 +19,9 @@ import pytest
 
 from evals.multiple_choice import Scored, by_vllm, log_likelihoods
 from harness.core.errors import UsageError
-from harness.core.interfaces import GenerationRequest, Options, Sampling, Setting
+from harness.core.evaluator import GenerationRequest, Sampling
+from harness.core.method import Setting
+from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.numerics.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
 from harness.numerics.vllm import _environment

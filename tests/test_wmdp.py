@@ -11,8 +11,11 @@ import pytest
 
 from evals.benchmarks import wmdp
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA
+from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Measurement, Options, Window
+from harness.core.measurement import Measurement
+from harness.core.options import Options
+from harness.core.text import Window
 from harness.data.corpora import Windows
 from harness.running.doctor import examine
 from harness.running.plan import plan

@@ -227,7 +227,8 @@ def test_other_seeds_are_other_worlds():
 
 @pytest.mark.parametrize(("bench", "forget"), [("tofu01", 12), ("tofu05", 60), ("tofu10", 120)])
 def test_the_benchmark_takes_its_splits_from_the_world(bench: str, forget: int):
-    from harness.core.interfaces import BENCHMARKS, Options
+    from harness.core.benchmark import BENCHMARKS
+    from harness.core.options import Options
 
     task = BENCHMARKS.get(bench).task("mini@1", Options())
     (stage,) = task.stages
@@ -240,7 +241,8 @@ def test_the_benchmark_takes_its_splits_from_the_world(bench: str, forget: int):
 
 
 def test_a_limit_cuts_every_split():
-    from harness.core.interfaces import BENCHMARKS, Options
+    from harness.core.benchmark import BENCHMARKS
+    from harness.core.options import Options
 
     task = BENCHMARKS.get("tofu10").task("mini", Options(limit=7))
     assert {len(rows) for rows in task.questions.values()} == {7}

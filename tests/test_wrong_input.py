@@ -9,7 +9,9 @@ import pytest
 
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.interfaces import METHODS, MOST_SEED, Options, Task
+from harness.core.method import METHODS
+from harness.core.options import MOST_SEED, Options
+from harness.core.problem import Task
 from harness.models.sources import CheckpointSource
 from harness.running.plan import plan
 from harness.running.sweep import check_metric

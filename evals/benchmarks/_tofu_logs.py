@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.core.documents import read_json, whole_number
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import Task
+from harness.core.problem import Task
 
 QUESTIONS_PER_AUTHOR = 20
 _TOFU_TASKS = {

@@ -17,22 +17,13 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmarks import _world
 from evals.benchmarks._tofu_cards import CARDS
 from harness.core.arithmetic import Arithmetic
+from harness.core.benchmark import Needed, benchmark
 from harness.core.errors import UsageError, unknown
-from harness.core.interfaces import (
-    EVALUATORS,
-    Evaluator,
-    Example,
-    ModelSource,
-    Needed,
-    Options,
-    Row,
-    Stage,
-    Task,
-    Template,
-    Variant,
-    benchmark,
-)
+from harness.core.evaluator import EVALUATORS, Evaluator
 from harness.core.metric import MetricRoles
+from harness.core.options import Options, Variant
+from harness.core.problem import ModelSource, Row, Stage, Task
+from harness.core.text import Example, Template
 from harness.data.rows import dataset_file, fingerprint, read_rows
 from harness.models.pretraining import TrainedSource
 from harness.models.recipes import Architecture, Recipe, Vocabulary
@@ -223,7 +214,7 @@ class Tofu:
         self.retain = f"retain{100 - percent:02d}"
 
     def task(self, model: str, options: Options) -> Task:
-        """Read the data and name the sources; see `harness.core.interfaces.Benchmark.task`."""
+        """Read the data and name the sources; see `harness.core.benchmark.Benchmark.task`."""
         if model.partition("@")[0] == "mini":
             return self._mini(*small_world(model), options)
         if model == "scratch":
@@ -235,7 +226,7 @@ class Tofu:
         return self._checkpoint(model, options)
 
     def needed(self, model: str) -> list[Needed]:
-        """What has to be had from the hub, or from a data folder, for a model; see `harness.core.interfaces.Benchmark`."""
+        """What has to be had from the hub, or from a data folder, for a model; see `harness.core.benchmark.Benchmark`."""
         if model.partition("@")[0] == "mini":
             return []
         files = [f"{name}.json" for name in self._splits()]

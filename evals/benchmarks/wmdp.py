@@ -21,23 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from evals.benchmarks import _crafts
 from evals.benchmarks._wmdp_cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, MMLU_SUBJECTS, NOT_SUBJECTS, QUESTIONS, DataCard
 from harness.core.arithmetic import Arithmetic
+from harness.core.benchmark import Needed, benchmark
 from harness.core.errors import UsageError, unknown
-from harness.core.interfaces import (
-    EVALUATORS,
-    Evaluator,
-    Example,
-    ModelSource,
-    Needed,
-    Options,
-    Retain,
-    Row,
-    Stage,
-    Task,
-    Template,
-    benchmark,
-)
+from harness.core.evaluator import EVALUATORS, Evaluator
 from harness.core.metric import MetricRoles
+from harness.core.options import Options, Retain
+from harness.core.problem import ModelSource, Row, Stage, Task
 from harness.core.streams import streams
+from harness.core.text import Example, Template
 from harness.data.corpora import Corpus, Windows
 from harness.data.rows import dataset_files, fingerprint, read_rows
 from harness.models.pretraining import TrainedSource
@@ -181,7 +172,7 @@ class Wmdp:
         raise UsageError(f"{self.name} reads no logs: it has no retrained model that one could stand in for.")
 
     def task(self, model: str, options: Options) -> Task:
-        """Read the data and name the sources; see `harness.core.interfaces.Benchmark.task`."""
+        """Read the data and name the sources; see `harness.core.benchmark.Benchmark.task`."""
         if options.reference is not None:
             self.read_log(options.reference)
         if options.variant != "original":
@@ -200,7 +191,7 @@ class Wmdp:
         return self._checkpoint(model, options)
 
     def needed(self, model: str) -> list[Needed]:
-        """What has to be had from the hub, or from a data folder, for a model; see `harness.core.interfaces.Benchmark`."""
+        """What has to be had from the hub, or from a data folder, for a model; see `harness.core.benchmark.Benchmark`."""
         if model.partition("@")[0] == "mini":
             return []
         parts = [CORPORA[name] for stage in self.stages for name in (f"{stage}-forget", f"{stage}-retain")]

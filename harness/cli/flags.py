@@ -89,7 +89,7 @@ def _hint_at_settings(words: Sequence[str], flags: set[str]) -> None:
         UsageError: for a flag that is none and has the name of a method's setting.
     """
     from harness.core.config import field_names
-    from harness.core.interfaces import METHODS
+    from harness.core.method import METHODS
 
     for word, following in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
@@ -160,7 +160,10 @@ def _completion(what: str) -> Callable[[str], list[str]]:
 def _known(what: str) -> Sequence[str]:
     if "|" in what:
         return what.split("|")
-    from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
+    from harness.core.benchmark import BENCHMARKS
+    from harness.core.evaluator import EVALUATORS
+    from harness.core.figure import FIGURES
+    from harness.core.method import METHODS
     from harness.core.registry import Registry
 
     if what == "models":

@@ -41,7 +41,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
 
         rows = [{"name": name, "about": study.about} for name, study in STUDIES.items()]
     elif kind is Kind.models:
-        from harness.core.interfaces import BENCHMARKS
+        from harness.core.benchmark import BENCHMARKS
 
         known: dict[str, tuple[str, list[str]]] = {}
         for bench in BENCHMARKS.names():
@@ -49,7 +49,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
                 known.setdefault(name, (about, []))[1].append(bench)
         rows = [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
     else:
-        from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS
+        from harness.core.benchmark import BENCHMARKS
+        from harness.core.evaluator import EVALUATORS
+        from harness.core.figure import FIGURES
+        from harness.core.method import METHODS
 
         registries = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS, Kind.figures: FIGURES}
         registry: Any = registries[kind]
@@ -62,7 +65,8 @@ _USUAL = {"retain": "all", "status": "done"}
 
 
 def _run_rows(root: Path) -> list[dict[str, Any]]:
-    from harness.core.interfaces import Measurement, roles_of
+    from harness.core.benchmark import roles_of
+    from harness.core.measurement import Measurement
     from harness.reading.compared import protocol
     from harness.storage.store import Store
 
@@ -133,7 +137,7 @@ def show(
 ) -> None:
     """Show a run as it is recorded, or a method's settings."""
     from harness.core.config import describe
-    from harness.core.interfaces import METHODS
+    from harness.core.method import METHODS
     from harness.core.presets import ANY
     from harness.reading.columns import settings_table
     from harness.reading.console import stdout
@@ -188,7 +192,7 @@ def score(
     """Compute the metrics of an evaluation log that another program wrote."""
     from dataclasses import asdict
 
-    from harness.core.interfaces import BENCHMARKS
+    from harness.core.benchmark import BENCHMARKS
     from harness.reading.console import stdout
     from harness.reading.run_report import by_name, measurement_table
     from harness.running.measuring import score_log
@@ -215,7 +219,8 @@ def power(words: Words, results: Results = None, as_json: Json = False) -> None:
 
     from rich.table import Table
 
-    from harness.core.interfaces import Absent, Options
+    from harness.core.measurement import Absent
+    from harness.core.options import Options
     from harness.reading.console import stdout
     from harness.reading.formats import number
     from harness.reading.power import smallest_differences

@@ -73,7 +73,7 @@ def plot(
     name: Annotated[str, typer.Argument(help="A figure or table; see harness list figures.")],
 ) -> None:
     """Draw a figure or write a table from what is recorded; an unchanged store gives the same files."""
-    from harness.core.interfaces import FIGURES, FigureOptions
+    from harness.core.figure import FIGURES, FigureOptions
     from harness.reading.figures import draw, formats_of, select
     from harness.storage.store import Store
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from harness.core.config import JSON
 from harness.core.documents import whole_number
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import Judge
+from harness.core.options import Judge
 
 MOST_REPETITIONS = 100
 """How often all may be answered and judged; papers take 5."""

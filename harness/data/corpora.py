@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, overload
 
 from harness.core.documents import json_lines, place
 from harness.core.errors import UsageError
-from harness.core.interfaces import Example, Window
+from harness.core.text import Example, Window
 from harness.data.rows import added_tokens, token_ids
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.documents import parse_json, place, read_text
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import Example, Row
+from harness.core.problem import Row
+from harness.core.text import Example
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,11 @@ from typing import Any
 from harness.core.config import JSON, field_names, to_json
 from harness.core.config import resolve as resolve_settings
 from harness.core.errors import UsageError
-from harness.core.interfaces import Evaluator, Held, Method, ModelShape, Options, Task
+from harness.core.evaluator import Evaluator
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Method
+from harness.core.options import Options
+from harness.core.problem import Task
 from harness.models.sources import CheckpointSource
 from harness.numerics.configurations import meta_model
 from harness.numerics.placement import ALL_GPUS

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 from harness.core.arithmetic import PORTABLE, begun_with, in_words, is_portable, kind_of_machine
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.core.interfaces import Example, ModelSource
+from harness.core.problem import ModelSource
 from harness.core.progress import progress_bar
 from harness.core.signals import ignore_signals
 from harness.core.streams import streams
+from harness.core.text import Example
 from harness.core.workers import follow_parent, prepare_for_workers
 from harness.models.recipes import Architecture, Recipe, Vocabulary
 from harness.numerics.identity import versions

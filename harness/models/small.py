@@ -6,7 +6,8 @@ import re
 
 from harness.core.arithmetic import Arithmetic
 from harness.core.errors import UsageError
-from harness.core.interfaces import MOST_SEED, Task
+from harness.core.options import MOST_SEED
+from harness.core.problem import Task
 
 SMALL_MODELS = ("mini", "scratch")
 """Families of models that are trained on the spot."""

@@ -1,6 +1,6 @@
 """Where models come from, and what names their weights.
 
-Three sources behind one interface (`harness.core.interfaces.ModelSource`): a checkpoint on the hub or in a folder
+Three sources behind one interface (`harness.core.problem.ModelSource`): a checkpoint on the hub or in a folder
 (here), and a small model trained on the spot (`harness.models.pretraining`). All are ordinary checkpoints once they exist.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from harness.core.config import JSON
 from harness.core.documents import Malformed, read_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import ModelSource
+from harness.core.problem import ModelSource
 from harness.data.hub import pinned
 from harness.models.saving import for_older_readers, same_mode
 from harness.numerics.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder, read_config, weights_of

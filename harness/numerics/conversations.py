@@ -11,7 +11,7 @@ from unittest.mock import patch
 from jinja2 import TemplateError
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import GenerationRequest
+from harness.core.evaluator import GenerationRequest
 from harness.core.progress import progress_bar
 from harness.data.rows import check_rows, token_ids
 

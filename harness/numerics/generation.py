@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.core.documents import read_json
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import GenerationRequest
+from harness.core.evaluator import GenerationRequest
 from harness.numerics import anatomy
 from harness.numerics.conversations import converse, unanswered
 from harness.numerics.identity import end_tokens, versions
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.core.interfaces import Task
+    from harness.core.problem import Task
     from harness.storage.cache import Cache
 
 GeneratorName = Literal["hf", "vllm"]

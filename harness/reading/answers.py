@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.core.interfaces import metric_of
+from harness.core.evaluator import metric_of
 from harness.reading.compared import Run
 from harness.reading.rows import REFERENCE_ARMS, Section
 from harness.storage.store import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.core.interfaces import Absent, Difference
+from harness.core.measurement import Absent, Difference
 from harness.reading.compared import Protocol, Run
 from harness.reading.differences import LEVEL
 from harness.reading.formats import NO_NUMBER, arrow, interval, number, of_unit

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from harness.core.arithmetic import in_words
+from harness.core.benchmark import roles_of
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
-from harness.core.interfaces import Absent, Measurement, roles_of
+from harness.core.measurement import Absent, Measurement
 from harness.storage.records import Point, RunResult, RunSpec
 from harness.storage.store import Store
 

@@ -8,7 +8,9 @@ from dataclasses import fields
 from statistics import median
 from typing import Any
 
-from harness.core.interfaces import Absent, Difference, Measurement, metric_of, roles_of, title_of
+from harness.core.benchmark import roles_of
+from harness.core.evaluator import metric_of, title_of
+from harness.core.measurement import Absent, Difference, Measurement
 from harness.core.metric import in_text
 from harness.reading.compared import Protocol, Run
 from harness.reading.differences import differences

@@ -8,7 +8,9 @@ from math import prod
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from harness.core.interfaces import Absent, Difference, Measurement, metric_of, roles_of, title_of
+from harness.core.benchmark import roles_of
+from harness.core.evaluator import metric_of, title_of
+from harness.core.measurement import Absent, Difference, Measurement
 from harness.core.metric import MetricRoles, in_text
 from harness.reading.columns import Columns
 from harness.reading.differences import LEVEL

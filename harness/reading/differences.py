@@ -10,8 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.interfaces import Difference, Evaluator, Subject, Task, Template, Variant, metric_of, roles_of
+from harness.core.benchmark import roles_of
+from harness.core.evaluator import Evaluator, Subject, metric_of
+from harness.core.measurement import Difference
 from harness.core.metric import Metric, OfMeans
+from harness.core.options import Variant
+from harness.core.problem import Task
+from harness.core.text import Template
 from harness.statistics.measurements import given_by, groups_of, matrix
 from harness.statistics.paired import Group, Resampling, gaps
 from harness.storage.records import RunSpec

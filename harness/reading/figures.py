@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.core.errors import UsageError, unknown
-from harness.core.interfaces import FIGURES, FigureOptions, Sheet
+from harness.core.figure import FIGURES, FigureOptions, Sheet
 from harness.reading import formats
 from harness.storage.cache import disk_errors
 from harness.storage.store import Store

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from harness.core.interfaces import METHODS, metric_of
+from harness.core.evaluator import metric_of
+from harness.core.method import METHODS
 from harness.reading.formats import arrow
 from harness.reading.rows import REFERENCE_ARMS, Section
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.core.interfaces import Absent
+from harness.core.measurement import Absent
 from harness.reading.answers import answers_of
 from harness.reading.cells import (
     differences_in_one_line,

@@ -8,7 +8,8 @@ from math import prod
 from typing import Any
 from urllib.parse import quote
 
-from harness.core.interfaces import Absent, Difference, title_of
+from harness.core.evaluator import title_of
+from harness.core.measurement import Absent, Difference
 from harness.core.metric import in_text
 from harness.reading.answers import Answers
 from harness.reading.cells import differences_in_one_line, headline, lines_of, unfinished_in_one_line

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from harness.core.interfaces import Measurement, title_of
+from harness.core.evaluator import title_of
+from harness.core.measurement import Measurement
 from harness.core.metric import in_text
 from harness.reading.cells import text_of
 from harness.reading.compared import Protocol

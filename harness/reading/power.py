@@ -12,9 +12,13 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
+from harness.core.benchmark import BENCHMARKS, roles_of
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Absent, Measurement, Options, Task, Variant, metric_of, roles_of
+from harness.core.evaluator import metric_of
+from harness.core.measurement import Absent, Measurement
 from harness.core.metric import Metric, TwoSample
+from harness.core.options import Options, Variant
+from harness.core.problem import Task
 from harness.reading.differences import of_rows
 from harness.reading.rows import REFERENCE_ARMS
 from harness.statistics.bootstrap import FEWEST_CLUSTERS

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import metric_of
+from harness.core.evaluator import metric_of
 from harness.reading.formats import NO_NUMBER
 from harness.storage.record_files import fault
 

@@ -8,7 +8,9 @@ from functools import cached_property
 from statistics import median
 from typing import Literal
 
-from harness.core.interfaces import Absent, Difference, Measurement, roles_of, title_of
+from harness.core.benchmark import roles_of
+from harness.core.evaluator import title_of
+from harness.core.measurement import Absent, Difference, Measurement
 from harness.core.metric import MetricRoles
 from harness.reading.compared import Protocol, Run, protocol
 from harness.storage.identity import NAME

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from harness.core.benchmark import roles_of
 from harness.core.costs import Phase
-from harness.core.interfaces import Absent, Measurement, roles_of
+from harness.core.measurement import Absent, Measurement
 from harness.reading.columns import Columns
 from harness.reading.formats import NO_NUMBER, arrow, gibibytes, interval, number, of_unit, seconds
 from harness.storage.records import Point, RunResult

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, overload
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import Difference, Measurement
+from harness.core.measurement import Difference, Measurement
 from harness.reading.differences import differences
 from harness.reading.formats import of_unit
 from harness.storage.records import RunResult

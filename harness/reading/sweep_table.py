@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from harness.core.interfaces import Measurement, metric_of, roles_of
+from harness.core.benchmark import roles_of
+from harness.core.evaluator import metric_of
+from harness.core.measurement import Measurement
 from harness.reading.columns import Columns
 from harness.reading.comparison_table import heading
 from harness.reading.formats import of_unit

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.core.benchmark import BENCHMARKS, Needed
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, ModelSource, Needed, Options, Task
+from harness.core.options import Options
+from harness.core.problem import ModelSource, Task
 from harness.data.hub import files_of
 from harness.data.rows import cached_snapshot, matching
 

@@ -8,22 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness.core.benchmark import Benchmark
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.interfaces import (
-    Absent,
-    Benchmark,
-    GenerationRequest,
-    Measurement,
-    ModelSource,
-    Options,
-    Reference,
-    Setting,
-    Subject,
-    Task,
-    Template,
-    Variant,
-)
+from harness.core.evaluator import GenerationRequest, Reference, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Setting
+from harness.core.options import Options, Variant
+from harness.core.problem import ModelSource, Task
+from harness.core.text import Template
 from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache, digest
 

@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON, describe, resolve, to_json
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, METHODS, MOST_SEED, Method, Options, Task
+from harness.core.evaluator import EVALUATORS
+from harness.core.method import METHODS, Method
+from harness.core.options import MOST_SEED, Options
 from harness.core.presets import Preset
+from harness.core.problem import Task
 from harness.numerics.placement import ALL_GPUS
 from harness.storage.cache import canonical, file_digest
 from harness.storage.records import RunSpec, Trial

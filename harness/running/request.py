@@ -17,8 +17,8 @@ from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError
 from harness.core.fields import Field, Given, from_document, names, number, path, seeds, switch, text, word
-from harness.core.interfaces import MOST_SEED, Options, Points, Retain, Variant
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
+from harness.core.options import MOST_SEED, Options, Points, Retain, Variant
 from harness.core.presets import Preset
 
 if TYPE_CHECKING:

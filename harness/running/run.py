@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core.arithmetic import in_words
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON
 from harness.core.costs import Costs
 from harness.core.errors import UsageError, reason
-from harness.core.interfaces import BENCHMARKS, Progress, Reference, Setting, Subject
+from harness.core.evaluator import Reference, Subject
+from harness.core.method import Progress, Setting
 from harness.core.progress import progress_bar
 from harness.core.streams import streams
 from harness.models.export import ExportOptions

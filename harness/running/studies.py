@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 from harness.core.config import JSON, resolve, to_json
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
-from harness.core.interfaces import METHODS, Options
+from harness.core.method import METHODS
+from harness.core.options import Options
 from harness.core.presets import Preset
 from harness.running.plan import Plan
 from harness.running.trials import Sweep, Tasks, TrialSpec

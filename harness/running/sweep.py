@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.errors import UsageError, unknown
-from harness.core.interfaces import Measurement
+from harness.core.measurement import Measurement
 from harness.running.plan import Plan
 from harness.running.run import attempt
 from harness.running.trials import Tasks, TrialSpec

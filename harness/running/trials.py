@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, Options, Task
+from harness.core.options import Options
 from harness.core.presets import Preset
+from harness.core.problem import Task
 from harness.running.grid import Axes, Search, axes_of, draws, size
 from harness.running.plan import Plan, plan
 from harness.storage.records import Trial

@@ -13,7 +13,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import Absent, Evaluator, Measurement, Subject
+from harness.core.evaluator import Evaluator, Subject
+from harness.core.measurement import Absent, Measurement
 from harness.core.metric import Given, Interval, Metric, Number, OfMeans, Rows, TwoSample
 from harness.statistics.bootstrap import FEWEST_CLUSTERS, METHOD, interval
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from harness.core.interfaces import Absent, Measurement
+from harness.core.measurement import Absent, Measurement
 from harness.storage.cache import canonical, digest
 from harness.storage.records import RunResult
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.documents import Malformed
-from harness.core.interfaces import GenerationRequest
+from harness.core.evaluator import GenerationRequest
 from harness.storage.cache import disk_errors, flush
 from harness.storage.record_files import POINTS, ROWS, RUN, TEXTS, lines_of, point_of, read_rows
 from harness.storage.records import Point, RunResult, to_json

@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass
 
 from harness.core.config import JSON
 from harness.core.costs import Phase
-from harness.core.interfaces import Absent, Measurement, Points, Retain, Variant
+from harness.core.measurement import Absent, Measurement
+from harness.core.options import Points, Retain, Variant
 from harness.storage.cache import digest
 from harness.storage.identity import FIELDS
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from harness.core.documents import Malformed, Unreadable, read_json
 from harness.core.errors import UsageError, cut
-from harness.core.interfaces import Row
+from harness.core.problem import Row
 from harness.storage.cache import disk_errors
 from harness.storage.frames import frame_of
 from harness.storage.packs import SUFFIX, Pack, opened

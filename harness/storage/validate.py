@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from harness.core.documents import Malformed, Unreadable, place, read_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import EVALUATORS
+from harness.core.evaluator import EVALUATORS
 from harness.storage.cache import disk_errors
 from harness.storage.packs import SUFFIX, Pack, opened
 from harness.storage.record_files import FILES, POINTS, ROWS, RUN, TEXTS, lines_of, read_questions, read_rows, read_texts

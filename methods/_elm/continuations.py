@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harness.core.config import JSON
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
-from harness.core.interfaces import METHODS, Setting
+from harness.core.method import METHODS, Setting
 from harness.data.rows import Encoded
 from harness.models.sources import weights_fingerprint
 from harness.numerics.identity import answerer_fingerprint, end_tokens

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.core.interfaces import Setting
+from harness.core.method import Setting
 from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits

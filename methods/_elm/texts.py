@@ -10,7 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import Setting, Stage
+from harness.core.method import Setting
+from harness.core.problem import Stage
 from harness.core.streams import streams
 from harness.data.rows import Encoded, token_ids
 from methods._elm.config import ELMConfig, absent_stages

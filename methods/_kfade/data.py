@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from harness.core.interfaces import Setting, Stage
+from harness.core.method import Setting
+from harness.core.problem import Stage
 from harness.core.streams import streams
 from harness.data.rows import Encoded, encode, pad_id
 from harness.numerics.likelihood import AnswerDistributions, answer_nll, check_length

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.core.interfaces import Progress, Setting, Stage
+from harness.core.method import Progress, Setting
+from harness.core.problem import Stage
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import Recipe, Schedule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.core.interfaces import Setting
+from harness.core.method import Setting
 
 if TYPE_CHECKING:
     from torch import Tensor

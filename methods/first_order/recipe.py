@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.interfaces import Held, ModelShape
+from harness.core.memory import Held, ModelShape
 from methods._settings import BatchSize, Epochs, Steps, Tokens
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.interfaces import Setting, Stage, Task
+from harness.core.method import Setting
+from harness.core.problem import Stage, Task
 from harness.core.streams import streams
 
 if TYPE_CHECKING:

@@ -22,7 +22,9 @@ import torch
 
 from evals import alpaca_kl
 from harness.core.costs import Costs
-from harness.core.interfaces import Setting, Task, Template
+from harness.core.method import Setting
+from harness.core.problem import Task
+from harness.core.text import Template
 from harness.data.rows import batches, pad_id
 from harness.models.recipes import Vocabulary
 from harness.numerics import likelihood

@@ -80,7 +80,8 @@ def further_weights(again: int) -> list[Figure]:
     """The weights for one further damping, with curvature and forget gradient cached and loaded."""
     from harness.core.config import resolve
     from harness.core.costs import Costs
-    from harness.core.interfaces import METHODS, Options, Setting
+    from harness.core.method import METHODS, Setting
+    from harness.core.options import Options
     from harness.models.sources import source_digest, weights_fingerprint
     from harness.running.plan import plan
     from harness.storage.cache import Cache
@@ -114,7 +115,8 @@ def further_weights(again: int) -> list[Figure]:
 def worlds(seeds: list[int]) -> list[Figure]:
     """What the untouched model and the retrained ones score, over world seeds."""
     from evals import _tofu
-    from harness.core.interfaces import Options, Subject
+    from harness.core.evaluator import Subject
+    from harness.core.options import Options
     from harness.models.pretraining import train_all
     from harness.numerics.generation import HFGenerator
     from harness.running.measuring import source_tables

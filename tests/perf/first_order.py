@@ -25,7 +25,9 @@ from torch import Tensor
 
 from harness.core.config import field_names, resolve
 from harness.core.costs import Costs
-from harness.core.interfaces import METHODS, Example, Setting, Stage, Task, Template
+from harness.core.method import METHODS, Setting
+from harness.core.problem import Stage, Task
+from harness.core.text import Example, Template
 from harness.data.rows import pad_id
 from harness.models.recipes import Vocabulary
 from harness.numerics.likelihood import answer_logits, answer_nll

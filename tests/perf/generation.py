@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.core.interfaces import GenerationRequest, Sampling
+from harness.core.evaluator import GenerationRequest, Sampling
 from harness.models.recipes import Vocabulary
 from harness.numerics import generation
 from harness.numerics.generation import Generator, HFGenerator, VLLMGenerator

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.costs import Costs
-from harness.core.interfaces import BENCHMARKS, METHODS, Options, Setting
+from harness.core.method import METHODS, Setting
+from harness.core.options import Options
 from harness.data.rows import Batch, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
 from harness.storage.cache import Cache

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from harness.core.benchmark import Benchmark
 from harness.core.errors import UsageError
-from harness.core.interfaces import EVALUATORS, Benchmark, Options, Subject
+from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.running.contracts.promises import Check, keep
 from harness.statistics.measurements import measurements
@@ -18,7 +20,8 @@ UNKNOWN_MODELS = ("no-such-model", "minni", "mini@", "mini@-1", "mini@x", "")
 LIMIT = Options(limit=3)
 WITHOUT_TORCH = """
 import sys
-from harness.core.interfaces import BENCHMARKS, Options
+from harness.core.benchmark import BENCHMARKS
+from harness.core.options import Options
 BENCHMARKS.get(sys.argv[1]).task("mini", Options(limit=3))
 sys.exit(3 if "torch" in sys.modules else 0)
 """

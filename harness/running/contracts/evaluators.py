@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.interfaces import Absent, Evaluator, GenerationRequest, Measurement, Reference, Setting, Subject
+from harness.core.evaluator import Evaluator, GenerationRequest, Reference, Subject
+from harness.core.measurement import Absent, Measurement
+from harness.core.method import Setting
 from harness.models.sources import weights_fingerprint
 from harness.running.contracts.methods import as_found
 from harness.running.contracts.promises import Check, keep

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
-from harness.core.interfaces import Figure, FigureOptions, Sheet
+from harness.core.figure import Figure, FigureOptions, Sheet
 from harness.running.contracts.promises import Check, keep
 
 if TYPE_CHECKING:

@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON, settings
 from harness.core.errors import UsageError
-from harness.core.interfaces import BENCHMARKS, EVALUATORS, FIGURES, METHODS, Method, Options, Progress, Setting
+from harness.core.evaluator import EVALUATORS
+from harness.core.figure import FIGURES
+from harness.core.method import METHODS, Method, Progress, Setting
+from harness.core.options import Options
 from harness.core.plugins import add_plugins
 from harness.core.registry import Registry
 from harness.running.contracts import benchmarks, evaluators, figures, methods

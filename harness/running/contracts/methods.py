@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.config import describe, field_names, resolve
 from harness.core.errors import UsageError
-from harness.core.interfaces import Method, ModelShape, Progress, Setting, Task
+from harness.core.memory import ModelShape
+from harness.core.method import Method, Progress, Setting
+from harness.core.problem import Task
 from harness.models.sources import weights_fingerprint
 from harness.running.contracts.promises import Check, keep
 

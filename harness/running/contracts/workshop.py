@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.costs import Costs
-from harness.core.interfaces import BENCHMARKS, Evaluator, Options, Reference, Setting, Subject, Task
+from harness.core.evaluator import Evaluator, Reference, Subject
+from harness.core.method import Setting
+from harness.core.options import Options
+from harness.core.problem import Task
 from harness.models.sources import source_digest
 from harness.running.contracts.tiny import TinyModels, TinySource, words_of
 from harness.storage.cache import Cache

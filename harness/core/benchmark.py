@@ -1,0 +1,95 @@
+"""What a benchmark is: its models, its data, what is measured, and which part its metrics play."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from harness.core.errors import UsageError
+from harness.core.evaluator import Evaluator
+from harness.core.metric import NO_ROLES, MetricRoles
+from harness.core.options import Options
+from harness.core.problem import Task
+from harness.core.registry import Registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Something of the hub that a benchmark needs with a model; what `harness doctor` looks for."""
+
+    id: str
+    """The hub id."""
+    kind: Literal["data", "model", "tokenizer"]
+    """What it is."""
+    files: Sequence[str] = ()
+    """The files of a data set."""
+    about: str = ""
+    """Its format and size, for a reader."""
+    gate: str = ""
+    """The repository where its licence must be accepted before it can be fetched, if there is such a gate."""
+    doubt: str = ""
+    """What is not certain about it."""
+    any_of: Sequence[str] = ()
+    """Forms that a data set's files may have instead (`*`: any part of a name); one is enough, the last is one's own."""
+    hub_too: bool = False
+    """Whether a data set is asked of the hub where a data folder is given that does not hold it."""
+
+
+class Benchmark(Protocol):
+    """A registered benchmark: its models, its data, what is measured.
+
+    One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One whose
+    metrics play parts (a headline, a ranking, what methods are compared in) has `roles: MetricRoles`.
+    """
+
+    name: str
+    """Such as `tofu10`."""
+    version: int
+    """Raised when a change changes numbers."""
+    models: Mapping[str, str]
+    """Model cards it knows, with one line about each; `mini` is always among them."""
+
+    def task(self, model: str, options: Options) -> Task:
+        """Read the data and name the sources; imports no torch.
+
+        Raises:
+            UsageError: for an unknown model, or data that is missing or malformed.
+        """
+
+    def evaluators(self) -> Sequence[Evaluator]:
+        """What is measured."""
+
+    def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
+        """Tables out of an evaluation log that another program wrote.
+
+        Raises:
+            UsageError: if the file is not such a log (file, and what is wrong with it).
+        """
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "evals.benchmarks", "benchmark", "harness list benches")
+
+
+def benchmark(*names: str) -> Callable[[type[Any]], type[Any]]:
+    """Register the decorated class under each name; it is made once with each as its argument."""
+
+    def register(cls: type[Any]) -> type[Any]:
+        for name in names:
+            BENCHMARKS.register(name, cls(name))
+        return cls
+
+    return register
+
+
+def roles_of(bench: str) -> MetricRoles:
+    """Which part a benchmark's metrics play; none of one that is not installed, or says nothing."""
+    try:
+        roles: MetricRoles = getattr(BENCHMARKS.get(bench), "roles", NO_ROLES)
+    except UsageError:
+        return NO_ROLES
+    return roles

@@ -1,0 +1,234 @@
+"""What an evaluator is and what it sees.
+
+After each point of a run the model becomes a `Subject`, which is all an evaluator sees; it gives for each of its
+metrics rows or a number, and `harness.statistics` makes a `Measurement` of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from harness.core.config import JSON
+from harness.core.errors import UsageError
+from harness.core.memory import Held, ModelShape
+from harness.core.metric import Given, Metric, TwoSample, metrics_by_name
+from harness.core.problem import ROW_KEYS, Task
+from harness.core.registry import Registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.core.method import Setting
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn from a model."""
+
+    max_tokens: int
+    """At most this many new tokens."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    """With the turns said so far it decides what is drawn; without meaning where nothing is."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A conversation to be continued."""
+
+    turns: Sequence[str]
+    """The user's turns: one for ToFU; a second one is asked after the answer to the first."""
+    sampling: Sampling
+    """How to draw."""
+    by: Literal["subject", "base"] = "subject"
+    """Who answers: the model that is measured, or the model before unlearning."""
+    chat: bool = False
+    """Whether the turns are plain messages for the tokenizer's chat template; else they are rendered, and put one behind the
+    other with the answers between them."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A retrained model, by what was measured of it row by row."""
+
+    name: str
+    """`retain-0`, … or the name of a log."""
+    tables: Mapping[str, pd.DataFrame]
+    """As in `Subject.tables`."""
+
+
+@dataclass
+class Subject:
+    """What an evaluator measures: the model as it is now, or the recorded tables of one that is not here."""
+
+    setting: Setting | None
+    """None when only tables are known, as when a published log is scored."""
+    task: Task
+    """The benchmark."""
+    references: Sequence[Reference]
+    """The retrained models to compare with, the headline one first."""
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Row-by-row results, one row per (task, row); evaluators share them, the store keeps them."""
+    generations: Mapping[GenerationRequest, str] = field(default_factory=dict)
+    """Answers to all evaluators' requests."""
+    saved_path: Callable[[], Path] | None = None
+    """Writes the model as a checkpoint, once, and says where (for programs that load from disk)."""
+    unfinished: list[str] = field(default_factory=list)
+    """Why tables hold less than they should, for reasons that may pass (a judge that did not answer): such tables are not kept
+    for other runs."""
+    evaluator: str = ""
+    """Whose metrics are measured at the moment, for messages."""
+    _built_by: dict[str, str] = field(default_factory=dict, repr=False)
+    """Table → the module that built it."""
+
+    def table(self, name: str, build: Callable[[Setting], pd.DataFrame]) -> pd.DataFrame:
+        """The table of that name, built from the model the first time it is asked for.
+
+        Its columns `task`, `row` and `cluster` (what is resampled together) name a row; the others are to be called as in no
+        other table that has the same rows, since the record keeps all tables as one (`harness.running.measuring.check_tables`).
+
+        Raises:
+            LookupError: if it is not recorded and there is no model to build it from.
+            UsageError: if another module built one of that name, or it lacks one of the columns that name a row.
+        """
+        module = getattr(build, "__module__", "")
+        if (builder := self._built_by.setdefault(name, module)) != module:
+            raise UsageError(f"{builder} and {module} both keep a table '{name}': give one of them another name.")
+        if name not in self.tables:
+            if self.setting is None:
+                raise LookupError(f"there is no {name} table in the log")
+            built = build(self.setting)
+            if missing := [key for key in ROW_KEYS if len(built) and key not in built]:
+                raise UsageError(
+                    f"what {self.evaluator or module} keeps row by row cannot be recorded: table '{name}' has no column "
+                    f"'{missing[0]}'. A row needs task, row and cluster."
+                )
+            self.tables[name] = built
+        return self.tables[name]
+
+    def of(self, reference: Reference) -> Subject:
+        """One of the references, seen as a subject of its own: recorded tables without a model."""
+        return Subject(setting=None, task=self.task, references=(), tables=dict(reference.tables))
+
+
+MeasureMetric = Callable[[Subject, Metric], Given]
+"""What an evaluator's function is: a subject and one of its metrics → rows, or a number."""
+
+
+def _no_requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
+    return ()
+
+
+def _nothing(setting: Setting) -> None:
+    return None
+
+
+def _no_basis(task: Task) -> Mapping[str, JSON]:
+    return {}
+
+
+@dataclass(frozen=True)
+class MetricFamily:
+    """Metrics that follow from a task's sets of questions."""
+
+    of_task: Callable[[Task], Sequence[Metric]]
+    """Those of a task."""
+    named: Callable[[str], Metric | None]
+    """The one of a recorded name, without a task; None if that is none of them."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A registered evaluator: declares metrics, asks for texts, then gives for each metric rows or a number."""
+
+    name: str
+    """Its file's name."""
+    version: int | Callable[[Task], int]
+    """Raised when its definition changes; a function of the task where it changed for some tasks alone, so that runs on the
+    others keep their names."""
+    measure: Callable[[Subject, Metric], Given]
+    """What a metric is made of: rows, or a number; raises LookupError, with the reason, where it cannot be had. The texts it
+    asked for are in `subject.generations`; tables it builds go through `subject.table`. The rest: `harness.statistics`."""
+    metrics: Sequence[Metric] | MetricFamily
+    """What it measures; a family where that follows from the task's sets of questions."""
+    requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests
+    """The texts it needs; equal requests of several evaluators are generated once."""
+    changes_model: bool = False
+    """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
+    before: Callable[[Setting], None] = _nothing
+    """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
+    basis: Callable[[Task], Mapping[str, JSON]] = _no_basis
+    """What its numbers rest on besides the task, as plain JSON for the run's hash: a judge's name, digests of its own data."""
+    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: ()
+    """What it holds besides the model that is measured, where that is more than any evaluator takes."""
+
+    def metrics_of(self, task: Task) -> Sequence[Metric]:
+        """What it measures on a task."""
+        return self.metrics.of_task(task) if isinstance(self.metrics, MetricFamily) else self.metrics
+
+    def metric(self, name: str) -> Metric | None:
+        """Its metric of that name, without a task; None if it has no such."""
+        named = self.metrics.named if isinstance(self.metrics, MetricFamily) else metrics_by_name(self.metrics)
+        return named(name)
+
+    def compares(self, task: Task) -> bool:
+        """Whether it needs a retrained model to compare with."""
+        return any(isinstance(metric.statistic, TwoSample) for metric in self.metrics_of(task))
+
+    def version_for(self, task: Task) -> int:
+        """Its version on a task."""
+        return self.version(task) if callable(self.version) else self.version
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for texts at all."""
+        return self.requests is not _no_requests
+
+    @property
+    def rests_on_more(self) -> bool:
+        """Whether its numbers rest on more than the task wherever they are taken: on a judge, say, who may be left out."""
+        return self.basis is not _no_basis
+
+
+EVALUATORS: Registry[Evaluator] = Registry("evaluator", "evals", "evaluator", "harness list evals")
+
+
+def evaluator(
+    name: str,
+    *,
+    version: int | Callable[[Task], int],
+    metrics: Sequence[Metric] | MetricFamily,
+    requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
+    changes_model: bool = False,
+    before: Callable[[Setting], None] = _nothing,
+    basis: Callable[[Task], Mapping[str, JSON]] = _no_basis,
+    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: (),
+) -> Callable[[MeasureMetric], MeasureMetric]:
+    """Register the decorated function as an evaluator under its file's name."""
+
+    def register(measure: MeasureMetric) -> MeasureMetric:
+        EVALUATORS.register(name, Evaluator(name, version, measure, metrics, requests, changes_model, before, basis, memory))
+        return measure
+
+    return register
+
+
+def metric_of(name: str) -> tuple[Evaluator, Metric] | None:
+    """The evaluator that gives a metric of that name, and the metric as it is declared; None if no evaluator does."""
+    evaluators = [EVALUATORS.get(each) for each in EVALUATORS.names()]
+    whole_names_first = sorted(evaluators, key=lambda each: isinstance(each.metrics, MetricFamily))
+    for evaluator in whole_names_first:
+        if metric := evaluator.metric(name):
+            return evaluator, metric
+    return None
+
+
+def title_of(name: str) -> str:
+    """A metric's heading as it is declared; its name where no evaluator here has it."""
+    match = metric_of(name)
+    return match[1].title if match else name.replace("_", " ")

@@ -1,0 +1,68 @@
+"""What a figure is: it sees nothing but the table of what is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.core.registry import Registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure as Drawing
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What a figure is told besides the runs' table."""
+
+    results: Path
+    """The results folder, for figures that show texts."""
+    by: str = ""
+    """The setting whose values are compared, for figures that compare settings."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table in two forms."""
+
+    numbers: pd.DataFrame
+    """Every number in full, for CSV."""
+    shown: pd.DataFrame
+    """The same as a reader wants it, all text, for Markdown and LaTeX."""
+    caption: str
+    """What it shows, in one sentence."""
+    notes: Sequence[str] = ()
+    """What is needed to read it: rules, intervals, what was left out."""
+
+
+Draw = Callable[["pd.DataFrame", FigureOptions], "Mapping[str, Drawing | Sheet]"]
+"""The runs' table (`Store.frame`) → drawings and tables by name; the name is the file's, behind the figure's own.
+
+Numbers of different benchmarks, models, variants, retain sets or metric versions never share one.
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A registered figure, or a table."""
+
+    name: str
+    """Its file's name."""
+    draw: Draw
+    """The figure itself. Raises `UsageError`, naming the command that makes what is missing, where there is nothing to show."""
+
+
+FIGURES: Registry[Figure] = Registry("figure", "plots", "figure", "harness list figures")
+
+
+def figure(name: str) -> Callable[[Draw], Draw]:
+    """Register the decorated function as a figure under its file's name."""
+
+    def register(draw: Draw) -> Draw:
+        FIGURES.register(name, Figure(name, draw))
+        return draw
+
+    return register

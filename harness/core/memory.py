@@ -1,0 +1,49 @@
+"""What a run needs besides the weights, as it is estimated before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What is known of a run's model and data before its weights are read; what methods estimate their memory from."""
+
+    model: PreTrainedModel
+    """The model on the meta device: modules, names and shapes, no numbers."""
+    weight_bytes: int
+    """Bytes of one weight: 4 in float32, 2 in bfloat16."""
+    retain_rows: int
+    """Examples of the largest retain set."""
+    answer_tokens: int
+    """Tokens of an answer with its end token, about: a quarter of the mean number of characters."""
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output embedding."""
+        return int(self.model.config.vocab_size)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something a method holds in memory besides the weights."""
+
+    what: str
+    """Its name in messages, such as `factors`."""
+    bytes: int
+    """Its size at most."""
+    where: Literal["device", "cpu"] = "device"
+    """Beside the model, or in the machine's memory."""
+    while_measured: bool = True
+    """Whether it is still there while a point is measured."""
+    certain: bool = True
+    """Whether its size is counted rather than guessed; a run is refused only for what is certain."""

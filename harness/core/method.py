@@ -1,0 +1,138 @@
+"""What a method is, what it sees, and what it yields.
+
+Loading a `Task` gives a `Setting`, which is all a method sees; it is a generator that edits the model in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from harness.core.config import JSON
+from harness.core.memory import Held, ModelShape
+from harness.core.presets import Preset, PresetEntry, preset_settings, presets_of
+from harness.core.problem import ModelSource, Stage, Task
+from harness.core.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.core.costs import Costs
+    from harness.storage.cache import Cache
+
+C = TypeVar("C")
+C_contra = TypeVar("C_contra", contravariant=True)
+
+
+@dataclass
+class Setting:
+    """All a method may see. It edits `model` in place."""
+
+    model: PreTrainedModel
+    """The model to unlearn from, in eval mode."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    task: Task
+    """The benchmark, its stages and its sources."""
+    seed: int
+    """The unlearning seed."""
+    cache: Cache
+    """Where curvature and other costly things are kept between runs."""
+    costs: Costs
+    """Where a method says what took how long: `with setting.costs.phase("curvature fit"): …`."""
+    identity: str
+    """A digest that names these weights without reading them; part of the keys of what depends on them."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """What is to be unlearned, in order."""
+        return self.task.stages
+
+    @property
+    def sources(self) -> Mapping[str, ModelSource]:
+        """Other models of the benchmark: `base`, `retain-0`, …."""
+        return self.task.sources
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a method yields after every step."""
+
+    step: int
+    """Steps taken so far."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """Numbers worth keeping: losses, norms, predicted and measured KL. They end in the point's record."""
+    measure_here: bool = False
+    """Whether a point of the trade-off curve is to be measured now."""
+    total: int | None = None
+    """How many steps there will be, where that is known: for the progress bar."""
+
+
+class Unlearn(Protocol[C_contra]):
+    """A method: a generator that edits `setting.model` and yields as it goes. The clock runs only inside it."""
+
+    def __call__(self, setting: Setting, config: C_contra) -> Iterator[Progress]:
+        """Edit `setting.model`, step by step."""
+
+
+@dataclass(frozen=True)
+class Method(Generic[C]):
+    """A registered method."""
+
+    name: str
+    """Its file's name."""
+    version: int
+    """Raised when a change of the method changes numbers."""
+    config: type[C]
+    """Its settings class."""
+    source: str
+    """The paper that defines it."""
+    unlearn: Unlearn[C]
+    """The method itself."""
+    cannot: Callable[[Task], str | None] = lambda task: None
+    """Why it cannot run on a task, or None if it can."""
+    clash: Callable[[Task, C], str | None] = lambda task, config: None
+    """Why it cannot run on a task with these settings, or None if it can: what is known before any model is made."""
+    memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: ()
+    """What it holds besides the weights, before anything is loaded."""
+    smaller: Sequence[Mapping[str, JSON]] = ()
+    """Settings that need less memory, to be proposed where a run does not fit."""
+
+    @property
+    def presets(self) -> list[PresetEntry]:
+        """What is published and what was tuned for it; see `harness.core.presets`."""
+        return presets_of(self.name, self.config, METHODS.names())
+
+    def preset(self, bench: str, family: str, preset: Preset = "published") -> Mapping[str, JSON]:
+        """The settings chosen for a benchmark and a model family (`mini` of `mini@1`), the most specific winning.
+
+        What is tuned stands on what is published.
+
+        Raises:
+            UsageError: for tuned settings that the method does not have there; for a faulty file of presets.
+        """
+        return preset_settings(self.presets, self.name, bench, family, preset)
+
+
+METHODS: Registry[Method[Any]] = Registry("method", "methods", "method", "harness list methods")
+
+
+def method(
+    name: str,
+    *,
+    config: type[C],
+    source: str,
+    version: int = 1,
+    cannot: Callable[[Task], str | None] = lambda task: None,
+    clash: Callable[[Task, C], str | None] = lambda task, config: None,
+    memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: (),
+    smaller: Sequence[Mapping[str, JSON]] = (),
+) -> Callable[[Unlearn[C]], Unlearn[C]]:
+    """Register the decorated generator as a method under its file's name."""
+
+    def register(function: Unlearn[C]) -> Unlearn[C]:
+        METHODS.register(name, Method(name, version, config, source, function, cannot, clash, memory, smaller))
+        return function
+
+    return register

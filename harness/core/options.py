@@ -1,0 +1,68 @@
+"""What the command line decides besides benchmark, model, method and its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Variant = Literal["original", "open-unlearning"]
+Points = Literal["all", "last"]
+Retain = Literal["all", "general", "neighbours"]
+MOST_SEED = 2**32 - 1
+"""The largest seed: all generators take it, and what is computed from it stays under 2^64."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that grades answers."""
+
+    kind: Literal["openai", "vllm"]
+    """How it is asked: at an OpenAI-compatible address, or served by vLLM on this machine for as long as it is asked."""
+    model: str
+    """Its name at that address; for vLLM a hub id or a folder."""
+    url: str = "https://api.openai.com/v1"
+    """The address, up to `/v1`. It may name a machine and is not recorded: the name alone stands for the judge."""
+    repetitions: int = 1
+    """How often all questions are answered and judged."""
+
+    @property
+    def name(self) -> str:
+        """As recorded, such as `openai:gpt-4`; a folder's path is cut to its name."""
+        folder = Path(self.model)
+        cut = folder.is_absolute() or (self.kind == "vllm" and folder.is_dir())
+        return f"{self.kind}:{folder.resolve().name if cut else self.model}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides besides benchmark, model, method and its settings."""
+
+    seed: int = 0
+    """The unlearning seed: data order, sampled labels."""
+    limit: int | None = None
+    """At most this many rows of every split; None takes what the benchmark's definition takes."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`, `cuda:all` (spread over all GPUs), `mps`."""
+    dtype: str = "float32"
+    """`float32` or `bfloat16`."""
+    variant: Variant = "original"
+    """Whose metric definitions: ToFU's own, or open-unlearning's."""
+    retain: Retain = "all"
+    """Which texts guard what is unlearned, where a benchmark has neighbouring and general ones."""
+    data_dir: Path | None = None
+    """A folder laid out by hub id that is looked at before the hub. Not part of a run's hash."""
+    evals: tuple[str, ...] = ()
+    """Which evaluators measure; the benchmark's own if none is named."""
+    points: Points = "all"
+    """Whether every point of the way is measured or the last one only."""
+    rows: Points = "all"
+    """Whether the rows and texts of every point are kept or of the last one only. Not part of a run's hash."""
+    reference: Path | None = None
+    """An evaluation log that stands in for the retain model."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a checkpoint may run."""
+    judge: Judge | None = None
+    """Who grades answers, for evaluators that need it. Part of a run's hash only where one does."""
+    generator: str = "hf"
+    """The back end that writes answers: `hf` or `vllm`."""
