@@ -1,6 +1,6 @@
 """Which method works on which architecture: tiny random checkpoints of many families, each method run on each of them.
 
-`python -m tests.architectures` prints the table in Markdown; `tests/test_architectures.py` holds it to what it says.
+`python -m tests.architectures` prints the table in Markdown; `tests/models/test_architectures.py` holds it to what it says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Odd values, documents that hold them, and what must come of any input; `tests/test_fuzz.py` is told by them."""
+"""Odd values, documents that hold them, and what must come of any input; `tests/project/test_fuzz.py` is told by them."""
 
 from __future__ import annotations
 

@@ -35,7 +35,6 @@ PLUGINS = {
 """What plug-in folders may import of the harness; of the storage the cache and temporary files alone."""
 STILL = {
     *((f"harness/core/{name}.py", "storage") for name in ("problem", "method")),
-    *((f"plots/{name}.py", "storage") for name in ("kl_quantiles", "samples", "wmdp_table")),
 }
 """What is yet to be put right."""
 TORCHLESS = {"core", "storage", "statistics", "running", "reading", "api", "cli"}
@@ -421,3 +420,11 @@ def test_the_harness_quotes_no_metric():
     assert quoted_metrics(ast.parse("x = 'model_utility'"), names) == {"model_utility"}
     found = {name(file): quoted_metrics(ast.parse(file.read_text(encoding="utf-8")), names) for file in of("harness")}
     assert {file: quoted for file, quoted in found.items() if quoted} == {}
+
+
+def test_the_tests_lie_in_folders_like_the_rooms():
+    """What spans rooms lies in `project`, ratios in `perf`; this file and what tests share lie at the top."""
+    folders = {*ROOMS, *PLUGINS, "project"}
+    misplaced = [file for file in (ROOT / "tests").rglob("test_*.py") if file.parent.name not in folders]
+    assert misplaced == [Path(__file__)]
+    assert {file.parent.parent for file in (ROOT / "tests").rglob("test_*.py")} == {ROOT / "tests", ROOT}

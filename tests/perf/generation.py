@@ -30,8 +30,8 @@ from harness.core.evaluator import GenerationRequest, Sampling
 from harness.models.recipes import Vocabulary
 from harness.numerics import generation
 from harness.numerics.generation import Generator, HFGenerator, VLLMGenerator
+from tests.evals.test_vllm import TIE, gap_at_first_difference
 from tests.perf._machine import gemm_rate, machine, table, write
-from tests.test_vllm import TIE, gap_at_first_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
