@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.core.errors import UsageError
+from harness.core.documents import parse_json
+from harness.core.errors import UsageError, unknown
 from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.formats import number, p_value
 from plots import _select, _style
@@ -75,6 +76,9 @@ def _nothing(runs: pd.DataFrame, varying: Mapping[str, set[str]], options: Figur
     varied = "; ".join(f"{method}: {', '.join(sorted(names))}" for method, names in sorted(varying.items()) if names)
     if varied and not options.by:
         return UsageError(f"say which setting is compared with --by. In these runs vary: {varied}.")
+    settings = {name for text in set(runs["config"]) for name in parse_json(text, "settings")}
+    if options.by and options.by not in settings:
+        raise unknown("setting of these runs", options.by, settings)
     values = f"several values of '{options.by}'" if options.by else "several settings"
     example = "estimator=kfac,ekfac,diagonal,identity" if options.by in ("", "estimator") else f"{options.by}=A,B"
     return UsageError(

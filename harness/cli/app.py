@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
+from harness.cli.mistyped import Group
 
 # Before torch is imported: threads that wait for one another must not spin (seen: seven times slower on shared cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,15 +22,16 @@ PANELS = (RUN, READ, LOOK, KEEP)
 """Headings of `harness --help`, in order."""
 
 app = typer.Typer(
+    cls=Group,
     help="Unlearning methods for language models behind one interface, measured alike.",
     epilog="harness run --method kfade --bench tofu10 · harness list methods · harness leaderboard",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="Trained mini models, curvature and texts kept between runs.", no_args_is_help=True)
+cache_app = typer.Typer(cls=Group, help="Trained mini models, curvature and texts kept between runs.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache", rich_help_panel=KEEP)
-results_app = typer.Typer(no_args_is_help=True, help="Results as they are stored.")
+results_app = typer.Typer(cls=Group, no_args_is_help=True, help="Results as they are stored.")
 app.add_typer(results_app, name="results", rich_help_panel=KEEP)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli import keeping, listing, pages, runs, sweeps, testing  # noqa: F401  (they register their commands)
 from harness.cli.app import PANELS, app
+from harness.cli.mistyped import in_a_sentence
 from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut
 from harness.core.plugins import add_plugins
 
@@ -77,7 +78,7 @@ def main() -> None:
     except Exception as error:
         # Options that typer itself refuses: unknown flags, wrong choices.
         if hasattr(error, "format_message"):
-            if message := error.format_message():  # empty where the help was shown for want of a command
+            if message := in_a_sentence(error):
                 print(f"error: {cut(message, LONGEST_MESSAGE)}", file=sys.stderr)
             sys.exit(2)
         if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):

@@ -91,7 +91,7 @@ def _hint_at_settings(words: Sequence[str], flags: set[str]) -> None:
     from harness.core.config import field_names
     from harness.core.method import METHODS
 
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or flag in flags or not name.isidentifier():

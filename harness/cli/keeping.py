@@ -80,12 +80,13 @@ def validate(
 @results_app.command("pack")
 def results_pack(results: Results = None) -> None:
     """Put the finished runs of each benchmark into one file, a fifth of the size; every command reads them there."""
+    from harness.reading.formats import mebibytes
     from harness.storage.packing import pack
     from harness.storage.store import Store
 
     for packing in pack(Store(results_root(results))):
         if packing.runs:
-            print(f"{packing.path}: {packing.runs} runs, {packing.bytes / 2**20:.2f} MiB", flush=True)
+            print(f"{packing.path}: {packing.runs} runs, {mebibytes(packing.bytes)}", flush=True)
         for sentence in packing.left:
             print(f"left in its folder: {sentence}", file=sys.stderr)
 
@@ -106,22 +107,21 @@ def results_unpack(
 @cache_app.command("list")
 def cache_list(as_json: Json = False) -> None:
     """What is kept, how large it is, and what it cost to make."""
+    from harness.reading.formats import mebibytes, seconds
     from harness.storage.cache import Cache
 
     cache = Cache()
-    rows: list[dict[str, Any]] = [
-        {
-            "kind": entry.kind,
-            "entry": entry.path.name[:12],
-            "about": str(entry.facts.get("name", "")),
-            "MiB": round(entry.bytes / 2**20, 2),
-            "seconds": round(entry.seconds, 1),
-        }
-        for entry in cache.entries()
-    ]
+    entries = list(cache.entries())
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        about = {"kind": entry.kind, "entry": entry.path.name[:12], "about": str(entry.facts.get("name", ""))}
+        if as_json:
+            rows.append({**about, "MiB": round(entry.bytes / 2**20, 2), "seconds": round(entry.seconds, 1)})
+        else:
+            rows.append({**about, "size": mebibytes(entry.bytes), "made in": seconds(entry.seconds)})
     print_rows(rows, as_json)
     if not as_json:
-        print(f"{sum(row['MiB'] for row in rows):.1f} MiB in {cache.root}")
+        print(f"{mebibytes(sum(entry.bytes for entry in entries))} in {cache.root}")
 
 
 @cache_app.command("clear")
@@ -134,6 +134,7 @@ def cache_clear(
     ] = None,
 ) -> None:
     """Remove what is kept; what another process is making is left alone."""
+    from harness.reading.formats import mebibytes
     from harness.storage.cache import Cache
 
-    print(f"freed {Cache().clear(kind) / 2**20:.1f} MiB")
+    print(f"freed {mebibytes(Cache().clear(kind))}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,34 +13,35 @@ import typer
 from harness.cli.app import LOOK, READ, app
 from harness.cli.control import Json, Results, results_root
 from harness.cli.flags import Words, command
-from harness.core.errors import UsageError
+from harness.core.errors import UsageError, unknown
 from harness.core.fields import read
 from harness.running.request import PowerRequest, ScoreRequest
 
+KINDS = ("methods", "benches", "models", "evals", "studies", "figures", "runs")
+"""What `harness list` can list."""
 
-class Kind(StrEnum):
-    """What `harness list` can list."""
 
-    methods = "methods"
-    benches = "benches"
-    models = "models"
-    evals = "evals"
-    studies = "studies"
-    figures = "figures"
-    runs = "runs"
+def _kinds(incomplete: str) -> list[str]:
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
 @app.command("list", rich_help_panel=LOOK)
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: Results = None, as_json: Json = False) -> None:
+def list_(
+    kind: Annotated[str, typer.Argument(help=f"What to list: {', '.join(KINDS)}.", autocompletion=_kinds)],
+    results: Results = None,
+    as_json: Json = False,
+) -> None:
     """List what there is."""
     rows: list[dict[str, Any]]
-    if kind is Kind.runs:
+    if kind not in KINDS:
+        raise unknown("kind of thing to list", kind, KINDS)
+    if kind == "runs":
         rows = _run_rows(results_root(results))
-    elif kind is Kind.studies:
+    elif kind == "studies":
         from harness.running.studies import STUDIES
 
         rows = [{"name": name, "about": study.about} for name, study in STUDIES.items()]
-    elif kind is Kind.models:
+    elif kind == "models":
         from harness.core.benchmark import BENCHMARKS
 
         known: dict[str, tuple[str, list[str]]] = {}
@@ -54,7 +55,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], results: 
         from harness.core.figure import FIGURES
         from harness.core.method import METHODS
 
-        registries = {Kind.methods: METHODS, Kind.benches: BENCHMARKS, Kind.evals: EVALUATORS, Kind.figures: FIGURES}
+        registries = {"methods": METHODS, "benches": BENCHMARKS, "evals": EVALUATORS, "figures": FIGURES}
         registry: Any = registries[kind]
         rows = [{"name": entry.name, "about": entry.summary} for entry in registry.entries.values()]
     print_rows(rows, as_json)
@@ -160,6 +161,8 @@ def show(
             stdout().print(f"{entry.preset} for {benches} on {', '.join(entry.families)}: {values}", highlight=False)
             stdout().print(f"    from {entry.source}", style="dim", highlight=False)
         return
+    if not re.fullmatch("[0-9a-f]+", name):
+        raise _neither_run_nor_method(name)
     folder, result = Store(results_root(results)).by_id(name)
     if as_json:
         print(json.dumps(to_json(result), ensure_ascii=False))
@@ -181,6 +184,20 @@ def show(
         if kind := in_words(result.provenance.arithmetic):
             console.print(f"rounding of {kind}", soft_wrap=True, highlight=False)
     console.print(f"record: {folder}", soft_wrap=True, highlight=False)
+
+
+def _neither_run_nor_method(name: str) -> UsageError:
+    from harness.core.benchmark import BENCHMARKS
+    from harness.core.evaluator import EVALUATORS
+    from harness.core.figure import FIGURES
+    from harness.core.method import METHODS
+
+    for registry, listing in ((BENCHMARKS, "benches"), (EVALUATORS, "evals"), (FIGURES, "figures")):
+        if name in registry.entries:
+            return UsageError(
+                f"{name} is a {registry.kind}, and harness show tells of runs and methods; see harness list {listing}."
+            )
+    return unknown("method or run", name, METHODS.names(), "harness list methods")
 
 
 @command(app, ScoreRequest, panel=READ)

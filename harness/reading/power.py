@@ -44,6 +44,7 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     Raises:
         UsageError: if the benchmark cannot say.
     """
+    BENCHMARKS.get(bench)  # says which there are
     if not roles_of(bench).power:
         raise UsageError(f"{bench} does not say what it can show.")
     task = BENCHMARKS.get(bench).task(model, options)

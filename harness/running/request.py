@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
-from harness.core.errors import UsageError
+from harness.core.errors import UsageError, cut
 from harness.core.fields import Field, Given, from_document, names, number, path, seeds, switch, text, word
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
+from harness.core.method import METHODS
 from harness.core.options import MOST_SEED, Options, Points, Retain, Variant
 from harness.core.presets import Preset
 
@@ -371,6 +373,13 @@ class StudyRequest(Request):
     """Other unlearning seeds than the study's, parted by commas."""
 
 
+def flag_for(word: str) -> str:
+    """What to write for methods or a benchmark that stand where no flag is before them; empty for any other word."""
+    given = set(word.split(","))
+    kinds = ((METHODS, "--method"), (BENCHMARKS, "--bench"))
+    return next((f"{flag} {word}" for registry, flag in kinds if given <= set(registry.entries)), "")
+
+
 def request_file(kind: type[Request], file: Path) -> dict[str, Given]:
     """A layer out of a YAML file.
 
@@ -378,4 +387,7 @@ def request_file(kind: type[Request], file: Path) -> dict[str, Given]:
         UsageError: if it cannot be read, is no mapping, or has an entry that is unknown or must be typed.
     """
     what = {RunRequest: "run", SweepRequest: "sweep"}.get(kind, "study")
+    if not file.exists() and file.suffix not in (".yaml", ".yml"):
+        advice = f"write {flag}" if (flag := flag_for(str(file))) else "a setting is one word, --set key=value"
+        raise UsageError(f"there is no file {cut(str(file))}; {advice}.")
     return from_document(kind, read_yaml(file, file.name), file.name, what)

@@ -16,35 +16,25 @@ from harness.running.plan import Plan
 from harness.running.run import attempt
 from harness.running.trials import Tasks, TrialSpec
 from harness.storage.cache import Cache
-from harness.storage.records import SCHEMA_VERSION, RunResult, RunSpec
+from harness.storage.records import SCHEMA_VERSION, RunResult
 from harness.storage.store import Store
 
 if TYPE_CHECKING:
     from harness.running.executors import Executor
 
 
-def check_metric(plans: Sequence[Plan], store: Store) -> None:
-    """Refuse a metric to choose settings by that runs measured alike did not give.
-
-    Where a benchmark has no such record yet, its runs may give it, and it is told at the end.
+def check_metric(plans: Sequence[Plan]) -> None:
+    """Refuse a metric to choose settings by that none of the plans' evaluators declares.
 
     Raises:
-        UsageError: naming what they gave.
+        UsageError: with the nearest one.
     """
     chosen_by = {todo.trial.metric for todo in plans if todo.trial} - {""}
     if not chosen_by:
         return
-
-    def measured_by(spec: RunSpec) -> tuple[object, ...]:
-        return (spec.bench, spec.variant, *sorted(spec.evaluators.items()))
-
-    given: dict[tuple[object, ...], set[str]] = {measured_by(todo.spec): set() for todo in plans}
-    for result in store.runs():
-        if result.points and (alike := measured_by(result.spec)) in given:
-            given[alike] |= {item.metric for item in result.points[-1].measurements}
-    known = set().union(*given.values())
-    for metric in chosen_by - known if all(given.values()) else ():
-        raise unknown("metric of these evaluators", metric, known)
+    known = {m.name for todo in plans for evaluator in todo.task.evaluators for m in evaluator.metrics_of(todo.task)}
+    for metric in chosen_by - known:
+        raise unknown("metric of these evaluators", metric, known, "harness list evals")
 
 
 def run_all(
@@ -98,7 +88,7 @@ def run_trials(
     """
     tasks: Tasks = {}
     plans = [todo.plan(tasks) for todo in trials]
-    check_metric(plans, store)
+    check_metric(plans)
     results: dict[int, RunResult] = {}
     for index, todo in enumerate(plans):
         recorded = _recorded(todo, store)

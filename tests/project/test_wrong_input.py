@@ -13,12 +13,10 @@ from harness.core.method import METHODS
 from harness.core.options import MOST_SEED, Options
 from harness.core.problem import Task
 from harness.models.sources import CheckpointSource
-from harness.running.plan import plan
+from harness.running.plan import Plan, plan
 from harness.running.sweep import check_metric
 from harness.running.trials import Sweep, check_count
-from harness.storage.store import Store
 from tests.conftest import Nano
-from tests.records import number, run, write
 
 
 @pytest.mark.parametrize(
@@ -100,31 +98,16 @@ def test_more_runs_than_can_be_listed_are_refused_though_confirmed():
         check_count(10**30, yes=True)
 
 
-def test_a_metric_that_runs_measured_alike_did_not_give_is_refused_before_they_run(tmp_path):
-    store, options = Store(tmp_path), Options(evals=("rouge",))
-
-    def plans(metric: str):
-        sweep = Sweep(["untouched"], ["tofu01"], "mini", [0], options, {}, {}, by=metric)
-        return [todo.plan({}) for todo in sweep.trials()]
-
-    (todo,) = plans("nonsense")
-    check_metric([todo], store)  # nothing is recorded: it is told at the end
-    alike = {name: getattr(todo.spec, name) for name in ("bench", "variant", "evaluators")}
-    write(tmp_path, run([number("forget_rouge", 0.5)], spec=alike))
-    with pytest.raises(UsageError, match=r"no metric of these evaluators called 'nonsense'.* There are: forget_rouge"):
-        check_metric(plans("nonsense"), store)
-    check_metric(plans("forget_rouge"), store)
-    check_metric(plans(""), store)
+def plans_by(metric: str, *benches: str) -> list[Plan]:
+    sweep = Sweep(["untouched"], benches, "mini", [0], Options(evals=("rouge",)), {}, {}, by=metric)
+    return [todo.plan({}) for todo in sweep.trials()]
 
 
-def test_a_metric_is_refused_only_where_each_benchmark_has_a_record(tmp_path):
-    store, options = Store(tmp_path), Options(evals=("rouge",))
-    plans = [
-        todo.plan({}) for todo in Sweep(["untouched"], ["tofu01", "tofu10"], "mini", [0], options, {}, {}, by="mine").trials()
-    ]
-    for index, todo in enumerate(plans):
-        check_metric(plans, store)
-        alike = {name: getattr(todo.spec, name) for name in ("bench", "variant", "evaluators")}
-        write(tmp_path, run([number(f"metric_{index}", 0.5)], spec=alike))
-    with pytest.raises(UsageError, match=r"called 'mine'.* There are: metric_0, metric_1"):
-        check_metric(plans, store)
+@pytest.mark.parametrize("benches", [("tofu01",), ("tofu01", "tofu10")])
+def test_a_metric_that_no_evaluator_declares_is_refused_before_anything_runs(benches):
+    with pytest.raises(UsageError, match=r"no metric of these evaluators called 'forget_rogue'. Did you mean 'forget_rouge'\?"):
+        check_metric(plans_by("forget_rogue", *benches))
+    with pytest.raises(UsageError, match="no metric of these evaluators called 'forget_quality'"):
+        check_metric(plans_by("forget_quality", *benches))
+    check_metric(plans_by("forget_rouge", *benches))
+    check_metric(plans_by("", *benches))

@@ -31,8 +31,10 @@ def plugins_of(file: Path) -> list[tuple[str, str]]:
     Raises:
         UsageError: if it is not there, cannot be imported, registers nothing or takes a name that is taken.
     """
-    add_plugins(file)
     place = file.expanduser().resolve()
+    if not place.exists():
+        raise UsageError(f"there is no file {file}. Give one that holds a method, an evaluator, a benchmark or a figure.")
+    add_plugins(file)
     if place.is_dir():
         raise UsageError(f"{file} is a folder. Give one file of it.")
     plugins = [
