@@ -28,7 +28,7 @@ KFADE = ("--method", "kfade", "--bench", "tofu10")
         (("plot", "paretoo"), ("no figure called 'paretoo'. Did you mean 'pareto'?",)),
         (("study", "hesian"), ("no study called 'hesian'. Did you mean 'hessian'?",)),
         (("power", "--bench", "tofu1"), ("no benchmark called 'tofu1'. Did you mean 'tofu10'?",)),
-        (("test-plugin", "nowhere.py"), ("there is no file nowhere.py.",)),
+        (("test-plugin", "nowhere.py"), ("error: nowhere.py: there is no such file or folder.",)),
         (("run",), ("give --method and --bench",)),
         (("run", "kfade"), ("there is no file kfade; write --method kfade.",)),
         (("run", "kfade,npo", "tofu10"), ("write --method kfade,npo --bench tofu10.",)),

@@ -33,7 +33,7 @@ def plugins_of(file: Path) -> list[tuple[str, str]]:
     """
     place = file.expanduser().resolve()
     if not place.exists():
-        raise UsageError(f"there is no file {file}. Give one that holds a method, an evaluator, a benchmark or a figure.")
+        raise UsageError(f"{file}: there is no such file or folder.")
     add_plugins(file)
     if place.is_dir():
         raise UsageError(f"{file} is a folder. Give one file of it.")
