@@ -96,7 +96,7 @@ def _hint_at_settings(words: Sequence[str], flags: set[str]) -> None:
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or flag in flags or not name.isidentifier():
             continue
-        if any(name in field_names(METHODS.get(method).config) for method in METHODS.names()):
+        if any(name in field_names(method.config) for method in METHODS.all().values()):
             value = value if equals else following
             raise UsageError(f"{flag} is a method's setting, not a flag: write --set {name}={cut(value) or 'VALUE'}.")
 
@@ -167,8 +167,6 @@ def _known(what: str) -> Sequence[str]:
     from harness.core.registry import Registry
 
     if what == "models":
-        return list(
-            dict.fromkeys(name for bench in BENCHMARKS.names() for name in BENCHMARKS.get(bench).models if name[0] != "<")
-        )
+        return list(dict.fromkeys(name for bench in BENCHMARKS.all().values() for name in bench.models if name[0] != "<"))
     registries: dict[str, Registry[Any]] = {"methods": METHODS, "benches": BENCHMARKS, "evals": EVALUATORS, "figures": FIGURES}
     return registries[what].names()

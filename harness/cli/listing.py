@@ -45,8 +45,8 @@ def list_(
         from harness.core.benchmark import BENCHMARKS
 
         known: dict[str, tuple[str, list[str]]] = {}
-        for bench in BENCHMARKS.names():
-            for name, about in BENCHMARKS.get(bench).models.items():
+        for bench, benchmark in BENCHMARKS.all().items():
+            for name, about in benchmark.models.items():
                 known.setdefault(name, (about, []))[1].append(bench)
         rows = [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
     else:
@@ -179,6 +179,9 @@ def show(
         from harness.core.arithmetic import in_words
 
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
+        for plugin, files in result.provenance.plugins.items():
+            code = ", ".join(f"{file} (SHA-256 {digest[:12]}…)" for file, digest in files.items())
+            console.print(f"{plugin} is a plug-in: {code}", soft_wrap=True, highlight=False)
         packages = ", ".join(f"{package} {version}" for package, version in result.provenance.packages.items())
         console.print(f"made with {packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False)
         if kind := in_words(result.provenance.arithmetic):

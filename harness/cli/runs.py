@@ -61,6 +61,7 @@ def run(
 def _one(todo: Plan, control: RunControl) -> None:
     """Do a run, or show it as it is recorded."""
     from harness.models.export import ExportOptions
+    from harness.running.provenance import made_by_other_code
     from harness.running.run import execute
     from harness.storage.cache import Cache
     from harness.storage.records import to_json
@@ -86,6 +87,8 @@ def _one(todo: Plan, control: RunControl) -> None:
             soft_wrap=True,
             highlight=False,
         )
+        if changed := made_by_other_code(result):
+            console.print(f"{changed}: run it anew by --force.", soft_wrap=True, highlight=False)
 
 
 def _several(plans: Sequence[Plan], control: RunControl) -> None:

@@ -220,8 +220,7 @@ def evaluator(
 
 def metric_of(name: str) -> tuple[Evaluator, Metric] | None:
     """The evaluator that gives a metric of that name, and the metric as it is declared; None if no evaluator does."""
-    evaluators = [EVALUATORS.get(each) for each in EVALUATORS.names()]
-    whole_names_first = sorted(evaluators, key=lambda each: isinstance(each.metrics, MetricFamily))
+    whole_names_first = sorted(EVALUATORS.all().values(), key=lambda each: isinstance(each.metrics, MetricFamily))
     for evaluator in whole_names_first:
         if metric := evaluator.metric(name):
             return evaluator, metric

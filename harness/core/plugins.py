@@ -2,6 +2,7 @@
 
 `HARNESS_PLUGINS` holds folders or files, parted as in PATH (`--plugins DIR` adds to it, so that worker processes find them
 too); an installed package names a module under the entry point group `harness.plugins`. Nothing is imported until it is used.
+A record names the code of the plug-ins behind it by digests (`PluginFile.digests`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -37,6 +38,19 @@ class PluginFile:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of the file, and of each helper beside it (its name begins with `_`), by file name.
+
+        They are of what was loaded: who edits a file meanwhile goes on with the code it had.
+        """
+        return _digests(self.path, self.alone)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is a module installed by itself: it lies among other people's packages."""
+        return self.installed and "." not in self.module
+
     def load(self) -> ModuleType:
         """Import it, once.
 
@@ -45,6 +59,7 @@ class PluginFile:
         """
         if self.module in sys.modules:
             return sys.modules[self.module]
+        _ = self.digests
         try:
             if self.installed:
                 return importlib.import_module(self.module)
@@ -53,6 +68,12 @@ class PluginFile:
             raise
         except Exception as error:
             raise UsageError(f"the plug-in {self.path} cannot be imported ({reason(error)}).") from error
+
+
+@cache
+def _digests(path: Path, alone: bool) -> dict[str, str]:
+    helpers = [] if alone else sorted(path.parent.glob("_*.py"))
+    return {file.name: sha256(file.read_bytes()).hexdigest() for file in (path, *helpers)}
 
 
 def _load_file(path: Path, name: str) -> ModuleType:
@@ -78,14 +99,23 @@ def add_plugins(*paths: str | Path) -> None:
     Raises:
         UsageError: for one that is not there.
     """
-    known = [part for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    known = _named()
     for path in paths:
-        place = str(Path(path).expanduser().absolute())
-        if not Path(place).exists():
-            raise UsageError(f"--plugins {path}: there is no such file or folder.")
+        place = Path(path).expanduser().absolute()
+        if not place.exists():
+            raise UsageError(f"--plugins {path}: there is no such file or folder. Name a folder of Python files, or one file.")
         if place not in known:
             known.append(place)
-    os.environ[VARIABLE] = os.pathsep.join(known)
+    os.environ[VARIABLE] = os.pathsep.join(map(str, known))
+
+
+def plugin_environment() -> dict[str, str]:
+    """What the environment of a process elsewhere must hold so that it finds the same plug-ins, under the same paths."""
+    return {VARIABLE: os.pathsep.join(map(str, places))} if (places := _named()) else {}
+
+
+def _named() -> list[Path]:
+    return [Path(part).expanduser().absolute() for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
 
 
 def plugin_files() -> list[PluginFile]:
@@ -94,9 +124,8 @@ def plugin_files() -> list[PluginFile]:
     Raises:
         UsageError: for a folder that is named and not there.
     """
-    named = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
-    files = [_file(file) for place in named for file in _files(place)]
-    return [*files, *_installed()]
+    files = [_file(file) for place in _named() for file in _files(place)]
+    return [*dict.fromkeys(files), *_installed()]  # a folder, and a file of it, may both be named
 
 
 def plugin_folders() -> list[Path]:
@@ -105,13 +134,11 @@ def plugin_folders() -> list[Path]:
     Raises:
         UsageError: for a folder that is named and not there.
     """
-    named = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
-    return list(dict.fromkeys([*(place.resolve() for place in named if place.is_dir()), *_folders(plugin_files())]))
+    return list(dict.fromkeys([*(place.resolve() for place in _named() if place.is_dir()), *_folders(plugin_files())]))
 
 
 def _folders(files: Iterable[PluginFile]) -> list[Path]:
-    # A module that is installed by itself lies among other people's packages.
-    return [file.path.parent for file in files if not file.installed or "." in file.module]
+    return [file.path.parent for file in files if not file.alone]
 
 
 def _files(place: Path) -> Iterator[Path]:
@@ -120,7 +147,7 @@ def _files(place: Path) -> Iterator[Path]:
     elif place.is_dir():
         yield from sorted(place.glob("[!_]*.py"))
     else:
-        raise UsageError(f"{VARIABLE} names {place}, and there is no such file or folder.")
+        raise UsageError(f"{VARIABLE} names {place}, and there is no such file or folder. Mend it, or unset it.")
 
 
 def _file(path: Path) -> PluginFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -38,6 +38,14 @@ class Entry:
 
 
 T = TypeVar("T")
+_left_out: set[Path] = set()
+
+
+def _leave_out(plugin: PluginFile, why: str) -> None:
+    """Say so once, whichever registry comes upon it first."""
+    if plugin.path not in _left_out:
+        _left_out.add(plugin.path)
+        log.warning("%s; it is left out: mend it, or leave it out of --plugins", why.rstrip("."))
 
 
 class Registry(Generic[T]):
@@ -84,13 +92,16 @@ class Registry(Generic[T]):
             except (SyntaxError, ValueError, OSError) as error:
                 if plugin is None:
                     raise
-                log.warning("the plug-in %s cannot be read and is left out (%s)", file, reason(error))
+                _leave_out(plugin, f"the plug-in {file} cannot be read ({reason(error)})")
                 continue
             summary = (ast.get_docstring(tree) or "").partition("\n")[0]
             for name in self._names(tree):
                 if name in entries:
                     first = entries[name].file or entries[name].module
-                    raise UsageError(f"{self.kind} '{name}' is registered twice: {first} and {plugin or file.stem}.")
+                    raise UsageError(
+                        f"{self.kind} '{name}' is registered twice: {first} and {plugin or file.stem}. "
+                        "Give one of them another name, or leave it out of --plugins."
+                    )
                 entries[name] = Entry(name, module, summary, plugin)
         return dict(sorted(entries.items()))
 
@@ -119,17 +130,37 @@ class Registry(Generic[T]):
             UsageError: if there is none (with the nearest name), or if another installed package
                 hides the folder.
         """
+        entry = self.entries.get(name)
+        if entry and entry.file:
+            entry.file.load()  # each time: one that broke off had perhaps registered something before
+        elif entry and name not in self._registered:
+            self._import(entry.module)
         if name not in self._registered:
-            if name not in self.entries:
+            if entry is None:
                 raise unknown(self.kind, name, self.entries, self.listing)
-            entry = self.entries[name]
-            if entry.file:
-                entry.file.load()
-            else:
-                self._import(entry.module)
-            if name not in self._registered:
-                raise UsageError(f"{entry.file or entry.module} did not register {self.kind} '{name}'.")
+            raise UsageError(f"{entry.file or entry.module} did not register {self.kind} '{name}'.")
         return self._registered[name]
+
+    def all(self) -> dict[str, T]:
+        """Every plug-in by name, each imported; one from outside that breaks off is left out, and a warning names it.
+
+        Raises:
+            UsageError: if two have one name.
+        """
+        plugins = {}
+        for name, entry in self.entries.items():
+            try:
+                plugins[name] = self.get(name)
+            except UsageError as error:
+                if entry.file is None:
+                    raise
+                _leave_out(entry.file, reason(error))
+        return plugins
+
+    def digests(self, name: str) -> Mapping[str, str]:
+        """SHA-256 of the files of a plug-in from outside, by name; none of a built-in one: the commit names it."""
+        entry = self.entries.get(name)
+        return entry.file.digests if entry and entry.file else {}
 
     def _import(self, module_name: str) -> None:
         try:

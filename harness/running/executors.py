@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UsageError, reason
+from harness.core.plugins import plugin_environment
 from harness.core.signals import Stopped, kept_signals, stop_on_signals
 from harness.core.workers import follow_parent, prepare_for_workers
 from harness.data.hub import Commits, known_commits, take_commits
@@ -184,8 +185,8 @@ def _serve(pipe: Connection, results: Path, cache_root: Path, force: bool, threa
 def on_ray(jobs: int | None = None) -> Executor:
     """Tasks on the Ray cluster of RAY_ADDRESS, or on one that is started here.
 
-    Every node must see the results folder and the cache under the same path. A task asks for a core (or a GPU, where the device
-    is one) and for the memory that its run is estimated to take.
+    Every node must see the results folder, the cache and the folders of plug-ins under the same paths. A task asks for a core
+    (or a GPU, where the device is one) and for the memory that its run is estimated to take.
 
     Args:
         jobs: at most so many at a time; as many as the cluster has room for if not given.
@@ -231,7 +232,7 @@ def on_ray(jobs: int | None = None) -> Executor:
 
 
 def needs(todo: TrialSpec, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
-    """What a task declares to Ray: cores, GPUs, memory, and that a lost one is tried once more."""
+    """What a task declares to Ray: cores, GPUs, memory, where plug-ins lie, and that a lost one is tried once more."""
     from harness.models.memory import machine_bytes
 
     planned = todo.plan(tasks)
@@ -241,7 +242,7 @@ def needs(todo: TrialSpec, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
         "num_gpus": 0 if not device.startswith("cuda") else max(1, gpus_of_a_node) if device == "cuda:all" else 1,
         "memory": SMALL_RUN_BYTES + machine_bytes(planned.task, planned.method, planned.config, planned.options),
         "max_retries": 1,
-    }
+    } | ({"runtime_env": {"env_vars": plugins}} if (plugins := plugin_environment()) else {})
 
 
 def _attempt_there(todo: TrialSpec, results: str, cache: str, force: bool, commits: Commits) -> str:

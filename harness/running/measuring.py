@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core.benchmark import Benchmark
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import GenerationRequest, Reference, Subject
+from harness.core.evaluator import EVALUATORS, GenerationRequest, Reference, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Setting
 from harness.core.options import Options, Variant
@@ -213,10 +213,7 @@ def source_tables(
     """
     import pandas as pd
 
-    from harness.models.pretraining import weights_digest
     from harness.models.sources import source_digest, weights_fingerprint
-    from harness.numerics.generation import VERSION as GENERATION_VERSION
-    from harness.numerics.identity import versions
 
     def make(folder: Path) -> None:
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
@@ -230,7 +227,21 @@ def source_tables(
         for name, table in subject.tables.items():
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
-    key = {
+    try:
+        entry = cache.get("evaluations", _tables_key(source, task, options, cache, generator), make)
+    except _Unfinished as unfinished:
+        return unfinished.measured
+    tables = {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
+    return Measured(tables, (entry.path / WEIGHTS).read_text(encoding="ascii"))
+
+
+def _tables_key(source: ModelSource, task: Task, options: Options, cache: Cache, generator: Generator) -> dict[str, Any]:
+    """All that decides a source's tables."""
+    from harness.models.pretraining import weights_digest
+    from harness.numerics.generation import VERSION as GENERATION_VERSION
+    from harness.numerics.identity import versions
+
+    key: dict[str, Any] = {
         "source": weights_digest(source, cache),
         "bench": [task.bench, task.bench_version],
         "questions": digest({name: list(rows) for name, rows in task.questions.items()}),
@@ -245,14 +256,11 @@ def source_tables(
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],
     } | ({"basis": basis} if (basis := task.basis) else {})
+    if plugins := {e.name: files for e in task.evaluators if (files := EVALUATORS.digests(e.name))}:
+        key["plugins"] = plugins  # their authors change them more often than their versions
     if any(e.changes_model for e in task.evaluators):  # what they change it with lies in the data, not in the questions
         key["data"] = task.data
-    try:
-        entry = cache.get("evaluations", key, make)
-    except _Unfinished as unfinished:
-        return unfinished.measured
-    tables = {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
-    return Measured(tables, (entry.path / WEIGHTS).read_text(encoding="ascii"))
+    return key
 
 
 def score_log(

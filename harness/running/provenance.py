@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.core.arithmetic import kind_of_machine, model_of_processor
-from harness.core.registry import ROOT
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS
+from harness.core.method import METHODS
+from harness.core.registry import ROOT, Registry
 from harness.numerics.identity import tokenizer_fingerprint
-from harness.storage.records import Provenance
+from harness.storage.records import Provenance, RunResult, RunSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,19 +39,19 @@ PACKAGES = (
 """Packages that the numbers rest on."""
 
 
-def provenance_of(command: str, device: str, tokenizer: PreTrainedTokenizerBase, weights: str) -> Provenance:
+def provenance_of(command: str, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, weights: str) -> Provenance:
     """What a record says of how it was made.
 
     Args:
         command: what to type to make it again.
-        device: `cpu`, `cuda` or `mps`.
+        spec: the run.
         tokenizer: whose fingerprint is kept.
         weights: fingerprint of the weights before unlearning.
     """
     import psutil
     import torch
 
-    on_gpu = device == "cuda"
+    on_gpu = spec.device == "cuda"
     return Provenance(
         harness_version=__version__,
         code=_git("rev-parse", "HEAD"),
@@ -64,7 +68,22 @@ def provenance_of(command: str, device: str, tokenizer: PreTrainedTokenizerBase,
         command=command,
         processor_model=model_of_processor(),
         arithmetic=kind_of_machine(),
+        plugins=plugin_digests(spec),
     )
+
+
+def plugin_digests(spec: RunSpec) -> dict[str, Mapping[str, str]]:
+    """The code of the plug-ins from outside that a run uses, as it is now: kind and name → SHA-256 of its files."""
+    used: list[tuple[Registry[Any], str]] = [(METHODS, spec.method), (BENCHMARKS, spec.bench)]
+    used += [(EVALUATORS, name) for name in spec.evaluators]
+    return {f"{registry.kind} {name}": files for registry, name in used if (files := registry.digests(name))}
+
+
+def made_by_other_code(result: RunResult) -> str:
+    """One sentence where a plug-in's code is not what it was when a run was recorded; else nothing."""
+    then, now = result.provenance.plugins if result.provenance else {}, plugin_digests(result.spec)
+    changed = [name for name in now if now[name] != then.get(name)]
+    return f"the code of {', '.join(changed)} has changed since run {result.spec.run_id} was recorded" if changed else ""
 
 
 def _git(*words: str) -> str | None:

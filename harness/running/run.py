@@ -24,7 +24,7 @@ from harness.models.export import ExportOptions
 from harness.running.failures import give_back_memory, outcome
 from harness.running.measuring import measure, source_tables
 from harness.running.plan import Plan
-from harness.running.provenance import provenance_of
+from harness.running.provenance import made_by_other_code, provenance_of
 from harness.storage.cache import Cache, disk_errors
 from harness.storage.record_writing import Record
 from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult
@@ -75,6 +75,9 @@ def execute(todo: Plan, store: Store, cache: Cache, exports: ExportOptions | Non
         if not record.written:
             record.result = result
         record.keep_whole_points(todo.options.rows == "last")
+        if record.points and (changed := made_by_other_code(record.result)):
+            log.warning("%s; its points are measured anew", changed)
+            record.keep_points(0)
         with outcome(todo, record, store):
             return _execute(todo, store, record, result, cache, exports)
 
@@ -149,7 +152,7 @@ def _with_provenance(todo: Plan, store: Store, result: RunResult, setting: Setti
     from harness.models.pretraining import made_elsewhere
 
     task = todo.task
-    made = provenance_of(todo.command, todo.spec.device, setting.tokenizer, before)
+    made = provenance_of(todo.command, todo.spec, setting.tokenizer, before)
     used = {name: source for name, source in task.sources.items() if name in ("base", *task.references)}
     others = [*made_elsewhere(used, setting.cache), *_began_otherwise(todo, store, made)]
     for note in others:

@@ -6,6 +6,7 @@ executor's business (`harness/running/executors.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from harness.core.errors import UsageError, unknown
 from harness.core.measurement import Measurement
 from harness.running.plan import Plan
+from harness.running.provenance import made_by_other_code
 from harness.running.run import attempt
 from harness.running.trials import Tasks, TrialSpec
 from harness.storage.cache import Cache
@@ -21,6 +23,8 @@ from harness.storage.store import Store
 
 if TYPE_CHECKING:
     from harness.running.executors import Executor
+
+log = logging.getLogger(__name__)
 
 
 def check_metric(plans: Sequence[Plan]) -> None:
@@ -59,8 +63,8 @@ def run_all(
     """
     results = []
     for todo in plans:
-        result = None if force else _recorded(todo, store)
-        if result is None or result.status != "done":
+        result = None if force else _done(todo, store)
+        if result is None:
             result = _ended(todo, store, attempt(todo, store, cache, force))
         results.append(result)
         report(result)
@@ -91,8 +95,7 @@ def run_trials(
     check_metric(plans)
     results: dict[int, RunResult] = {}
     for index, todo in enumerate(plans):
-        recorded = _recorded(todo, store)
-        if recorded and recorded.status == "done":
+        if recorded := _done(todo, store):
             results[index] = replace(recorded, trial=recorded.trial or todo.trial)
             report(index, results[index])
     left = [index for index in range(len(trials)) if index not in results]
@@ -109,6 +112,16 @@ def _recorded(todo: Plan, store: Store) -> RunResult | None:
         return store.find(todo.spec)
     except UsageError:
         return None
+
+
+def _done(todo: Plan, store: Store) -> RunResult | None:
+    """The record of a run that is done; a plug-in that has changed since is told of."""
+    recorded = _recorded(todo, store)
+    if recorded is None or recorded.status != "done":
+        return None
+    if changed := made_by_other_code(recorded):
+        log.warning("%s; it is shown as recorded, and --force runs it anew", changed)
+    return recorded
 
 
 def _ended(todo: Plan, store: Store, error: str) -> RunResult:

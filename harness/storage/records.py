@@ -23,9 +23,9 @@ from harness.core.options import Points, Retain, Variant
 from harness.storage.cache import digest
 from harness.storage.identity import FIELDS
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
-`Provenance.arithmetic`. Older ones are read as they are."""
+`Provenance.arithmetic`; 7: `Provenance.plugins`. Older ones are read as they are."""
 LATER_SETTINGS: Mapping[str, JSON] = {"max_steps": None, "max_length": None, "reduction": "sum"}
 """Settings that methods got when there were records already, each with the value that leaves everything as it was: with it a
 run is named as before."""
@@ -170,6 +170,8 @@ class Provenance:
     """The CPU's family, model and stepping; empty in records that were made before this was kept."""
     arithmetic: Mapping[str, str] = field(default_factory=dict)
     """What else decides how it rounds; see `harness.core.arithmetic.kind_of_machine`."""
+    plugins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The code of plug-ins from outside the checkout: kind and name (`method noise`) → SHA-256 of its files, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)

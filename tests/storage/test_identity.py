@@ -23,6 +23,7 @@ from harness.storage.cache import Cache
 from harness.storage.records import read_spec
 from harness.storage.store import Store
 from tests.conftest import Nano
+from tests.records import SPEC
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -160,7 +161,7 @@ def test_a_tokenizer_is_read_once_for_all_measured_points(nano: Nano, monkeypatc
 def test_a_record_names_a_tokenizer_by_all_that_decides_its_texts(nano: Nano):
     other = copy.deepcopy(nano.tokenizer)
     other.chat_template = "{{ messages[0].content }}"
-    one, another = (provenance_of("harness run", "cpu", each, "w").tokenizer for each in (nano.tokenizer, other))
+    one, another = (provenance_of("harness run", SPEC, each, "w").tokenizer for each in (nano.tokenizer, other))
     assert one == identity.tokenizer_fingerprint(nano.tokenizer)
     assert another != one
 
