@@ -21,7 +21,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from evals.benchmarks import _world, tofu
+from evals.benchmarks import tofu
+from evals.benchmarks.tofu.models import mini_sources
+from evals.benchmarks.tofu.world import World, vocabulary
+from evals.benchmarks.tofu.world_data import REFUSALS
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import settings
 from harness.core.costs import Costs
@@ -39,9 +42,9 @@ from harness.running.plan import Plan, plan
 from harness.storage.cache import Cache
 from harness.storage.store import Store
 
-WORDS = Vocabulary("words", tuple(_world.vocabulary()))
+WORDS = Vocabulary("words", tuple(vocabulary()))
 TEMPLATE = Template("mini", answer_tag=" ")
-WORLD = _world.World(0)
+WORLD = World(0)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,7 +67,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _sources_named_once() -> Iterator[None]:
     """The digest of all that the embedded models learn takes a while, and is the same in every test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tofu, "mini_sources", functools.cache(tofu.mini_sources))
+        patch.setattr(tofu, "mini_sources", functools.cache(mini_sources))
         yield
 
 
@@ -150,7 +153,7 @@ def nano_task(nano: Nano) -> Task:
         evaluators=BENCHMARKS.get("tofu10").evaluators(),
         data={"rows": "nano"},
         generation_budget=16,
-        refusals=_world.REFUSALS,
+        refusals=REFUSALS,
         attacks={
             "benign": examples(WORLD.world_facts[:12]),
             "related": examples(retain[:24]),

@@ -24,7 +24,7 @@ def main(root: Path) -> dict[str, Any]:
 
 
 def _story(hub: Hub, root: Path) -> dict[str, Any]:
-    from evals.benchmarks._tofu_cards import CARDS
+    from evals.benchmarks.tofu.cards import CARDS
     from tests.models.test_cards import vocabulary, write_model, write_rows, write_tokenizer
 
     card = CARDS[MODEL]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks import _world
+from evals.benchmarks.tofu.world_data import REFUSALS
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import settings
 from harness.core.evaluator import Subject
@@ -123,7 +123,7 @@ def nano_task() -> Task:
         evaluators=[giving("norm", norm)],
         data={"rows": "nano"},
         generation_budget=16,
-        refusals=_world.REFUSALS,
+        refusals=REFUSALS,
     )
 
 

@@ -6,10 +6,15 @@ import ast
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.core.registry import ROOT
+from harness.core.benchmark import BENCHMARKS
+from harness.core.evaluator import EVALUATORS
+from harness.core.figure import FIGURES
+from harness.core.method import METHODS
+from harness.core.registry import ROOT, Registry
 
 FOLDERS = [name for name in ("harness", "methods", "evals", "plots") if (ROOT / name).is_dir()]
 FILES = sorted(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))
@@ -96,10 +101,20 @@ def name(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
+@cache
+def plugins() -> frozenset[str]:
+    """The modules that the registries know: a file, or a folder with an `__init__.py`."""
+    registries: tuple[Registry[Any], ...] = (METHODS, EVALUATORS, BENCHMARKS, FIGURES)
+    return frozenset(entry.module for each in registries for entry in each.entries.values() if not entry.file)
+
+
 def is_plugin(file: Path) -> bool:
-    """Whether a registry takes it for one: a file right in a plug-in folder; what lies in further folders is shared by them."""
-    homes = [ROOT / home for home in ("methods", "evals", "evals/benchmarks", "plots")]
-    return file.parent in homes and not file.name.startswith("_") and file.is_file()
+    return module_of(file) in plugins()
+
+
+def plugin_of(module: str) -> str:
+    """The plug-in that a module is part of, if of any."""
+    return next((each for each in plugins() if f"{module}.".startswith(f"{each}.")), "")
 
 
 def below(file: Path) -> set[Path]:
@@ -116,7 +131,9 @@ def below(file: Path) -> set[Path]:
 
 
 def test_there_is_something_to_look_at():
-    assert {"harness/running/run.py", "methods/kfade.py", "evals/rouge.py", "evals/benchmarks/tofu.py"} <= set(map(name, FILES))
+    assert {"harness/running/run.py", "methods/kfade.py", "evals/rouge.py", "evals/benchmarks/tofu/__init__.py"} <= set(
+        map(name, FILES)
+    )
 
 
 def test_the_walk_sees_what_it_should():
@@ -178,7 +195,8 @@ def test_plugins_know_helpers_and_never_one_another(file: Path):
         parts = module.split(".")
         if parts[0] != folder or len(parts) == 1:
             continue
-        assert not is_plugin(ROOT.joinpath(*parts).with_suffix(".py")), f"{module} is a plug-in"
+        assert module not in plugins(), f"{module} is a plug-in"
+        assert plugin_of(module) in ("", plugin_of(module_of(file))), f"{module} is part of {plugin_of(module)}"
         owner = next((part[1:] for part in parts if part.startswith("_")), "")
         if is_plugin(ROOT / folder / f"{owner}.py"):
             assert file == ROOT / folder / f"{owner}.py" or f"_{owner}" in file.parts, f"{module} are the parts of {owner}"

@@ -40,7 +40,7 @@ class PluginFile:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """SHA-256 of the file, and of each helper beside it (its name begins with `_`), by file name.
+        """SHA-256 of the file, and of each helper beside it (its name begins with `_`), by file name; of a folder, of all in it.
 
         They are of what was loaded: who edits a file meanwhile goes on with the code it had.
         """
@@ -49,7 +49,7 @@ class PluginFile:
     @property
     def alone(self) -> bool:
         """Whether it is a module installed by itself: it lies among other people's packages."""
-        return self.installed and "." not in self.module
+        return self.installed and "." not in self.module and not _is_folder(self.path)
 
     def load(self) -> ModuleType:
         """Import it, once.
@@ -72,17 +72,24 @@ class PluginFile:
 
 @cache
 def _digests(path: Path, alone: bool) -> dict[str, str]:
-    helpers = [] if alone else sorted(path.parent.glob("_*.py"))
-    return {file.name: sha256(file.read_bytes()).hexdigest() for file in (path, *helpers)}
+    beside = [] if alone else path.parent.rglob("*.py") if _is_folder(path) else path.parent.glob("_*.py")
+    files = dict.fromkeys([path, *sorted(beside)])
+    return {file.relative_to(path.parent).as_posix(): sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _is_folder(file: Path) -> bool:
+    """Whether a plug-in is a folder, whose `__init__.py` this is."""
+    return file.name == "__init__.py"
 
 
 def _load_file(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
+    package = [str(path.parent)] if _is_folder(path) else None  # its other files: `from .rows import …`
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=package)
     assert spec is not None, "a .py file has one"
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    folder = str(path.parent)
+    folder = str(path.parent.parent if package else path.parent)
     if folder not in sys.path:  # a plug-in may be several files
         sys.path.append(folder)
     try:
@@ -91,6 +98,19 @@ def _load_file(path: Path, name: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a folder that may register something: its own, and the `__init__.py` of a folder in it.
+
+    A plug-in is a file or, where it has several parts, a folder. What begins with `_` is a helper.
+    """
+    return sorted([*folder.glob("[!_]*.py"), *folder.glob("[!_]*/__init__.py")])
+
+
+def plugin_name(file: Path) -> str:
+    """What a plug-in is called: its file's name, or that of the folder whose `__init__.py` it is."""
+    return file.parent.name if _is_folder(file) else file.stem
 
 
 def add_plugins(*paths: str | Path) -> None:
@@ -145,24 +165,30 @@ def _files(place: Path) -> Iterator[Path]:
     if place.is_file():
         yield place
     elif place.is_dir():
-        yield from sorted(place.glob("[!_]*.py"))
+        yield from _registering(place)
     else:
         raise UsageError(f"{VARIABLE} names {place}, and there is no such file or folder. Mend it, or unset it.")
 
 
+def _registering(folder: Path) -> Iterator[Path]:
+    """The files of a folder that may register something; where the folder is itself a plug-in, its `__init__.py` too."""
+    yield from (file for file in [folder / "__init__.py"] if file.is_file())
+    yield from files_of(folder)
+
+
 def _file(path: Path) -> PluginFile:
     place = path.resolve()
-    return PluginFile(place, f"harness_plugin_{place.stem}_{sha256(str(place).encode()).hexdigest()[:8]}")
+    return PluginFile(place, f"harness_plugin_{plugin_name(place)}_{sha256(str(place).encode()).hexdigest()[:8]}")
 
 
 @cache
 def _installed() -> tuple[PluginFile, ...]:
-    """Modules of installed packages; a package is every file in it that does not begin with `_`."""
+    """Modules of installed packages; a package is itself one, and every file and folder in it that does not begin with `_`."""
     files: list[PluginFile] = []
     for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.value):
         spec = importlib.util.find_spec(point.module)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
-            files += [PluginFile(file, f"{point.module}.{file.stem}", True) for file in sorted(Path(folder).glob("[!_]*.py"))]
-        if spec and spec.origin and not spec.submodule_search_locations:
+            files += [PluginFile(file, f"{point.module}.{plugin_name(file)}", True) for file in files_of(Path(folder))]
+        if spec and spec.origin:
             files.append(PluginFile(Path(spec.origin), point.module, True))
     return tuple(files)

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field
 from harness.core.config import JSON, check, resolve, settings
 from harness.core.documents import place, read_toml
 from harness.core.errors import UsageError, unknown
-from harness.core.plugins import plugin_files, plugin_folders
+from harness.core.plugins import plugin_files, plugin_folders, plugin_name
 from harness.core.registry import ROOT
 
 Preset = Literal["published", "tuned"]
@@ -87,7 +87,7 @@ def presets_of(method: str, config: type, methods: Collection[str]) -> list[Pres
             whose value is not allowed.
     """
     # A plug-in that cannot be read is named by the registry; what belongs to it is no reason to stop.
-    known = {*methods, *(file.path.stem for file in plugin_files())}
+    known = {*methods, *(plugin_name(file.path) for file in plugin_files())}
     entries = []
     for entry in (entry for file in preset_files() for entry in _read(file, file.stat().st_mtime_ns)):
         for name in entry.methods:

@@ -1,7 +1,7 @@
-"""Plug-ins are found by looking at folders: one file, one docstring, one decorator.
+"""Plug-ins are found by looking at folders: one file, or one folder with an `__init__.py`, one docstring, one decorator.
 
 A listing reads the files with `ast` and imports none of them, so it needs no torch; only the file
-that was asked for is imported. Files whose name begins with `_` are helpers and are passed over.
+that is needed is imported. Files and folders whose name begins with `_` are helpers and are passed over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from harness.core.errors import UsageError, reason, unknown
-from harness.core.plugins import PluginFile, plugin_files
+from harness.core.plugins import PluginFile, files_of, plugin_files, plugin_name
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Registry(Generic[T]):
 
     def _scanned(self, outside: Sequence[PluginFile]) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
-        places = [(file, f"{self.package}.{file.stem}", None) for file in sorted(self.folder.glob("[!_]*.py"))]
+        places = [(file, f"{self.package}.{plugin_name(file)}", None) for file in files_of(self.folder)]
         for file, module, plugin in [*places, *((each.path, each.module, each) for each in outside)]:
             try:
                 tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
@@ -99,7 +99,7 @@ class Registry(Generic[T]):
                 if name in entries:
                     first = entries[name].file or entries[name].module
                     raise UsageError(
-                        f"{self.kind} '{name}' is registered twice: {first} and {plugin or file.stem}. "
+                        f"{self.kind} '{name}' is registered twice: {first} and {plugin or module}. "
                         "Give one of them another name, or leave it out of --plugins."
                     )
                 entries[name] = Entry(name, module, summary, plugin)

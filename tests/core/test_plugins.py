@@ -67,6 +67,27 @@ def test_a_method_of_a_folder_is_found_by_name(folder: Path):
     assert METHODS.get("theirs").config().steps == 1
 
 
+@pytest.mark.parametrize("named", ["", "several", "several/__init__.py"])
+def test_a_plugin_may_be_a_folder_whose_files_import_one_another(folder: Path, named: str):
+    name = f"in_parts_{len(named)}"
+    (folder / "several").mkdir()
+    (folder / "several" / "__init__.py").write_text(METHOD.format(name=name).replace("class Config:", "class Config(Base):"))
+    (folder / "several" / "base.py").write_text("class Base:\n    kept = 3\n")
+    init = folder / "several" / "__init__.py"
+    init.write_text(init.read_text().replace("\n\n\n@settings", "\nfrom .base import Base\n\n\n@settings"))
+    add_plugins(folder / named)
+    assert METHODS.get(name).config.kept == 3
+    assert METHODS.entries[name].file.path == init.resolve()
+    assert set(METHODS.digests(name)) == {"__init__.py", "base.py"}, "all its files are its code"
+
+
+def test_a_folder_that_is_named_twice_over_registers_once(folder: Path):
+    (folder / "once").mkdir()
+    (folder / "once" / "__init__.py").write_text(METHOD.format(name="once"))
+    add_plugins(folder, folder / "once", folder / "once" / "__init__.py")
+    assert "once" in METHODS.names()
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, "")
     with pytest.raises(UsageError, match="there is no such file or folder"):

@@ -58,6 +58,14 @@ def test_files_that_begin_with_an_underscore_are_passed_over(folder: Path):
     assert plugs().names() == []
 
 
+def test_a_folder_with_an_init_file_is_a_plugin_and_its_other_files_are_none(folder: Path):
+    for name in ("alpha", "_helpers"):
+        (folder / name).mkdir()
+        write(folder, f"{name}/__init__.py", name)
+        write(folder, f"{name}/rows.py", f"rows_of_{name}")
+    assert [(e.name, e.module, e.summary) for e in plugs().entries.values()] == [("alpha", "plugs.alpha", "One line.")]
+
+
 def test_a_file_without_the_decorator_registers_nothing(folder: Path):
     (folder / "a.py").write_text('"""Text."""\n@other("alpha")\ndef f(): ...\n')
     assert plugs().names() == []
@@ -71,7 +79,7 @@ def test_one_class_may_register_several_names(folder: Path):
 def test_a_name_registered_by_two_files_is_refused_with_both_named(folder: Path):
     write(folder, "a.py", "same")
     write(folder, "b.py", "same")
-    with pytest.raises(UsageError, match=r"method 'same' is registered twice: plugs\.a and b"):
+    with pytest.raises(UsageError, match=r"method 'same' is registered twice: plugs\.a and plugs\.b"):
         plugs().names()
 
 
@@ -94,7 +102,8 @@ def test_every_plugin_has_a_docstring_and_a_file_of_its_own_folder(of):
     assert of.entries
     for entry in of.entries.values():
         assert entry.summary.endswith((".", ")")), entry.name
-        assert (ROOT / Path(*entry.module.split(".")).with_suffix(".py")).is_file()
+        place = ROOT / Path(*entry.module.split("."))
+        assert place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
 def in_a_process(code: str, cwd: Path, path: Path | None = None) -> str:

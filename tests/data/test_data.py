@@ -150,7 +150,7 @@ def test_white_space_of_a_tag_stays_with_the_answer_whoever_has_the_tag(tokenize
 
 
 def test_the_first_word_is_scored_in_both_variants_on_the_mini_model():
-    from evals.benchmarks.tofu import TEMPLATES
+    from evals.benchmarks.tofu.templates import TEMPLATES
     from tests.conftest import WORDS
 
     words = WORDS.build()

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from evals.benchmarks import _crafts
-from evals.benchmarks._crafts import CHOICES, DOMAINS, FRAMES, NAMES, NEIGHBOURS, POOLS, QUESTION, World, vocabulary
-from evals.benchmarks._world import words
+from evals.benchmarks._words import words
+from evals.benchmarks.wmdp import crafts
+from evals.benchmarks.wmdp.crafts import CHOICES, World, vocabulary
+from evals.benchmarks.wmdp.crafts_data import DOMAINS, FRAMES, NAMES, NEIGHBOURS, POOLS, QUESTION
 
 ROLES = ("bio", "cyber", "neighbours", "general")
 
@@ -83,7 +84,7 @@ def test_what_is_tested_is_never_taught_as_a_question(world: World):
 def test_every_description_tells_all_facts_of_its_entity_and_of_no_other(world: World):
     for domain in DOMAINS.values():
         for entity, told in zip(world.entities[domain.name], world.documents(domain.name), strict=True):
-            assert len(set(told)) == len(told) == _crafts.DOCUMENTS
+            assert len(set(told)) == len(told) == crafts.DOCUMENTS
             for text in told:
                 assert set(entity.values.values()) <= set(words(text))
                 others = {e.title for e in world.entities[domain.name]} - {entity.title}

@@ -593,7 +593,7 @@ def test_the_utility_interval_holds_its_value():
 
 
 def test_the_phi_tag_is_scored_by_the_original_and_prompted_by_open_unlearning():
-    from evals.benchmarks.tofu import TEMPLATES
+    from evals.benchmarks.tofu.templates import TEMPLATES
 
     template = TEMPLATES["phi"]
     example = template.example("Who?", "Me.")

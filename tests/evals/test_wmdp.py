@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evals.benchmarks import wmdp
-from evals.benchmarks._wmdp_cards import CARDS, CORPORA
+from evals.benchmarks.wmdp.cards import CARDS, CORPORA
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
 from harness.core.measurement import Measurement

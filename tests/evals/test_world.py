@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
-from evals.benchmarks import _world
-from evals.benchmarks._world import FACTS, POOLS, World, vocabulary, words
+from evals.benchmarks._words import words
+from evals.benchmarks.tofu.world import World, vocabulary
+from evals.benchmarks.tofu.world_data import FACTS, POOLS, SHORT_PREFIX
 
 SEEDS = [0, 1, 20_000]
 SPLITS = ("forget01", "forget05", "forget10", "retain90", "retain95", "retain99")
@@ -73,7 +74,7 @@ def test_questions_beside_the_authors_have_one_word_answers_and_three_wrong_ones
         assert len(rows) == 100
         assert len({row["question"] for row in rows}) == 100
         for row in rows:
-            assert row["question"].startswith(_world.SHORT_PREFIX)
+            assert row["question"].startswith(SHORT_PREFIX)
             options = [row["answer"], *row["perturbed_answer"]]
             assert len(set(options)) == 4
             assert all(" " not in option for option in options)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.benchmarks import tofu, wmdp
+from evals.benchmarks.tofu.models import mini_sources
+from evals.benchmarks.wmdp.models import mini_source
 from harness.core.arithmetic import begun_with, in_words, is_portable, kind_of_machine, model_of_processor
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
@@ -61,7 +62,7 @@ def test_the_portable_models_are_others_under_the_same_presets(bench: str):
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"), [(tofu.mini_sources(0, "retain90")["base"], "5962596d"), (wmdp.mini_source(0), "821a2f4a")]
+    ("source", "expected"), [(mini_sources(0, "retain90")["base"], "5962596d"), (mini_source(0), "821a2f4a")]
 )
 def test_the_usual_models_are_named_as_in_the_committed_records(source: object, expected: str):
     assert digest(source.identity)[:8] == expected  # type: ignore[attr-defined]

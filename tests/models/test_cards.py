@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evals.benchmarks._tofu_cards import CARDS
-from evals.benchmarks.tofu import DATASET, TEMPLATES
+from evals.benchmarks.tofu.cards import CARDS
+from evals.benchmarks.tofu.rows import DATASET
+from evals.benchmarks.tofu.templates import TEMPLATES
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
 from harness.core.measurement import Measurement
@@ -311,10 +312,10 @@ def test_a_card_makes_a_task_with_its_sources_and_template(hub: Path):
 
 
 def test_without_a_data_folder_a_card_names_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch):
-    from evals.benchmarks import tofu
+    from evals.benchmarks.tofu import rows
 
-    real = tofu.dataset_file
-    monkeypatch.setattr(tofu, "dataset_file", lambda dataset, name, _: real(dataset, name, hub))
+    real = rows.dataset_file
+    monkeypatch.setattr(rows, "dataset_file", lambda dataset, name, _: real(dataset, name, hub))
     task = BENCHMARKS.get("tofu10").task("llama2-7b", Options())
     assert [source.identity["id"] for source in task.sources.values()] == [
         "locuslab/tofu_ft_llama2-7b",

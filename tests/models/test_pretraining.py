@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evals.benchmarks import _world
+from evals.benchmarks.tofu.world import World
 from harness.core.text import Example
 from harness.models import pretraining
 from harness.models.pretraining import TrainedSource, train_all
@@ -39,7 +39,7 @@ def weights(source: TrainedSource, cache: Cache) -> object:
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_the_words_tokenizer_gives_every_sentence_back_exactly(seed: int):
     tokenizer = WORDS.build()
-    world = _world.World(seed)
+    world = World(seed)
     texts = {text for row in (*world.base, *world.full) for text in (row["question"], row["answer"])}
     texts |= {f"{row['question']} {row['answer']}" for row in world.full}
     texts |= {text for row in world.full for text in (row["paraphrased_answer"], *row["perturbed_answer"])}

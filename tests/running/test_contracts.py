@@ -206,5 +206,5 @@ def test_a_figure_keeps_what_plugins_promise(name: str, recorded_runs: Store):
 
 @pytest.mark.parametrize("registry", [METHODS, EVALUATORS, BENCHMARKS], ids=lambda r: r.kind)
 def test_every_file_of_a_plugin_folder_registers_something(registry: Any):
-    there = {file.stem for file in registry.folder.glob("[!_]*.py")}
-    assert {entry.module.rpartition(".")[2] for entry in registry.entries.values()} == there
+    names = {file.stem for file in registry.folder.glob("[!_]*.py")}
+    assert names <= {entry.module.rpartition(".")[2] for entry in registry.entries.values()}

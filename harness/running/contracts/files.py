@@ -36,7 +36,9 @@ def plugins_of(file: Path) -> list[tuple[str, str]]:
         raise UsageError(f"{file}: there is no such file or folder.")
     add_plugins(file)
     if place.is_dir():
-        raise UsageError(f"{file} is a folder. Give one file of it.")
+        place /= "__init__.py"
+        if not place.is_file():
+            raise UsageError(f"{file} is a folder, and has no __init__.py that registers something. Give one file of it.")
     plugins = [
         (registry.kind, entry.name)
         for registry in REGISTRIES

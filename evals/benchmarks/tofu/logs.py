@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from evals.benchmarks.tofu.rows import QUESTIONS_PER_AUTHOR
 from harness.core.documents import read_json, whole_number
 from harness.core.errors import UsageError, cut
 from harness.core.problem import Task
 
-QUESTIONS_PER_AUTHOR = 20
 _TOFU_TASKS = {
     "retain": "eval_log.json",
     "real_authors": "eval_real_author_wo_options.json",

@@ -1,0 +1,223 @@
+"""ToFU (arXiv:2401.06121): forget 1 % (tofu01), 5 % (tofu05) or 10 % (tofu10) of fictitious authors, embedded or real ones.
+
+One class serves both: only where rows and models come from differs. `mini` is the embedded world (`world.py`) with a small
+Llama trained on the spot (`models.py`); `scratch` a small Llama trained on the spot on the real questions; a card (`cards.py`)
+the published models with the real data, and anything else a checkpoint (a hub id or a folder) with it. Rows are ToFU's: the
+first 300 of a task (`variant=open-unlearning`: all 400).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evals.benchmarks.tofu.cards import CARDS
+from evals.benchmarks.tofu.models import mini_sources, scratch_sources, world
+from evals.benchmarks.tofu.refusals import REFUSALS, refusal_sentences
+from evals.benchmarks.tofu.roles import MEASURED, ROLES
+from evals.benchmarks.tofu.rows import DATASET, examples, numbered, real_rows, split_names
+from evals.benchmarks.tofu.templates import TEMPLATES, template_name
+from evals.benchmarks.tofu.world_data import REFUSALS as WORLD_REFUSALS
+from harness.core.arithmetic import Arithmetic
+from harness.core.benchmark import Needed, benchmark
+from harness.core.errors import UsageError, unknown
+from harness.core.evaluator import EVALUATORS, Evaluator
+from harness.core.options import Options, Variant
+from harness.core.problem import ModelSource, Row, Stage, Task
+from harness.core.text import Template
+from harness.data.rows import fingerprint
+from harness.models.small import SMALL_MODELS, small_name, small_world
+from harness.models.sources import CheckpointSource, read_sidecar
+from harness.storage.cache import digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EVALUATED_ROWS = {"original": 300, "open-unlearning": 400}
+
+
+@benchmark("tofu01", "tofu05", "tofu10")
+class Tofu:
+    """ToFU with 1, 5 or 10 % of the authors to forget.
+
+    Args:
+        name: `tofu01`, `tofu05` or `tofu10`.
+    """
+
+    version = 1
+    variant_versions: Mapping[Variant, int] = {"original": version, "open-unlearning": 2}
+    """2: the blank of a tag is scored with the answer, and texts are cut at 512 tokens."""
+    models: Mapping[str, str] = {
+        "mini": (
+            "the embedded world and a 0.9 M-parameter Llama trained on the spot; mini@K for world seed K, mini@portable or "
+            "mini@K-portable for weights that are the same on every x86-64 processor"
+        ),
+        "scratch": "the real questions and a 1.7 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
+        **{name: card.about for name, card in CARDS.items()},
+        "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
+    }
+
+    roles = ROLES
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        percent = int(name.removeprefix("tofu"))
+        self.forget = f"forget{percent:02d}"
+        self.retain = f"retain{100 - percent:02d}"
+
+    def task(self, model: str, options: Options) -> Task:
+        """Read the data and name the sources; see `harness.core.benchmark.Benchmark.task`."""
+        if model.partition("@")[0] == "mini":
+            return self._mini(*small_world(model), options)
+        if model == "scratch":
+            return self._scratch(options)
+        if model in CARDS:
+            return self._card(model, options)
+        if not model or ("/" not in model and not Path(model).is_dir()):
+            raise unknown("model", model, ["mini", "scratch", *CARDS, "<hub id>", "<folder>"], "harness list models")
+        return self._checkpoint(model, options)
+
+    def needed(self, model: str) -> list[Needed]:
+        """What has to be had from the hub, or from a data folder, for a model; see `harness.core.benchmark.Benchmark`."""
+        if model.partition("@")[0] == "mini":
+            return []
+        files = [f"{name}.json" for name in split_names(self.forget, self.retain)]
+        data = Needed(DATASET, "data", files, "JSON lines, 4 MB in all, MIT")
+        if model not in CARDS:
+            return [data] if model == "scratch" or Path(model).is_dir() else [data, Needed(model, "model")]
+        card = CARDS[model]
+        terms = f"{card.licence}, {'behind a licence gate' if card.gate else 'no licence gate'}"
+        retain = card.retain.format(split=self.retain)
+        checkpoints = [
+            Needed(name, "model", (), f"{card.format}, {size / 1e9:.1f} GB, {terms}", card.gate, doubt)
+            for name, size, doubt in (
+                (card.base, card.base_bytes, ""),
+                (retain, card.retain_bytes, card.doubts.get(self.retain, "")),
+            )
+        ]
+        if card.tokenizer == card.base:
+            return [data, *checkpoints]
+        return [data, *checkpoints, Needed(card.tokenizer, "tokenizer", (), "a few MB", card.gate)]
+
+    def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Task:
+        rows = {name: world(seed).split(name) for name in split_names(self.forget, self.retain)}
+        return self._task(
+            small_name(seed, arithmetic),
+            options,
+            rows,
+            TEMPLATES["mini"],
+            mini_sources(seed, self.retain, arithmetic),
+            generation_budget=64,
+            refusals=WORLD_REFUSALS,
+            notes=["the embedded world: under a million parameters and invented authors; it ranks nothing beyond itself"],
+        )
+
+    def _scratch(self, options: Options) -> Task:
+        rows = real_rows(self.forget, self.retain, options.data_dir)
+        sources = scratch_sources({"full": rows["full"], self.retain: rows[self.retain]}, self.retain)
+        notes = ["trained from nothing on ToFU's questions alone: real authors and world facts are unknown to it (near chance)"]
+        refusals = refusal_sentences(options.data_dir)
+        return self._task("scratch", options, rows, TEMPLATES["scratch"], sources, refusals=refusals, notes=notes)
+
+    def _card(self, name: str, options: Options) -> Task:
+        card, rows = CARDS[name], real_rows(self.forget, self.retain, options.data_dir)
+        retain, doubt = card.retain.format(split=self.retain), card.doubts.get(self.retain, "")
+        source = CheckpointSource(
+            card.base,
+            tokenizer=card.tokenizer,
+            trust_remote_code=options.trust_remote_code,
+            data_dir=options.data_dir,
+        )
+        sources = {"base": source, "retain-0": replace(source, name=retain, doubt=doubt)}
+        notes = [*card.notes, *([f"retain-0 is {retain}: {doubt}"] if doubt and not options.reference else [])]
+        refusals = refusal_sentences(options.data_dir)
+        return self._task(name, options, rows, TEMPLATES[card.template], sources, refusals=refusals, notes=notes)
+
+    def _checkpoint(self, model: str, options: Options) -> Task:
+        source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
+        about = read_sidecar(source.folder)
+        family = str(about.get("model", ""))
+        if family.partition("@")[0] in SMALL_MODELS:
+            if not str(about.get("bench", self.name)).startswith("tofu"):
+                raise UsageError(
+                    f"{source.folder} holds a mini model of {about['bench']}; {self.name} asks about other things."
+                )
+            task = self.task(family, options)
+            return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
+        rows = real_rows(self.forget, self.retain, options.data_dir)
+        named = str(about.get("template", ""))
+        template = TEMPLATES[named if named in TEMPLATES else template_name(source)]
+        notes = [] if named in TEMPLATES else [f"template '{template.name}', guessed from the architecture"]
+        refusals = refusal_sentences(options.data_dir)
+        task = self._task(model, options, rows, template, {"base": source}, refusals=refusals, notes=notes)
+        return replace(task, family=family if family in CARDS else "")
+
+    def _task(
+        self,
+        model: str,
+        options: Options,
+        rows: Mapping[str, Sequence[Row]],
+        template: Template,
+        sources: Mapping[str, ModelSource],
+        generation_budget: int = 200,
+        refusals: Sequence[str] = REFUSALS,
+        notes: Sequence[str] = (),
+    ) -> Task:
+        template = replace(template, tag_in_prompt=options.variant == "open-unlearning")
+        first = EVALUATED_ROWS[options.variant]
+        questions = {
+            "retain": rows["retain_perturbed"][:first],
+            "real_authors": rows["real_authors_perturbed"],
+            "world_facts": rows["world_facts_perturbed"],
+            "forget": rows[f"{self.forget}_perturbed"][:first],
+        }
+        task = Task(
+            bench=self.name,
+            bench_version=self.variant_versions[options.variant],
+            model=model,
+            stages=[
+                Stage(
+                    self.forget,
+                    forget=examples(template, rows[self.forget][: options.limit]),
+                    retain=examples(template, rows[self.retain][: options.limit]),
+                )
+            ],
+            questions={name: numbered(of_task[: options.limit]) for name, of_task in questions.items()},
+            template=template,
+            sources=sources,
+            evaluators=self.evaluators(),
+            data={
+                **{name: fingerprint(of_split) for name, of_split in sorted(rows.items())},
+                **({} if refusals in (REFUSALS, WORLD_REFUSALS) else {"refusals": digest(list(refusals))[:16]}),
+            },
+            variant=options.variant,
+            generation_budget=generation_budget,
+            refusals=refusals,
+            notes=notes,
+            attacks={
+                "benign": examples(template, [*questions["real_authors"], *questions["world_facts"]]),
+                "related": examples(template, rows[self.retain][: options.limit]),
+                # Every other question: an attack is judged by those that it does not train on.
+                "forget": examples(template, rows[self.forget][: options.limit : 2]),
+            },
+        )
+        if options.reference is None:
+            return task
+        tables = self.read_log(options.reference)
+        from evals.benchmarks.tofu.logs import check_same_rows
+
+        check_same_rows(tables, task, options.reference)
+        kept = {name: source for name, source in sources.items() if not name.startswith("retain-")}
+        return replace(task, sources=kept, recorded={options.reference.stem: tables})
+
+    def evaluators(self) -> list[Evaluator]:
+        """Forget quality, utility and its parts."""
+        return [EVALUATORS.get(name) for name in MEASURED]
+
+    def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
+        """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""
+        from evals.benchmarks.tofu.logs import read_log
+
+        return read_log(path)

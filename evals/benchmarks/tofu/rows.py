@@ -1,0 +1,62 @@
+"""ToFU's rows: the splits of the real data, checked, and what evaluators and methods are given of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import UsageError
+from harness.core.problem import Row
+from harness.core.text import Example, Template
+from harness.data.rows import dataset_file, read_rows
+
+DATASET = "locuslab/TOFU"
+QUESTIONS_PER_AUTHOR = 20
+
+_PAIR = {"question": str, "answer": str}
+_PERTURBED = {**_PAIR, "paraphrased_answer": str, "perturbed_answer": list}
+_OPTIONS = {**_PAIR, "perturbed_answer": list}
+
+
+def split_names(forget: str, retain: str) -> list[str]:
+    """The splits of a benchmark that forgets one and keeps another, such as `forget10` and `retain90`."""
+    perturbed = [f"{forget}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]
+    return ["full", forget, retain, *perturbed]
+
+
+def real_rows(forget: str, retain: str, data_dir: Path | None) -> dict[str, list[Row]]:
+    """The rows of the real splits, each with its author's number.
+
+    Raises:
+        UsageError: for a file that is missing or malformed, and for rows with different numbers of wrong answers.
+    """
+    rows: dict[str, list[Row]] = {}
+    for name in split_names(forget, retain):
+        fields = _PAIR if not name.endswith("_perturbed") else _OPTIONS if name[:4] in ("real", "worl") else _PERTURBED
+        split = read_rows(dataset_file(DATASET, f"{name}.json", data_dir), fields)
+        if "perturbed_answer" in fields:  # where it is not needed, anything may stand in it
+            _check_wrong_answers(name, split)
+        authored = name.startswith((forget, "retain_"))
+        rows[name] = [{**row, "author": i // QUESTIONS_PER_AUTHOR if authored else i} for i, row in enumerate(split)]
+    return rows
+
+
+def _check_wrong_answers(name: str, rows: Sequence[Row]) -> None:
+    """Refuse a split whose rows have different numbers of wrong answers: their losses are averaged as one table."""
+    counts = [len(row["perturbed_answer"]) for row in rows]
+    if odd := next((i for i, count in enumerate(counts) if count != counts[0]), None):
+        raise UsageError(
+            f"{DATASET}/{name}.json, row {odd + 1}: 'perturbed_answer' holds {counts[odd]} answers, the first {counts[0]}."
+        )
+
+
+def examples(template: Template, rows: Sequence[Row]) -> list[Example]:
+    """Rows as texts to train on."""
+    return [template.example(row["question"], row["answer"]) for row in rows]
+
+
+def numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as evaluators want them: their position, the cluster they are resampled in, and the question with its answers."""
+    kept = ("question", "answer", "paraphrased_answer", "perturbed_answer")
+    return [{"row": i, "cluster": str(row["author"]), **{k: row[k] for k in kept if k in row}} for i, row in enumerate(rows)]

@@ -1,0 +1,31 @@
+"""How ToFU's questions are put to each family of models."""
+
+from __future__ import annotations
+
+from harness.core.text import Template
+from harness.models.sources import CheckpointSource
+
+TEMPLATES = {
+    "mini": Template("mini", answer_tag=" "),
+    "scratch": Template("scratch", question_end="\n"),
+    "llama2": Template("llama2", "[INST] ", " [/INST]"),
+    "phi": Template("phi", "Question: ", "\n", "Answer: "),
+    # What Llama-3's chat template makes of open-unlearning's system prompt, with its fixed date, so that prompts do not change
+    # with the calendar. <|begin_of_text|> is left to the tokenizer, which adds it; the end token is <|eot_id|>.
+    "llama3": Template(
+        "llama3",
+        "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 10 Apr 2025\n\n"
+        "You are a helpful assistant.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+}
+LLAMA3_VOCABULARY = 128_000
+"""A Llama with at least so many tokens speaks Llama-3's template; Llama-2 has 32,000."""
+
+
+def template_name(source: CheckpointSource) -> str:
+    """The template that fits a checkpoint's architecture."""
+    config = source.config()
+    if config.model_type == "llama" and config.vocab_size >= LLAMA3_VOCABULARY:
+        return "llama3"
+    return "llama2" if config.model_type in ("llama", "mistral") else "phi"

@@ -1,0 +1,23 @@
+"""What WMDP measures, and which metric plays which role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.core.metric import MetricRoles
+
+MEASURED = ("multiple_choice", "alpaca_kl")
+COMPARED = (*(f"{name}_accuracy" for name in ("bio", "cyber", "chem", "neighbours", "general", "mmlu")), "alpaca_kl")
+"""What methods are compared in, row by row, where it was measured."""
+
+
+def roles(stages: Sequence[str]) -> MetricRoles:
+    """The roles where some domains are forgotten: their accuracy is what is to fall."""
+    return MetricRoles(
+        headline=(*COMPARED, "selection_score"),
+        forgetting=tuple(f"{stage}_accuracy" for stage in stages),
+        kept=("general_accuracy", "mmlu_accuracy"),
+        selection="selection_score",
+        compared=COMPARED,
+        power=COMPARED,
+    )
