@@ -1,1 +1,1 @@
-"""Evaluators: one file each. Benchmarks are in `evals/benchmarks/`."""
+"""Evaluators: one file each, or one folder. Benchmarks are in `evals/benchmarks/`."""

@@ -342,10 +342,8 @@ def test_no_file_is_called_utils():
 # ---------------------------------------------------------------- sizes
 
 
-STILL_LONG: set[str] = set()
-"""Files that are yet to be divided, and whose names are yet to be put right."""
 BOUNDED = [
-    "methods",
+    *("methods", "evals", "plots"),
     *(f"harness/{room}" for room in ("core", "storage", "data", "numerics", "models", "running", "reading", "cli")),
     "harness/api.py",
 ]
@@ -375,10 +373,8 @@ def test_sizes_are_counted_as_they_should():
 
 
 def within(folders: list[str]) -> list[Path]:
-    """The files that lie in some folders, but for what is yet to be put right."""
-    return [
-        file for file in FILES if any(file.is_relative_to(ROOT / each) for each in folders) and name(file) not in STILL_LONG
-    ]
+    """The files that lie in some folders."""
+    return [file for file in FILES if any(file.is_relative_to(ROOT / each) for each in folders)]
 
 
 @pytest.mark.parametrize("file", within(BOUNDED), ids=name)
@@ -391,7 +387,7 @@ def test_files_functions_and_lists_of_parameters_are_short(file: Path):
 
 
 SAY_NOTHING = {"told", "found", "asked", "there", "here", "way"}
-NAMED_FOR_WHAT_THEY_ARE = BOUNDED
+NAMED_FOR_WHAT_THEY_ARE = [folder for folder in BOUNDED if folder not in ("evals", "plots")]
 """Folders and files in which no name is one of those."""
 
 

@@ -40,7 +40,7 @@ class PluginFile:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """SHA-256 of the file, and of each helper beside it (its name begins with `_`), by file name; of a folder, of all in it.
+        """SHA-256 of the file and each helper beside it (its name begins with `_`), by file name; of a folder all its files.
 
         They are of what was loaded: who edits a file meanwhile goes on with the code it had.
         """

@@ -738,7 +738,7 @@ def judge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """FastChat's files with one question, to be answered in a few words."""
     from tests.evals.test_mt_bench import PROMPTS, QUESTIONS, REFERENCES, write
 
-    monkeypatch.setattr("evals.mt_bench.MAX_TOKENS", 4)
+    monkeypatch.setattr("evals.mt_bench.answers.MAX_TOKENS", 4)
     write(tmp_path / "data", "question.jsonl", QUESTIONS[:1])
     write(tmp_path / "data", "reference_answer/gpt-4.jsonl", REFERENCES)
     write(tmp_path / "data", "judge_prompts.jsonl", PROMPTS)

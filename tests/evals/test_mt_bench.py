@@ -16,6 +16,7 @@ import pytest
 
 from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
+from evals.mt_bench import answers, fastchat, judgements
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS, Subject
 from harness.core.measurement import Absent, Measurement
@@ -81,7 +82,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mt_bench, "MAX_TOKENS", 6)
+    monkeypatch.setattr(answers, "MAX_TOKENS", 6)
     monkeypatch.setattr(_judge, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(_judge, "TRIES", 2)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-nobodys")
@@ -98,13 +99,13 @@ def real() -> Path:
 # ---------------------------------------------------------------- FastChat's files
 
 
-def question(number: int, data: Path) -> mt_bench.Question:
-    (found,) = (q for q in mt_bench.read(data).questions if q.number == number)
+def question(number: int, data: Path) -> fastchat.Question:
+    (found,) = (q for q in fastchat.read(data).questions if q.number == number)
     return found
 
 
 def test_questions_come_with_references_where_the_judge_is_shown_them(data: Path):
-    assert [q.number for q in mt_bench.read(data).questions] == [81, 82, 83, 84, 85, 86]
+    assert [q.number for q in fastchat.read(data).questions] == [81, 82, 83, 84, 85, 86]
     assert question(81, data).reference is None
     assert question(82, data).reference == ("one of 82", "two of 82")
 
@@ -114,7 +115,7 @@ def test_temperatures_are_fastchats():
         "writing": 0.7, "roleplay": 0.7, "extraction": 0, "math": 0, "coding": 0, "reasoning": 0, "stem": 0.1,
         "humanities": 0.1, "arena-hard-200": 0.7, "something new": 0.7,
     }  # fmt: skip
-    assert {c: mt_bench.Question(1, c, ("a", "b"), None).temperature for c in expected} == expected
+    assert {c: fastchat.Question(1, c, ("a", "b"), None).temperature for c in expected} == expected
 
 
 def test_a_limit_holds_for_every_category(data: Path):
@@ -122,20 +123,20 @@ def test_a_limit_holds_for_every_category(data: Path):
     write(
         data, "reference_answer/gpt-4.jsonl", [{**r, "question_id": r["question_id"] + m} for m in (0, 6) for r in REFERENCES]
     )
-    assert len(mt_bench.read(data).questions) == 12
-    assert [q.number for q in mt_bench.read(data, limit=1).questions] == [81, 82, 83, 84, 85, 86]
+    assert len(fastchat.read(data).questions) == 12
+    assert [q.number for q in fastchat.read(data, limit=1).questions] == [81, 82, 83, 84, 85, 86]
 
 
 @pytest.mark.parametrize("name", ["question.jsonl", "reference_answer/gpt-4.jsonl", "judge_prompts.jsonl"])
 def test_a_file_that_is_missing_is_named_with_where_to_get_it(data: Path, name: str):
     (data / "mt_bench" / name).unlink()
     with pytest.raises(UsageError, match=rf"the data folder has no mt_bench/{name} .* fastchat/llm_judge/data"):
-        mt_bench.read(data)
+        fastchat.read(data)
 
 
 def test_without_a_data_folder_it_says_what_belongs_there():
     with pytest.raises(UsageError, match=r"give --data-dir DIR \(or HARNESS_DATA\) with DIR/mt_bench/question\.jsonl"):
-        mt_bench.read(None)
+        fastchat.read(None)
 
 
 @pytest.mark.parametrize(
@@ -161,58 +162,58 @@ def test_without_a_data_folder_it_says_what_belongs_there():
 def test_a_malformed_file_is_refused_in_one_sentence(data: Path, name: str, rows: Sequence[Any], message: str):
     write(data, name, rows)
     with pytest.raises(UsageError, match=message):
-        mt_bench.read(data)
+        fastchat.read(data)
 
 
 def test_a_line_that_is_no_json_is_named(data: Path):
     path = data / "mt_bench" / "question.jsonl"
     path.write_text(path.read_text() + "{oops\n")
     with pytest.raises(UsageError, match=r"mt_bench/question.jsonl, line 7: not valid JSON"):
-        mt_bench.read(data)
+        fastchat.read(data)
 
 
 # ---------------------------------------------------------------- what the judge is shown
 
 
 def test_a_question_without_reference(data: Path):
-    files = mt_bench.read(data)
+    files = fastchat.read(data)
     asked = question(81, data)
-    assert mt_bench.judge_prompt(files, asked, 1, ANSWERS) == Prompt("S1", "Q: What is writing ?\nA: A first one.")
-    assert mt_bench.judge_prompt(files, asked, 2, ANSWERS) == Prompt(
+    assert fastchat.judge_prompt(files, asked, 1, ANSWERS) == Prompt("S1", "Q: What is writing ?\nA: A first one.")
+    assert fastchat.judge_prompt(files, asked, 2, ANSWERS) == Prompt(
         "S2", "Q: What is writing ?\nA: A first one.\nQ: Why is it writing ?\nA: A second one."
     )
 
 
 def test_a_question_of_mathematics_with_its_reference(data: Path):
-    files = mt_bench.read(data)
+    files = fastchat.read(data)
     asked = question(82, data)
-    assert mt_bench.judge_prompt(files, asked, 1, ANSWERS, 3) == Prompt(
+    assert fastchat.judge_prompt(files, asked, 1, ANSWERS, 3) == Prompt(
         "M1", "R: one of 82\nQ: What is math ?\nA: A first one.", 3
     )
-    assert mt_bench.judge_prompt(files, asked, 2, ANSWERS) == Prompt(
+    assert fastchat.judge_prompt(files, asked, 2, ANSWERS) == Prompt(
         "M2",
         "R: one of 82 R: two of 82\nQ: What is math ?\nA: A first one.\nQ: Why is it math ?\nA: A second one.",
     )
 
 
 def test_braces_in_an_answer_stay_as_they_are(data: Path):
-    prompt = mt_bench.judge_prompt(mt_bench.read(data), question(81, data), 1, ("{question} {0} }{", ""))
+    prompt = fastchat.judge_prompt(fastchat.read(data), question(81, data), 1, ("{question} {0} }{", ""))
     assert prompt.user.endswith("A: {question} {0} }{")
 
 
 def test_the_real_files_have_eighty_questions_thirty_of_them_with_references(real: Path):
-    files = mt_bench.read(real)
+    files = fastchat.read(real)
     assert [q.number for q in files.questions] == list(range(81, 161))
     with_reference = [q for q in files.questions if q.reference]
     assert {q.category for q in with_reference} == {"math", "reasoning", "coding"}
     assert len(with_reference) == 30
-    assert {q.category: q.temperature for q in files.questions} == mt_bench.TEMPERATURES
+    assert {q.category: q.temperature for q in files.questions} == fastchat.TEMPERATURES
 
 
 def test_the_real_prompts_hold_all_that_the_judge_needs_and_nothing_unfilled(real: Path):
-    files = mt_bench.read(real)
+    files = fastchat.read(real)
     for asked in files.questions:
-        one, two = (mt_bench.judge_prompt(files, asked, turn, ANSWERS) for turn in (1, 2))
+        one, two = (fastchat.judge_prompt(files, asked, turn, ANSWERS) for turn in (1, 2))
         assert asked.turns[0] in one.user
         assert asked.turns[1] not in one.user
         assert ANSWERS[0] in one.user
@@ -260,7 +261,7 @@ def test_the_real_prompts_hold_all_that_the_judge_needs_and_nothing_unfilled(rea
     ],
 )
 def test_a_verdicts_last_rating_is_read(verdict: str, expected: float):
-    assert mt_bench.rating(verdict) == expected
+    assert judgements.rating(verdict) == expected
 
 
 # ---------------------------------------------------------------- what the model is asked
@@ -287,7 +288,7 @@ def test_every_question_is_answered_twice_and_its_second_turn_follows_the_first(
     ]
     assert not any(r.chat for r in requests), "this tokenizer has no chat template"
     assert [r.sampling.temperature for r in requests[::2]] == [0.7, 0, 0.1, 0, 0.7, 0]
-    assert requests[0].sampling.max_tokens == mt_bench.MAX_TOKENS
+    assert requests[0].sampling.max_tokens == answers.MAX_TOKENS
 
 
 def test_a_tokenizer_with_a_chat_template_gets_plain_messages(task: Task, make_setting: SettingMaker):
@@ -441,18 +442,18 @@ def test_thoughts_that_come_to_no_end_are_an_empty_answer_and_told(judged: Any, 
 @pytest.mark.parametrize(("ending", "begun"), [("<|assistant|>", False), ("<|assistant|><think>\n", True)])
 def test_a_template_that_begins_the_thoughts_is_seen(make_setting: SettingMaker, ending: str, begun: bool):
     tokenizer = copy.deepcopy(make_setting().tokenizer)
-    assert not mt_bench._thinks_from_the_start(tokenizer)
+    assert not answers.thinks_from_the_start(tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + ending
-    assert mt_bench._thinks_from_the_start(tokenizer) is begun
+    assert answers.thinks_from_the_start(tokenizer) is begun
 
 
 def test_whether_a_template_begins_the_thoughts_is_asked_as_answers_are(make_setting: SettingMaker):
     tokenizer = copy.deepcopy(make_setting().tokenizer)
     tokenizer.chat_template = "{% if date_string == '10 Apr 2025' %}<think>{% endif %}"
-    assert mt_bench._thinks_from_the_start(tokenizer)
+    assert answers.thinks_from_the_start(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('not with me') }}"
     with pytest.raises(UsageError, match="takes no conversation of 1 turns: not with me"):
-        mt_bench._thinks_from_the_start(tokenizer)
+        answers.thinks_from_the_start(tokenizer)
 
 
 def test_a_judge_that_never_rates_leaves_no_number(judged: Any):
@@ -699,5 +700,5 @@ def test_vllms_server_judges_answers_at_its_address(local: tuple[Judge, str], ta
     table = subject.tables["judgements"]
     assert set(table["judge_model"]) == {"vllm:judge"}
     assert table["judge_text"].str.strip().groupby(table["category"]).agg(set).to_dict() == {
-        category: {"hm" if category in mt_bench.WITH_REFERENCE else "[[7]]"} for category in CATEGORIES
+        category: {"hm" if category in fastchat.WITH_REFERENCE else "[[7]]"} for category in CATEGORIES
     }
