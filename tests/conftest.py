@@ -9,6 +9,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from harness.running.contracts.tiny import TinyModels, TinySource
 from harness.running.plan import Plan, plan
 from harness.storage.cache import Cache
 from harness.storage.store import Store
+from tests.clock import A_HANG, Clock
 
 WORDS = Vocabulary("words", tuple(vocabulary()))
 TEMPLATE = Template("mini", answer_tag=" ")
@@ -49,12 +51,12 @@ WORLD = World(0)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Asked for no file, share all of them out over two processes with a thread each, where pytest-xdist is installed."""
+    """Asked for no file, share all tests out over two processes with a thread each, where pytest-xdist is installed."""
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     its_own = hasattr(config, "workerinput")  # one of the two: it shares out nothing
     if everything and not its_own and getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.numprocesses, config.option.dist = 2, "worksteal"
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,14 @@ def _sources_named_once() -> Iterator[None]:
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """By which costs are measured."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
 
 
 # ---------------------------------------------------------------- nano models
@@ -293,7 +303,7 @@ def harness_cli(tmp_path: Path) -> HarnessCli:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "COLUMNS": "160", **(env or {})},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=A_HANG,
         )
 
     return run

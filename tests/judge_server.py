@@ -91,6 +91,14 @@ def judge_server(answer: Callable[[int, Asked], Answer] = lambda number, asked: 
         server.server_close()
 
 
+@contextmanager
+def deaf_address() -> Iterator[str]:
+    """An address where nobody listens, nor can begin to meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+
+
 Script = Callable[[socket.socket, threading.Event], object]
 """What a server does with a connection; the event is set when it is to end."""
 

@@ -14,6 +14,7 @@ from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS
 from harness.core.method import METHODS
 from harness.core.registry import ROOT, Registry
+from tests.clock import A_HANG
 
 PLUGIN = '''"""{summary}
 
@@ -109,7 +110,7 @@ def test_every_plugin_has_a_docstring_and_a_file_of_its_own_folder(of):
 def in_a_process(code: str, cwd: Path, path: Path | None = None) -> str:
     """What a fresh interpreter prints, with `path` searched before the harness."""
     lines = f"import sys; sys.path[:0] = {[str(p) for p in (path, ROOT) if p]!r}\n{code}"
-    done = subprocess.run([sys.executable, "-c", lines], cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", lines], cwd=cwd, capture_output=True, text=True, timeout=A_HANG)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -12,9 +12,11 @@ from contextlib import suppress
 import pytest
 
 from evals._http import BrokenOff, Reply, TooLate, TooLong, Unreachable, exchange
-from tests.judge_server import Answer, Script, judge_server, raw_server, sends
+from tests.clock import A_HANG, SOON
+from tests.judge_server import Answer, Script, deaf_address, judge_server, raw_server, sends
 
 SECONDS = 0.4
+"""For servers that go on for ever, or for hours."""
 MOST = 1000
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -38,7 +40,7 @@ ENDLESS = {
     "chunks": sends(CHUNKED, again=b"1\r\n1\r\n", pause=0.05),
     "size of a chunk": trickles(CHUNKED),
     "trailers": sends(CHUNKED + b"0\r\n", again=b"X-A: 1\r\n", pause=0.01),
-    "nothing": lambda connection, closed: closed.wait(60),
+    "nothing": lambda connection, closed: closed.wait(A_HANG),
 }
 
 
@@ -48,7 +50,7 @@ def test_a_server_that_goes_on_for_ever_is_left_when_the_time_is_up(what: str):
         started = time.monotonic()
         with pytest.raises((TooLate, BrokenOff)) as ended:
             post(url)
-        assert time.monotonic() - started < SECONDS + 2
+        assert time.monotonic() - started < SOON
     assert ended.type is TooLate or what in ("headers", "size of a chunk", "early hints"), "the library bounds these itself"
 
 
@@ -58,7 +60,7 @@ def test_a_handshake_that_goes_on_for_ever_is_left_when_the_time_is_up():
         started = time.monotonic()
         with pytest.raises(TooLate):
             post(url.replace("http:", "https:"))
-        assert time.monotonic() - started < SECONDS + 2
+        assert time.monotonic() - started < SOON
 
 
 def test_addresses_that_say_nothing_are_left_when_the_time_of_them_all_is_up(monkeypatch: pytest.MonkeyPatch):
@@ -67,12 +69,12 @@ def test_addresses_that_say_nothing_are_left_when_the_time_of_them_all_is_up(mon
         for waiting in (first, second):  # no more are taken: whoever comes next hears nothing
             waiting.setblocking(False)
             waiting.connect_ex(place)
-        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)] * 4
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)] * int(3 * SOON / SECONDS)
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
         started = time.monotonic()
         with pytest.raises(TooLate):
             post("http://somewhere.invalid")
-        assert time.monotonic() - started < 2.5 * SECONDS
+        assert time.monotonic() - started < SOON
 
 
 def test_a_proxy_that_goes_on_for_ever_is_left_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch):
@@ -81,16 +83,16 @@ def test_a_proxy_that_goes_on_for_ever_is_left_when_the_time_is_up(monkeypatch: 
         started = time.monotonic()
         with pytest.raises(TooLate):
             post("https://somewhere.invalid")
-        assert time.monotonic() - started < 2.5 * SECONDS
+        assert time.monotonic() - started < SOON
 
 
 def test_a_quick_answer_is_whole_and_leaves_no_thread_behind():
     with judge_server(lambda number, asked: Answer(body="x" * MOST, headers={"Retry-After": "3"})) as server:
         before = threading.active_count()
         for _ in range(5):
-            reply = post(server.url, seconds=30)
+            reply = post(server.url, seconds=A_HANG)
         assert (reply.status, reply.headers.get("retry-after"), len(reply.body)) == (200, "3", MOST)
-        until = time.monotonic() + 30  # the server's own threads end a little later than its answers
+        until = time.monotonic() + A_HANG  # the server's own threads end a little later than its answers
         while threading.active_count() > before + 1 and time.monotonic() < until:
             time.sleep(0.05)
         assert threading.active_count() <= before + 1
@@ -106,7 +108,7 @@ TOO_LONG = {
 @pytest.mark.parametrize("what", TOO_LONG)
 def test_no_more_is_read_than_is_wanted(what: str):
     with raw_server(TOO_LONG[what]) as url, pytest.raises(TooLong):
-        post(url, seconds=20)
+        post(url, seconds=A_HANG)
 
 
 def test_what_is_compressed_is_not_unpacked():
@@ -114,7 +116,7 @@ def test_what_is_compressed_is_not_unpacked():
     assert len(packed) < MOST
     header = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
     with raw_server(sends(OK + header, packed)) as url:
-        assert post(url, seconds=20).body == packed
+        assert post(url, seconds=A_HANG).body == packed
 
 
 def reset(connection: socket.socket, closed: threading.Event) -> None:
@@ -138,22 +140,20 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_connection_that_breaks_off_is_said_to_have(what: str):
     with raw_server(BROKEN[what]) as url, pytest.raises(BrokenOff):
-        post(url, seconds=20)
+        post(url, seconds=A_HANG)
 
 
 @pytest.mark.parametrize("length", [b"-5", b"many", b"2", b"9" * 30], ids=str)
 def test_a_length_that_is_not_right_ends_in_an_answer_or_an_error_of_ours(length: bytes):
     with raw_server(sends(OK + b"Content-Length: " + length + b"\r\n\r\nabcd")) as url, suppress(BrokenOff):
-        assert post(url, seconds=20).body in (b"abcd", b"ab")
+        assert post(url, seconds=A_HANG).body in (b"abcd", b"ab")
 
 
 def test_nobody_at_the_address():
-    with raw_server(sends()) as url:
-        pass
+    with deaf_address() as url, pytest.raises(Unreachable):
+        post(url, seconds=A_HANG)
     with pytest.raises(Unreachable):
-        post(url)
-    with pytest.raises(Unreachable):
-        exchange("ftp://localhost/x", 1, 1)
+        exchange("ftp://localhost/x", A_HANG, 1)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -161,18 +161,18 @@ def test_no_redirect_is_followed(status: int):
     with judge_server() as other:
         answer = Answer(status=status, body="", headers={"Location": f"{other.url}/chat/completions"})
         with judge_server(lambda number, asked: answer) as server:
-            assert post(server.url, seconds=20).status == status
+            assert post(server.url, seconds=A_HANG).status == status
     assert not other.asked
 
 
 def test_every_status_is_an_answer():
     for status in (204, 400, 401, 407, 418, 429, 500, 599, 999):
         with raw_server(sends(b"HTTP/1.1 %d Odd\r\nContent-Length: 0\r\n\r\n" % status)) as url:
-            assert post(url, seconds=20).status == status
+            assert post(url, seconds=A_HANG).status == status
 
 
 def test_an_error_holds_nothing_of_what_was_sent():
     with raw_server(sends(b"HTTP/1.1 nonsense\r\n")) as url, pytest.raises(BrokenOff) as ended:
-        post(url, seconds=20)
+        post(url, seconds=A_HANG)
     assert "sk-secret" not in repr(ended.value)
     assert ended.value.__cause__ is None

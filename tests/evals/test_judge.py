@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +23,9 @@ from evals._judge_server import Unavailable
 from harness.core.errors import UsageError
 from harness.core.options import Judge
 from harness.storage.cache import Cache
+from tests.clock import A_HANG, SOON
 from tests.conftest import Nano
-from tests.judge_server import Answer, Asked, JudgeServer, judge_server, raw_server, sends
+from tests.judge_server import Answer, Asked, JudgeServer, deaf_address, judge_server, raw_server, sends
 
 KEY = "sk-a-key-that-nobody-has"
 COMMIT = "0123456789" * 4
@@ -169,24 +172,34 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_told(cache: Cache, monkeyp
     assert not server.asked
 
 
-@pytest.mark.parametrize("told", ["0.4", None], ids=["seconds", "date"])
-def test_a_busy_server_is_left_alone_as_long_as_it_wants(cache: Cache, told: str | None):
-    # A date has whole seconds: two from now is more than one away.
-    wanted = {"Retry-After": told or formatdate(time.time() + 2, usegmt=True)}
-    with judge_server(first(Answer(status=429, body="{}", headers=wanted))) as server:
-        started = time.monotonic()
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds before each try, which are not waited for; it is 1,000 s past the epoch."""
+    pauses: list[float] = []
+
+    class Unhurried(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            return self.is_set()
+
+    monkeypatch.setattr(_judge, "Event", Unhurried)
+    monkeypatch.setattr(_judge, "time", SimpleNamespace(time=lambda: 1000.0))
+    return pauses
+
+
+@pytest.mark.parametrize(("told", "seconds"), [("0.4", 0.4), (formatdate(1002, usegmt=True), 2.0)], ids=["seconds", "date"])
+def test_a_busy_server_is_left_alone_as_long_as_it_wants(cache: Cache, pauses: list[float], told: str, seconds: float):
+    with judge_server(first(Answer(status=429, body="{}", headers={"Retry-After": told}))) as server:
         (found,) = verdicts(judge(server), PROMPTS[:1], cache)
     assert found.text == Answer().text
     assert len(server.asked) == 2
-    assert time.monotonic() - started > (0.4 if told else 0.9)
+    assert pauses == [0.0, seconds]
 
 
-def test_a_server_may_not_make_us_wait_for_hours(cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_judge, "LONGEST_PAUSE", 0.1)
-    started = time.monotonic()
+def test_a_server_may_not_make_us_wait_for_hours(cache: Cache, pauses: list[float]):
     with judge_server(first(Answer(status=429, body="{}", headers={"Retry-After": "7200"}))) as server:
         verdicts(judge(server), PROMPTS[:1], cache)
-    assert time.monotonic() - started < 10
+    assert pauses == [0.0, _judge.LONGEST_PAUSE]
 
 
 PASSING = [
@@ -227,11 +240,11 @@ def test_a_judge_that_goes_on_failing_is_given_up_with_the_reason(cache: Cache, 
 def test_a_judge_that_never_answers_is_given_up(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_judge, "SECONDS_TO_ANSWER", 0.2)
     started = time.monotonic()
-    with judge_server(lambda number, asked: Answer(seconds=60)) as server:
+    with judge_server(lambda number, asked: Answer(seconds=A_HANG)) as server:
         with pytest.raises(Unavailable, match=r"in 3 tries: it did not answer within 0 s"):
             verdicts(judge(server), PROMPTS, cache)
         assert len(server.asked) <= 3 * _judge.AT_ONCE, "one that was given up is not asked the rest"
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < SOON
 
 
 def test_a_judge_that_sends_a_byte_now_and_then_is_given_up(cache: Cache, monkeypatch: pytest.MonkeyPatch):
@@ -240,7 +253,7 @@ def test_a_judge_that_sends_a_byte_now_and_then_is_given_up(cache: Cache, monkey
     trickling = sends(b"HTTP/1.1 200 OK\r\n\r\n", again=b" ", pause=0.05)
     with raw_server(trickling) as url, pytest.raises(Unavailable, match=r"in 3 tries: it did not answer within 0 s"):
         verdicts(Judge("openai", "gpt-4", url), PROMPTS[:1], cache)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < SOON
 
 
 def test_a_judge_that_never_stops_talking_is_given_up(cache: Cache):
@@ -250,10 +263,8 @@ def test_a_judge_that_never_stops_talking_is_given_up(cache: Cache):
 
 
 def test_an_address_where_nobody_listens_is_given_up(cache: Cache):
-    with judge_server() as server:
-        pass
-    with pytest.raises(Unavailable, match="it cannot be reached"):
-        verdicts(judge(server), PROMPTS[:1], cache)
+    with deaf_address() as url, pytest.raises(Unavailable, match="it cannot be reached"):
+        verdicts(Judge("openai", "gpt-4", url), PROMPTS[:1], cache)
 
 
 def test_the_key_does_not_follow_a_redirect(cache: Cache):
@@ -284,11 +295,11 @@ def test_who_is_interrupted_does_not_wait_for_what_is_under_way(
 
     monkeypatch.setattr(_judge, "_keep", interrupted)
     started = time.monotonic()
-    slow = Answer(seconds=60)
+    slow = Answer(seconds=A_HANG)
     with judge_server(lambda number, asked: Answer() if number == 0 else slow) as server:
         with pytest.raises((KeyboardInterrupt, UsageError)):
             verdicts(judge(server), PROMPTS, cache)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < SOON
         assert len(server.asked) <= _judge.AT_ONCE + 1, "and asks nothing more"
 
 

@@ -26,6 +26,7 @@ from harness.core.registry import ROOT
 from harness.numerics.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
 from harness.numerics.vllm import _environment
 from harness.storage.cache import Cache
+from tests.clock import A_HANG
 from tests.conftest import WORDS, WORLD, Nano, SettingMaker, with_choices
 from tests.numerics.test_generation import QUESTIONS, Counting, request
 
@@ -193,7 +194,7 @@ def test_a_vllm_that_fails_shows_its_last_words_and_the_way_out(
 
 
 def test_a_vllm_that_never_comes_up_is_given_up(nano: Nano, stand_in: Path, monkeypatch: pytest.MonkeyPatch):
-    (stand_in / "vllm.py").write_text("import time\ntime.sleep(600)")
+    (stand_in / "vllm.py").write_text("import time\ntime.sleep(6000)")
     monkeypatch.setattr("harness.numerics.vllm.SECONDS_TO_START", 0.5)
     with pytest.raises(UsageError, match="did not come up"):
         VLLMGenerator("cpu").generate(nano.model(), nano.tokenizer, [request(QUESTIONS[0])])
@@ -259,15 +260,15 @@ from harness.numerics.vllm import child
 
 stop_on_signals()
 with temporary_file() as said, child([{kind!r}, "{{}}"], os.environ, said):
-    time.sleep(600)
+    time.sleep(6000)
 """
 LONG = """
 import os, pathlib, subprocess, time
-other = subprocess.Popen(["sleep", "600"])
+other = subprocess.Popen(["sleep", "6000"])
 here = pathlib.Path({here!r})
 (here / "writing").write_text(f"{{os.getpid()}} {{other.pid}}")
 (here / "writing").rename(here / "pids")
-time.sleep(600)
+time.sleep(6000)
 """
 
 
@@ -285,7 +286,7 @@ def test_no_vllm_outlives_the_process_that_started_it(kind: str, sign: str, tmp_
         until(lambda: (tmp_path / "pids").exists())
         started = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
         parent.send_signal(getattr(signal, sign))
-        parent.wait(60)
+        parent.wait(A_HANG)
         until(lambda: not any(alive(process) for process in started))
     finally:
         parent.kill()
@@ -296,7 +297,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def until(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + A_HANG
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.05)

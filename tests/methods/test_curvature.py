@@ -777,8 +777,9 @@ def test_a_matrix_written_back_changes_the_function_as_meant(build):
     model = build()
     layer = mlp_layers(model)[0]
     width = layer.shape[1] - layer.has_bias
-    x = torch.randn(3, width, dtype=torch.float64)
-    matrix = torch.randn(layer.shape)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, width, dtype=torch.float64, generator=generator)
+    matrix = torch.randn(layer.shape, generator=generator)
     layer.set_matrix(matrix)
     augmented = torch.cat([x, torch.ones(3, 1, dtype=torch.float64)], dim=1) if layer.has_bias else x
     torch.testing.assert_close(layer.module(x), augmented @ matrix.T.double(), rtol=1e-6, atol=1e-6)

@@ -75,7 +75,7 @@ def test_the_step_goes_uphill(nano_setting):
     assert progress.logged["measured_kl"] > 0
 
 
-def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting):
+def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting, clock):
     """What the runs of a sweep share in memory changes no number, and the clock counts it as if it had been computed."""
     alone, first = make_setting(), make_setting()
     second = replace(make_setting(), cache=first.cache)
@@ -83,21 +83,19 @@ def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting):
     (expected,), (found,) = run(alone, config(target_kl=0.01)), run(second, config(target_kl=0.01))
     assert found == expected
     assert weights_fingerprint(second.model) == weights_fingerprint(alone.model)
-    # What it did not have to compute is counted: other processes may make either run slow, so that no ratio near 1 is asked for.
+    # What it did not have to compute is counted.
     told = second.costs.phases["curvature"]
     assert told.full_seconds - told.seconds > 0.1 * first.costs.phases["curvature"].seconds
 
 
-def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_setting, monkeypatch):
-    import time
-
+def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_setting, monkeypatch, clock):
     real = StageData.mean_loss
-    monkeypatch.setattr(StageData, "mean_loss", lambda *args: (time.sleep(1), real(*args))[1])
+    monkeypatch.setattr(StageData, "mean_loss", lambda *args: (clock.sleep(100), real(*args))[1])
     with nano_setting.costs.phase("unlearning"):
         run(nano_setting, config(step_size=0.02))
     phases = nano_setting.costs.phases
-    assert phases["monitoring"].seconds > 2
-    assert phases["unlearning"].seconds < 2
+    assert phases["monitoring"].seconds > 200
+    assert phases["unlearning"].seconds < 100
 
 
 def test_forget_loss_is_that_of_the_model_left_behind(nano_setting):
@@ -154,7 +152,7 @@ def test_another_damping_or_step_size_costs_no_fit(make_setting, cache, monkeypa
     assert (len(fits), len(spectra)) == (2, 2)
 
 
-def test_full_cost_counts_what_the_cache_saved(make_setting, cache):
+def test_full_cost_counts_what_the_cache_saved(make_setting, cache, clock):
     first, second = (replace(make_setting(), cache=cache) for _ in range(2))
     run(first, config())
     run(second, config(step_size=0.02))

@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,46 +22,49 @@ from harness.running.sweep import run_trials
 from harness.running.trials import Sweep
 from harness.storage.cache import Cache
 from harness.storage.store import Store
+from tests.quick_commands import Running, begin
+from tests.running.test_executors import MANY, quick_start, sweep_under_fire  # noqa: F401
 from tests.running.test_executors import numbers as numbers_of
-from tests.running.test_executors import quick_start, sweep_under_fire  # noqa: F401
 
 pytestmark = pytest.mark.mini
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all tests here, so that the models are trained once."""
-    return tmp_path_factory.mktemp("shared")
+    """One cache for all tests here and all processes that they are shared out to, so that the models are trained once.
+
+    `HARNESS_TEST_CACHE` names one that others train them into as well.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    whole = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    return Path(os.environ.get("HARNESS_TEST_CACHE") or whole / "shared-cache")
 
 
 class Commands:
     """Runs `harness` in processes of their own, with one cache and a results folder for each test."""
 
-    def __init__(self, shared: Path, results: Path) -> None:
-        self.cache = shared / "cache"
+    def __init__(self, cache: Path, results: Path) -> None:
+        self.cache = cache
         self.results = results
-        self.env = {**os.environ, "HARNESS_CACHE": str(self.cache), "TQDM_DISABLE": "1"}
+        self.begun = 0
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "harness", *words, "--results", str(self.results)]
-        return subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(self, *words: str, moment: str = "") -> Running:
+        self.begun += 1
+        folder = self.results.with_name(f"{self.results.name}-{self.begun}")
+        folder.mkdir()
+        environment = {"HARNESS_CACHE": str(self.cache), "TQDM_DISABLE": "1"}
+        return begin((*words, "--results", str(self.results)), folder, environment, moment)
 
     def run(self, *words: str) -> Any:
-        process = self.start("run", *words, "--json")
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err[-3000:]
+        code, out, err = self.start("run", *words, "--json").end()
+        assert code == 0, err[-3000:]
         return json.loads(out)
 
-    def kill_when(self, reached: Callable[[], bool], *words: str) -> None:
-        """Start a run and kill it outright at the moment something has come about."""
-        process = self.start("run", *words, "--json")
-        until = time.monotonic() + 300
-        while not reached():
-            assert process.poll() is None, "it ended before it could be killed: " + process.stderr.read()[-2000:]
-            assert time.monotonic() < until
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    def halted(self, moment: str, *words: str) -> Running:
+        """One that stands still at a moment; see `begin`."""
+        running = self.start(*words, moment=moment)
+        running.wait_until_it_stands_still()
+        return running
 
     def records(self) -> list[Path]:
         return sorted((self.results / "runs").glob("*/*/*/*/run.json"))
@@ -80,7 +81,12 @@ def numbers(result: dict) -> list[object]:
 
 
 def test_first_light(commands: Commands):
-    result = commands.run("--method", "kfade", "--bench", "tofu10")
+    """The first command is typed as a user types it, into a process that begins with nothing."""
+    words = ["run", "--method", "kfade", "--bench", "tofu10", "--json", "--results", str(commands.results)]
+    environment = {**os.environ, "HARNESS_CACHE": str(commands.cache)}
+    typed = subprocess.run([sys.executable, "-m", "harness", *words], env=environment, capture_output=True, text=True)
+    assert typed.returncode == 0, typed.stderr[-3000:]
+    result = json.loads(typed.stdout)
     assert result["status"] == "done"
     found = {m["metric"]: m for m in result["points"][-1]["measurements"]}
     untouched = {m["metric"]: m for m in result["arms"]["untouched"]}
@@ -116,15 +122,10 @@ def test_ga_killed_between_points_ends_as_if_it_had_not_been(commands: Commands,
     words = ("--method", "ga", "--bench", "tofu10", "--set", "epochs=3")
     whole = Commands(shared, tmp_path / "whole").run(*words)
     assert len(whole["points"]) == 3
-
-    def points(count: int) -> Callable[[], bool]:
-        return lambda: any(len(f.read_text().splitlines()) >= count for f in commands.results.glob("runs/*/*/*/*/points.jsonl"))
-
-    # The completions of these weights are cached by now; a fresh cache of them is made so that evaluation takes its time.
-    commands.kill_when(points(1), *words)
+    commands.halted("points:1", "run", *words).kill()
     (record,) = commands.records()
     assert json.loads(record.read_text())["status"] == "interrupted"
-    commands.kill_when(points(2), *words)
+    commands.halted("points:1", "run", *words).kill()
     with (record.parent / "points.jsonl").open("a") as file:
         file.write('{"index": 2, "st')  # what a kill in the middle of a write leaves
     result = commands.run(*words)
@@ -136,9 +137,8 @@ def test_ga_killed_between_points_ends_as_if_it_had_not_been(commands: Commands,
 
 def test_kfade_killed_in_the_fit_and_in_the_evaluation_ends_the_same(commands: Commands, shared: Path, tmp_path: Path):
     words = ("--method", "kfade", "--bench", "tofu10", "--seed", "7")
-    making = commands.cache / "making"
     for kind in ("curvature", "generations"):
-        commands.kill_when(lambda kind=kind: any(making.glob(f"{kind}-*")), *words)
+        commands.halted(f"making:{kind}", "run", *words).kill()
         assert json.loads(commands.records()[0].read_text())["status"] == "interrupted"
     result = commands.run(*words)
     whole = Commands(shared, tmp_path / "whole").run(*words)
@@ -149,6 +149,8 @@ def test_every_method_runs_in_one_command(commands: Commands):
     from harness.core.method import METHODS
 
     names = [name for name in METHODS.names() if name != "checkpoint"]  # ToFU has no published results
+    _, listed, _ = commands.start("list", "methods", "--json").end()
+    names = [row["name"] for row in json.loads(listed) if row["name"] != "checkpoint"]  # ToFU has no published results
     results = commands.run("--method", ",".join(names), "--bench", "tofu10", "--limit", "20", "--points", "last")
     assert [r["spec"]["method"] for r in results] == names
     assert {r["status"] for r in results} == {"done"}
@@ -174,25 +176,20 @@ def test_a_sweep_that_is_killed_goes_on(commands: Commands):
         "lr=1e-4,3e-4,1e-3",
         "--evals",
         "probability",
+        "--points",
+        "last",
     )
-    process = commands.start(*words)
-    until = time.monotonic() + 300
-    while len(commands.records()) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    commands.halted("points:2", *words).kill()
     done = [f for f in commands.records() if json.loads(f.read_text())["status"] == "done"]
     before = {f: f.stat().st_mtime_ns for f in done}
     assert done
-    out, err = (again := commands.start(*words, "--json")).communicate(timeout=300)
-    assert again.returncode == 0, err[-2000:]
+    code, out, err = commands.start(*words, "--json").end()
+    assert code == 0, err[-2000:]
     assert [r["status"] for r in json.loads(out)] == ["done"] * 3
     assert {f: f.stat().st_mtime_ns for f in done} == before, "finished tries are not done again"
 
 
-def test_no_mini_run_is_lost_or_doubled_by_twenty_killed_workers(
+def test_no_mini_run_is_lost_or_doubled_by_killed_workers(
     commands: Commands,
     tmp_path: Path,
     quick_start: None,  # noqa: F811
@@ -203,12 +200,12 @@ def test_no_mini_run_is_lost_or_doubled_by_twenty_killed_workers(
     assert [len(r.points) for r in calm] == [3] * len(asked)
     length = median(sum(r.costs[phase].seconds for phase in COUNTED_PHASES if phase in r.costs) for r in calm)
     killed = seed = 0
-    while killed < 20:
+    while killed < MANY // 5:
         fire = tmp_path / f"fire-{seed}"
         # Of the trained models only: texts and tables are made under fire, too.
         shutil.copytree(commands.cache / "model", fire / "cache" / "model")
         store = Store(fire / "results")
-        results, kills = sweep_under_fire(asked, store, Cache(fire / "cache"), 20 - killed, seed, longest=length)
+        results, kills = sweep_under_fire(asked, store, Cache(fire / "cache"), MANY // 5 - killed, seed, longest=length)
         assert numbers_of(results) == numbers_of(calm)
         for result in results:
             folders = [root / "runs" / result.spec.folder for root in (store.root, tmp_path / "calm")]
@@ -219,24 +216,18 @@ def test_no_mini_run_is_lost_or_doubled_by_twenty_killed_workers(
 
 
 def test_ctrl_c_leaves_an_interrupted_run(commands: Commands):
-    process = commands.start("run", "--method", "ga", "--bench", "tofu10", "--set", "epochs=4", "--quiet")
-    until = time.monotonic() + 300
-    while not any(commands.results.glob("runs/*/*/*/*/points.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    running = commands.halted("points:1", "run", "--method", "ga", "--bench", "tofu10", "--set", "epochs=4", "--quiet")
+    os.kill(running.process.pid or 0, signal.SIGINT)
+    code, _, err = running.end()
+    assert code == 130
     assert "goes on from here" in err
     assert "Traceback" not in err
     assert json.loads(commands.records()[0].read_text())["status"] == "interrupted"
 
 
 def test_a_diverging_run_fails_with_its_reason_and_keeps_its_points(commands: Commands):
-    process = commands.start("run", "--method", "ga", "--bench", "tofu10", "--set", "lr=1e18", "--quiet")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2
+    code, _, err = commands.start("run", "--method", "ga", "--bench", "tofu10", "--set", "lr=1e18", "--quiet").end()
+    assert code == 2
     assert "ga broke off" in err
     assert "Traceback" not in err
     told = json.loads(commands.records()[0].read_text())
@@ -248,9 +239,9 @@ def test_two_processes_do_one_run_once(commands: Commands):
     words = ("run", "--method", "kfade", "--bench", "tofu10", "--seed", "5", "--json")
     both = [commands.start(*words), commands.start(*words)]
     results = []
-    for process in both:
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err[-2000:]
+    for running in both:
+        code, out, err = running.end()
+        assert code == 0, err[-2000:]
         results.append(json.loads(out))
     assert results[0]["points"] == results[1]["points"]
     assert len(commands.records()) == 1
@@ -285,8 +276,10 @@ def test_a_saved_model_and_update_give_back_the_unlearned_weights(commands: Comm
     assert second == pytest.approx(first, rel=1e-4, abs=1e-9)
 
 
-def test_a_corrupt_model_in_the_cache_is_named_and_trained_anew(commands: Commands):
+def test_a_corrupt_model_in_the_cache_is_named_and_trained_anew(commands: Commands, tmp_path: Path):
     commands.run("--method", "untouched", "--bench", "tofu10")
+    shutil.copytree(commands.cache / "model", tmp_path / "own" / "cache" / "model")
+    commands.cache = tmp_path / "own" / "cache"
     entry = next(
         f.parent for f in commands.cache.glob("model/*/entry.json") if "90-2" in json.loads(f.read_text())["facts"]["name"]
     )
@@ -294,9 +287,8 @@ def test_a_corrupt_model_in_the_cache_is_named_and_trained_anew(commands: Comman
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    process = commands.start("run", "--method", "untouched", "--bench", "tofu10", "--seed", "3", "--quiet")
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err[-2000:]
+    code, _, err = commands.start("run", "--method", "untouched", "--bench", "tofu10", "--seed", "3", "--quiet").end()
+    assert code == 0, err[-2000:]
     assert "corrupt" in err
     assert "set aside" in err
     assert json.loads((entry / "entry.json").read_text())["facts"]["name"].endswith("90-2")
@@ -337,13 +329,13 @@ def test_wmdp_unlearns_two_domains_from_a_model_that_knows_them(commands: Comman
         (("leaderboard",), "leaderboard"),
         (("list", "runs"), "kfade"),
     ):
-        out, err = (process := commands.start(*words)).communicate(timeout=600)
-        assert process.returncode == 0, err[-3000:]
+        code, out, err = commands.start(*words).end()
+        assert code == 0, err[-3000:]
         assert says in out + err
     page = (commands.results / "leaderboard" / "leaderboard.md").read_text(encoding="utf-8")
     assert "wmdp · mini" in page
     assert "| Bio ↓ |" in page
-    out, err = (process := commands.start("plot", "pareto")).communicate(timeout=600)
-    assert process.returncode == 2
+    code, _, err = commands.start("plot", "pareto").end()
+    assert code == 2
     assert "forget_quality" in err
     assert "Traceback" not in err

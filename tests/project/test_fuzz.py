@@ -1,6 +1,6 @@
 """Whatever is typed, or lies in a file, ends in one sentence with exit code 2 (1 for what a check found), or in what was asked.
 
-In the gate some seconds; by hand for an hour, with other draws every time, at low priority:
+In the gate always the same few cases; by hand for an hour, with other draws every time, at low priority:
 
     HARNESS_FUZZ_SECONDS=3600 nice -n 19 pytest -q -s tests/project/test_fuzz.py
 

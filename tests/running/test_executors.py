@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -108,13 +109,15 @@ def test_one_fit_serves_all_dampings_and_step_sizes(tmp_path: Path, cache: Cache
 # ---------------------------------------------------------------- killed at any moment
 
 
-def kill_some(count: int, longest: float, rng: random.Random, stop: threading.Event) -> list[int]:
-    """Kill one worker of this process after another, at random moments at most `longest` seconds apart.
+@contextmanager
+def killing(count: int, longest: float, rng: random.Random) -> Iterator[list[int]]:
+    """Inside, kill one worker of this process after another, at random moments at most `longest` seconds apart.
 
-    Returns:
+    Yields:
         Their process ids; the list grows with them.
     """
     killed: list[int] = []
+    stop = threading.Event()
 
     def work() -> None:
         while len(killed) < count and not stop.wait(rng.uniform(0, longest)):
@@ -123,8 +126,13 @@ def kill_some(count: int, longest: float, rng: random.Random, stop: threading.Ev
                 victim.kill()
                 killed.append(victim.pid or 0)
 
-    threading.Thread(target=work, daemon=True).start()
-    return killed
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
 
 
 def sweep_under_fire(
@@ -143,13 +151,11 @@ def sweep_under_fire(
     Returns:
         The results, and how many kills there were.
     """
-    stop = threading.Event()
-    killed = kill_some(kills, longest, random.Random(seed), stop)
-    for _ in range(10 + 10 * kills):
-        results = run_trials(asked, store, cache, on_workers(2))
-        if all(r.status == "done" for r in results):
-            break
-    stop.set()
+    with killing(kills, longest, random.Random(seed)) as killed:
+        for _ in range(10 + 10 * kills):
+            results = run_trials(asked, store, cache, on_workers(2))
+            if all(r.status == "done" for r in results):
+                break
     assert [r.status for r in results] == ["done"] * len(asked)
     records = store.runs_folder.glob("*/*/*/*/run.json")
     assert sorted(f.parent.name for f in records) == sorted(r.spec.run_id for r in results), "no run lost, none doubled"
@@ -162,59 +168,54 @@ MANY = int(os.environ.get("HARNESS_TEST_KILLS", "30"))
 """Kills of the tests below that ask for many; 200 are asked for by hand."""
 
 
-def nudge_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: int, seed: int) -> int:
-    """A sweep of the nano method under fire ends as an undisturbed one; how many kills there were."""
-    asked, cache = tries(*settings), Cache(tmp_path / "cache")
-    results, killed = sweep_under_fire(asked, Store(tmp_path / "fire"), cache, kills, seed)
-    assert numbers(results) == numbers(run_trials(asked, Store(tmp_path / "calm"), cache, in_turn))
-    assert [[p.index for p in r.points] for r in results] == [[0, 1]] * len(asked)
-    return killed
+def nudges(count: int, wait: float = SECONDS) -> list[TrialSpec]:
+    return tries(*({"strength": 0.1 + 0.01 * i, "wait": wait} for i in range(count)))
+
+
+def nudge_under_fire(tmp_path: Path, asked: Sequence[TrialSpec], kills: int) -> None:
+    """A sweep of the nano method under fire ends as an undisturbed one; more of them until there were so many kills."""
+    killed = seed = 0
+    cache = Cache(tmp_path / "cache")
+    calm = numbers(run_trials(asked, Store(tmp_path / "calm"), cache, in_turn))
+    while killed < kills:
+        results, more = sweep_under_fire(asked, Store(tmp_path / f"fire-{seed}"), cache, kills - killed, seed)
+        assert numbers(results) == calm
+        assert [[p.index for p in r.points] for r in results] == [[0, 1]] * len(asked)
+        killed, seed = killed + more, seed + 1
 
 
 def test_no_run_is_lost_or_doubled_when_workers_are_killed(tmp_path: Path, quick_start: None):
-    settings = [{"strength": 0.1 + 0.01 * i, "wait": 4 * SECONDS} for i in range(16)]
-    assert nudge_under_fire(tmp_path, settings, kills=8, seed=0) >= 4
+    nudge_under_fire(tmp_path, nudges(16, 4 * SECONDS), kills=6)
 
 
 @pytest.mark.mini
 def test_many_killed_workers(tmp_path: Path, quick_start: None):
-    killed, seed = 0, 0
-    while killed < MANY:
-        settings = [{"strength": 0.1 + 0.01 * i, "wait": SECONDS} for i in range(max(20, MANY // 2))]
-        killed += nudge_under_fire(tmp_path / str(seed), settings, kills=MANY - killed, seed=seed)
-        seed += 1
+    nudge_under_fire(tmp_path, nudges(max(20, MANY // 2)), kills=MANY)
 
 
-def force_under_fire(tmp_path: Path, settings: list[dict[str, float]], kills: int, seed: int) -> int:
-    """Finished runs that are done anew under fire, again and again: they stay in sight, and end as before; how many kills."""
-    asked, cache, store = tries(*settings), Cache(tmp_path / "cache"), Store(tmp_path / "fire")
+def force_under_fire(tmp_path: Path, asked: Sequence[TrialSpec], kills: int, seed: int) -> None:
+    """Finished runs that are done anew under fire, until there were so many kills: they stay in sight, and end as before."""
+    cache, store = Cache(tmp_path / "cache"), Store(tmp_path / "fire")
     calm = numbers(run_trials(asked, store, cache, in_turn))
-    stop = threading.Event()
-    killed = kill_some(kills, 0.6, random.Random(seed), stop)
-    for _ in range(10 + kills):
-        broken = [error for _, error in on_workers(2)(asked, store, cache, True) if error]
-        assert set(broken) <= {LOST}
-        found = [store.find(todo.plan({}).spec) for todo in asked]
-        assert [result.status for result in found if result] == ["done"] * len(asked)
-        assert numbers([result for result in found if result]) == calm
-        assert list(problems(store)) == []
-        if len(killed) >= kills:
-            break
-    stop.set()
+    with killing(kills, 0.6, random.Random(seed)) as killed:
+        while len(killed) < kills:
+            broken = [error for _, error in on_workers(2)(asked, store, cache, True) if error]
+            assert set(broken) <= {LOST}
+            found = [store.find(todo.plan({}).spec) for todo in asked]
+            assert [result.status for result in found if result] == ["done"] * len(asked)
+            assert numbers([result for result in found if result]) == calm
+            assert list(problems(store)) == []
     assert not [error for _, error in on_workers(2)(asked, store, cache, True) if error]
     assert {file.suffix for file in (store.runs_folder / ".locks").iterdir()} == {".lock"}, "nothing is left out of sight"
-    return len(killed)
 
 
 def test_finished_runs_stay_in_sight_when_they_are_forced_and_their_workers_killed(tmp_path: Path, quick_start: None):
-    settings = [{"strength": 0.1 + 0.01 * i, "wait": SECONDS} for i in range(8)]
-    assert force_under_fire(tmp_path, settings, kills=8, seed=0) >= 8
+    force_under_fire(tmp_path, nudges(8), kills=8, seed=0)
 
 
 @pytest.mark.mini
 def test_many_killed_workers_of_forced_runs(tmp_path: Path, quick_start: None):
-    settings = [{"strength": 0.1 + 0.01 * i, "wait": SECONDS} for i in range(max(8, MANY // 5))]
-    assert force_under_fire(tmp_path, settings, kills=MANY, seed=1) >= MANY
+    force_under_fire(tmp_path, nudges(max(8, MANY // 5)), kills=MANY, seed=1)
 
 
 # ---------------------------------------------------------------- Ray

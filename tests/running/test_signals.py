@@ -29,6 +29,7 @@ from harness.storage.records import RunResult
 from harness.storage.store import Store
 from harness.storage.validate import problems
 from tests import nano_sweep
+from tests.clock import A_HANG
 from tests.nano_sweep import quick_context
 
 
@@ -47,6 +48,7 @@ def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bo
                 execute(asked[0].plan({}), store, cache, force=force)
         return 0
 
+    executors.SECONDS_TO_STOP = int(A_HANG)
     harness.cli.entry.app = work  # type: ignore[assignment]
     harness.cli.entry.main()
     sys.exit()
@@ -117,7 +119,7 @@ def program(tmp_path: Path) -> Program:
 
 
 def wait_for(reached: Callable[[], bool], goes_on: Callable[[], bool]) -> None:
-    until = time.monotonic() + 300
+    until = time.monotonic() + A_HANG
     while not reached():
         assert goes_on(), "it ended before its time"
         assert time.monotonic() < until
@@ -126,12 +128,20 @@ def wait_for(reached: Callable[[], bool], goes_on: Callable[[], bool]) -> None:
 
 def ended(process: BaseProcess) -> int | None:
     """The exit status of a process that ends soon; minus the signal's number where one killed it."""
-    process.join(60)
+    process.join(A_HANG)
     return process.exitcode
 
 
 def points(store: Store, count: int = 1) -> Callable[[], bool]:
-    return lambda: len(list(store.runs_folder.glob("*/*/*/*/points.jsonl"))) >= count
+    """Whether so many runs have a whole point."""
+    return lambda: sum(b"\n" in file.read_bytes() for file in store.runs_folder.glob("*/*/*/*/points.jsonl")) >= count
+
+
+def family(process: BaseProcess) -> list[psutil.Process]:
+    """A sweep that began quickly, and its two workers; those of earlier tests are gone by then."""
+    everyone = psutil.Process(psutil.Process(process.pid).ppid()).children
+    wait_for(lambda: len(everyone()) == 3, process.is_alive)
+    return everyone()
 
 
 ENDINGS = [
@@ -143,7 +153,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("number", "status", "reason"), ENDINGS)
 def test_a_signal_marks_the_run_cleans_up_and_gives_the_shells_status(program: Program, number: int, status: int, reason: str):
-    process = program.quick({"wait": 60.0})
+    process = program.quick({"wait": A_HANG})
     wait_for(points(program.store), process.is_alive)
     assert len(program.left()) == 1
     os.kill(process.pid or 0, number)
@@ -172,43 +182,42 @@ def ended_together(store: Store) -> bool:
     ],
 )
 def test_a_signal_ends_a_sweep_and_its_workers(program: Program, number: int, status: int, whom: str):
-    process = program.quick({"wait": 60.0}, {"wait": 61.0}, jobs=2)
+    process = program.quick({"wait": A_HANG}, {"wait": A_HANG + 1}, jobs=2)
     wait_for(points(program.store, 2), process.is_alive)
-    all_of_them = psutil.Process(psutil.Process(process.pid).ppid()).children()
-    assert len(all_of_them) == 3
+    all_of_them = family(process)
     for each in all_of_them:
         if each.pid == process.pid or whom == "all its processes":
             os.kill(each.pid, number)
     assert ended(process) == status
     assert "Traceback" not in program.said()
-    _, alive = psutil.wait_procs(all_of_them, timeout=10)
+    _, alive = psutil.wait_procs(all_of_them, timeout=A_HANG)
     assert not alive
     assert ended_together(program.store)
     assert program.left() == []
 
 
 def test_a_killed_sweep_takes_its_workers_along(program: Program):
-    process = program.quick({"wait": 60.0}, {"wait": 61.0}, jobs=2)
+    process = program.quick({"wait": A_HANG}, {"wait": A_HANG + 1}, jobs=2)
     wait_for(points(program.store, 2), process.is_alive)
-    all_of_them = psutil.Process(psutil.Process(process.pid).ppid()).children()
+    all_of_them = family(process)
     process.kill()
     assert ended(process) == -signal.SIGKILL
-    _, alive = psutil.wait_procs(all_of_them, timeout=30)
+    _, alive = psutil.wait_procs(all_of_them, timeout=A_HANG)
     assert not alive
     assert [(r.status, len(r.points)) for r in program.store.runs()] == [("interrupted", 1)] * 2
 
 
 def test_a_lost_terminal_ends_a_sweep_with_all_that_it_began(program: Program):
     """Workers as a user has them, and what multiprocessing begins beside them."""
-    process = program.sweep({"wait": 60.0}, {"wait": 61.0})
+    process = program.sweep({"wait": A_HANG}, {"wait": A_HANG + 1})
     wait_for(points(program.store, 2), lambda: process.poll() is None)
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGHUP)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=A_HANG)
     assert process.returncode == 129
     assert "interrupted; the same command goes on from here.\n" in err
     assert "Traceback" not in err
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=A_HANG)
     assert not alive
     assert ended_together(program.store)
     assert program.left() == []
@@ -217,15 +226,16 @@ def test_a_lost_terminal_ends_a_sweep_with_all_that_it_began(program: Program):
 def test_a_worker_that_learns_of_no_first_signal_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The system may hand a signal to a thread of it that can do nothing about it."""
     quick_context()
-    monkeypatch.setattr("harness.running.executors.START_METHOD", "forkserver")
+    monkeypatch.setattr(executors, "START_METHOD", "forkserver")
+    monkeypatch.setattr(executors, "SECONDS_TO_STOP", int(A_HANG))
     store = Store(tmp_path / "results")
-    asked = nano_sweep.tries({"wait": 60.0, "deaf": True}, {"wait": 0.0})
+    asked = nano_sweep.tries({"wait": A_HANG, "deaf": True}, {"wait": 0.0})
     sweep = executors.on_workers(2)(asked, store, Cache(tmp_path / "cache"), False)
     assert next(sweep) == (1, "")
     wait_for(points(store, 2), lambda: True)
     begun = time.monotonic()
     sweep.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - begun < executors.SECONDS_TO_STOP
+    assert time.monotonic() - begun < executors.SECONDS_TO_STOP, "nothing had to be killed"
     found = {(r.status, r.error, len(r.points)) for r in store.runs()}
     assert found == {("done", "", 2), ("interrupted", "ended with the sweep it was part of", 1)}
 
@@ -243,12 +253,12 @@ def test_a_terminal_that_is_lost_ends_a_run_as_well(program: Program):
     """What is printed on the way out is an error there, and must not be taken for the run's."""
     import pty
 
-    file = program.file({"wait": 60.0}, before="import tqdm, os; os.environ['TQDM_DISABLE'] = '0'")
+    file = program.file({"wait": A_HANG}, before="import tqdm, os; os.environ['TQDM_DISABLE'] = '0'")
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(program.here)
         os.execve(sys.executable, [sys.executable, str(file)], program.env)
-    until, said = time.monotonic() + 120, b""
+    until, said = time.monotonic() + A_HANG, b""
     while not points(program.store)():
         assert time.monotonic() < until, said[-2000:]
         if select.select([terminal], [], [], 0.05)[0]:
@@ -261,7 +271,7 @@ def test_a_terminal_that_is_lost_ends_a_run_as_well(program: Program):
 
 
 def test_the_next_run_sweeps_what_a_killed_one_left(program: Program):
-    process = program.quick({"wait": 60.0})
+    process = program.quick({"wait": A_HANG})
     wait_for(points(program.store), process.is_alive)
     process.kill()
     assert ended(process) == -signal.SIGKILL
@@ -290,17 +300,16 @@ def force_under_fire(program: Program, kills: int, seed: int) -> None:
     begun = time.monotonic()
     assert ended(program.quick({"wait": 0.05}, force=True)) == 0
     length, rng = time.monotonic() - begun, random.Random(seed)
-    seen = 0
-    for _ in range(kills):
+    killed_at_work = 0
+    while killed_at_work < kills:
         process = program.quick({"wait": 0.05}, force=True)
-        time.sleep(rng.uniform(0.1, 1.05) * length)
-        seen += process.is_alive()
+        process.join(rng.uniform(0.1, 1.05) * length)
+        killed_at_work += process.is_alive()
         process.kill()
         ended(process)
         found = program.result()
         assert (found.status, numbers(found)) == ("done", before)
         assert list(problems(program.store)) == []
-    assert seen > 0, "some of them were at work"
     assert ended(program.quick({"wait": 0.05}, force=True)) == 0
     assert numbers(program.result()) == before
     assert [f.suffix for f in (program.store.runs_folder / ".locks").iterdir()] == [".lock"]

@@ -16,6 +16,7 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.storage.cache import Cache, canonical, digest, disk_errors, file_digest
+from tests.clock import A_HANG
 
 KEY = {"weights": "abc", "samples": 2}
 SPAWN = multiprocessing.get_context("spawn")
@@ -138,9 +139,9 @@ def test_two_processes_that_want_the_same_make_it_once(tmp_path: Path):
     processes = [SPAWN.Process(target=_make_in_a_process, args=(tmp_path / "cache", start, told)) for _ in range(2)]
     for process in processes:
         process.start()
-    makers = {told.get(timeout=60) for _ in processes}
+    makers = {told.get(timeout=A_HANG) for _ in processes}
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=A_HANG)
     assert (tmp_path / "makes").read_text() == "x"
     assert len(makers) == 1
 
@@ -149,7 +150,7 @@ def _hang_in_the_middle(root: Path, begun: object) -> None:
     def make(folder: Path) -> None:
         (folder / "half.bin").write_bytes(b"half")
         begun.set()  # type: ignore[attr-defined]
-        time.sleep(60)
+        time.sleep(A_HANG)
 
     Cache(root).get("kind", KEY, make)
 
@@ -158,9 +159,9 @@ def test_a_process_killed_while_making_leaves_nothing_half_made(cache: Cache):
     begun = SPAWN.Event()
     process = SPAWN.Process(target=_hang_in_the_middle, args=(cache.root, begun))
     process.start()
-    assert begun.wait(timeout=60)
+    assert begun.wait(timeout=A_HANG)
     os.kill(process.pid, signal.SIGKILL)
-    process.join(timeout=60)
+    process.join(timeout=A_HANG)
     assert everything(cache.root), "the killed process left its part behind"
     assert cache.find("kind", KEY) is None
     assert list(cache.entries()) == []
@@ -174,7 +175,7 @@ def test_a_process_killed_while_making_leaves_nothing_half_made(cache: Cache):
 def _make_when_told(root: Path, number: int, begun: object, go_on: object, told: object) -> None:
     def make(folder: Path) -> dict[str, int]:
         begun.set()  # type: ignore[attr-defined]
-        go_on.wait(60)  # type: ignore[attr-defined]
+        go_on.wait(A_HANG)  # type: ignore[attr-defined]
         (folder / "a.txt").write_text(f"a {number}")
         (folder / "b.txt").write_text(f"b {number}")
         return {"maker": number}
@@ -200,16 +201,16 @@ def test_of_two_that_make_the_same_the_second_takes_what_the_first_has_put_there
     root = tmp_path / "cache"
     processes, begun, go_on, told = _makers(root, 2)
     processes[0].start()
-    assert begun[0].wait(60)
+    assert begun[0].wait(A_HANG)
     shutil.rmtree(root / removed)
     processes[1].start()
-    assert begun[1].wait(60)
+    assert begun[1].wait(A_HANG)
+    found = []
     for number in order:
         go_on[number].set()
-        time.sleep(0.5)
-    found = [told.get(timeout=60) for _ in processes]
+        found.append(told.get(timeout=A_HANG))
     for process in processes:
-        process.join(60)
+        process.join(A_HANG)
     assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(number for number, *_ in found) == [0, 1]
     assert len({(maker, text) for _, maker, _, text in found}) == 1, "both have the same one"
@@ -221,11 +222,11 @@ def test_what_is_removed_while_it_is_made_is_made_again(tmp_path: Path):
     root = tmp_path / "cache"
     processes, begun, go_on, told = _makers(root, 1)
     processes[0].start()
-    assert begun[0].wait(60)
+    assert begun[0].wait(A_HANG)
     shutil.rmtree(root)
     go_on[0].set()
-    assert told.get(timeout=60) == (0, 0, True, "a 0")
-    processes[0].join(60)
+    assert told.get(timeout=A_HANG) == (0, 0, True, "a 0")
+    processes[0].join(A_HANG)
     assert processes[0].exitcode == 0
     assert Cache(root).get("kind", KEY, never).facts == {"maker": 0}
 
@@ -239,11 +240,11 @@ def test_the_next_process_sweeps_what_a_killed_one_had_half_made(tmp_path: Path)
     root = tmp_path / "cache"
     processes, begun, *signs = _makers(root, 1)  # which live as long as there is a name for them
     processes[0].start()
-    assert begun[0].wait(60)
+    assert begun[0].wait(A_HANG)
     Cache(root)
     assert len(list((root / "making").iterdir())) == 1, "it is alive"
     processes[0].kill()
-    processes[0].join(60)
+    processes[0].join(A_HANG)
     Cache(root)
     assert list((root / "making").iterdir()) == []
     del signs

@@ -26,6 +26,7 @@ from harness.storage.record_writing import Record
 from harness.storage.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, RunResult, RunSpec, to_json
 from harness.storage.store import Store
 from harness.storage.validate import problems
+from tests.clock import A_HANG
 from tests.records import PROVENANCE
 
 SPEC = RunSpec(
@@ -810,11 +811,11 @@ def test_two_openers_of_one_record_wait_for_each_other(store: Store, waiting: th
     seen: list[Any] = []
     with store.open(SPEC) as record:
         thread = open_in_a_thread(store, seen)
-        assert waiting.wait(timeout=30)
+        assert waiting.wait(timeout=A_HANG)
         record.write(result())
         record.add(point(0), {}, {})
         assert seen == []
-    thread.join(timeout=30)
+    thread.join(timeout=A_HANG)
     assert seen == [[0]]  # the second one finds what the first one left
 
 
@@ -822,8 +823,8 @@ def test_who_waited_for_a_run_that_left_no_record_can_write_its_own(store: Store
     seen: list[Any] = []
     with store.open(SPEC):
         thread = open_in_a_thread(store, seen)
-        assert waiting.wait(timeout=30)
-    thread.join(timeout=30)
+        assert waiting.wait(timeout=A_HANG)
+    thread.join(timeout=A_HANG)
     assert seen == [[]]
     assert store.find(SPEC) is not None
 

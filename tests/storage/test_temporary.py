@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from harness.core.errors import UsageError
 from harness.storage.temporary import lost, sweep, temporary_file, temporary_folder
+from tests.clock import A_HANG
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -60,7 +61,7 @@ def _hang(place: Path, begun: object) -> None:
     with temporary_folder(place) as folder:
         (folder / "weights").write_bytes(b"x" * 1000)
         begun.set()  # type: ignore[attr-defined]
-        time.sleep(60)
+        time.sleep(A_HANG)
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not(tmp_path: Path):
@@ -68,7 +69,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not(tm
     dead, alive = processes = [SPAWN.Process(target=_hang, args=(tmp_path, sign)) for sign in signs]
     for process, sign in zip(processes, signs, strict=True):
         process.start()
-        assert sign.wait(60)
+        assert sign.wait(A_HANG)
     dead.kill()
     dead.join()
     assert len(list(tmp_path.iterdir())) == 2
