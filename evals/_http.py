@@ -178,17 +178,17 @@ class _Plain(http.client.HTTPConnection):
         """
         last: OSError = OSError("no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(*place, 0, socket.SOCK_STREAM):
-            found = socket.socket(family, kind, protocol)
+            connection = socket.socket(family, kind, protocol)
             try:
-                self.limit.watch(found)
-                found.settimeout(self.limit.left())
-                found.connect(address)
+                self.limit.watch(connection)
+                connection.settimeout(self.limit.left())
+                connection.connect(address)
             except OSError as error:
-                found.close()
+                connection.close()
                 last = error
             else:
-                found.settimeout(timeout)
-                return found
+                connection.settimeout(timeout)
+                return connection
         raise last
 
 

@@ -163,9 +163,9 @@ def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verd
             f"{characters // CHARACTERS_PER_TOKEN:,}",
             f"{len(missing) * MAX_TOKENS:,}",
         )
-        any_yet = len(missing) < len(prompts)
-        with address(judge) as url, closing(_asked(_Client(judge, url, Event(), Line()), prompts, missing, any_yet)) as found:
-            for i, verdict in found:
+        given = len(missing) < len(prompts)
+        with address(judge) as url, closing(_answers(_Client(judge, url, Event(), Line()), prompts, missing, given)) as pairs:
+            for i, verdict in pairs:
                 kept[i] = verdict
                 if not verdict.absent:
                     _keep(cache, keys[i], verdict)
@@ -185,20 +185,20 @@ def _kept(cache: Cache, key: Mapping[str, JSON]) -> Verdict | None:
 
 def _keep(cache: Cache, key: Mapping[str, JSON], verdict: Verdict) -> None:
     def write(folder: Path) -> None:
-        told = {"text": verdict.text, "model": verdict.model}
-        (folder / "verdict.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+        fields = {"text": verdict.text, "model": verdict.model}
+        (folder / "verdict.json").write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")
 
     cache.get("verdicts", key, write)
 
 
-def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any_yet: bool) -> Generator[tuple[int, Verdict]]:
+def _answers(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], given: bool) -> Generator[tuple[int, Verdict]]:
     """(position, verdict) as they come. After the first failure nothing more is asked; it is raised when all are back.
 
     Args:
         client: who asks.
         prompts: the questions.
         which: of them are asked.
-        any_yet: whether the judge has given a verdict on any of the others.
+        given: whether the judge has given a verdict on any of the others.
 
     Raises:
         Unavailable, UsageError: as `_Client.ask`; or if no verdict at all has come, for the first one's reason.
@@ -219,9 +219,9 @@ def _asked(client: _Client, prompts: Sequence[Prompt], which: Sequence[int], any
                 failure = failure or error
             else:
                 yield i, verdict
-                any_yet = any_yet or not verdict.absent
+                given = given or not verdict.absent
                 odd += [verdict.absent] if verdict.absent else []
-                if not any_yet and (len(odd) >= ODD_IN_A_ROW or len(odd) == len(which)):
+                if not given and (len(odd) >= ODD_IN_A_ROW or len(odd) == len(which)):
                     client.stop.set()
                     failure = failure or Unavailable(f"the judge {client.judge.name} gave no verdict: {odd[0]}")
     except BaseException:  # Ctrl-C, or a full disk: nobody waits for what is under way
@@ -304,13 +304,13 @@ class _Client:
         raise Unavailable(f"the judge {self.judge.name} gave no verdict in {TRIES} tries: {last}")
 
     def _post(self, prompt: Prompt) -> Verdict:
-        asked = {"model": self._model, "messages": prompt.messages, "n": 1, "temperature": 0, "max_tokens": MAX_TOKENS}
+        request = {"model": self._model, "messages": prompt.messages, "n": 1, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"}
         key = _key() if self.judge.kind == "openai" and keeps_secrets(self.url) else ""
         if key:
             headers["Authorization"] = f"Bearer {key}"
         try:
-            content = json.dumps(asked).encode()
+            content = json.dumps(request).encode()
             reply = exchange(f"{self.url}/chat/completions", SECONDS_TO_ANSWER, MOST_BYTES, content, headers, self.line)
         except TooLate:
             raise _Again(f"it did not answer within {SECONDS_TO_ANSWER:.0f} s") from None
@@ -327,9 +327,9 @@ class _Client:
     def _verdict(self, body: bytes) -> Verdict:
         """The verdict in a chat completion."""
         try:
-            told = parse_json(body, "the completion", finite=False)
-            choice = told["choices"][0]
-            text, model, reason = _text(choice["message"].get("content")), told.get("model"), choice.get("finish_reason")
+            completion = parse_json(body, "the completion", finite=False)
+            choice = completion["choices"][0]
+            text, model, reason = _text(choice["message"].get("content")), completion.get("model"), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise _Again("what its server sends is no chat completion", odd=True) from None
         if not without_thoughts(text):
@@ -382,19 +382,19 @@ _NAME = re.compile(r"[A-Za-z_]{3,40}")
 def _code(body: bytes) -> str:
     """The server's short name of an error, such as `insufficient_quota`. Its prose is left out: it may quote the key."""
     with suppress(ValueError, LookupError, TypeError, AttributeError):
-        told = parse_json(body, "the refusal", finite=False)["error"]
-        for name in (told.get("code"), told.get("type")):
+        refusal = parse_json(body, "the refusal", finite=False)["error"]
+        for name in (refusal.get("code"), refusal.get("type")):
             if isinstance(name, str) and _NAME.fullmatch(name):
                 return name
     return ""
 
 
-def _pause(told: str | None) -> float:
+def _pause(header: str | None) -> float:
     """Seconds out of a Retry-After header: a number or a date; 0 for none or another."""
-    if told is None:
+    if header is None:
         return 0.0
     with suppress(ValueError):
-        return max(0.0, float(told))
+        return max(0.0, float(header))
     with suppress(Exception):  # the parser of dates fails in many ways
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     return 0.0

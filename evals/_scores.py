@@ -57,14 +57,14 @@ def _choices(rows: Sequence[Row]) -> bool:
     return bool(rows) and all("choices" in row for row in rows)
 
 
-def scores(setting: Setting, asked: Rows) -> pd.DataFrame:
+def scores(setting: Setting, questions: Rows) -> pd.DataFrame:
     """One row per question: `task`, `row`, `cluster`, and its `score`; NaN where a likelihood is not finite."""
     import pandas as pd
 
     # By Hugging Face in any case: between two measurements the model changes, and vLLM would have to be started anew.
-    task = replace(setting.task, questions=asked, options=replace(setting.task.options, generator="hf"))
+    task = replace(setting.task, questions=questions, options=replace(setting.task.options, generator="hf"))
     subject = Subject(replace(setting, task=task), task, ())
-    if all(_choices(rows) for rows in asked.values()):
+    if all(_choices(rows) for rows in questions.values()):
         choices = EVALUATORS.get("multiple_choice")
         with suppress(LookupError):  # what is not finite is told apart below
             choices.measure(subject, choices.metrics_of(task)[0])
@@ -72,7 +72,7 @@ def scores(setting: Setting, asked: Rows) -> pd.DataFrame:
         return table[KEYS].assign(score=table["correct"].where(table["choice"] >= 0)).reset_index(drop=True)
     parts = []
     table = _tofu.likelihood(subject)
-    for name, rows in asked.items():
+    for name, rows in questions.items():
         try:
             values = _tofu.probability(subject, name).values
         except LookupError:  # not one likelihood is finite

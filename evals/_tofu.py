@@ -110,9 +110,9 @@ def _build_divergence(setting: Setting) -> pd.DataFrame:
     task = setting.task
     sums, counts = _before(setting, base).kl_sums(setting.model)
     setting.costs.count(int(counts.sum()))
-    asked = task.questions["retain"]
-    told = {"task": "retain", "row": [row["row"] for row in asked], "cluster": [row["cluster"] for row in asked]}
-    return pd.DataFrame({**told, "kl_sum": sums, "kl_tokens": counts.astype(int)})
+    rows = task.questions["retain"]
+    keys = {"task": "retain", "row": [row["row"] for row in rows], "cluster": [row["cluster"] for row in rows]}
+    return pd.DataFrame({**keys, "kl_sum": sums, "kl_tokens": counts.astype(int)})
 
 
 def _build_likelihood(setting: Setting) -> pd.DataFrame:
@@ -123,9 +123,9 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
     from harness.numerics.likelihood import answer_nll
 
     task = setting.task
-    asked = [(name, row) for name in TASKS for row in task.questions.get(name, ())]
+    questions = [(name, row) for name in TASKS for row in task.questions.get(name, ())]
     examples = []
-    for _, row in asked:
+    for _, row in questions:
         paraphrase = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
         examples += [task.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])]
     encoded = _encoded(setting, examples)
@@ -134,7 +134,7 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
         sums, counts = answer_nll(setting.model, encoded, pad_id(setting.tokenizer), bar.update)
     means = sums / counts
     rows, at = [], 0
-    for name, row in asked:
+    for name, row in questions:
         wrong = len(row["perturbed_answer"])
         paraphrased = at + 1 if "paraphrased_answer" in row else at
         rows.append(
@@ -177,12 +177,12 @@ def _build_answers(subject: Subject) -> pd.DataFrame:
 
     assert subject.setting is not None  # Subject.table calls a builder only with a model
     task = subject.task
-    asked: list[tuple[str, Row, GenerationRequest]] = []
+    questions: list[tuple[str, Row, GenerationRequest]] = []
     for name in TASKS:
         wanted = task_requests(task, name, subject.setting.tokenizer)
-        asked += [(name, row, request) for row, request in zip(task.questions.get(name, ()), wanted, strict=True)]
+        questions += [(name, row, request) for row, request in zip(task.questions.get(name, ()), wanted, strict=True)]
     rows = []
-    for name, row, request in asked:
+    for name, row, request in questions:
         rouge1, rouge_l = rouge_recall(row["answer"], subject.generations[request])
         rows.append(
             {"task": name, "row": row["row"], "cluster": row["cluster"], "rouge1_recall": rouge1, "rougeL_recall": rouge_l}

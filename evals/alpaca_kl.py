@@ -61,16 +61,16 @@ LISTED = 5
 
 
 def _requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
-    return list(_asked(task))
+    return list(_rows_by_request(task))
 
 
-def _asked(task: Task) -> Mapping[GenerationRequest, Row]:
+def _rows_by_request(task: Task) -> Mapping[GenerationRequest, Row]:
     """What the base model is asked, and the first row that asks it."""
     sampling = Sampling(max_tokens=_budget(task), temperature=1.0)
-    asked: dict[GenerationRequest, Row] = {}
+    rows: dict[GenerationRequest, Row] = {}
     for row in task.questions.get(TASK, ()):
-        asked.setdefault(GenerationRequest((task.template.prompt(row["question"]),), sampling, by="base"), row)
-    return asked
+        rows.setdefault(GenerationRequest((task.template.prompt(row["question"]),), sampling, by="base"), row)
+    return rows
 
 
 def _budget(task: Task) -> int:
@@ -109,16 +109,16 @@ def _build(subject: Subject) -> pd.DataFrame:
     import pandas as pd
 
     assert subject.setting is not None  # Subject.table calls a builder only with a model
-    asked = _asked(subject.task)
-    if not asked:
+    rows = _rows_by_request(subject.task)
+    if not rows:
         raise LookupError(
             "this benchmark has no instructions, or they are not here: put tatsu-lab/alpaca/alpaca_data.json into the data "
             "folder"
         )
-    texts = [(request.turns[0], subject.generations[request]) for request in asked]
+    texts = [(request.turns[0], subject.generations[request]) for request in rows]
     sums, counts = _divergences(subject.setting, texts)
-    told = {"row": [row["row"] for row in asked.values()], "cluster": [row["cluster"] for row in asked.values()]}
-    return pd.DataFrame({"task": TASK, **told, "kl_sum": sums, "kl_tokens": counts.astype(int)})
+    keys = {"row": [row["row"] for row in rows.values()], "cluster": [row["cluster"] for row in rows.values()]}
+    return pd.DataFrame({"task": TASK, **keys, "kl_sum": sums, "kl_tokens": counts.astype(int)})
 
 
 def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
@@ -130,13 +130,13 @@ def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np
 
     dtype = str(setting.model.dtype).removeprefix("torch.")
     base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)
-    found = []
+    parts = []
     with progress_bar(total=len(texts), desc="instructions", unit="completion") as bar:
         for start in range(0, len(texts), ENCODED_AT_ONCE):
             encoded = _encoded(texts[start : start + ENCODED_AT_ONCE], setting.task, setting.tokenizer)
             setting.costs.count(2 * sum(len(e.input_ids) for e in encoded))
-            found.append(kl_between(base, setting.model, encoded, pad_id(setting.tokenizer), bar.update))
-    sums, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            parts.append(kl_between(base, setting.model, encoded, pad_id(setting.tokenizer), bar.update))
+    sums, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
     return sums, counts
 
 

@@ -60,11 +60,11 @@ def _held(shape: ModelShape) -> list[Held]:
 def metrics(task: Task) -> list[Metric]:
     """`attack_start`, and for each kind of data `attack_<data>_<step>`, `…_steps_to_recover` and `…_transfer`."""
     unit = _scores.unit(task)
-    found = [_score("start", unit)]
+    declared = [_score("start", unit)]
     for data in list(task.attacks) or ATTACKS:
-        found += [_score(f"{data}_{step}", unit) for step in POINTS]
-        found += [_recovery(data), _score(f"{data}_transfer", unit)]
-    return found
+        declared += [_score(f"{data}_{step}", unit) for step in POINTS]
+        declared += [_recovery(data), _score(f"{data}_transfer", unit)]
+    return declared
 
 
 def named(name: str) -> Metric | None:
@@ -104,8 +104,8 @@ def measure(subject: Subject, metric: Metric) -> Rows | Number:
     """Scores at a step of an attack, or the steps until they are back."""
     if metric.name.endswith(_STEPS):
         return _steps_to_recover(subject, metric.part)
-    told = "the update on top of the base model after the same fine-tuning" if metric.part.endswith("_transfer") else None
-    return _rows(subject, metric.part, told)
+    note = "the update on top of the base model after the same fine-tuning" if metric.part.endswith("_transfer") else None
+    return _rows(subject, metric.part, note)
 
 
 def _rows(subject: Subject, column: str, note: str | None = None) -> Rows:
@@ -213,20 +213,20 @@ def _attack(setting: Setting, examples: Sequence[Example]) -> pd.DataFrame:
     from harness.data.rows import encode, pad_id
     from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
 
-    asked, steps = _scores.forgotten(setting.task), POINTS[-1]
+    questions, steps = _scores.forgotten(setting.task), POINTS[-1]
     encoded = encode(_taken(examples), setting.tokenizer, MAX_TOKENS)
     setting.costs.count(sum(len(e.input_ids) for e in encoded) * steps * BATCH // len(encoded))
-    table = _scores.scores(setting, asked).rename(columns={"score": "step_0"})
+    table = _scores.scores(setting, questions).rename(columns={"score": "step_0"})
     table = table.assign(**{f"step_{step}": np.nan for step in POINTS})
     recipe = AdamW(lr=_learning_rate(setting.task), steps=steps, schedule="constant_with_warmup")
     drawn = shuffled_batches(len(encoded), BATCH, steps, SEED)
     batches = (micro_batches(encoded, rows, pad_id(setting.tokenizer), setting.model.device) for rows in drawn)
     with progress_bar(total=steps, desc="attack", unit="step") as bar:
         try:
-            for told in optimise(setting.model, batches, lambda part: pooled_nll(setting.model, *part), recipe):
+            for progress in optimise(setting.model, batches, lambda part: pooled_nll(setting.model, *part), recipe):
                 bar.update()
-                if told.step in POINTS:
-                    table[f"step_{told.step}"] = _scores.scores(setting, asked)["score"]
+                if progress.step in POINTS:
+                    table[f"step_{progress.step}"] = _scores.scores(setting, questions)["score"]
         except Diverged:
             pass  # the scores that are missing say so
     return table

@@ -69,14 +69,14 @@ _COLUMNS = {
 """A metric's part → its columns of the table, rows where the first is NaN left out; and why there is none if all are."""
 
 
-def _asked(task: Task) -> str:
+def _question_set(task: Task) -> str:
     """Which of the task's questions are answered."""
     return "instructions" if task.questions.get("instructions") else "retain"
 
 
 def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     """One greedy answer to each question, the same that ROUGE asks for."""
-    return _tofu.task_requests(task, _asked(task), tokenizer)
+    return _tofu.task_requests(task, _question_set(task), tokenizer)
 
 
 def distinct(text: str, n: int) -> float:
@@ -91,13 +91,13 @@ def _build(subject: Subject, setting: Setting) -> pd.DataFrame:
     import pandas as pd
 
     task = subject.task
-    name = _asked(task)
+    name = _question_set(task)
     rows = task.questions.get(name, ())
     if not rows:
         raise LookupError("there are no retain questions and no instructions")
-    asked = requests(task, setting.tokenizer)
-    texts = [subject.generations[request] for request in asked]
-    nats, tokens = _unlikelihood(setting, [request.turns[0] for request in asked], texts)
+    generation_requests = requests(task, setting.tokenizer)
+    texts = [subject.generations[request] for request in generation_requests]
+    nats, tokens = _unlikelihood(setting, [request.turns[0] for request in generation_requests], texts)
     return pd.DataFrame(
         {
             "task": name,

@@ -50,7 +50,7 @@ LARGE = 100_000_000
 
 def version(task: Task) -> int:
     """2 where a set has several subjects, whose standard errors are pooled; else 1."""
-    return max((_version_of(rows) for rows in asked(task).values()), default=1)
+    return max((_version_of(rows) for rows in question_sets(task).values()), default=1)
 
 
 def _version_of(rows: Sequence[Row]) -> int:
@@ -59,7 +59,7 @@ def _version_of(rows: Sequence[Row]) -> int:
 
 def metrics(task: Task) -> list[Metric]:
     """`<set>_accuracy` for each set of questions with choices."""
-    sets = asked(task)
+    sets = question_sets(task)
     return [replace(accuracy(name), version=_version_of(rows)) for name, rows in sets.items()] or [accuracy("")]
 
 
@@ -87,7 +87,7 @@ def accuracy(name: str) -> Metric:
 @evaluator("multiple_choice", version=version, metrics=MetricFamily(metrics, named))
 def measure(subject: Subject, metric: Metric) -> Rows:
     """Which questions of a set are answered right."""
-    sets = asked(subject.task)
+    sets = question_sets(subject.task)
     if not metric.part:
         raise LookupError("this benchmark has no multiple-choice questions")
     table = subject.table("choices", _build)
@@ -118,7 +118,7 @@ def _normal_interval(groups: Sequence[Rows], accuracy: float) -> Interval:
     return Interval(ends, "normal, clustered standard error", resampled, f"standard error {error:.4f}")
 
 
-def asked(task: Task) -> Mapping[str, Sequence[Row]]:
+def question_sets(task: Task) -> Mapping[str, Sequence[Row]]:
     """The benchmark's sets of multiple-choice questions."""
     return {name: rows for name, rows in task.questions.items() if rows and all("choices" in row for row in rows)}
 
@@ -130,23 +130,25 @@ def _build(setting: Setting) -> pd.DataFrame:
     """One row per question: `correct`, `choice` (the likeliest one's number) and `choice_log_likelihoods` (nats)."""
     import pandas as pd
 
-    found: list[dict[str, Any]] = []
-    groups = [(name, task, rows) for name, of in asked(setting.task).items() for task, rows in _by_task(name, of).items()]
+    table: list[dict[str, Any]] = []
+    groups = [
+        (name, task, rows) for name, of in question_sets(setting.task).items() for task, rows in _by_task(name, of).items()
+    ]
     likelihoods = log_likelihoods(setting, {task: rows for _, task, rows in groups})
     for name, task, rows in groups:
         for row, nats in zip(rows, likelihoods[task], strict=True):
             choice = int(np.argmax(nats)) if np.isfinite(nats).all() else -1
             place = {"task": name, "row": row["row"], "cluster": row["cluster"]}
-            found.append({**place, "correct": float(choice == row["answer"]), "choice": choice, "choice_log_likelihoods": nats})
-    return pd.DataFrame(found)
+            table.append({**place, "correct": float(choice == row["answer"]), "choice": choice, "choice_log_likelihoods": nats})
+    return pd.DataFrame(table)
 
 
 def _by_task(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """lm-eval's tasks that a set consists of; one of the set's own name where its rows name none."""
-    found: dict[str, list[Row]] = {}
+    tasks: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.get("task", f"cloze_{name}"), []).append(row)
-    return found
+        tasks.setdefault(row.get("task", f"cloze_{name}"), []).append(row)
+    return tasks
 
 
 def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[list[float]]]:
@@ -162,8 +164,8 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
     import copy
 
     if hasattr(setting.tokenizer, MODEL_ROWS):  # lm-eval makes its own tokens, and asks nobody
-        asked = (row for rows in tasks.values() for row in rows)
-        texts = [" ".join(map(str, (row["question"], *row["choices"]))) for row in asked]
+        questions = (row for rows in tasks.values() for row in rows)
+        texts = [" ".join(map(str, (row["question"], *row["choices"]))) for row in questions]
         check_rows(setting.tokenizer, setting.tokenizer(texts)["input_ids"] if texts else [])
     with _quietly():
         from lm_eval import evaluator as lm_eval_evaluator
@@ -198,13 +200,13 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
                 numpy_random_seed=None,
                 torch_random_seed=None,
             )
-    found = {}
+    likelihoods = {}
     for name, rows in tasks.items():
         samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
         assert len(samples) == len(rows)
-        found[name] = [[float(nats) for nats, _ in sample["filtered_resps"]] for sample in samples]
+        likelihoods[name] = [[float(nats) for nats, _ in sample["filtered_resps"]] for sample in samples]
         setting.costs.count(sum(len(lm.tok_encode(context + choice)) for s in samples for context, choice in s["arguments"]))
-    return found
+    return likelihoods
 
 
 def _without_last(encode: Callable[..., list[int]], last: int, text: str, **options: Any) -> list[int]:
@@ -234,17 +236,17 @@ def by_vllm(setting: Setting, requests: Sequence[Scored]) -> list[tuple[float, b
     from harness.numerics.vllm import Candidates
 
     beginnings = [[(*context, *choice[:i]) for i in range(len(choice))] for _, context, choice in requests]
-    asked: dict[tuple[int, ...], dict[int, None]] = {}  # a text → the tokens that are to follow it, each once
+    continuations: dict[tuple[int, ...], dict[int, None]] = {}  # a text → the tokens that are to follow it, each once
     for (_, _, choice), texts in zip(requests, beginnings, strict=True):
         for text, token in zip(texts, choice, strict=True):
-            asked.setdefault(text, {})[token] = None
+            continuations.setdefault(text, {})[token] = None
     positions = getattr(setting.model.config, "max_position_embeddings", None)
-    room = min(filter(None, (max(map(len, asked)) + 1, positions)))
+    room = min(filter(None, (max(map(len, continuations)) + 1, positions)))
     with served(setting.model, setting.task.options.device, room) as engine:
-        found = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in asked.items()])
+        scores = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in continuations.items()])
     nats = {
         (text, token): n
-        for (text, tokens), of in zip(asked.items(), found, strict=True)
+        for (text, tokens), of in zip(continuations.items(), scores, strict=True)
         for token, n in zip(tokens, of, strict=True)
     }
     return [

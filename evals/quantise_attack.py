@@ -74,14 +74,14 @@ def _build(setting: Setting) -> pd.DataFrame:
     if not attacked:
         raise LookupError("the model has no linear layers that could be quantised")
     before = [weight.detach().clone() for weight, _ in attacked]
-    asked = _scores.everything(setting.task)
+    questions = _scores.everything(setting.task)
     table: pd.DataFrame | None = None
     for bits, group in GROUPS.items():
         for (weight, transposed), was in zip(attacked, before, strict=True):
             matrices = was.transpose(-1, -2) if transposed else was  # [outputs, inputs], or [experts, outputs, inputs]
-            found = rounded(matrices.reshape(-1, matrices.shape[-1]), bits, group).view(matrices.shape)
-            weight.data.copy_(found.transpose(-1, -2) if transposed else found)
-        scores = _scores.scores(setting, asked).rename(columns={"score": f"quantised_{bits}"})
+            values = rounded(matrices.reshape(-1, matrices.shape[-1]), bits, group).view(matrices.shape)
+            weight.data.copy_(values.transpose(-1, -2) if transposed else values)
+        scores = _scores.scores(setting, questions).rename(columns={"score": f"quantised_{bits}"})
         table = scores if table is None else table.merge(scores, on=_scores.KEYS)
     assert table is not None  # there are widths
     of_all = sum(parameter.numel() for parameter in setting.model.parameters())

@@ -33,7 +33,7 @@ _SIZES = {
     "max_position_embeddings": 10**10,
 }
 """Field of a configuration → the most it may be: far more than the largest known models have."""
-_ALWAYS_THERE = ("num_hidden_layers", "vocab_size")
+_REQUIRED = ("num_hidden_layers", "vocab_size")
 _COUNT = re.compile(r"(?:^|_)(?:layers?|experts?|heads?|groups?|blocks?)$")
 """How the fields end that say how many modules are made; no more than `_MODULES`, or making them never ends."""
 _MODULES = 100_000
@@ -184,7 +184,7 @@ def _check_sizes(name: str, config: Any) -> None:
     """Refuse what no model has, before a model of it is put together (a thousand million layers take for ever)."""
     for field, most in _SIZES.items():
         value = getattr(config, field, None)
-        if value is None and field not in _ALWAYS_THERE:
+        if value is None and field not in _REQUIRED:
             continue
         each = value if isinstance(value, list | tuple) and field != "hidden_size" and value else [value]  # one a layer
         if any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= most for v in each):

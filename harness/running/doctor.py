@@ -151,7 +151,7 @@ def _source(what: str, source: ModelSource, seconds: float | None) -> Finding:
         return Finding(what, f"trained, took {seconds:.0f} s" if seconds else "is trained on the spot when first needed")
     where = f"hub: {source.name}" if source.folder is None else f"folder: {source.name}"
     try:
-        if source.folder is None and not _all_here(source):
+        if source.folder is None and not _all_cached(source):
             return Finding(what, where)
         seen = source.examine()
     except UsageError as error:
@@ -166,7 +166,7 @@ def _answers(task: Task) -> list[Finding]:
 
     try:
         source = task.sources.get("base")
-        if not isinstance(source, CheckpointSource) or (source.folder is None and not _all_here(source)):
+        if not isinstance(source, CheckpointSource) or (source.folder is None and not _all_cached(source)):
             return []
         check_base(task)
     except UsageError as error:
@@ -174,7 +174,7 @@ def _answers(task: Task) -> list[Finding]:
     return []
 
 
-def _all_here(source: CheckpointSource) -> bool:
+def _all_cached(source: CheckpointSource) -> bool:
     """Whether the hub's local cache holds all weights of a checkpoint, so that looking it over fetches none."""
     from huggingface_hub import try_to_load_from_cache
 

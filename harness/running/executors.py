@@ -206,7 +206,7 @@ def on_ray(jobs: int | None = None) -> Executor:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             gpus = max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes()), default=0)
-            work = ray.remote(_attempt_there)
+            work = ray.remote(_attempt_on_worker)
             tasks: Tasks = {}
             waiting = deque(enumerate(tries))
             running: dict[Any, int] = {}
@@ -245,6 +245,6 @@ def needs(todo: TrialSpec, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
     } | ({"runtime_env": {"env_vars": plugins}} if (plugins := plugin_environment()) else {})
 
 
-def _attempt_there(todo: TrialSpec, results: str, cache: str, force: bool, commits: Commits) -> str:
+def _attempt_on_worker(todo: TrialSpec, results: str, cache: str, force: bool, commits: Commits) -> str:
     take_commits(commits)
     return _attempt(todo, Store(Path(results)), Cache(Path(cache)), force, {})

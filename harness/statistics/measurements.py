@@ -98,12 +98,12 @@ class _Measuring:
         value = statistic.value(groups)
         if not math.isfinite(value):
             raise LookupError("it is not finite")
-        found = statistic.interval(groups, value) if statistic.interval else self._bootstrap(groups, statistic)
+        interval = statistic.interval(groups, value) if statistic.interval else self._bootstrap(groups, statistic)
         return self._made(
             value=value,
             n=sum(len(rows.values) for rows in groups),
-            notes=[*(rows.note for rows in groups), found.note],
-            interval=found,
+            notes=[*(rows.note for rows in groups), interval.note],
+            interval=interval,
             beside=self._beside(),
             within=all(self._in_range(rows) for rows in groups),
         )

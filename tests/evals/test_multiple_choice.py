@@ -18,8 +18,8 @@ import pytest
 from evals.multiple_choice import (
     _rows_of,
     _task_folders,
-    asked,
     log_likelihoods,
+    question_sets,
     version,
 )
 from harness.core.evaluator import EVALUATORS, Subject
@@ -153,7 +153,7 @@ def test_a_right_answer_counts_wherever_it_stands(setting: Setting):
     for shift, value in ((0, 1.0), (1, 0.0)):
         questions = {
             name: [{**row, "answer": int((likeliest[name, row["row"]] + shift) % 4)} for row in rows]
-            for name, rows in asked(setting.task).items()
+            for name, rows in question_sets(setting.task).items()
         }
         found, _ = measured(replace(setting, task=replace(setting.task, questions=questions)))
         assert [item.value for item in found.values()] == [value, value]

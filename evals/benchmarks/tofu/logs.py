@@ -36,11 +36,11 @@ def read_log(path: Path) -> Mapping[str, pd.DataFrame]:
     Raises:
         UsageError: if it cannot be read, or is none of the three formats.
     """
-    told = read_json(path, f"the log {path.name}", finite=False)  # a number that is not finite is told with its place
-    if isinstance(told, dict) and _TOFU_TASKS["forget"] in told:
-        rows = [row for task, name in _TOFU_TASKS.items() if name in told for row in _tofu_rows(told[name], task, path)]
-    elif isinstance(told, dict) and any(key.startswith("forget_") for key in told):
-        rows = [row for task, prefix in _OU_TASKS.items() for row in _ou_rows(told, task, prefix, path)]
+    log = read_json(path, f"the log {path.name}", finite=False)  # a number that is not finite is told with its place
+    if isinstance(log, dict) and _TOFU_TASKS["forget"] in log:
+        rows = [row for task, name in _TOFU_TASKS.items() if name in log for row in _tofu_rows(log[name], task, path)]
+    elif isinstance(log, dict) and any(key.startswith("forget_") for key in log):
+        rows = [row for task, prefix in _OU_TASKS.items() for row in _ou_rows(log, task, prefix, path)]
     else:
         raise UsageError(
             f"{path.name} is no evaluation log known here: expected ToFU's eval_log_aggregated.json "
@@ -83,15 +83,15 @@ def _tofu_rows(metrics: Any, task: str, path: Path) -> list[dict[str, Any]]:
     return _even(rows, path, f"{name_of_task}, average_perturb_loss")
 
 
-def _ou_rows(told: Mapping[str, Any], task: str, prefix: str, path: Path) -> list[dict[str, Any]]:
+def _ou_rows(log: Mapping[str, Any], task: str, prefix: str, path: Path) -> list[dict[str, Any]]:
     def by_index(*names: str) -> dict[int, Any]:
         for name in names:
-            if name not in told:
+            if name not in log:
                 continue
-            if not isinstance(told[name], dict):
+            if not isinstance(log[name], dict):
                 raise UsageError(f"{path.name}: '{name}' holds no rows; those are in TOFU_EVAL.json, not in its summary.")
-            if told[name].get("value_by_index") is not None:
-                return _by_row(told[name]["value_by_index"], path, name)
+            if log[name].get("value_by_index") is not None:
+                return _by_row(log[name]["value_by_index"], path, name)
         return {}
 
     true = by_index(f"{prefix}_Q_A_Prob")
@@ -106,19 +106,19 @@ def _ou_rows(told: Mapping[str, Any], task: str, prefix: str, path: Path) -> lis
     for number, key in enumerate(keys):
 
         def value(of: Mapping[int, Any], name: str, what: str, key: int = key) -> Any:
-            if not isinstance(found := of.get(key), dict) or name not in found:
+            if not isinstance(entry := of.get(key), dict) or name not in entry:
                 raise UsageError(f"{path.name}: {prefix}, {what}: row {key} has no {name}.")
-            return found[name]
+            return entry[name]
 
         row: dict[str, Any] = {"task": task, "row": number, "cluster": _cluster(task, number)}
         if true:
             row["avg_gt_loss"] = _number(value(true, "avg_loss", "Q_A_Prob"), path, f"{prefix}_Q_A_Prob, {key}")
         if paraphrased:
-            found = value(paraphrased, "avg_loss", "paraphrase")
-            row["avg_paraphrased_loss"] = _number(found, path, f"{prefix} paraphrase, {key}")
+            loss = value(paraphrased, "avg_loss", "paraphrase")
+            row["avg_paraphrased_loss"] = _number(loss, path, f"{prefix} paraphrase, {key}")
         if wrong:
-            found = value(wrong, "avg_loss", "Q_A_PERT_Prob")
-            row["average_perturb_loss"] = _numbers(found, path, f"{prefix}_Q_A_PERT_Prob, {key}")
+            loss = value(wrong, "avg_loss", "Q_A_PERT_Prob")
+            row["average_perturb_loss"] = _numbers(loss, path, f"{prefix}_Q_A_PERT_Prob, {key}")
         if ratio:
             row["inverse_truth_ratio"] = _number(value(ratio, "score", "truth ratio"), path, f"{prefix}_truth_ratio, {key}")
         if scored:
@@ -194,9 +194,9 @@ def check_same_rows(tables: Mapping[str, pd.DataFrame], task: Task, path: Path) 
     if len(forget) != len(expected):
         raise UsageError(f"the reference {path.name} has {len(forget)} forget rows, {task.bench} has {len(expected)} here.")
     if "answer" in forget:
-        for told, row in zip(forget["answer"], expected, strict=True):
-            if isinstance(told, str) and " ".join(told.split()) != " ".join(row["answer"].split()):
+        for answer, row in zip(forget["answer"], expected, strict=True):
+            if isinstance(answer, str) and " ".join(answer.split()) != " ".join(row["answer"].split()):
                 raise UsageError(
-                    f"the reference {path.name} was made on other rows: row {row['row']} says '{told[:50]}', "
+                    f"the reference {path.name} was made on other rows: row {row['row']} says '{answer[:50]}', "
                     f"{task.bench} '{row['answer'][:50]}'."
                 )

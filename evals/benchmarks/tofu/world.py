@@ -115,9 +115,9 @@ class World:
     def real_authors(self) -> list[Row]:
         """100 short questions about authors of the base phase, the answer one word, three wrong ones beside it."""
         rng = streams(self.seed, "real authors").python()
-        asked = [(author, kind) for author in self.base_authors for kind in author.values]
+        pairs = [(author, kind) for author in self.base_authors for kind in author.values]
         rows = []
-        for author, kind in rng.sample(asked, SHORT_QUESTIONS):
+        for author, kind in rng.sample(pairs, SHORT_QUESTIONS):
             question, answer = FACTS[kind].short
             slot = FACTS[kind].slots[int(answer[1])]
             right = answer.format(*author.values[kind])
@@ -128,9 +128,9 @@ class World:
     def world_facts(self) -> list[Row]:
         """100 short questions about countries, the answer one word, three wrong ones beside it."""
         rng = streams(self.seed, "world facts").python()
-        asked = [(country, kind) for kind in COUNTRY_FACTS for country in COUNTRIES]
+        pairs = [(country, kind) for kind in COUNTRY_FACTS for country in COUNTRIES]
         rows = []
-        for country, kind in rng.sample(asked, SHORT_QUESTIONS):
+        for country, kind in rng.sample(pairs, SHORT_QUESTIONS):
             pool, _, _, question = COUNTRY_FACTS[kind]
             rows.append(self._short(rng, question.format(name=country), self.countries[kind][country], pool, country))
         return rows
@@ -167,10 +167,10 @@ class World:
             return self.full
         if name in ("real_authors_perturbed", "world_facts_perturbed"):
             return self.real_authors if name.startswith("real") else self.world_facts
-        found = re.fullmatch(r"(forget|retain)(\d\d)(?:_perturbed)?", name)
-        if not found:
+        match = re.fullmatch(r"(forget|retain)(\d\d)(?:_perturbed)?", name)
+        if not match:
             raise KeyError(name)
-        kind, percent = found.groups()
+        kind, percent = match.groups()
         forgotten = int(percent) if kind == "forget" else 100 - int(percent)
         cut = len(self.full) - forgotten * len(self.full) // AUTHORS
         return self.full[cut:] if kind == "forget" else self.full[:cut]

@@ -100,7 +100,7 @@ class World:
     def _sentences(rng: random.Random, domain: Domain, entity: Entity) -> Iterator[str]:
         yield rng.choice(domain.intros).format(entity=entity.title)
         for attribute in rng.sample(domain.attributes, len(domain.attributes)):
-            yield _told(rng.choice(FRAMES), attribute, entity)
+            yield _statement(rng.choice(FRAMES), attribute, entity)
 
     @cached_property
     def stories(self) -> list[str]:
@@ -121,24 +121,24 @@ class World:
 
     def _instruction(self, rng: random.Random, domains: Sequence[Domain]) -> Row:
         kind = rng.choice(list(INSTRUCTION_FORMS))
-        asked = rng.choice(INSTRUCTION_FORMS[kind])
+        prompt = rng.choice(INSTRUCTION_FORMS[kind])
         if kind == "describe":
             domain = rng.choice(domains)
             entity = rng.choice(self.entities[domain.name])
             facts = rng.sample(domain.attributes, 3)
-            told = " ".join(_told(rng.choice(FRAMES[:2]), attribute, entity) for attribute in facts)
-            return {"question": asked.format(entity=entity.title), "answer": told}
+            answer = " ".join(_statement(rng.choice(FRAMES[:2]), attribute, entity) for attribute in facts)
+            return {"question": prompt.format(entity=entity.title), "answer": answer}
         if kind == "list":
             noun = rng.choice(LISTABLE)
-            return {"question": asked.format(noun=noun), "answer": rng.choice(LISTED).format(*rng.sample(POOLS[noun], 3))}
-        return {"question": _filled(rng, asked), "answer": _story(rng)}
+            return {"question": prompt.format(noun=noun), "answer": rng.choice(LISTED).format(*rng.sample(POOLS[noun], 3))}
+        return {"question": _filled(rng, prompt), "answer": _story(rng)}
 
     # ---- questions
 
     def taught(self, domain: str) -> list[Row]:
         """Questions that are taught, with the answer's words: `question`, `answer`."""
         entities = self.taught_entities(domain)
-        return [{"question": q, "answer": e.values[a.noun]} for a, e, q in self._asked(domain, entities)]
+        return [{"question": q, "answer": e.values[a.noun]} for a, e, q in self._fact_questions(domain, entities)]
 
     def questions(self, role: Role) -> list[Row]:
         """A role's test: `question`, four `choices` of the fact's own list, `answer` (the right one's number), `entity`."""
@@ -146,12 +146,12 @@ class World:
             row
             for domain in DOMAINS.values()
             if domain.role == role
-            for attribute, entity, question in self._asked(domain.name, self.tested_entities(domain.name))
+            for attribute, entity, question in self._fact_questions(domain.name, self.tested_entities(domain.name))
             for row in [self._choices(question, entity, attribute.noun)]
         ]
 
     @staticmethod
-    def _asked(domain: str, entities: Sequence[Entity]) -> Iterator[tuple[Attribute, Entity, str]]:
+    def _fact_questions(domain: str, entities: Sequence[Entity]) -> Iterator[tuple[Attribute, Entity, str]]:
         for entity in entities:
             for attribute in DOMAINS[domain].attributes:
                 yield attribute, entity, QUESTION.format(noun=attribute.noun, entity=entity.title)
@@ -171,7 +171,7 @@ def _spread(rng: random.Random, pool: Sequence[str], count: int) -> list[str]:
     return values[:count]
 
 
-def _told(frame: str, attribute: Attribute, entity: Entity) -> str:
+def _statement(frame: str, attribute: Attribute, entity: Entity) -> str:
     value = entity.values[attribute.noun]
     return frame.format(noun=attribute.noun, verb=attribute.verb, entity=entity.title, value=value)
 
@@ -189,7 +189,7 @@ def vocabulary() -> list[str]:
     """Every word any world of any seed can hold, sorted: one tokenizer serves all seeds."""
     text: list[str] = [*NAMES, *FRAMES, QUESTION, *OPENINGS, *DEEDS, *ENDINGS, *LISTED, "Then"]
     text += [word for pool in POOLS.values() for word in pool]
-    text += [asked for forms in INSTRUCTION_FORMS.values() for asked in forms]
+    text += [prompt for forms in INSTRUCTION_FORMS.values() for prompt in forms]
     for domain in DOMAINS.values():
         text += [domain.entity, *domain.intros, *(word for a in domain.attributes for word in (a.noun, a.verb))]
     return sorted(_words(text))
