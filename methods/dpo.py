@@ -1,10 +1,10 @@
 """Direct preference optimisation (DPO): prefer a refusal to the true answer of a forget question.
 
-L = −c mean_b log σ(β [(S_θ − S_θ0)(answer) − (S_θ − S_θ0)(refusal)]_b) + λ POOL(retain),   S summed negative log-likelihood
+L = −c mean_b log σ(β [(S_θ − S_θ0)(answer) − (S_θ − S_θ0)(refusal)]_b) + λ R(retain)
 
-with c = 2/β and λ = 1 as in open-unlearning (`dpo_grad_diff` of the NPO repository); ToFU's own form is c = 1, λ = 0
-(arXiv:2401.06121; its branch in locuslab/tofu `dataloader.py` does not run as shipped). S_θ0 is computed once, before a
-stage's first step.
+with S the summed negative log-likelihood, R as `retain_loss` says, c = 2/β and λ = 1 as in open-unlearning (`dpo_grad_diff` of
+the NPO repository); ToFU's own form is c = 1, λ = 0 (arXiv:2401.06121; its branch in locuslab/tofu `dataloader.py` does not run
+as shipped). S_θ0 is computed once, before a stage's first step.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import PositiveFloat
 
 from harness.core.config import settings
 from harness.core.method import Progress, Setting, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.losses import answer_nll_sums, reference_nll
-from methods.first_order.recipe import PairedRecipe, held
+from methods.first_order.losses import answer_nll_sums, reference_nll, retain_term
+from methods.first_order.recipe import RetainedRecipe, retained_held
 from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
@@ -26,15 +26,13 @@ if TYPE_CHECKING:
 
 
 @settings
-class DPOConfig(PairedRecipe):
+class DPOConfig(RetainedRecipe):
     """Settings of DPO."""
 
     beta: PositiveFloat = 0.1
     """β: how sharply the preference is drawn."""
     scale: Literal["2/beta", "1"] = "2/beta"
     """c, the factor before the loss: 2/β as NPO and open-unlearning have it, or 1 as ToFU."""
-    retain_weight: NonNegativeFloat = 1.0
-    """λ, the weight of the retain term; 0 is ToFU's form."""
 
 
 @method(
@@ -42,15 +40,11 @@ class DPOConfig(PairedRecipe):
     config=DPOConfig,
     source="arXiv:2401.06121",
     cannot=has_refusals,
-    memory=held,
+    memory=retained_held,
 )
 def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.data.rows import collate
-    from harness.numerics.training import pooled_nll
-
-    def retain(part: Part) -> Tensor:
-        return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
 
     def losses(data: Data) -> Losses:
         refusals = Refusals(setting, data.stage)
@@ -71,7 +65,7 @@ def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
             rise = (answer - answer_before[list(part.rows)]) - (refusal - before)
             return dpo_loss(rise, config.beta, 2 / config.beta if config.scale == "2/beta" else 1.0).sum() / part.examples
 
-        return Losses(forget, retain if config.retain_weight else None)
+        return Losses(forget, retain_term(setting, config))
 
     yield from unlearn(setting, config, losses)
 

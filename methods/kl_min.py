@@ -9,9 +9,7 @@ default here. `kl_positions=answer` takes the mean over answer tokens instead.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
@@ -22,7 +20,8 @@ from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
 from harness.numerics import anatomy
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held
+from methods.first_order.losses import all_logits, frozen_copy, padded
+from methods.first_order.recipe import PairedRecipe, held_with_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,15 +42,14 @@ class KLMinConfig(PairedRecipe):
     """Tokens that retain sequences are padded to with `all_padded`."""
 
 
-def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
+def held_with_copies(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     """What training holds, the frozen copy, and both models' log-probabilities at the positions K sees at once."""
     from harness.models.memory import TOKENS_AT_ONCE
 
     each = config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens
     positions = min(config.batch_size * each, max(TOKENS_AT_ONCE, each))
     return [
-        *held(shape, config),
-        Held("frozen copy", shape.parameters * shape.weight_bytes),
+        *held_with_copy(shape, config),
         Held("log-probabilities", 4 * positions * shape.vocabulary * 4, while_measured=False, certain=False),
     ]
 
@@ -60,7 +58,7 @@ def held_with_copy(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     "kl_min",
     config=KLMinConfig,
     source="arXiv:2401.06121",
-    memory=held_with_copy,
+    memory=held_with_copies,
 )
 def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K.
@@ -84,12 +82,12 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
         )
 
     def losses(data: Data) -> Losses:
-        before = copy.deepcopy(setting.model).requires_grad_(False)
+        before = frozen_copy(setting.model)
 
         def log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
             if config.kl_positions == "answer":
                 return answer_logits(model, batch).log_softmax(dim=-1)
-            return all_log_probs(model, padded(batch, config.pad_length, data.pad))
+            return all_logits(model, padded(batch, config.pad_length, data.pad)).flatten(0, 1).log_softmax(dim=-1)
 
         def retain(part: Part) -> Tensor:
             setting.costs.count(part.batch.tokens)  # they go through the copy too
@@ -101,18 +99,3 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
         return Losses(forget, retain, retain_length=config.pad_length if config.kl_positions == "all_padded" else 1)
 
     yield from unlearn(setting, config, losses)
-
-
-def padded(batch: Batch, length: int, pad: int) -> Batch:
-    """The batch padded (or cut) to `length` tokens, attention 0 on the padding."""
-    import torch.nn.functional as F
-
-    more = length - batch.input_ids.shape[1]
-    ids = F.pad(batch.input_ids, (0, more), value=pad)
-    return replace(batch, input_ids=ids, attention_mask=F.pad(batch.attention_mask, (0, more)), labels=batch.labels)
-
-
-def all_log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """[B · L, V] float32 log-probabilities at every position, padding included: its queries see the tokens before it."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits.flatten(0, 1).float().log_softmax(dim=-1)  # type: ignore[no-any-return]

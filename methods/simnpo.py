@@ -1,6 +1,8 @@
 """SimNPO: NPO without a reference model, on length-normalised losses.
 
-L = c · −(2/β) mean_b log σ(β (S_θ/T − γ)_b) + λ POOL(retain),   S/T the answer's mean negative log-likelihood per token
+L = c · −(2/β) mean_b log σ(β (S_θ/T − γ)_b) + λ R(retain)
+
+with S/T the answer's mean negative log-likelihood per token and R as `retain_loss` says
 
 (arXiv:2410.07163; OPTML-Group/Unlearn-Simple `TOFU/dataloader.py`, loss "simnpo_grad_diff"). γ stands inside the product
 with β, as in the code; the paper writes it outside (the same at γ = 0).
@@ -11,21 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import PositiveFloat
 
 from harness.core.config import settings
 from harness.core.method import Progress, Setting, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.losses import answer_nll_sums
-from methods.first_order.recipe import PairedRecipe, held
+from methods.first_order.losses import answer_nll_sums, retain_term
+from methods.first_order.recipe import RetainedRecipe, retained_held
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @settings
-class SimNPOConfig(PairedRecipe):
+class SimNPOConfig(RetainedRecipe):
     """Settings of SimNPO; the defaults are its repository's for forget10."""
 
     epochs: Epochs = 10
@@ -38,29 +40,23 @@ class SimNPOConfig(PairedRecipe):
     """γ, the margin in nats per token that an answer's loss is to pass."""
     forget_weight: PositiveFloat = 0.125
     """c, the weight of the forget term."""
-    retain_weight: NonNegativeFloat = 1.0
-    """λ, the weight of the retain term."""
 
 
 @method(
     "simnpo",
     config=SimNPOConfig,
     source="arXiv:2410.07163",
-    memory=held,
+    memory=retained_held,
 )
 def simnpo(setting: Setting, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
         sums, counts = answer_nll_sums(setting.model, part.batch)
         return config.forget_weight * simnpo_loss(sums / counts, config.beta, config.gamma).sum() / part.examples
 
-    def retain(part: Part) -> Tensor:
-        return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
-
     def losses(data: Data) -> Losses:
-        return Losses(forget, retain if config.retain_weight else None)
+        return Losses(forget, retain_term(setting, config))
 
     yield from unlearn(setting, config, losses)
 

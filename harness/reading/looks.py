@@ -2,7 +2,8 @@
 
 Kin share a hue and differ in lightness; every method has a marker of its own, so that a figure can be read in grey too. The
 colours were moved apart until any two differ by at least 20 (CIE 1976) as people without red or green cones see them (Machado
-et al. 2009, doi:10.1109/TVCG.2009.113), and by 34 as others do. Needs neither matplotlib nor anything else.
+et al. 2009, doi:10.1109/TVCG.2009.113), and by 34 as others do; there is no room for many more, so that later methods share the
+colour of one that they are close to. Needs neither matplotlib nor anything else.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ class Look:
         return next(colour for share in range(101) if contrast(colour := _lighter(self.colour, share), DARK) >= LEAST_CONTRAST)
 
 
+KIN = {
+    "wga": "grad_diff",
+    "satimp": "ga",
+    "ceu": "kl_min",
+    "undial": "idk",
+    "jensun": "dpo",
+    "pdu": "soul",
+    "npo_sam": "npo",
+}
+"""Methods that share the colour of another one, and differ in their marker."""
 LOOKS = {
     "kfade": Look("#d55e00", "D"),
     "ga": Look("#0066ca", "o"),
@@ -43,6 +54,13 @@ LOOKS = {
     "rmu": Look("#868176", "h"),
     "elm": Look("#ceb805", "d"),
     "checkpoint": Look("#cd1c2f", "8"),
+    "wga": Look("#20b4ff", "1"),
+    "satimp": Look("#0066ca", "2"),
+    "ceu": Look("#011996", "3"),
+    "undial": Look("#7c3783", "4"),
+    "jensun": Look("#c694c2", "H"),
+    "pdu": Look("#dca45d", "x"),
+    "npo_sam": Look("#004a43", "+"),
     "untouched": Look("#000000", "s"),
     "retrained": Look("#000000", "*"),
 }

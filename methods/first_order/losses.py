@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.method import Setting
+from methods.first_order.loop import Loss, Part
+from methods.first_order.recipe import RetainedRecipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,18 +18,32 @@ if TYPE_CHECKING:
     from harness.data.rows import Batch, Encoded
 
 
+def token_nll(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """[N] −log p of each label, row by row, float32, with gradient."""
+    import torch.nn.functional as F
+
+    from harness.numerics.likelihood import answer_labels, answer_logits
+
+    return F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="none")
+
+
 def answer_nll_sums(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Each sequence's negative log-likelihood summed over its labels, with gradient, and the number of its labels.
 
     Returns:
         ([B] nats, [B] counts), float32. S and T in the methods' formulas.
     """
-    import torch.nn.functional as F
+    from harness.numerics.likelihood import sums_by_example
 
-    from harness.numerics.likelihood import answer_labels, answer_logits, sums_by_example
+    return sums_by_example(token_nll(model, batch), batch), batch.counts.float()
 
-    losses = F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="none")
-    return sums_by_example(losses, batch), batch.counts.float()
+
+def place_in_answer(batch: Batch) -> Tensor:
+    """[N] each label's place in its answer, from 0."""
+    import torch
+
+    counts = batch.counts
+    return torch.arange(int(counts.sum()), device=counts.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
 
 def reference_nll(setting: Setting, sequences: Sequence[Encoded], pad: int) -> Tensor:
@@ -41,3 +59,52 @@ def reference_nll(setting: Setting, sequences: Sequence[Encoded], pad: int) -> T
     setting.costs.count(sum(len(e.input_ids) for e in sequences))
     sums, _ = answer_nll(setting.model, sequences, pad)
     return torch.from_numpy(sums).to(setting.model.device, torch.float32)
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it is now, which no step changes."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def retain_term(setting: Setting, recipe: RetainedRecipe, before: PreTrainedModel | None = None) -> Loss | None:
+    """λ times the recipe's retain term; None where there is none.
+
+    Args:
+        setting: whose model is trained.
+        recipe: says which term, and λ.
+        before: the model that KL keeps to, frozen; where it is needed and not given, a copy of the model as it is now.
+    """
+    import torch
+
+    from harness.numerics.likelihood import answer_logits, kl_per_token
+    from harness.numerics.training import pooled_nll
+
+    if not recipe.retain_weight:
+        return None
+    if recipe.retain_loss == "nll":
+        return lambda part: recipe.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
+    reference = before or frozen_copy(setting.model)
+
+    def kl(part: Part) -> Tensor:
+        setting.costs.count(part.batch.tokens)  # they go through the copy too
+        with torch.no_grad():
+            target = answer_logits(reference, part.batch).log_softmax(dim=-1)
+        divergence = kl_per_token(target, answer_logits(setting.model, part.batch).log_softmax(dim=-1))
+        return recipe.retain_weight * divergence.sum() / part.labels
+
+    return kl
+
+
+def padded(batch: Batch, length: int, pad: int) -> Batch:
+    """The batch padded (or cut) to `length` tokens, attention 0 on the padding; its labels stay as they are."""
+    import torch.nn.functional as F
+
+    more = length - batch.input_ids.shape[1]
+    ids = F.pad(batch.input_ids, (0, more), value=pad)
+    return replace(batch, input_ids=ids, attention_mask=F.pad(batch.attention_mask, (0, more)))
+
+
+def all_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """[B, L, V] float32 logits at every position, padding included: its queries see the tokens before it."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    return logits.float()  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ linear decay to 0, gradient norm clipped at 1, effective batch 32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -46,6 +46,17 @@ class PairedRecipe(Recipe):
     that is reset); otherwise a fresh uniform draw, as in ToFU's."""
 
 
+@settings
+class RetainedRecipe(PairedRecipe):
+    """The same with a retain term that may be switched off or be another one."""
+
+    retain_weight: NonNegativeFloat = 1.0
+    """λ, the weight of the retain term; with 0 there is none."""
+    retain_loss: Literal["nll", "kl"] = "nll"
+    """The retain term: POOL(retain), or the mean KL(before ‖ now) over its answers' tokens, as open-unlearning offers it
+    (`retain_loss_type`; its mean runs over prompts and padding too)."""
+
+
 def evenly(steps: int, points: int) -> frozenset[int]:
     """Which of so many steps are measured, for so many points evenly spaced, the last step among them."""
     return frozenset(round(point * steps / points) for point in range(1, points + 1))
@@ -56,6 +67,17 @@ def held(shape: ModelShape, recipe: Recipe) -> list[Held]:
     from harness.models.memory import adamw
 
     return adamw(shape)
+
+
+def held_with_copy(shape: ModelShape, recipe: Recipe) -> list[Held]:
+    """The same beside a frozen copy of the model before unlearning."""
+    return [*held(shape, recipe), Held("frozen copy", shape.parameters * shape.weight_bytes)]
+
+
+def retained_held(shape: ModelShape, recipe: RetainedRecipe) -> list[Held]:
+    """The same, with a frozen copy where the retain term needs one."""
+    with_copy = recipe.retain_loss == "kl" and recipe.retain_weight > 0
+    return held_with_copy(shape, recipe) if with_copy else held(shape, recipe)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ def golden(make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch) -> Golde
         data = Data(encode(stage.forget, tokenizer), encode(stage.retain, tokenizer), pad_id(tokenizer), stage, [FORGET])
         caught: list[Losses] = []
 
-        def catch(_setting: Setting, _recipe: Recipe, losses: Callable[[Data], Losses]) -> Iterator[Progress]:
+        def catch(
+            _setting: Setting, _recipe: Recipe, losses: Callable[[Data], Losses], before_step: object = None
+        ) -> Iterator[Progress]:
             caught.append(losses(data))
             yield from ()
 
@@ -673,14 +675,15 @@ RECIPE = {
     "max_length": None,
 }
 PAIRED = {**RECIPE, "frozen_partner": False}
+RETAINED = {"retain_weight": 1.0, "retain_loss": "nll"}
 OF_ITS_REPOSITORY = {**PAIRED, "epochs": 10, "frozen_partner": True}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ga": RECIPE,
     "grad_diff": {**PAIRED, "retain_weight": 1.0},
     "kl_min": {**PAIRED, "retain_weight": 1.0, "kl_positions": "all_padded", "pad_length": 500},
-    "npo": {**OF_ITS_REPOSITORY, "beta": 0.1, "retain_weight": 1.0, "reduction": "sum"},
-    "simnpo": {**OF_ITS_REPOSITORY, "beta": 4.5, "gamma": 0.0, "forget_weight": 0.125, "retain_weight": 1.0},
-    "dpo": {**PAIRED, "beta": 0.1, "scale": "2/beta", "retain_weight": 1.0},
+    "npo": {**OF_ITS_REPOSITORY, "beta": 0.1, **RETAINED, "reduction": "sum"},
+    "simnpo": {**OF_ITS_REPOSITORY, "beta": 4.5, "gamma": 0.0, "forget_weight": 0.125, **RETAINED},
+    "dpo": {**PAIRED, "beta": 0.1, "scale": "2/beta", **RETAINED},
     "idk": PAIRED,
 }
 """On forget10 with Llama-2-7B."""
@@ -719,8 +722,8 @@ WMDP_RECIPE = {
 }
 ON_WMDP: dict[str, dict[str, Any]] = {
     "grad_diff": {"lr": 5e-6, "epochs": 5},
-    "npo": {"lr": 5e-6, "epochs": 10, "beta": 0.0225, "reduction": "mean"},
-    "simnpo": {"lr": 9.5e-6, "epochs": 10, "beta": 0.1, "gamma": 0.0, "forget_weight": 1.0},
+    "npo": {"lr": 5e-6, "epochs": 10, "retain_loss": "nll", "beta": 0.0225, "reduction": "mean"},
+    "simnpo": {"lr": 9.5e-6, "epochs": 10, "retain_loss": "nll", "beta": 0.1, "gamma": 0.0, "forget_weight": 1.0},
 }
 
 

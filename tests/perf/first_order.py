@@ -117,7 +117,7 @@ class Floor:
 
     def _logits(self, side: str, part: loop.Part) -> Tensor:
         if self.name == "kl_min" and side == "retain":
-            from methods.kl_min import padded
+            from methods.first_order.losses import padded
 
             batch = padded(part.batch, self.config.pad_length, self.pad)
             with torch.no_grad():

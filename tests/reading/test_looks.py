@@ -6,15 +6,17 @@ import itertools
 import re
 
 from harness.core.method import METHODS
-from harness.reading.looks import DARK, LEAST_CONTRAST, LOOKS, contrast, look
+from harness.reading.looks import DARK, KIN, LEAST_CONTRAST, LOOKS, contrast, look
 
 REFERENCES = ("untouched", "retrained")
 
 
-def test_every_method_has_a_colour_and_a_marker_of_its_own():
+def test_every_method_has_a_marker_of_its_own_and_a_colour_but_for_kin():
     assert set(METHODS.names()) <= set(LOOKS)
     methods = [name for name in LOOKS if name not in REFERENCES]
-    assert len({look(name).colour for name in methods}) == len(methods)
+    of_their_own = [name for name in methods if name not in KIN]
+    assert len({look(name).colour for name in of_their_own}) == len(of_their_own)
+    assert all(look(name).colour == look(kin).colour and kin in of_their_own for name, kin in KIN.items())
     assert len({look(name).marker for name in methods}) == len(methods)
     assert look("untouched").marker != look("retrained").marker
     assert all(re.fullmatch("#[0-9a-f]{6}", of.colour) for of in LOOKS.values())

@@ -1,0 +1,119 @@
+"""Sharpness-aware NPO (NPO+SAM): NPO's gradient is taken where a small step against it leads, so that relearning has it harder.
+
+g = ∇F(θ),   step along ∇F(θ + ρ g/‖g‖) + λ ∇R(θ),   F NPO's forget term, R the retain term
+
+(arXiv:2502.05374, ICML 2025; OPTML-Group/Unlearn-Smooth `WMDP/src/unlearn/base.py`, `SAMTrainer`). Both gradients of the forget
+term see the whole step's forget examples; the retain term's is taken at θ. NPO itself is as in `npo`; Unlearn-Smooth divides an
+answer's loss by its length (`reduction=mean`), over WMDP's texts. A point between two steps is measured at θ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveFloat
+
+from harness.core.config import settings
+from harness.core.memory import Held, ModelShape
+from harness.core.method import Progress, Setting, method
+from methods._settings import Epochs
+from methods.first_order.loop import Data, Loss, Losses, Part, unlearn
+from methods.first_order.losses import retain_term
+from methods.first_order.preference import npo_term
+from methods.first_order.recipe import RetainedRecipe, retained_held
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@settings
+class NPOSAMConfig(RetainedRecipe):
+    """Settings of NPO+SAM; the defaults are NPO's, and the radius its repository's."""
+
+    epochs: Epochs = 10
+    """Passes over the forget set."""
+    frozen_partner: bool = True
+    """Give a forget example the same retain partner in every epoch, as NPO's repository does."""
+    beta: PositiveFloat = 0.1
+    """β: how fast the ascent fades out; towards 0 it is GA on summed losses."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Whether an answer's loss is summed over its tokens, or their mean."""
+    radius: PositiveFloat = 0.01
+    """ρ: how far the point lies at which the forget gradient is taken. Its WMDP configuration has 0.1."""
+    retain_weight: PositiveFloat = 1.0
+    """λ, the weight of the retain term."""
+
+
+def held_with_perturbation(shape: ModelShape, config: NPOSAMConfig) -> list[Held]:
+    """What NPO holds, beside the weights before the perturbation and one more gradient."""
+    return [*retained_held(shape, config), Held("perturbation", 2 * shape.parameters * shape.weight_bytes)]
+
+
+@method(
+    "npo_sam",
+    config=NPOSAMConfig,
+    source="arXiv:2502.05374",
+    memory=held_with_perturbation,
+)
+def npo_sam(setting: Setting, config: NPOSAMConfig) -> Iterator[Progress]:
+    """Train, measuring after every epoch."""
+    perturbation = Perturbation(setting.model, config.radius)
+    forget: list[Loss] = []
+
+    def losses(data: Data) -> Losses:
+        forget[:] = [npo_term(setting, data, config.beta, config.reduction)]
+        retain = retain_term(setting, config)
+        assert retain is not None  # λ is positive
+
+        def at_the_weights(part: Part) -> Tensor:
+            perturbation.undo()
+            return retain(part)
+
+        return Losses(forget[0], at_the_weights)
+
+    def perturb(parts: Sequence[Part], _: Sequence[Part]) -> None:
+        setting.costs.count(sum(part.batch.tokens for part in parts))
+        perturbation.do(forget[0], parts)
+
+    yield from unlearn(setting, config, losses, before_step=perturb)
+
+
+class Perturbation:
+    """Moves a model's weights by ρ g/‖g‖, and back to the last bit.
+
+    Args:
+        model: moved in place; the weights that want gradients.
+        radius: ρ.
+    """
+
+    def __init__(self, model: PreTrainedModel, radius: float) -> None:
+        self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._radius = radius
+        self._before: list[Tensor] = []
+
+    def do(self, loss: Loss, parts: Sequence[Part]) -> None:
+        """Along the gradient of a loss that is the sum over these parts."""
+        import torch
+
+        gradient = [torch.zeros_like(weight) for weight in self._weights]
+        for part in parts:
+            shares = torch.autograd.grad(loss(part), self._weights, allow_unused=True)
+            for sum_, share in zip(gradient, shares, strict=True):
+                if share is not None:
+                    sum_.add_(share)
+        norm = torch.stack([g.float().norm() for g in gradient]).norm()
+        self._before = [weight.detach().clone() for weight in self._weights]
+        with torch.no_grad():
+            for weight, g in zip(self._weights, gradient, strict=True):
+                weight.add_(g * (self._radius / norm.clamp(min=torch.finfo(norm.dtype).tiny)))
+
+    def undo(self) -> None:
+        """To the weights before; nothing where they are there."""
+        import torch
+
+        with torch.no_grad():
+            for weight, before in zip(self._weights, self._before, strict=False):
+                weight.copy_(before)
+        self._before = []

@@ -1,0 +1,50 @@
+"""Weighted gradient ascent (WGA): ascent on the forget set in which tokens that have become unlikely count for less.
+
+L = −mean_t(p_t^β · nll_t) + λ R(retain),   p_t the label's probability, without gradient; the mean over the step's labels
+
+(arXiv:2502.19301, section 4; tmlr-group/G-effect; open-unlearning `trainer/utils.py`, `compute_wga_loss`). β = 0 is GradDiff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import NonNegativeFloat
+
+from harness.core.config import settings
+from harness.core.method import Progress, Setting, method
+from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.losses import retain_term, token_nll
+from methods.first_order.recipe import RetainedRecipe, retained_held
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@settings
+class WGAConfig(RetainedRecipe):
+    """Settings of WGA; the defaults are open-unlearning's."""
+
+    beta: NonNegativeFloat = 1.0
+    """β: how fast a token's ascent fades out as it becomes unlikely."""
+
+
+@method(
+    "wga",
+    config=WGAConfig,
+    source="arXiv:2502.19301",
+    memory=retained_held,
+)
+def wga(setting: Setting, config: WGAConfig) -> Iterator[Progress]:
+    """Train, measuring after every epoch."""
+
+    def forget(part: Part) -> Tensor:
+        nll = token_nll(setting.model, part.batch)
+        weights = (-nll.detach()).exp() ** config.beta
+        return -(weights * nll).sum() / part.labels
+
+    def losses(data: Data) -> Losses:
+        return Losses(forget, retain_term(setting, config))
+
+    yield from unlearn(setting, config, losses)
