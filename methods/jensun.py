@@ -24,15 +24,19 @@ from methods.first_order.recipe import PairedRecipe, held_with_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+
+
+THEIR_WORDS = " No Idea"
+"""The authors' refusal."""
 
 
 @settings
 class JensUnConfig(PairedRecipe):
     """Settings of JensUn; the defaults are its repository's."""
 
-    refusal: Annotated[str, StringConstraints(min_length=1, max_length=1_000)] = " No Idea"
-    """The words that forget answers are pulled to."""
+    refusal: Annotated[str, StringConstraints(min_length=1, max_length=1_000)] | None = None
+    """The words that forget answers are pulled to: by default " No Idea", as its authors have it, or the benchmark's first refusal
+    where the model's tokenizer lacks those words."""
     forget_weight: PositiveFloat = 1.0
     """c, the weight of the forget term."""
     retain_weight: NonNegativeFloat = 1.0
@@ -55,7 +59,7 @@ def jensun(setting: Setting, config: JensUnConfig) -> Iterator[Progress]:
 
     from harness.numerics.likelihood import answer_logits
 
-    refusal = torch.tensor(refusal_tokens(setting.tokenizer, config.refusal), device=setting.model.device)
+    refusal = torch.tensor(refusal_tokens(setting, config.refusal), device=setting.model.device)
 
     def forget(part: Part) -> Tensor:
         targets = refusal[place_in_answer(part.batch) % len(refusal)]
@@ -79,18 +83,18 @@ def jensun(setting: Setting, config: JensUnConfig) -> Iterator[Progress]:
     yield from unlearn(setting, config, losses)
 
 
-def refusal_tokens(tokenizer: PreTrainedTokenizerBase, refusal: str) -> list[int]:
+def refusal_tokens(setting: Setting, refusal: str | None) -> list[int]:
     """The refusal's tokens.
 
     Raises:
         UsageError: if there are none, or the tokenizer does not know one of its words.
     """
-    tokens = list(tokenizer(refusal, add_special_tokens=False).input_ids)
-    if not tokens or tokenizer.unk_token_id in tokens:
-        raise UsageError(
-            f"refusal={refusal!r}: this model's tokenizer has no tokens for it. Set refusal to words that it knows."
-        )
-    return tokens
+    choices = [refusal] if refusal else [THEIR_WORDS, *setting.task.refusals[:1]]
+    for words in choices:
+        tokens = list(setting.tokenizer(words, add_special_tokens=False).input_ids)
+        if tokens and setting.tokenizer.unk_token_id not in tokens:
+            return tokens
+    raise UsageError(f"refusal={choices[-1]!r}: this model's tokenizer lacks words of it. Set refusal to some that it has.")
 
 
 def js_to_token(log_probs: Tensor, tokens: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from harness.core.method import METHODS, Setting
 from harness.data.rows import NO_LABEL, Batch
 from harness.models.sources import weights_fingerprint
 from methods.first_order.loop import Part
+from methods.jensun import refusal_tokens
 from methods.npo_sam import Perturbation
 from methods.pdu import Dual, PDUConfig
 from tests.conftest import SettingMaker
@@ -206,8 +207,13 @@ def test_jensuns_retain_term_is_the_divergence_from_the_first_model(golden: Gold
 
 def test_jensun_refuses_words_that_the_model_does_not_have(make_setting: SettingMaker):
     method = METHODS.get("jensun")
-    with pytest.raises(UsageError, match=r"^refusal=' No Idea': this model's tokenizer has no tokens for it"):
-        next(iter(method.unlearn(make_setting(), resolve(method.config, owner="jensun"))))
+    with pytest.raises(UsageError, match=r"^refusal=' No Idea': this model's tokenizer lacks words of it\."):
+        next(iter(method.unlearn(make_setting(), resolve(method.config, {"refusal": " No Idea"}, owner="jensun"))))
+
+
+def test_jensun_takes_the_benchmarks_refusal_where_a_model_lacks_its_authors_words(make_setting: SettingMaker):
+    setting = make_setting()
+    assert refusal_tokens(setting, None) == setting.tokenizer(setting.task.refusals[0], add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("name", ["npo", "simnpo", "dpo", "undial", "wga", "satimp"])
