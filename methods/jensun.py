@@ -35,8 +35,8 @@ class JensUnConfig(PairedRecipe):
     """Settings of JensUn; the defaults are its repository's."""
 
     refusal: Annotated[str, StringConstraints(min_length=1, max_length=1_000)] | None = None
-    """The words that forget answers are pulled to. By default the authors' " No Idea", or the benchmark's first refusal where the
-    model's tokenizer lacks those."""
+    """The words that forget answers are pulled to. By default the authors' " No Idea", or the benchmark's first refusal where
+    the model's tokenizer lacks those."""
     forget_weight: PositiveFloat = 1.0
     """c, the weight of the forget term."""
     retain_weight: NonNegativeFloat = 1.0
