@@ -100,19 +100,18 @@ def load_runs(path: PathLike = RESULTS, *, bench: str = "", method: Names = ()) 
         method: only those of these methods.
 
     Raises:
-        UsageError: if it is no results folder.
+        UsageError: if it is no results folder; for a benchmark or a method that neither is here nor was ever run.
     """
+    from harness.reading.named import check_names
     from harness.storage.store import Store
 
     store = Store(Path(path))
     store.check()
     methods = [method] if isinstance(method, str) else method
-    wanted = (
-        result
-        for result in store.runs()
-        if (not bench or result.spec.bench == bench) and (not methods or result.spec.method in methods)
-    )
-    return Runs(list(wanted), store)
+    every = list(store.runs())
+    check_names(bench, methods, (result.spec.bench for result in every), (result.spec.method for result in every))
+    wanted = [r for r in every if (not bench or r.spec.bench == bench) and (not methods or r.spec.method in methods)]
+    return Runs(wanted, store)
 
 
 def compare(runs: Runs, against: str = "") -> Comparison:

@@ -7,11 +7,11 @@ says so above and beside each value: what they differ by is then not due to the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.core.config import written
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
 from harness.core.figure import FigureOptions, Sheet, figure
@@ -122,27 +122,22 @@ class Compared:
         return "\n".join([value, *(f"({text})" for text in beside)])
 
 
-def _text(value: Any) -> str:
-    """A setting's value for readers."""
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value, ensure_ascii=False)
-
-
 def _varied(points: pd.DataFrame) -> list[str]:
     """The settings that differ between these runs."""
     every = _select.settings_of(points)
     names = sorted({name for settings in every for name in settings})
-    return [name for name in names if len({_text(settings.get(name)) for settings in every}) > 1]
+    return [name for name in names if len({written(settings.get(name)) for settings in every}) > 1]
 
 
 def _settled(points: pd.DataFrame, by: str, others: Sequence[str]) -> pd.DataFrame:
     """The points with the setting's value, the other varied settings, and what is drawn, in a fixed order."""
     every = _select.settings_of(points)
-    table = points.assign(value=[_text(s.get(by)) for s in every])
+    table = points.assign(value=[written(s.get(by)) for s in every])
     if KL not in table:
         table[KL] = float("nan")
     for name in others:
-        table[f"set_{name}"] = [_text(s.get(name)) for s in every]
-    rank = {_text(value): _order(value) for value in (s.get(by) for s in every)}
+        table[f"set_{name}"] = [written(s.get(name)) for s in every]
+    rank = {written(value): _order(value) for value in (s.get(by) for s in every)}
     table = table.assign(rank=table["value"].map(lambda v: rank[v]))
     order = table.assign(inner=[tuple(_order(s.get(name)) for name in others) for s in every])
     return order.sort_values(["rank", "inner", "seed", "folder"], ignore_index=True)
@@ -151,7 +146,7 @@ def _settled(points: pd.DataFrame, by: str, others: Sequence[str]) -> pd.DataFra
 def _order(value: Any) -> tuple[int, float, str]:
     """Numbers by size, then everything else by name."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, float(value), "") if is_number else (1, 0.0, _text(value))
+    return (0, float(value), "") if is_number else (1, 0.0, written(value))
 
 
 def _colours(values: Sequence[str], numeric: bool) -> list[str]:

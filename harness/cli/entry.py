@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from harness.cli import keeping, listing, pages, runs, sweeps, testing  # noqa: F401  (they register their commands)
+from harness.cli import keeping, listing, pages, runs, showing, sweeps, testing  # noqa: F401  (they register their commands)
 from harness.cli.app import PANELS, app
 from harness.cli.mistyped import in_a_sentence
 from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut

@@ -85,7 +85,7 @@ def _settings_of(command: Any) -> dict[str, str]:
     """The settings of all methods, and how they are given, where a command takes settings."""
     if not any("--set" in option.opts for option in _options(command)):
         return {}
-    names = {name for method in METHODS.names() for name in field_names(METHODS.get(method).config)}
+    names = {name for method in METHODS.all().values() for name in field_names(method.config)}
     return {name.replace("_", "-"): f"--set {name}=VALUE" for name in names}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
@@ -64,6 +65,24 @@ def parse(assignments: Iterable[str]) -> dict[str, JSON]:
         except Malformed:
             values[key] = {"none": None, "true": True, "false": False}.get(text.lower(), text)
     return values
+
+
+def written(value: JSON) -> str:
+    """A setting's value as it is typed after `--set key=`, of which `parse` makes it again.
+
+    >>> [written(value) for value in ("kfac", None, True, 0.001, [3, 4])]
+    ['kfac', 'none', 'true', '0.001', '[3,4]']
+    """
+    if value is None or isinstance(value, str):
+        return "none" if value is None else value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def departures(cls: type, preset: Mapping[str, JSON], values: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The settings that are neither the class's defaults nor a preset's, without those that gave way to an alternative."""
+    usual = {**{name: default for name, default, _ in describe(cls)}, **preset}
+    gave_way = {name for group in getattr(cls, "_alternatives", ()) for name in group if values.get(name) is None}
+    return {name: value for name, value in values.items() if value != usual.get(name) and name not in gave_way}
 
 
 def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
@@ -136,8 +155,13 @@ def field_names(cls: type) -> list[str]:
     return list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
 
 
-def describe(cls: type) -> list[tuple[str, JSON, str]]:
+def describe(cls: type) -> Sequence[tuple[str, JSON, str]]:
     """Each setting's name, default and the text written under it."""
+    return _described(cls)
+
+
+@cache
+def _described(cls: Any) -> Sequence[tuple[str, JSON, str]]:
     schema = TypeAdapter(cls).json_schema()
     # A class knows only the lines under its own settings, not those it inherits.
     descriptions = {
@@ -146,10 +170,10 @@ def describe(cls: type) -> list[tuple[str, JSON, str]]:
         for name, field in getattr(base, "__pydantic_fields__", {}).items()
         if field.description
     }
-    return [
+    return tuple(
         (name, field.get("default"), " ".join(str(descriptions.get(name, "")).split()))
         for name, field in schema.get("properties", {}).items()
-    ]
+    )
 
 
 def to_json(config: Any) -> dict[str, JSON]:

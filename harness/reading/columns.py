@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
+
+from harness.core.config import written
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Columns:
         if sum(max(b, _width(h)) + 3 for b, h in zip(body, self.headings, strict=True)) + 1 <= options.max_width:
             yield self._part(list(numbers), self.headings)
             return
-        wrapped = [_wrapped(heading, width) for heading, width in zip(self.headings, body, strict=True)]
+        wrapped = [wrapped(heading, width) for heading, width in zip(self.headings, body, strict=True)]
         widths = [max(b, _width(h)) + 3 for b, h in zip(body, wrapped, strict=True)]
         parts: list[list[int]] = [[0]]
         for i in numbers[1:]:
@@ -62,7 +64,7 @@ def _width(cell: str) -> int:
     return max((cell_len(line) for line in cell.splitlines()), default=0)
 
 
-def _wrapped(heading: str, width: int) -> str:
+def wrapped(heading: str, width: int) -> str:
     """The heading on several lines, none longer than the width or than its longest word."""
     lines = [""]
     for word in heading.split(" "):
@@ -71,11 +73,17 @@ def _wrapped(heading: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def settings_table(rows: Sequence[tuple[str, object, str]], title: str) -> Table:
-    """A method's settings with defaults and what they mean."""
+def settings_table(rows: Sequence[tuple[str, object, str]], title: str, marked: Collection[str] = ()) -> Table:
+    """A method's settings with their values and what they mean.
+
+    Args:
+        rows: name, value and meaning.
+        title: above the table.
+        marked: the settings whose values get an asterisk.
+    """
     table = Table(title=title, title_justify="left", header_style="bold")
     for heading in ("setting", "value", "meaning"):
         table.add_column(heading)
-    for name, default, meaning in rows:
-        table.add_row(name, str(default), meaning)
+    for name, value, meaning in rows:
+        table.add_row(name, written(value) + " *" * (name in marked), meaning)
     return table

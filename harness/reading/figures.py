@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError, unknown
 from harness.core.figure import FIGURES, FigureOptions, Sheet
-from harness.core.method import METHODS
 from harness.reading import formats
+from harness.reading.named import check_names
 from harness.storage.cache import disk_errors
 from harness.storage.store import Store
 
@@ -56,7 +55,7 @@ def select(store: Store, bench: str = "", model: str = "", methods: Sequence[str
         UsageError: if there are none; names the command that makes them.
     """
     runs = store.frame()
-    _check_names(runs, bench, methods)
+    check_names(bench, methods, *(runs[name] if len(runs) else () for name in ("bench", "method")))
     chosen = runs
     for column, wanted in (("bench", [bench] if bench else []), ("model", [model] if model else []), ("method", methods)):
         chosen = chosen[chosen[column].isin(wanted)] if wanted and len(chosen) else chosen
@@ -74,19 +73,6 @@ def select(store: Store, bench: str = "", model: str = "", methods: Sequence[str
             f"Make some: harness run {' '.join(words)} --results {store.root}"
         )
     return chosen
-
-
-def _check_names(runs: pd.DataFrame, bench: str, methods: Sequence[str]) -> None:
-    """Refuse what neither is here nor was ever run.
-
-    Raises:
-        UsageError: with the nearest name.
-    """
-    for column, registry, wanted in (("bench", BENCHMARKS, [bench] if bench else []), ("method", METHODS, methods)):
-        known = {*registry.names(), *(runs[column] if len(runs) else ())}
-        for name in wanted:
-            if name not in known:
-                raise unknown(registry.kind, name, known, registry.listing)
 
 
 def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chosen: Sequence[str]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, overload
@@ -11,6 +11,7 @@ from harness.core.errors import UsageError
 from harness.core.measurement import Difference, Measurement
 from harness.reading.differences import differences
 from harness.reading.formats import of_unit
+from harness.reading.samples import samples_of
 from harness.storage.records import RunResult
 from harness.storage.store import Store
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 20
 """Runs that a notebook shows; the table has all of them."""
-REFERENCES = {"before": "untouched", "retrained": "retrained"}
-"""Column of `samples` → the method whose recorded answers stand there."""
 
 
 class Comparison(Sequence[Difference]):
@@ -100,28 +99,13 @@ class Runs(Sequence[RunResult]):
         """
         import pandas as pd
 
-        rows = []
-        for result in self:
-            after = self._answers(result.spec, result)
-            ends = {column: self._reference(result.spec, method) for column, method in REFERENCES.items()}
-            for question in self.store.questions(result.spec):
-                if task and question.task != task:
-                    continue
-                turns = tuple(question.turns)
-                answers = {column: texts.get(turns) for column, texts in ends.items()}
-                rows.append(
-                    {
-                        "run": result.spec.run_id,
-                        "method": result.spec.method,
-                        "task": question.task,
-                        "question": question.question,
-                        "true": question.answer,
-                        "before": answers["before"],
-                        "after": after.get(turns),
-                        "retrained": answers["retrained"],
-                    }
-                )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            [
+                {"run": result.spec.run_id, "method": result.spec.method, **asdict(sample)}
+                for result in self
+                for sample in samples_of(result, self.store, task)
+            ]
+        )
 
     def compare(self, against: str = "") -> Comparison:
         """By how much these runs' methods differ, at their last points, on the same rows.
@@ -150,17 +134,6 @@ class Runs(Sequence[RunResult]):
         more = f"<p>and {len(self) - MOST_SHOWN} more</p>" if len(self) > MOST_SHOWN else ""
         heads = "".join(f"<th>{head}</th>" for head in ("benchmark", "model", "method", "seed", "status", "last point"))
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}"
-
-    def _answers(self, spec: RunSpec, result: RunResult | None) -> Mapping[tuple[str, ...], str]:
-        return self.store.texts(spec.folder.as_posix(), result.points[-1].index) if result and result.points else {}
-
-    def _reference(self, spec: RunSpec, method: str) -> Mapping[tuple[str, ...], str]:
-        """The answers of a recorded run of a reference method on the same data, of the lowest seed that has any."""
-        alike = [r for r in self.store.runs() if r.spec.method == method and r.spec.comparable == spec.comparable]
-        for result in sorted(alike, key=lambda r: r.spec.seed):
-            if texts := self._answers(result.spec, result):
-                return texts
-        return {}
 
 
 def _cells(result: RunResult) -> list[str]:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from harness.core.benchmark import roles_of
+from harness.core.config import written
 from harness.core.evaluator import metric_of
 from harness.core.measurement import Measurement
 from harness.reading.columns import Columns
@@ -53,7 +54,7 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
     headings = [" ".join(heading(metric) if metric in swept else (metric, "")).strip() for metric in shown]
     table = Columns(("run", *facts, *varied, *headings), title, left=range(100))
     for (chosen, result), *of_try in zip(order, *facts.values(), strict=True):
-        settings_of_try = [str(chosen.get(key, "")) for key in varied]
+        settings_of_try = [written(chosen[key]) if key in chosen else "" for key in varied]
         table.add_row(result.spec.run_id, *of_try, *settings_of_try, *_cells(result, shown))
     if not by or by in measured:
         return table

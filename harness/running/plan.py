@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.core.benchmark import BENCHMARKS
-from harness.core.config import JSON, describe, resolve, to_json
+from harness.core.config import JSON, departures, resolve, to_json
 from harness.core.errors import UsageError, cut
 from harness.core.evaluator import EVALUATORS
 from harness.core.method import METHODS, Method
@@ -91,7 +91,7 @@ def plan(
         selection = "settings of a recorded run"
     if settings:
         selection += f", then {', '.join(sorted(settings))} by hand"
-    command = _command(spec, options, preset, {**_departures(chosen, stands_on, config), **settings})
+    command = _command(spec, options, preset, {**departures(chosen.config, stands_on, to_json(config)), **settings})
     return Plan(spec, task, chosen, config, options, selection, command)
 
 
@@ -155,9 +155,3 @@ def _command(spec: RunSpec, options: Options, preset: Preset, settings: Mapping[
     if options.reference:
         words += ["--reference", options.reference.name]
     return shlex.join(words)
-
-
-def _departures(chosen: Method[Any], preset: Mapping[str, JSON], config: Any) -> dict[str, JSON]:
-    """The settings that are neither the method's defaults nor its preset's."""
-    usual = {**{name: default for name, default, _ in describe(chosen.config)}, **preset}
-    return {key: value for key, value in to_json(config).items() if value is not None and value != usual.get(key)}
