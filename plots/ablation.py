@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.core.config import written
-from harness.core.documents import parse_json
+from harness.core.config import field_names, written
 from harness.core.errors import UsageError, unknown
 from harness.core.figure import FigureOptions, Sheet, figure
+from harness.core.method import METHODS
 from harness.reading.formats import number, p_value
 from plots import _select, _style
 from plots._select import LAST, MEDIAN, Group, lower_median, without_references
@@ -76,9 +76,10 @@ def _nothing(runs: pd.DataFrame, varying: Mapping[str, set[str]], options: Figur
     varied = "; ".join(f"{method}: {', '.join(sorted(names))}" for method, names in sorted(varying.items()) if names)
     if varied and not options.by:
         return UsageError(f"say which setting is compared with --by. In these runs vary: {varied}.")
-    settings = {name for text in set(runs["config"]) for name in parse_json(text, "settings")}
+    settings = {name for each in _select.settings_of(runs) for name in each}
+    settings |= {name for method_name in METHODS.names() for name in field_names(METHODS.get(method_name).config)}
     if options.by and options.by not in settings:
-        raise unknown("setting of these runs", options.by, settings)
+        return unknown("setting of a method", options.by, settings)
     values = f"several values of '{options.by}'" if options.by else "several settings"
     example = "estimator=kfac,ekfac,diagonal,identity" if options.by in ("", "estimator") else f"{options.by}=A,B"
     return UsageError(

@@ -41,15 +41,15 @@ class Columns:
         if sum(max(b, _width(h)) + 3 for b, h in zip(body, self.headings, strict=True)) + 1 <= options.max_width:
             yield self._part(list(numbers), self.headings)
             return
-        wrapped = [wrapped(heading, width) for heading, width in zip(self.headings, body, strict=True)]
-        widths = [max(b, _width(h)) + 3 for b, h in zip(body, wrapped, strict=True)]
+        heads = [wrapped(heading, width) for heading, width in zip(self.headings, body, strict=True)]
+        widths = [max(b, _width(h)) + 3 for b, h in zip(body, heads, strict=True)]
         parts: list[list[int]] = [[0]]
         for i in numbers[1:]:
             if len(parts[-1]) > 1 and sum(widths[j] for j in parts[-1]) + widths[i] + 1 > options.max_width:
                 parts.append([0])
             parts[-1].append(i)
         for part in parts:
-            yield self._part(part, wrapped)
+            yield self._part(part, heads)
 
     def _part(self, columns: Sequence[int], headings: Sequence[str]) -> Table:
         table = Table(title=self.title if 1 in columns else None, title_justify="left", header_style="bold")

@@ -68,7 +68,7 @@ def test_a_figure_by_a_setting_that_no_run_has_is_refused_by_its_name(harness: H
     for strength in (0.1, 0.2):
         write(tmp_path, run(numbers(0.1, 0.2, 0.8), spec={"config": {"damping": strength}}))
     told = harness("plot", "ablation", "--by", "dampin", "--results", tmp_path)
-    refused(told, "no setting of these runs called 'dampin'. Did you mean 'damping'?")
+    refused(told, "no setting of a method called 'dampin'. Did you mean 'damping'?")
 
 
 def test_every_command_answers_an_unknown_flag_with_the_way_out(harness: Harness):  # noqa: F811

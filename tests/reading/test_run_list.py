@@ -81,9 +81,9 @@ def test_runs_are_picked_by_benchmark_method_and_preset(store: Store, picked: di
 
 
 def test_a_name_that_nobody_and_no_run_has_is_refused(store: Store):
-    with pytest.raises(UsageError, match="no method called 'their'. Did you mean 'theirs'"):
+    with pytest.raises(UsageError, match=r"no method called 'their'. Did you mean 'theirs'"):
         listed_runs(store, never, methods=["their"])
-    with pytest.raises(UsageError, match="no benchmark called 'wmpd'. Did you mean 'wmdp'"):
+    with pytest.raises(UsageError, match=r"no benchmark called 'wmpd'. Did you mean 'wmdp'"):
         listed_runs(store, never, bench="wmpd")
 
 
