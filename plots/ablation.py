@@ -77,7 +77,7 @@ def _nothing(runs: pd.DataFrame, varying: Mapping[str, set[str]], options: Figur
     if varied and not options.by:
         return UsageError(f"say which setting is compared with --by. In these runs vary: {varied}.")
     settings = {name for each in _select.settings_of(runs) for name in each}
-    settings |= {name for method_name in METHODS.names() for name in field_names(METHODS.get(method_name).config)}
+    settings |= {name for method in METHODS.all().values() for name in field_names(method.config)}
     if options.by and options.by not in settings:
         return unknown("setting of a method", options.by, settings)
     values = f"several values of '{options.by}'" if options.by else "several settings"
