@@ -83,8 +83,8 @@ class Subject:
     for other runs."""
     evaluator: str = ""
     """Whose metrics are measured at the moment, for messages."""
-    _built_by: dict[str, str] = field(default_factory=dict, repr=False)
-    """Table → the module that built it."""
+    builders: dict[str, str] = field(default_factory=dict, repr=False)
+    """Table → the module that builds it."""
 
     def table(self, name: str, build: Callable[[Setting], pd.DataFrame]) -> pd.DataFrame:
         """The table of that name, built from the model the first time it is asked for.
@@ -97,7 +97,7 @@ class Subject:
             UsageError: if another module built one of that name, or it lacks one of the columns that name a row.
         """
         module = getattr(build, "__module__", "")
-        if (builder := self._built_by.setdefault(name, module)) != module:
+        if (builder := self.builders.setdefault(name, module)) != module:
             raise UsageError(f"{builder} and {module} both keep a table '{name}': give one of them another name.")
         if name not in self.tables:
             if self.setting is None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights"
 """The file beside a source's tables in the cache that holds the fingerprint of its weights."""
+_NONE: Mapping[str, str] = {}
 
 
 def measure(
@@ -43,22 +44,19 @@ def measure(
         weights: the fingerprint of the model's weights, part of what names its texts in the cache.
 
     Raises:
-        UsageError: for evaluators whose numbers or tables a record could not hold beside each other.
+        UsageError: for evaluators whose tables a record could not hold beside each other.
     """
     if subject.setting is not None and generator is not None:
         subject.generations = _answers(task, subject.setting, generator, weights)
-    items_by_metric: dict[str, Measurement | Absent] = {}
+    items: list[Measurement | Absent] = []
     for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
         known = set(subject.tables)
         with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
-            items = measurements(evaluator, subject)
-        for item in items:
-            if item.metric in items_by_metric:
-                raise UsageError(f"{evaluator.name} gives a number '{item.metric}', and so did an evaluator before it.")
-            items_by_metric[item.metric] = replace(item, selection=selection) if isinstance(item, Measurement) else item
+            measured = measurements(evaluator, subject)
+        items += [replace(item, selection=selection) if isinstance(item, Measurement) else item for item in measured]
         if subject.tables.keys() > known:
-            check_tables(subject.tables, f"what {evaluator.name} keeps row by row")
-    return list(items_by_metric.values())
+            check_tables(subject.tables, f"what {evaluator.name} keeps row by row", subject.builders)
+    return items
 
 
 def check_base(task: Task) -> None:
@@ -81,12 +79,17 @@ def check_base(task: Task) -> None:
     check_answers(task, model, tokenizer)
 
 
-def check_tables(tables: Mapping[str, pd.DataFrame], whose: str = "what is kept row by row") -> None:
+def check_tables(
+    tables: Mapping[str, pd.DataFrame], whose: str = "what is kept row by row", builders: Mapping[str, str] = _NONE
+) -> None:
     """Refuse tables that a record cannot hold as one: it puts the rows of equal `task`, `row` and `cluster` side by side.
+
+    A column is one evaluator's. Only those of one package, which know of each other, may share one for different rows.
 
     Args:
         tables: as in `Subject.tables`.
         whose: how the message begins.
+        builders: table → the module that builds it, where it is known.
 
     Raises:
         UsageError: naming table and column.
@@ -113,16 +116,21 @@ def check_tables(tables: Mapping[str, pd.DataFrame], whose: str = "what is kept 
         for other, theirs in earlier.items():
             both = table[keys].merge(theirs[keys], on=["task", "row"])
             shared = [column for column in table if column in theirs and column not in keys]
-            if len(both) and shared:
+            if shared and (len(both) or _package(builders, name) != _package(builders, other)):
+                why = f" for the same rows of {both['task'][0]}" if len(both) else ", and one evaluator would read the other's"
                 raise UsageError(
-                    f"{whose} cannot be recorded: tables '{name}' and '{other}' both have a column '{shared[0]}' for the same "
-                    f"rows of {both['task'][0]}. Give one of them another name."
+                    f"{whose} cannot be recorded: tables '{name}' and '{other}' both have a column '{shared[0]}'{why}. "
+                    "Give one of them another name."
                 )
             if (both["cluster_x"] != both["cluster_y"]).any():
                 raise UsageError(
                     f"{whose} cannot be recorded: tables '{name}' and '{other}' put a row into different clusters."
                 )
         earlier[name] = table
+
+
+def _package(builders: Mapping[str, str], table: str) -> str:
+    return builders.get(table, "").partition(".")[0]
 
 
 def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:

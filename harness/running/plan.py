@@ -78,7 +78,8 @@ def plan(
         raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
     family = task.family or task.model.partition("@")[0]
     if options.evals:
-        task = replace(task, evaluators=[EVALUATORS.get(name) for name in options.evals])
+        task = replace(task, evaluators=[EVALUATORS.get(name) for name in dict.fromkeys(options.evals)])
+    _check_metrics(task)
     task = replace(task, options=options)
     stands_on = chosen.preset(bench, family, preset)
     config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=method)
@@ -93,6 +94,18 @@ def plan(
         selection += f", then {', '.join(sorted(settings))} by hand"
     command = _command(spec, options, preset, {**departures(chosen.config, stands_on, to_json(config)), **settings})
     return Plan(spec, task, chosen, config, options, selection, command)
+
+
+def _check_metrics(task: Task) -> None:
+    """Refuse evaluators of which two give a number of one name: a record could not tell them apart."""
+    owners: dict[str, str] = {}
+    for evaluator in task.evaluators:
+        for metric in evaluator.metrics_of(task):
+            if (owner := owners.setdefault(metric.name, evaluator.name)) != evaluator.name:
+                raise UsageError(
+                    f"the evaluators {owner} and {evaluator.name} both give a number '{metric.name}'. Leave one of them out "
+                    "of --evals, or give one number another name."
+                )
 
 
 def _spec(task: Task, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned"]) -> RunSpec:

@@ -23,6 +23,7 @@ from harness.models.sources import save_checkpoint, weights_fingerprint
 from harness.numerics.generation import HFGenerator
 from harness.running.contracts.tiny import TinySource
 from harness.running.measuring import check_tables, source_tables
+from harness.running.plan import plan
 from harness.running.run import execute
 from harness.storage.cache import Cache
 from tests.conftest import Bench, giving
@@ -58,6 +59,33 @@ def test_two_tables_with_one_columns_name_for_the_same_rows_are_refused_before_u
     )
 
 
+def test_two_evaluators_with_clashing_columns_are_refused_for_different_rows_too(bench: Bench):
+    """A record keeps all tables as one: who reads its column back finds the other's rows in it as well."""
+
+    def of_module(module: str, name: str, columns: Mapping[str, Sequence[Any]]) -> Evaluator:
+        def build(setting: Setting) -> pd.DataFrame:
+            return pd.DataFrame(columns)
+
+        build.__module__ = module
+        return giving(name, lambda subject: float(len(subject.table(name, build))))
+
+    one, other = {**ROW, "length": [1]}, {**ROW, "task": ["retain"], "length": [2]}
+    said = refused(bench, of_module("theirs.first", "first", one), of_module("others.second", "second", other))
+    assert said == (
+        "what second keeps row by row cannot be recorded: tables 'second' and 'first' both have a column 'length', and one "
+        "evaluator would read the other's. Give one of them another name."
+    )
+
+    def still(setting: Setting, config: Any) -> Iterator[Progress]:
+        yield Progress(1, {}, measure_here=True, total=1)
+
+    same_package = [of_module("theirs.first", "first", one), of_module("theirs.second", "second", other)]
+    result = execute(bench.plan(still, same_package), bench.store, bench.cache)
+    rows = bench.store.rows(result.spec, 0)
+    assert rows is not None
+    assert rows.sort_values("task")[["task", "length"]].to_numpy().tolist() == [["forget", 1], ["retain", 2]], "no row is lost"
+
+
 def test_a_column_of_tofus_own_tables_is_refused_too(bench: Bench):
     mine = keeping("mine", {**ROW, "task": ["retain"], "avg_gt_loss": [0.0]})
     said = refused(bench, EVALUATORS.get("probability"), mine)
@@ -91,8 +119,16 @@ def test_a_row_in_two_clusters_is_refused_before_unlearning(bench: Bench):
 
 def test_two_evaluators_that_name_a_number_alike_are_refused_before_unlearning(bench: Bench):
     one = keeping("one", {**ROW, "length": [1]})
-    said = refused(bench, one, replace(one, name="other"))
-    assert said == "other gives a number 'one', and so did an evaluator before it."
+    with pytest.raises(UsageError) as caught:
+        bench.plan(lambda setting, config: iter(()), [one, replace(one, name="other")])
+    assert str(caught.value) == (
+        "the evaluators one and other both give a number 'one'. Leave one of them out of --evals, or give one number another name."
+    )
+
+
+def test_an_evaluator_that_is_named_twice_measures_once():
+    planned = plan("tofu10", "mini", "untouched", {}, Options(limit=3, evals=("rouge", "rouge")))
+    assert [evaluator.name for evaluator in planned.task.evaluators] == ["rouge"]
 
 
 def test_two_modules_that_name_a_table_alike_are_refused_before_unlearning(bench: Bench):

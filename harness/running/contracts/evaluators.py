@@ -71,7 +71,7 @@ def requests_are_requests(evaluator: Evaluator, setting: Setting) -> None:
 def tables_can_be_recorded(evaluator: Evaluator, subject: Subject) -> None:
     """The record puts all tables side by side, so that each row needs its name."""
     measurements(evaluator, subject)
-    check_tables(subject.tables, "what it keeps row by row")
+    check_tables(subject.tables, "what it keeps row by row", subject.builders)
 
 
 def numbers_or_reasons(numbers: Sequence[Measurement | Absent]) -> None:
@@ -173,4 +173,4 @@ def goes_together(evaluator: Evaluator, shop: Workshop) -> None:
         for item in measurements(each, subject):
             owner = names.setdefault(item.metric, each.name)
             keep(owner == each.name, f"it gives a number '{item.metric}', and so does {owner}: call it otherwise")
-    check_tables(subject.tables, "what it keeps beside the benchmark's own evaluators")
+    check_tables(subject.tables, "what it keeps beside the benchmark's own evaluators", subject.builders)
