@@ -9,8 +9,8 @@ fluency  CE of what follows x: a sentence that changes the subject, and what p_0
          log p_0(·|x …) + γ [log p_0(·|P⁻ …) − log p_0(·|P⁺ …)]
 
 (Gandikota et al. 2024, "Erasing Conceptual Knowledge from Language Models", arXiv:2410.02760; rohitgandikota/erasing-llm
-`trainscripts/erase.py`, `prepare_consistency_data.py`; the settings are its README's. Its authors published their checkpoints,
-which is what others compare with: method `checkpoint`.) p_0 is the model without its adapters.
+`trainscripts/erase.py`, `prepare_consistency_data.py`; the settings are its script's, with the README's command. Its authors
+published their checkpoints, which is what others compare with: method `checkpoint`.) p_0 is the model without its adapters.
 Departures: contexts, sentences and concepts are this project's own words, that repository having no licence; a continuation is
 sampled once for each forget text, before training; a step's texts go through the model together; masters of the adapters are
 float32. `contexts=texts` is ours, for models that are too small to take a context at its word: another forget text stands for

@@ -2,7 +2,7 @@
 
 L = −mean_t(p_t^β · nll_t) + λ R(retain),   p_t the label's probability, without gradient; the mean over the step's labels
 
-(arXiv:2502.19301, section 4; tmlr-group/G-effect; open-unlearning `trainer/utils.py`, `compute_wga_loss`). β = 0 is GradDiff.
+(arXiv:2502.19301; tmlr-group/G-effect; open-unlearning `trainer/utils.py`, `compute_wga_loss`). β = 0 is GradDiff.
 """
 
 from __future__ import annotations

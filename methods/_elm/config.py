@@ -16,7 +16,7 @@ NewTokens = Annotated[int, Field(ge=1, le=10_000)]
 
 @settings
 class ELMConfig:
-    """Settings of ELM; the defaults are its README's for zephyr-7b."""
+    """Settings of ELM; the defaults are its script's, with the README's command for zephyr-7b."""
 
     lr: PositiveFloat = 5e-5
     """Learning rate of the adapters, constant."""
