@@ -68,6 +68,9 @@ def test_what_code_reads_beside_itself_is_in_the_wheel():
     }
     assert {"only-include", "include", "exclude", "artifacts"}.isdisjoint(WHEEL)
     assert (files("harness") / "templates" / "leaderboard.html.j2").is_file()
+    typed = {ROOT / name / "py.typed" for name in WHEEL["packages"]}
+    assert set(found) >= typed, "a plug-in's author is checked against our types"
+    assert all((files(name) / "py.typed").is_file() for name in WHEEL["packages"])
     ignored = [line for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split("\n") if line]
     for file in found:
         assert not [pattern for pattern in ignored if file.match(pattern.rstrip("/"))], file
