@@ -17,6 +17,8 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+from tests.clock import A_HANG
+
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 """The browser, if there is one."""
 
@@ -85,7 +87,7 @@ class Page:
         told = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(told["data"]))
 
-    def _message(self, patience: float = 60) -> dict[str, Any]:
+    def _message(self, patience: float = A_HANG) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             if not select([self._answers], [], [], patience)[0]:
                 raise TimeoutError(f"the browser has said nothing for {patience:g} s")

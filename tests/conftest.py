@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
-# Before anything imports torch, huggingface_hub or tqdm: no network, no threads that spin on shared cores, no bars.
+# Before anything imports torch, huggingface_hub or tqdm: no network, no threads that spin on shared cores, no bars; the hub of the
+# tests may take its time.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.update(HF_HUB_ETAG_TIMEOUT="600", HF_HUB_DOWNLOAD_TIMEOUT="600")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
