@@ -198,7 +198,9 @@ def test_a_sweep_of_a_file_shows_what_is_done(harness: Harness, done: tuple[Path
     assert "try 1 of 1 (grid), chosen by forget_quality on first 2 rows per split of tofu10 on mini, seed 0" in shown
 
 
-@pytest.mark.parametrize("words", [["sweep", "-m", "untouched", "-b", "tofu01", "--device", "cpu"], ["study", "tofu-table"]])
+@pytest.mark.parametrize(
+    "words", [["sweep", "-m", "untouched", "-b", "tofu01", "--device", "cpu"], ["study", "tofu-table", "-b", "tofu01"]]
+)
 def test_single_runs_of_a_sweep_show_no_bars(words: list[str]):
     """tqdm asks for TQDM_DISABLE once, when it is imported: it takes a process in which nothing has done that before."""
     script = (
