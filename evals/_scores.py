@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _tofu
-from harness.core.evaluator import EVALUATORS, Subject
-from harness.core.method import Setting
+from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
 from harness.core.metric import Better, Metric
-from harness.core.problem import Row, Task
+from harness.core.problem import Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,43 +30,45 @@ HAZARDOUS = ("bio", "cyber", "chem")
 Rows = Mapping[str, Sequence[Row]]
 
 
-def forgotten(task: Task) -> Rows:
+def forgotten(plan: EvalPlan) -> Rows:
     """The questions about what is to be forgotten, without those that an attack trains on."""
-    staged = {stage.name: task.questions.get(stage.name, ()) for stage in task.stages}
+    if not plan.questions:
+        return {}
+    staged = {stage.name: plan.questions.get(stage.name, ()) for stage in plan.problem.stages}
     if sets := {name: rows for name, rows in staged.items() if _choices(rows)}:
         return sets
-    trained = {example.prompt for examples in task.attacks.values() for example in examples}
-    rows = [row for row in task.questions.get("forget", ()) if task.template.prompt(row["question"]) not in trained]
+    trained = {example.prompt for examples in plan.problem.attacks.values() for example in examples}
+    rows = [row for row in plan.questions.get("forget", ()) if plan.problem.template.prompt(row["question"]) not in trained]
     return {"forget": rows} if rows else {}
 
 
-def has_choices(task: Task) -> bool:
+def has_choices(plan: EvalPlan) -> bool:
     """Whether what is to be forgotten is asked for by questions with choices."""
-    return any(_choices(rows) for rows in forgotten(task).values())
+    return any(_choices(rows) for rows in forgotten(plan).values())
 
 
-def everything(task: Task) -> Rows:
+def everything(plan: EvalPlan) -> Rows:
     """All questions that can be scored: those with choices if there are stages of them, else ToFU's."""
-    if has_choices(task):
-        return {name: rows for name, rows in task.questions.items() if _choices(rows)}
-    return {name: task.questions[name] for name in _tofu.TASKS if task.questions.get(name)}
+    if has_choices(plan):
+        return {name: rows for name, rows in plan.questions.items() if _choices(rows)}
+    return {name: plan.questions[name] for name in _tofu.TASKS if plan.questions.get(name)}
 
 
 def _choices(rows: Sequence[Row]) -> bool:
     return bool(rows) and all("choices" in row for row in rows)
 
 
-def scores(setting: Setting, questions: Rows) -> pd.DataFrame:
+def scores(subject: Subject, questions: Rows) -> pd.DataFrame:
     """One row per question: `task`, `row`, `cluster`, and its `score`; NaN where a likelihood is not finite."""
     import pandas as pd
 
     # By Hugging Face in any case: between two measurements the model changes, and vLLM would have to be started anew.
-    task = replace(setting.task, questions=questions, options=replace(setting.task.options, generator="hf"))
-    subject = Subject(replace(setting, task=task), task, ())
+    plan = replace(subject.plan, of=replace(subject.problem, questions=questions), generator="hf")
+    subject = Subject(subject.loaded, plan, ())
     if all(_choices(rows) for rows in questions.values()):
         choices = EVALUATORS.get("multiple_choice")
         with suppress(LookupError):  # what is not finite is told apart below
-            choices.measure(subject, choices.metrics_of(task)[0])
+            choices.measure(subject, choices.metrics_of(plan)[0])
         table = subject.tables["choices"]
         return table[KEYS].assign(score=table["correct"].where(table["choice"] >= 0)).reset_index(drop=True)
     parts = []
@@ -81,9 +82,9 @@ def scores(setting: Setting, questions: Rows) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def unit(task: Task) -> str:
+def unit(plan: EvalPlan) -> str:
     """What a score's mean is called."""
-    return "share of questions" if any(_choices(rows) for rows in forgotten(task).values()) else "probability"
+    return "share of questions" if any(_choices(rows) for rows in forgotten(plan).values()) else "probability"
 
 
 def metric(name: str, title: str, about: str, part: str, wanted: Better = "lower", unit: str = "probability") -> Metric:

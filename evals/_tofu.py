@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.core.evaluator import GenerationRequest, Sampling, Subject
-from harness.core.method import Setting
+from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject
 from harness.core.metric import Metric, Rows, harmonic_mean
 from harness.core.options import Variant
-from harness.core.problem import Row, Task
+from harness.core.problem import Row
 from harness.core.text import Example
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def likelihood(subject: Subject) -> pd.DataFrame:
 
 def answers(subject: Subject) -> pd.DataFrame:
     """ROUGE recall of the greedy answer to every evaluated row: `rouge1_recall`, `rougeL_recall`."""
-    return subject.table("answers", lambda _: _build_answers(subject))
+    return subject.table("answers", _build_answers)
 
 
 def divergence(subject: Subject) -> pd.DataFrame:
@@ -59,79 +58,80 @@ def divergence(subject: Subject) -> pd.DataFrame:
     return subject.table("divergence", _build_divergence)
 
 
-def hold_before(setting: Setting) -> None:
+def hold_before(subject: Subject) -> None:
     """Keep what the model before unlearning says of the retain rows."""
-    _before(setting, lambda: setting.model)
+    _before(subject, lambda: subject.model)
 
 
-def _before(setting: Setting, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
+def _before(subject: Subject, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
     from harness.data.rows import pad_id
     from harness.models.pretraining import weights_digest
     from harness.numerics.likelihood import AnswerDistributions
     from harness.storage.cache import digest
 
-    task = setting.task
-    rows = [(row["question"], row["answer"]) for row in task.questions.get("retain", ())]
+    problem = subject.problem
+    rows = [(row["question"], row["answer"]) for row in problem.questions.get("retain", ())]
     if not rows:
         raise LookupError("there are no retain rows")
 
     def made() -> AnswerDistributions:
-        examples = [task.template.example(question, answer) for question, answer in rows]
-        return AnswerDistributions(model(), _encoded(setting, examples), pad_id(setting.tokenizer))
+        examples = [problem.template.example(question, answer) for question, answer in rows]
+        return AnswerDistributions(model(), _encoded(subject, examples), pad_id(subject.tokenizer))
 
     key = [
-        weights_digest(task.sources["base"], setting.cache),
-        str(setting.model.dtype),
-        setting.model.device.type,
-        asdict(task.template),
-        task.variant,
+        weights_digest(problem.sources["base"], subject.cache),
+        str(subject.model.dtype),
+        subject.model.device.type,
+        asdict(problem.template),
+        subject.plan.variant,
         digest(rows),
     ]
-    return setting.cache.memoize("distributions", key, made)[0]
+    return subject.cache.memoize("distributions", key, made)[0]
 
 
-def _encoded(setting: Setting, examples: Sequence[Example]) -> list[Encoded]:
+def _encoded(subject: Subject, examples: Sequence[Example]) -> list[Encoded]:
     """Scored texts as tokens, cut as the variant does: ToFU cuts the end token off too, open-unlearning puts it behind."""
     from harness.data.rows import encode
 
-    variant = setting.task.variant
-    return encode(examples, setting.tokenizer, CUT[variant], end_after_cut=variant == "open-unlearning")
+    variant = subject.plan.variant
+    return encode(examples, subject.tokenizer, CUT[variant], end_after_cut=variant == "open-unlearning")
 
 
-def _build_divergence(setting: Setting) -> pd.DataFrame:
+def _build_divergence(subject: Subject) -> pd.DataFrame:
     import pandas as pd
 
     from harness.numerics.placement import placement
 
     def base() -> PreTrainedModel:
-        dtype = str(setting.model.dtype).removeprefix("torch.")
-        return task.sources["base"].load(setting.cache, placement(setting.model), dtype)[0]
+        dtype = str(subject.model.dtype).removeprefix("torch.")
+        return subject.problem.sources["base"].load(subject.cache, placement(subject.model), dtype)[0]
 
-    task = setting.task
-    sums, counts = _before(setting, base).kl_sums(setting.model)
-    setting.costs.count(int(counts.sum()))
-    rows = task.questions["retain"]
+    sums, counts = _before(subject, base).kl_sums(subject.model)
+    subject.costs.count(int(counts.sum()))
+    rows = subject.problem.questions["retain"]
     keys = {"task": "retain", "row": [row["row"] for row in rows], "cluster": [row["cluster"] for row in rows]}
     return pd.DataFrame({**keys, "kl_sum": sums, "kl_tokens": counts.astype(int)})
 
 
-def _build_likelihood(setting: Setting) -> pd.DataFrame:
+def _build_likelihood(subject: Subject) -> pd.DataFrame:
     import pandas as pd
 
     from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import answer_nll
 
-    task = setting.task
-    questions = [(name, row) for name in TASKS for row in task.questions.get(name, ())]
+    problem = subject.problem
+    questions = [(name, row) for name in TASKS for row in problem.questions.get(name, ())]
     examples = []
     for _, row in questions:
         paraphrase = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
-        examples += [task.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])]
-    encoded = _encoded(setting, examples)
-    setting.costs.count(sum(len(e.input_ids) for e in encoded))
+        examples += [
+            problem.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])
+        ]
+    encoded = _encoded(subject, examples)
+    subject.costs.count(sum(len(e.input_ids) for e in encoded))
     with progress_bar(total=len(encoded), desc="likelihood", unit="answer") as bar:
-        sums, counts = answer_nll(setting.model, encoded, pad_id(setting.tokenizer), bar.update)
+        sums, counts = answer_nll(subject.model, encoded, pad_id(subject.tokenizer), bar.update)
     means = sums / counts
     rows, at = [], 0
     for name, row in questions:
@@ -152,35 +152,33 @@ def _build_likelihood(setting: Setting) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+def requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     """One greedy answer to every evaluated question, in the order of the tables."""
-    return [request for name in TASKS for request in task_requests(task, name, tokenizer)]
+    return [request for name in TASKS for request in task_requests(plan, name, tokenizer)]
 
 
-def task_requests(task: Task, name: str, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+def task_requests(plan: EvalPlan, name: str, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     from harness.data.rows import token_ids
 
-    rows = task.questions.get(name, ())
-    prompts = [task.template.prompt(row["question"]) for row in rows]
-    if task.variant == "open-unlearning":
-        budgets = [task.generation_budget] * len(rows)
+    rows = plan.questions.get(name, ())
+    prompts = [plan.problem.template.prompt(row["question"]) for row in rows]
+    if plan.variant == "open-unlearning":
+        budgets = [plan.problem.generation_budget] * len(rows)
     else:
         # The original's limit counts the prompt and its batch's padding, so the longest prompt of a batch sets the budget.
         lengths = [len(ids) for ids in token_ids(tokenizer, prompts)]
         longest = [max(lengths[k : k + GENERATION_BATCH]) for k in range(0, len(lengths), GENERATION_BATCH)]
-        budgets = [max(1, task.generation_budget - longest[i // GENERATION_BATCH]) for i in range(len(rows))]
+        budgets = [max(1, plan.problem.generation_budget - longest[i // GENERATION_BATCH]) for i in range(len(rows))]
     return [GenerationRequest((p,), Sampling(max_tokens=b)) for p, b in zip(prompts, budgets, strict=True)]
 
 
 def _build_answers(subject: Subject) -> pd.DataFrame:
     import pandas as pd
 
-    assert subject.setting is not None  # Subject.table calls a builder only with a model
-    task = subject.task
     questions: list[tuple[str, Row, GenerationRequest]] = []
     for name in TASKS:
-        wanted = task_requests(task, name, subject.setting.tokenizer)
-        questions += [(name, row, request) for row, request in zip(task.questions.get(name, ()), wanted, strict=True)]
+        wanted = task_requests(subject.plan, name, subject.tokenizer)
+        questions += [(name, row, request) for row, request in zip(subject.plan.questions.get(name, ()), wanted, strict=True)]
     rows = []
     for name, row, request in questions:
         rouge1, rouge_l = rouge_recall(row["answer"], subject.generations[request])
@@ -234,7 +232,7 @@ def probability(subject: Subject, task: str) -> Rows:
         true = np.exp(-rows["avg_gt_loss"].to_numpy(dtype=float))
         if task in ("real_authors", "world_facts"):
             rows = rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
-            guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
+            guard = GUARD if subject.plan.variant == "open-unlearning" else 0.0
             true = true / (true + np.exp(-wrong_losses(rows)).sum(axis=1) + guard)
     return Rows(true, rows["cluster"].to_numpy())
 
@@ -270,7 +268,7 @@ def inverse_truth_ratio(subject: Subject, task: str) -> Rows:
     In open-unlearning's definitions P(wrong) / (P(paraphrase) + 1e-10), which is near 0, not near 1, once a model has
     collapsed and finds both impossible (`src/evals/metrics/memorization.py::truth_ratio`).
     """
-    if subject.task.variant == "original":
+    if subject.plan.variant == "original":
         ratio = log_truth_ratio(subject, task)
         with np.errstate(over="ignore"):
             return Rows(np.exp(-ratio.values), ratio.clusters)
@@ -288,14 +286,14 @@ def tested_ratio(subject: Subject) -> Rows:
 
     The test sees the order of the values alone, which the logarithm keeps and the guard does not.
     """
-    if subject.task.variant == "original":
+    if subject.plan.variant == "original":
         return log_truth_ratio(subject, "forget")
     return inverse_truth_ratio(subject, "forget")
 
 
-def tested_version(task: Task) -> int:
+def tested_version(plan: EvalPlan) -> int:
     """Of what rests on `tested_ratio`: 2 in open-unlearning's definitions, since the guard is in it."""
-    return 2 if task.variant == "open-unlearning" else 1
+    return 2 if plan.variant == "open-unlearning" else 1
 
 
 def _logged_ratio(subject: Subject, task: str) -> Rows | None:
@@ -329,7 +327,7 @@ def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> Rows:
         ratio = inverse_truth_ratio(subject, task)
         inverse, clusters = ratio.values, ratio.clusters
     if task == "forget":
-        guard = GUARD if subject.task.variant == "open-unlearning" else 0.0
+        guard = GUARD if subject.plan.variant == "open-unlearning" else 0.0
         with np.errstate(divide="ignore"):
             return Rows(np.minimum(inverse, 1 / (inverse + guard)), clusters)
     return Rows(np.maximum(0.0, 1 - inverse), clusters)

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.core.evaluator import GenerationRequest, Sampling, Subject, evaluator
+from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject, evaluator
 from harness.core.memory import Held, ModelShape
-from harness.core.method import Setting
 from harness.core.metric import RATIO, Metric, Rows
-from harness.core.problem import Row, Task
+from harness.core.problem import Row
 from harness.core.text import Example
 
 if TYPE_CHECKING:
@@ -60,21 +59,21 @@ LISTED = 5
 """How many of the completions that moved most are named."""
 
 
-def _requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
-    return list(_rows_by_request(task))
+def _requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
+    return list(_rows_by_request(plan))
 
 
-def _rows_by_request(task: Task) -> Mapping[GenerationRequest, Row]:
+def _rows_by_request(plan: EvalPlan) -> Mapping[GenerationRequest, Row]:
     """What the base model is asked, and the first row that asks it."""
-    sampling = Sampling(max_tokens=_budget(task), temperature=1.0)
+    sampling = Sampling(max_tokens=_budget(plan), temperature=1.0)
     rows: dict[GenerationRequest, Row] = {}
-    for row in task.questions.get(TASK, ()):
-        rows.setdefault(GenerationRequest((task.template.prompt(row["question"]),), sampling, by="base"), row)
+    for row in plan.questions.get(TASK, ()):
+        rows.setdefault(GenerationRequest((plan.problem.template.prompt(row["question"]),), sampling, by="base"), row)
     return rows
 
 
-def _budget(task: Task) -> int:
-    return min(MAX_TOKENS, task.generation_budget)
+def _budget(plan: EvalPlan) -> int:
+    return min(MAX_TOKENS, plan.problem.generation_budget)
 
 
 def _held(shape: ModelShape) -> list[Held]:
@@ -88,7 +87,7 @@ def _held(shape: ModelShape) -> list[Held]:
 @evaluator("alpaca_kl", version=VERSION, metrics=(METRIC, POOLED), requests=_requests, memory=_held)
 def measure(subject: Subject, metric: Metric) -> Rows:
     """Every completion's mean over its tokens, or its nats and its tokens."""
-    table = subject.table("instructions", lambda _: _build(subject))
+    table = subject.table("instructions", _build)
     table = table[table["task"] == TASK]
     if table.empty or "kl_sum" not in table:
         raise LookupError(f"there are no {TASK} rows")
@@ -108,43 +107,42 @@ def _build(subject: Subject) -> pd.DataFrame:
     """KL(base ‖ now) of every completion: `kl_sum` in nats over its `kl_tokens` tokens."""
     import pandas as pd
 
-    assert subject.setting is not None  # Subject.table calls a builder only with a model
-    rows = _rows_by_request(subject.task)
+    rows = _rows_by_request(subject.plan)
     if not rows:
         raise LookupError(
             "this benchmark has no instructions, or they are not here: put tatsu-lab/alpaca/alpaca_data.json into the data "
             "folder"
         )
     texts = [(request.turns[0], subject.generations[request]) for request in rows]
-    sums, counts = _divergences(subject.setting, texts)
+    sums, counts = _divergences(subject, texts)
     keys = {"row": [row["row"] for row in rows.values()], "cluster": [row["cluster"] for row in rows.values()]}
     return pd.DataFrame({"task": TASK, **keys, "kl_sum": sums, "kl_tokens": counts.astype(int)})
 
 
-def _divergences(setting: Setting, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def _divergences(subject: Subject, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """KL(base ‖ now) of each (prompt, completion), summed over its tokens, and their number; see `kl_between`."""
     from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import kl_between
     from harness.numerics.placement import placement
 
-    dtype = str(setting.model.dtype).removeprefix("torch.")
-    base, _ = setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    base, _ = subject.problem.sources["base"].load(subject.cache, placement(subject.model), dtype)
     parts = []
     with progress_bar(total=len(texts), desc="instructions", unit="completion") as bar:
         for start in range(0, len(texts), ENCODED_AT_ONCE):
-            encoded = _encoded(texts[start : start + ENCODED_AT_ONCE], setting.task, setting.tokenizer)
-            setting.costs.count(2 * sum(len(e.input_ids) for e in encoded))
-            parts.append(kl_between(base, setting.model, encoded, pad_id(setting.tokenizer), bar.update))
+            encoded = _encoded(texts[start : start + ENCODED_AT_ONCE], subject.plan, subject.tokenizer)
+            subject.costs.count(2 * sum(len(e.input_ids) for e in encoded))
+            parts.append(kl_between(base, subject.model, encoded, pad_id(subject.tokenizer), bar.update))
     sums, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
     return sums, counts
 
 
-def _encoded(texts: Sequence[tuple[str, str]], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+def _encoded(texts: Sequence[tuple[str, str]], plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Prompts and completions as tokens, the end token last where the completion came to its end within its budget."""
     from harness.data.rows import Encoded, encode
 
     # A tag that is only a blank is what stood between prompt and answer and was stripped off with the completion.
-    blank = "" if task.template.answer_tag.strip() else task.template.answer_tag
+    blank = "" if plan.problem.template.answer_tag.strip() else plan.problem.template.answer_tag
     encoded = encode([Example(prompt, text, blank if text else "") for prompt, text in texts], tokenizer)
-    return [Encoded(e.input_ids[: e.prompt_tokens + _budget(task)], e.prompt_tokens) for e in encoded]
+    return [Encoded(e.input_ids[: e.prompt_tokens + _budget(plan)], e.prompt_tokens) for e in encoded]

@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _scores
-from harness.core.evaluator import EVALUATORS, MetricFamily, Subject, evaluator
+from harness.core.evaluator import EVALUATORS, EvalPlan, MetricFamily, Subject, evaluator
 from harness.core.memory import Held, ModelShape
-from harness.core.method import Setting
 from harness.core.metric import Metric, Number, Plain, Rows
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.core.text import Example
 from harness.statistics.bootstrap import mean_interval
 
@@ -57,11 +56,11 @@ def _held(shape: ModelShape) -> list[Held]:
     return [*adamw(shape), Held("copies of the weights", 3 * shape.parameters * shape.weight_bytes, "cpu")]
 
 
-def metrics(task: Task) -> list[Metric]:
+def metrics(plan: EvalPlan) -> list[Metric]:
     """`attack_start`, and for each kind of data `attack_<data>_<step>`, `…_steps_to_recover` and `…_transfer`."""
-    unit = _scores.unit(task)
+    unit = _scores.unit(plan)
     declared = [_score("start", unit)]
-    for data in list(task.attacks) or ATTACKS:
+    for data in list(plan.problem.attacks if plan.questions else ()) or ATTACKS:
         declared += [_score(f"{data}_{step}", unit) for step in POINTS]
         declared += [_recovery(data), _score(f"{data}_transfer", unit)]
     return declared
@@ -133,31 +132,31 @@ def _steps_to_recover(subject: Subject, data: str) -> Number:
 # ---------------------------------------------------------------- the attacks
 
 
-def _build(setting: Setting) -> pd.DataFrame:
+def _build(subject: Subject) -> pd.DataFrame:
     """One row per question: its score before unlearning, after it, along each attack, and after each transfer."""
     from safetensors.torch import load_file
 
     from harness.models.updates import added, difference
 
-    task, model = setting.task, setting.model
-    if not task.attacks or not _scores.forgotten(task):
+    problem, model = subject.problem, subject.model
+    if not problem.attacks or not _scores.forgotten(subject.plan):
         raise LookupError("this benchmark has no data to attack with, or no questions about what is forgotten")
     start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    base = task.sources["base"].load(setting.cache, "cpu", str(model.dtype).removeprefix("torch."))[0].state_dict()
+    base = problem.sources["base"].load(subject.cache, "cpu", str(model.dtype).removeprefix("torch."))[0].state_dict()
     if {name: t.shape for name, t in base.items()} != {name: t.shape for name, t in start.items()}:
         raise LookupError("the model before unlearning has tensors of other shapes")
     untouched = all(tensor.equal(start[name]) for name, tensor in base.items())
     table: pd.DataFrame | None = None
-    for name, examples in task.attacks.items():
-        curve_of_base, finetuned = _attack_on_base(setting, base, examples)
+    for name, examples in problem.attacks.items():
+        curve_of_base, finetuned = _attack_on_base(subject, base, examples)
         if untouched:
             curve, after = curve_of_base, curve_of_base[f"step_{POINTS[-1]}"]
         else:
             model.load_state_dict(start)
-            curve = _attack(setting, examples)
+            curve = _attack(subject, examples)
             weights = load_file(finetuned)
             model.load_state_dict({k: added(weights[k], difference(start[k], base[k])) for k in start})
-            after = _scores.scores(setting, _scores.forgotten(task))["score"]
+            after = _scores.scores(subject, _scores.forgotten(subject.plan))["score"]
         if table is None:
             table = curve[_scores.KEYS].assign(attack_untouched=curve_of_base["step_0"], attack_start=curve["step_0"])
         table = table.assign(
@@ -167,7 +166,7 @@ def _build(setting: Setting) -> pd.DataFrame:
     return table
 
 
-def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequence[Example]) -> tuple[pd.DataFrame, Path]:
+def _attack_on_base(subject: Subject, base: Mapping[str, Tensor], examples: Sequence[Example]) -> tuple[pd.DataFrame, Path]:
     """The untouched model's scores along an attack, and the file with its weights at the end; made once and kept."""
     import pandas as pd
 
@@ -176,32 +175,32 @@ def _attack_on_base(setting: Setting, base: Mapping[str, Tensor], examples: Sequ
     from harness.numerics.identity import versions
     from harness.storage.cache import digest
 
-    task = setting.task
+    plan, problem = subject.plan, subject.problem
 
     def make(folder: Path) -> None:
-        setting.model.load_state_dict(base)
-        _attack(setting, examples).to_parquet(folder / "scores.parquet", index=False)
-        end = {name: tensor.detach().cpu().clone() for name, tensor in setting.model.state_dict().items()}
+        subject.model.load_state_dict(base)
+        _attack(subject, examples).to_parquet(folder / "scores.parquet", index=False)
+        end = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
         save_tensors(end, folder / "end.safetensors")
 
     key = {
         "version": VERSION,
-        "source": weights_digest(task.sources["base"], setting.cache),
+        "source": weights_digest(problem.sources["base"], subject.cache),
         "examples": digest([[e.prompt, e.tag, e.answer, e.ends] for e in _taken(examples)]),
-        "questions": digest({name: list(rows) for name, rows in _scores.forgotten(task).items()}),
-        "evaluators": {name: EVALUATORS.get(name).version_for(task) for name in ("multiple_choice", "probability")},
+        "questions": digest({name: list(rows) for name, rows in _scores.forgotten(plan).items()}),
+        "evaluators": {name: EVALUATORS.get(name).version_for(plan) for name in ("multiple_choice", "probability")},
         "libraries": versions("lm-eval"),
-        "template": asdict(task.template),
-        "variant": task.variant,
-        "recipe": [*POINTS, BATCH, _learning_rate(task), MAX_TOKENS, SEED],
-        "dtype": str(setting.model.dtype),
-        "device": setting.model.device.type,
+        "template": asdict(problem.template),
+        "variant": plan.variant,
+        "recipe": [*POINTS, BATCH, _learning_rate(problem), MAX_TOKENS, SEED],
+        "dtype": str(subject.model.dtype),
+        "device": subject.model.device.type,
     }
-    entry = setting.cache.get("attack", key, make)
+    entry = subject.cache.get("attack", key, make)
     return pd.read_parquet(entry.path / "scores.parquet"), entry.path / "end.safetensors"
 
 
-def _attack(setting: Setting, examples: Sequence[Example]) -> pd.DataFrame:
+def _attack(subject: Subject, examples: Sequence[Example]) -> pd.DataFrame:
     """Fine-tune the model, in place.
 
     Returns:
@@ -213,20 +212,20 @@ def _attack(setting: Setting, examples: Sequence[Example]) -> pd.DataFrame:
     from harness.data.rows import encode, pad_id
     from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
 
-    questions, steps = _scores.forgotten(setting.task), POINTS[-1]
-    encoded = encode(_taken(examples), setting.tokenizer, MAX_TOKENS)
-    setting.costs.count(sum(len(e.input_ids) for e in encoded) * steps * BATCH // len(encoded))
-    table = _scores.scores(setting, questions).rename(columns={"score": "step_0"})
+    questions, steps = _scores.forgotten(subject.plan), POINTS[-1]
+    encoded = encode(_taken(examples), subject.tokenizer, MAX_TOKENS)
+    subject.costs.count(sum(len(e.input_ids) for e in encoded) * steps * BATCH // len(encoded))
+    table = _scores.scores(subject, questions).rename(columns={"score": "step_0"})
     table = table.assign(**{f"step_{step}": np.nan for step in POINTS})
-    recipe = AdamW(lr=_learning_rate(setting.task), steps=steps, schedule="constant_with_warmup")
+    recipe = AdamW(lr=_learning_rate(subject.problem), steps=steps, schedule="constant_with_warmup")
     drawn = shuffled_batches(len(encoded), BATCH, steps, SEED)
-    batches = (micro_batches(encoded, rows, pad_id(setting.tokenizer), setting.model.device) for rows in drawn)
+    batches = (micro_batches(encoded, rows, pad_id(subject.tokenizer), subject.model.device) for rows in drawn)
     with progress_bar(total=steps, desc="attack", unit="step") as bar:
         try:
-            for progress in optimise(setting.model, batches, lambda part: pooled_nll(setting.model, *part), recipe):
+            for progress in optimise(subject.model, batches, lambda part: pooled_nll(subject.model, *part), recipe):
                 bar.update()
                 if progress.step in POINTS:
-                    table[f"step_{progress.step}"] = _scores.scores(setting, questions)["score"]
+                    table[f"step_{progress.step}"] = _scores.scores(subject, questions)["score"]
         except Diverged:
             pass  # the scores that are missing say so
     return table
@@ -236,7 +235,7 @@ def _taken(examples: Sequence[Example]) -> Sequence[Example]:
     return examples[: POINTS[-1] * BATCH]
 
 
-def _learning_rate(task: Task) -> float:
+def _learning_rate(problem: Problem) -> float:
     from harness.models.small import learning_rate_factor
 
-    return LEARNING_RATE * learning_rate_factor(task)
+    return LEARNING_RATE * learning_rate_factor(problem)

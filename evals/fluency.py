@@ -8,8 +8,8 @@ For models too small to chat, in place of MT-Bench; it grades no content and is 
 
 Here each answer counts by itself (Li et al. pool all answers, whose number then matters), n-grams are of words as white space
 parts them, and an answer too short for an n-gram is left out. End tokens are not scored, since an answer that was cut at its
-budget has none. The answers are those to the task's instructions where it has such (`questions["instructions"]`), else to its
-retain questions. A low perplexity alone proves little: "the the the" is likely too, once begun. Hence the other three.
+budget has none. The answers are those to the problem's instructions where it has such (`questions["instructions"]`), else to
+its retain questions. A low perplexity alone proves little: "the the the" is likely too, once begun. Hence the other three.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _tofu
-from harness.core.evaluator import GenerationRequest, Subject, evaluator
-from harness.core.method import Setting
+from harness.core.evaluator import EvalPlan, GenerationRequest, Subject, evaluator
 from harness.core.metric import Better, Metric, OfMeans, Rows
-from harness.core.problem import Task
 from harness.core.text import Example
 
 if TYPE_CHECKING:
@@ -69,14 +67,14 @@ _COLUMNS = {
 """A metric's part → its columns of the table, rows where the first is NaN left out; and why there is none if all are."""
 
 
-def _question_set(task: Task) -> str:
-    """Which of the task's questions are answered."""
-    return "instructions" if task.questions.get("instructions") else "retain"
+def _question_set(plan: EvalPlan) -> str:
+    """Which of the problem's questions are answered."""
+    return "instructions" if plan.questions.get("instructions") else "retain"
 
 
-def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+def requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     """One greedy answer to each question, the same that ROUGE asks for."""
-    return _tofu.task_requests(task, _question_set(task), tokenizer)
+    return _tofu.task_requests(plan, _question_set(plan), tokenizer)
 
 
 def distinct(text: str, n: int) -> float:
@@ -86,18 +84,17 @@ def distinct(text: str, n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def _build(subject: Subject, setting: Setting) -> pd.DataFrame:
+def _build(subject: Subject) -> pd.DataFrame:
     """One row per question: `fluency_nll` in nats over `fluency_tokens`, `distinct_1`, `distinct_2`, `repeated_4`."""
     import pandas as pd
 
-    task = subject.task
-    name = _question_set(task)
-    rows = task.questions.get(name, ())
+    name = _question_set(subject.plan)
+    rows = subject.plan.questions.get(name, ())
     if not rows:
         raise LookupError("there are no retain questions and no instructions")
-    generation_requests = requests(task, setting.tokenizer)
+    generation_requests = requests(subject.plan, subject.tokenizer)
     texts = [subject.generations[request] for request in generation_requests]
-    nats, tokens = _unlikelihood(setting, [request.turns[0] for request in generation_requests], texts)
+    nats, tokens = _unlikelihood(subject, [request.turns[0] for request in generation_requests], texts)
     return pd.DataFrame(
         {
             "task": name,
@@ -112,7 +109,7 @@ def _build(subject: Subject, setting: Setting) -> pd.DataFrame:
     )
 
 
-def _unlikelihood(setting: Setting, prompts: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _unlikelihood(subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """What the model before unlearning thinks of the texts.
 
     Returns:
@@ -125,25 +122,25 @@ def _unlikelihood(setting: Setting, prompts: Sequence[str], texts: Sequence[str]
     nats, tokens = np.full((2, len(texts)), np.nan)
     if written:
         examples = [Example(prompts[i], texts[i], "" if prompts[i][-1:].isspace() else " ") for i in written]
-        encoded = [Encoded(e.input_ids[:-1], e.prompt_tokens) for e in encode(examples, setting.tokenizer)]
-        setting.costs.count(sum(len(e.input_ids) for e in encoded))
-        nats[written], tokens[written] = answer_nll(_before(setting), encoded, pad_id(setting.tokenizer))
+        encoded = [Encoded(e.input_ids[:-1], e.prompt_tokens) for e in encode(examples, subject.tokenizer)]
+        subject.costs.count(sum(len(e.input_ids) for e in encoded))
+        nats[written], tokens[written] = answer_nll(_before(subject), encoded, pad_id(subject.tokenizer))
     return nats, tokens
 
 
-def _before(setting: Setting) -> PreTrainedModel:
+def _before(subject: Subject) -> PreTrainedModel:
     """The model before unlearning, loaded beside the one that is measured."""
     from harness.numerics.placement import placement
 
-    dtype = str(setting.model.dtype).removeprefix("torch.")
-    return setting.task.sources["base"].load(setting.cache, placement(setting.model), dtype)[0]
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    return subject.problem.sources["base"].load(subject.cache, placement(subject.model), dtype)[0]
 
 
 @evaluator("fluency", version=VERSION, metrics=METRICS, requests=requests)
 def measure(subject: Subject, metric: Metric) -> Rows:
     """What is counted of every answer that is long enough."""
     columns, missing = _COLUMNS[metric.part]
-    table = subject.table(TABLE, lambda setting: _build(subject, setting))
+    table = subject.table(TABLE, _build)
     values: np.ndarray = table[columns].to_numpy(dtype=float)
     values = values[~np.isnan(values[:, 0])]
     if not len(values):

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evals import _tofu
-from harness.core.evaluator import MetricFamily, Subject, evaluator
+from harness.core.evaluator import EvalPlan, MetricFamily, Subject, evaluator
 from harness.core.metric import HARMONIC, Metric, Rows, metrics_by_name
-from harness.core.problem import Task
 
 UTILITY = Metric(
     "model_utility",
@@ -33,9 +32,9 @@ ARITHMETIC = replace(
 )
 
 
-def metrics(task: Task) -> Sequence[Metric]:
+def metrics(plan: EvalPlan) -> Sequence[Metric]:
     """Utility, and in the original's definitions its arithmetic form."""
-    return (UTILITY, ARITHMETIC) if task.variant == "original" else (UTILITY,)
+    return (UTILITY, ARITHMETIC) if plan.variant == "original" else (UTILITY,)
 
 
 @evaluator(

@@ -29,10 +29,9 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
-from harness.core.evaluator import MetricFamily, Subject, evaluator
-from harness.core.method import Setting
+from harness.core.evaluator import EvalPlan, MetricFamily, Subject, evaluator
 from harness.core.metric import Interval, Metric, OfMeans, Rows
-from harness.core.problem import Row, Task
+from harness.core.problem import Row
 from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
 from harness.statistics.standard_errors import pooled_standard_error
 
@@ -48,18 +47,18 @@ CHOICES_AT_ONCE, AT_ONCE_IF_LARGE = 128, 8
 LARGE = 100_000_000
 
 
-def version(task: Task) -> int:
+def version(plan: EvalPlan) -> int:
     """2 where a set has several subjects, whose standard errors are pooled; else 1."""
-    return max((_version_of(rows) for rows in question_sets(task).values()), default=1)
+    return max((_version_of(rows) for rows in question_sets(plan).values()), default=1)
 
 
 def _version_of(rows: Sequence[Row]) -> int:
     return 1 if len(_by_task("", rows)) == 1 else 2
 
 
-def metrics(task: Task) -> list[Metric]:
+def metrics(plan: EvalPlan) -> list[Metric]:
     """`<set>_accuracy` for each set of questions with choices."""
-    sets = question_sets(task)
+    sets = question_sets(plan)
     return [replace(accuracy(name), version=_version_of(rows)) for name, rows in sets.items()] or [accuracy("")]
 
 
@@ -87,7 +86,7 @@ def accuracy(name: str) -> Metric:
 @evaluator("multiple_choice", version=version, metrics=MetricFamily(metrics, named))
 def measure(subject: Subject, metric: Metric) -> Rows:
     """Which questions of a set are answered right."""
-    sets = question_sets(subject.task)
+    sets = question_sets(subject.plan)
     if not metric.part:
         raise LookupError("this benchmark has no multiple-choice questions")
     table = subject.table("choices", _build)
@@ -118,23 +117,23 @@ def _normal_interval(groups: Sequence[Rows], accuracy: float) -> Interval:
     return Interval(ends, "normal, clustered standard error", resampled, f"standard error {error:.4f}")
 
 
-def question_sets(task: Task) -> Mapping[str, Sequence[Row]]:
+def question_sets(plan: EvalPlan) -> Mapping[str, Sequence[Row]]:
     """The benchmark's sets of multiple-choice questions."""
-    return {name: rows for name, rows in task.questions.items() if rows and all("choices" in row for row in rows)}
+    return {name: rows for name, rows in plan.questions.items() if rows and all("choices" in row for row in rows)}
 
 
 # ---------------------------------------------------------------- lm-eval
 
 
-def _build(setting: Setting) -> pd.DataFrame:
+def _build(subject: Subject) -> pd.DataFrame:
     """One row per question: `correct`, `choice` (the likeliest one's number) and `choice_log_likelihoods` (nats)."""
     import pandas as pd
 
     table: list[dict[str, Any]] = []
     groups = [
-        (name, task, rows) for name, of in question_sets(setting.task).items() for task, rows in _by_task(name, of).items()
+        (name, task, rows) for name, of in question_sets(subject.plan).items() for task, rows in _by_task(name, of).items()
     ]
-    likelihoods = log_likelihoods(setting, {task: rows for _, task, rows in groups})
+    likelihoods = log_likelihoods(subject, {task: rows for _, task, rows in groups})
     for name, task, rows in groups:
         for row, nats in zip(rows, likelihoods[task], strict=True):
             choice = int(np.argmax(nats)) if np.isfinite(nats).all() else -1
@@ -151,11 +150,11 @@ def _by_task(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
     return tasks
 
 
-def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[list[float]]]:
+def log_likelihoods(subject: Subject, tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[list[float]]]:
     """The log-likelihood of every choice, in nats, by lm-eval's `simple_evaluate` with the model in memory, or in vLLM.
 
     Args:
-        setting: whose model, tokenizer and template.
+        subject: whose model, tokenizer and template.
         tasks: lm-eval's name of a task, or any other name for questions that are put in the template's way → rows.
 
     Returns:
@@ -163,25 +162,25 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
     """
     import copy
 
-    if hasattr(setting.tokenizer, MODEL_ROWS):  # lm-eval makes its own tokens, and asks nobody
+    if hasattr(subject.tokenizer, MODEL_ROWS):  # lm-eval makes its own tokens, and asks nobody
         questions = (row for rows in tasks.values() for row in rows)
         texts = [" ".join(map(str, (row["question"], *row["choices"]))) for row in questions]
-        check_rows(setting.tokenizer, setting.tokenizer(texts)["input_ids"] if texts else [])
+        check_rows(subject.tokenizer, subject.tokenizer(texts)["input_ids"] if texts else [])
     with _quietly():
         from lm_eval import evaluator as lm_eval_evaluator
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        at_once = AT_ONCE_IF_LARGE if setting.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
+        at_once = AT_ONCE_IF_LARGE if subject.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
         # A copy, since lm-eval gives a tokenizer without padding one.
-        lm = HFLM(setting.model, tokenizer=copy.deepcopy(setting.tokenizer), batch_size=at_once)
-        if last := added_tokens(setting.tokenizer)[1]:
+        lm = HFLM(subject.model, tokenizer=copy.deepcopy(subject.tokenizer), batch_size=at_once)
+        if last := added_tokens(subject.tokenizer)[1]:
             lm.tok_encode = partial(_without_last, lm.tok_encode, last)
-        if setting.task.options.generator == "vllm":
-            lm._loglikelihood_tokens = lambda requests, **_: by_vllm(setting, requests)
+        if subject.plan.generator == "vllm":
+            lm._loglikelihood_tokens = lambda requests, **_: by_vllm(subject, requests)
         manager = TaskManager(include_path=_task_folders(), include_defaults=False)
         named = [name for name in tasks if name in manager.all_subtasks]
-        specs: list[Any] = [_cloze(name, rows, setting.task) for name, rows in tasks.items() if name not in named]
+        specs: list[Any] = [_cloze(name, rows, subject.plan) for name, rows in tasks.items() if name not in named]
         if named:
             specs.append({"group": "named", "task": [{"task": name, **_rows_of(tasks[name])} for name in named]})
         # The record says itself what ran on which machine: lm-eval would ask the hub, git of the folder one stands in (whose
@@ -205,7 +204,7 @@ def log_likelihoods(setting: Setting, tasks: Mapping[str, Sequence[Row]]) -> dic
         samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
         assert len(samples) == len(rows)
         likelihoods[name] = [[float(nats) for nats, _ in sample["filtered_resps"]] for sample in samples]
-        setting.costs.count(sum(len(lm.tok_encode(context + choice)) for s in samples for context, choice in s["arguments"]))
+        subject.costs.count(sum(len(lm.tok_encode(context + choice)) for s in samples for context, choice in s["arguments"]))
     return likelihoods
 
 
@@ -222,11 +221,11 @@ def _without_last(encode: Callable[..., list[int]], last: int, text: str, **opti
     return whole if whole == plain else whole[: len(whole) - last]
 
 
-def by_vllm(setting: Setting, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
+def by_vllm(subject: Subject, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
     """What lm-eval asks of a model, from vLLM: every different beginning is read once, whatever the number of its choices.
 
     Args:
-        setting: whose model.
+        subject: whose model.
         requests: what lm-eval asks; of a text longer than the model's positions the end alone is read.
 
     Returns:
@@ -240,9 +239,9 @@ def by_vllm(setting: Setting, requests: Sequence[Scored]) -> list[tuple[float, b
     for (_, _, choice), texts in zip(requests, beginnings, strict=True):
         for text, token in zip(texts, choice, strict=True):
             continuations.setdefault(text, {})[token] = None
-    positions = getattr(setting.model.config, "max_position_embeddings", None)
+    positions = getattr(subject.model.config, "max_position_embeddings", None)
     room = min(filter(None, (max(map(len, continuations)) + 1, positions)))
-    with served(setting.model, setting.task.options.device, room) as engine:
+    with served(subject.model, subject.plan.device, room) as engine:
         scores = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in continuations.items()])
     nats = {
         (text, token): n
@@ -276,9 +275,9 @@ def _rows_of(rows: Sequence[Row], **more: Sequence[str]) -> dict[str, Any]:
     return {"custom_dataset": dataset, "test_split": "test", "fewshot_split": None, "fewshot_config": None}
 
 
-def _cloze(name: str, rows: Sequence[Row], task: Task) -> dict[str, Any]:
+def _cloze(name: str, rows: Sequence[Row], plan: EvalPlan) -> dict[str, Any]:
     """A task in which a choice's own words follow the question."""
-    prompts = [task.template.prompt(row["question"]) for row in rows]
+    prompts = [plan.problem.template.prompt(row["question"]) for row in rows]
     return {
         "task": name,
         **_rows_of(rows, prompt=prompts),
@@ -286,7 +285,7 @@ def _cloze(name: str, rows: Sequence[Row], task: Task) -> dict[str, Any]:
         "doc_to_text": "prompt",
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
-        "target_delimiter": task.template.scored_tag,
+        "target_delimiter": plan.problem.template.scored_tag,
         "num_fewshot": 0,
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }

@@ -14,10 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evals import _scores
-from harness.core.evaluator import MetricFamily, Subject, evaluator
-from harness.core.method import Setting
+from harness.core.evaluator import EvalPlan, MetricFamily, Subject, evaluator
 from harness.core.metric import Metric, Rows
-from harness.core.problem import Task
 from harness.numerics import anatomy
 
 if TYPE_CHECKING:
@@ -30,10 +28,10 @@ GROUPS: dict[int, int | None] = {8: None, 4: 64}
 """Bits → inputs that share a scale; None: all of an output channel."""
 
 
-def metrics(task: Task) -> list[Metric]:
+def metrics(plan: EvalPlan) -> list[Metric]:
     """`<set>_<bits>_bit` for each set of questions, not the forgotten ones alone."""
-    forgotten, unit = _scores.forgotten(task), _scores.unit(task)
-    return [_score(name, bits, name in forgotten, unit) for name in _scores.everything(task) or ("forget",) for bits in GROUPS]
+    forgotten, unit = _scores.forgotten(plan), _scores.unit(plan)
+    return [_score(name, bits, name in forgotten, unit) for name in _scores.everything(plan) or ("forget",) for bits in GROUPS]
 
 
 def named(name: str) -> Metric | None:
@@ -51,7 +49,7 @@ def _score(part: str, bits: int, forgotten: bool, unit: str = "probability") -> 
 @evaluator("quantise_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True)
 def measure(subject: Subject, metric: Metric) -> Rows:
     """The scores of a set of questions after quantisation."""
-    if not _scores.everything(subject.task):
+    if not _scores.everything(subject.plan):
         raise LookupError("this benchmark has no questions that can be scored")
     bits = metric.name.removesuffix("_bit").rpartition("_")[2]
     table = subject.table("quantised", _build)
@@ -68,23 +66,23 @@ def _share(table: pd.DataFrame) -> str | None:
     return f"{100 * table['quantised_share'].iloc[0]:.3g} % of the weights are rounded"
 
 
-def _build(setting: Setting) -> pd.DataFrame:
+def _build(subject: Subject) -> pd.DataFrame:
     """One row per question: its score at each width, `quantised_8` and `quantised_4`, and the share of weights rounded."""
-    attacked = quantised(setting.model)
+    attacked = quantised(subject.model)
     if not attacked:
         raise LookupError("the model has no linear layers that could be quantised")
     before = [weight.detach().clone() for weight, _ in attacked]
-    questions = _scores.everything(setting.task)
+    questions = _scores.everything(subject.plan)
     table: pd.DataFrame | None = None
     for bits, group in GROUPS.items():
         for (weight, transposed), was in zip(attacked, before, strict=True):
             matrices = was.transpose(-1, -2) if transposed else was  # [outputs, inputs], or [experts, outputs, inputs]
             values = rounded(matrices.reshape(-1, matrices.shape[-1]), bits, group).view(matrices.shape)
             weight.data.copy_(values.transpose(-1, -2) if transposed else values)
-        scores = _scores.scores(setting, questions).rename(columns={"score": f"quantised_{bits}"})
+        scores = _scores.scores(subject, questions).rename(columns={"score": f"quantised_{bits}"})
         table = scores if table is None else table.merge(scores, on=_scores.KEYS)
     assert table is not None  # there are widths
-    of_all = sum(parameter.numel() for parameter in setting.model.parameters())
+    of_all = sum(parameter.numel() for parameter in subject.model.parameters())
     return table.assign(quantised_share=sum(weight.numel() for weight, _ in attacked) / of_all)
 
 

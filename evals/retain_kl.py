@@ -29,6 +29,6 @@ METRIC = Metric(
 @evaluator("retain_kl", version=1, metrics=(METRIC,), before=_tofu.hold_before)
 def measure(subject: Subject, metric: Metric) -> Rows:
     """Nats and tokens of every retain row."""
-    if subject.setting is None and "divergence" not in subject.tables:
+    if subject.loaded is None and "divergence" not in subject.tables:
         raise LookupError("it compares with the model before unlearning, and a log holds only one model's numbers")
     return _tofu.retain_kl(subject)

@@ -19,9 +19,8 @@ from statistics import fmean, median
 import numpy as np
 
 from evals import _scores, _tofu
-from harness.core.evaluator import EVALUATORS, MetricFamily, Subject, evaluator
+from harness.core.evaluator import EVALUATORS, EvalPlan, MetricFamily, Subject, evaluator
 from harness.core.metric import Metric, Number, Plain, harmonic_mean, metrics_by_name
-from harness.core.problem import Task
 from harness.statistics.measurements import groups_of
 from harness.statistics.two_sample import ks
 
@@ -37,15 +36,15 @@ METRIC = Metric(
 )
 
 
-def metrics(task: Task) -> Sequence[Metric]:
+def metrics(plan: EvalPlan) -> Sequence[Metric]:
     """The score, under the unit of its kind."""
-    return (replace(METRIC, unit="share forgotten × share kept") if _scores.has_choices(task) else METRIC,)
+    return (replace(METRIC, unit="share forgotten × share kept") if _scores.has_choices(plan) else METRIC,)
 
 
 @evaluator("selection_score", version=_tofu.tested_version, metrics=MetricFamily(metrics, metrics_by_name((METRIC,))))
 def measure(subject: Subject, metric: Metric) -> Number:
     """The score, and how many rows say what is forgotten."""
-    return _of_choices(subject) if _scores.has_choices(subject.task) else _of_tofu(subject)
+    return _of_choices(subject) if _scores.has_choices(subject.plan) else _of_tofu(subject)
 
 
 def _of_tofu(subject: Subject) -> Number:
@@ -61,9 +60,9 @@ def _of_tofu(subject: Subject) -> Number:
 
 
 def _of_choices(subject: Subject) -> Number:
-    forgotten, hazardous, kept, n = _scores.forgotten(subject.task), [], [], 0
+    forgotten, hazardous, kept, n = _scores.forgotten(subject.plan), [], [], 0
     evaluator = EVALUATORS.get("multiple_choice")
-    for metric in evaluator.metrics_of(subject.task):
+    for metric in evaluator.metrics_of(subject.plan):
         try:
             (rows,) = groups_of(evaluator.measure(subject, metric))
         except LookupError as error:

@@ -1,4 +1,4 @@
-"""Kinds of settings that several methods have, with bounds beyond which they mean nothing, and what a task must have for them.
+"""Kinds of settings that several methods have, with bounds beyond which they mean nothing; what a problem must have for them.
 
 A bound is far above what any paper uses; it is there so that a slip ends in a sentence and not in a run without end, or in
 gigabytes that are asked for while a run is planned. Bounds are no part of a run's name.
@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from harness.core.errors import UsageError, cut
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.models.pretraining import TrainedSource
 from harness.models.recipes import Architecture
 from harness.models.sources import CheckpointSource
@@ -48,28 +48,28 @@ LayerNumbers = Annotated[tuple[LayerNumber, ...], Field(min_length=1, max_length
 """Different decoder layers."""
 
 
-def architecture(task: Task) -> Architecture | None:
+def architecture(problem: Problem) -> Architecture | None:
     """The shape of the model that is unlearned where it is trained on the spot; a checkpoint's is read when its run begins."""
-    base = task.sources.get("base")
+    base = problem.sources.get("base")
     return base.architecture if isinstance(base, TrainedSource) else None
 
 
-def absent_layers(task: Task, **given: int | Sequence[int] | None) -> str | None:
+def absent_layers(problem: Problem, **given: int | Sequence[int] | None) -> str | None:
     """What `harness.numerics.anatomy.absent_layers` says of the model that is unlearned, from its recipe or its configuration.
 
     Args:
-        task: whose model.
+        problem: whose model.
         given: setting → a number or numbers; None stands for all.
     """
-    count = _layers(task)
+    count = _layers(problem)
     return anatomy.absent_layers(count, **given) if count else None
 
 
-def _layers(task: Task) -> int | None:
+def _layers(problem: Problem) -> int | None:
     """How many decoder layers there are; None where that is only known when the model is loaded."""
-    if shape := architecture(task):
+    if shape := architecture(problem):
         return shape.layers
-    base = task.sources.get("base")
+    base = problem.sources.get("base")
     if not isinstance(base, CheckpointSource):
         return None
     try:

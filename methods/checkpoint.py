@@ -13,7 +13,7 @@ from harness.core.config import settings
 from harness.core.errors import UsageError, unknown
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.numerics.placement import placement
 
 if TYPE_CHECKING:
@@ -31,21 +31,21 @@ class CheckpointConfig:
     """A source of the benchmark, such as checkpoint-rmu; if not given, the benchmark's first."""
 
 
-def published(task: Task) -> list[str]:
+def published(problem: Problem) -> list[str]:
     """The checkpoints that a benchmark names, in its order."""
-    return [name for name in task.sources if name.startswith(PREFIX)]
+    return [name for name in problem.sources if name.startswith(PREFIX)]
 
 
-def none_published(task: Task) -> str | None:
-    """Why a task has nothing to load, or None if it has."""
-    return None if published(task) else "it loads published weights, and this benchmark names none for this model"
+def none_published(problem: Problem) -> str | None:
+    """Why a problem has nothing to load, or None if it has."""
+    return None if published(problem) else "it loads published weights, and this benchmark names none for this model"
 
 
-def not_among(task: Task, config: CheckpointConfig) -> str | None:
-    """Why a task has no checkpoint of that name, or None if it has."""
-    if config.source is None or config.source in published(task):
+def not_among(problem: Problem, config: CheckpointConfig) -> str | None:
+    """Why a problem has no checkpoint of that name, or None if it has."""
+    if config.source is None or config.source in published(problem):
         return None
-    return str(unknown("published checkpoint", config.source, published(task))).rstrip(".")
+    return str(unknown("published checkpoint", config.source, published(problem))).rstrip(".")
 
 
 def held(shape: ModelShape, config: CheckpointConfig) -> list[Held]:
@@ -60,14 +60,14 @@ def unlearn(setting: Setting, config: CheckpointConfig) -> Iterator[Progress]:
     Raises:
         UsageError: if the benchmark has no such checkpoint, or if it is one of another architecture or vocabulary.
     """
-    names = published(setting.task)
-    if reason := none_published(setting.task) or not_among(setting.task, config):
-        raise UsageError(f"checkpoint cannot run on {setting.task.bench} with {setting.task.model}: {reason}.")
+    names = published(setting.problem)
+    if reason := none_published(setting.problem) or not_among(setting.problem, config):
+        raise UsageError(f"checkpoint cannot run on {setting.problem.bench} with {setting.problem.model}: {reason}.")
     name = config.source or names[0]
     source = setting.sources[name]
     model, tokenizer = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
     if reason := difference(setting.model, setting.tokenizer, model, tokenizer):
-        raise UsageError(f"source={name} cannot take the place of {setting.task.model}: {reason}.")
+        raise UsageError(f"source={name} cannot take the place of {setting.problem.model}: {reason}.")
     setting.costs.saved(source.seconds(setting.cache) or 0.0)
     setting.model.load_state_dict(model.state_dict())
     yield Progress(1, measure_here=True, total=1)

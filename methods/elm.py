@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from methods._elm.config import ELMConfig, absent_stages
 from methods._settings import absent_layers
 from methods.first_order.adapters import Adapters, linear_maps
@@ -45,9 +45,9 @@ def held(shape: ModelShape, config: ELMConfig) -> list[Held]:
     ]
 
 
-def clash(task: Task, config: ELMConfig) -> str | None:
+def clash(problem: Problem, config: ELMConfig) -> str | None:
     """Stages and layers that are not there."""
-    return absent_stages(config, len(task.stages)) or absent_layers(task, layers=config.layers)
+    return absent_stages(config, len(problem.stages)) or absent_layers(problem, layers=config.layers)
 
 
 @method(

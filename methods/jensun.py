@@ -89,7 +89,7 @@ def refusal_tokens(setting: Setting, refusal: str | None) -> list[int]:
     Raises:
         UsageError: if there are none, or the tokenizer does not know one of its words.
     """
-    choices = [refusal] if refusal else [THEIR_WORDS, *setting.task.refusals[:1]]
+    choices = [refusal] if refusal else [THEIR_WORDS, *setting.problem.refusals[:1]]
     for words in choices:
         tokens = list(setting.tokenizer(words, add_special_tokens=False).input_ids)
         if tokens and setting.tokenizer.unk_token_id not in tokens:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from methods._kfade.config import KFADEConfig, missing_back_end
 from methods._settings import absent_layers, of_stage, uneven
 
@@ -48,10 +48,10 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
     ]
 
 
-def clash(task: Task, config: KFADEConfig) -> str | None:
+def clash(problem: Problem, config: KFADEConfig) -> str | None:
     """Layers that are not there, step sizes that do not fit the stages, a back end that is not installed."""
-    uneven_steps = uneven(len(task.stages), step_size=config.step_size)
-    return absent_layers(task, layers=config.layers) or uneven_steps or missing_back_end(config.backend)
+    uneven_steps = uneven(len(problem.stages), step_size=config.step_size)
+    return absent_layers(problem, layers=config.layers) or uneven_steps or missing_back_end(config.backend)
 
 
 @method(

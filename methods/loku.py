@@ -25,7 +25,7 @@ from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.core.streams import streams
 from harness.numerics.anatomy import LinearMap
 from methods._settings import BatchSize, LayerNumbers, Rank, absent_layers, architecture
@@ -82,13 +82,13 @@ def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
     ]
 
 
-def clash(task: Task, config: LoKUConfig) -> str | None:
+def clash(problem: Problem, config: LoKUConfig) -> str | None:
     """Layers that are not there, and more ranks than a small model is wide."""
-    shape = architecture(task)
+    shape = architecture(problem)
     if config.fila and shape and config.rank > shape.hidden_size:
         most = shape.hidden_size
         return f"rank={config.rank}: fila starts from singular values, of which there are {most} at most. Set rank={most}"
-    return absent_layers(task, layers=config.layers)
+    return absent_layers(problem, layers=config.layers)
 
 
 @method(

@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt
 from harness.core.config import settings
 from harness.core.errors import UsageError
 from harness.core.method import Progress, Setting, method
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.numerics.placement import placement
 
 
@@ -25,17 +25,17 @@ class RetrainedConfig:
     """0 is the one forget quality compares with, others differ in the order of their data; by default 1 where there is one."""
 
 
-def chosen(task: Task, config: RetrainedConfig) -> str:
+def chosen(problem: Problem, config: RetrainedConfig) -> str:
     """The name of the source that is meant."""
-    return f"retain-{config.index if config.index is not None else int('retain-1' in task.sources)}"
+    return f"retain-{config.index if config.index is not None else int('retain-1' in problem.sources)}"
 
 
-def absent(task: Task, config: RetrainedConfig) -> str | None:
-    """Why a task has no such retrained model, or None if it has."""
-    if (name := chosen(task, config)) in task.sources:
+def absent(problem: Problem, config: RetrainedConfig) -> str | None:
+    """Why a problem has no such retrained model, or None if it has."""
+    if (name := chosen(problem, config)) in problem.sources:
         return None
-    names = ", ".join(source for source in task.sources if source.startswith("retain-"))
-    return f"index={name.removeprefix('retain-')}: {task.bench} on {task.model} has {names or 'no retrained models'}"
+    names = ", ".join(source for source in problem.sources if source.startswith("retain-"))
+    return f"index={name.removeprefix('retain-')}: {problem.bench} on {problem.model} has {names or 'no retrained models'}"
 
 
 @method("retrained", config=RetrainedConfig, source="reference arm", clash=absent)
@@ -45,9 +45,9 @@ def unlearn(setting: Setting, config: RetrainedConfig) -> Iterator[Progress]:
     Raises:
         UsageError: if the benchmark has no such retrained model.
     """
-    if reason := absent(setting.task, config):
+    if reason := absent(setting.problem, config):
         raise UsageError(f"retrained: {reason}.")
-    source = setting.sources[chosen(setting.task, config)]
+    source = setting.sources[chosen(setting.problem, config)]
     model, _ = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
     setting.costs.saved(source.seconds(setting.cache) or 0.0)
     setting.model.load_state_dict(model.state_dict())

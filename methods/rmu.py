@@ -33,7 +33,7 @@ from harness.core.config import settings
 from harness.core.errors import UsageError, cut
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.core.streams import streams
 from harness.numerics import anatomy
 from harness.numerics.anatomy import DecoderLayer
@@ -123,10 +123,10 @@ def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
     ]
 
 
-def clash(task: Task, config: RMUConfig) -> str | None:
+def clash(problem: Problem, config: RMUConfig) -> str | None:
     """Layers that are not there, and as many values as there are no stages."""
-    return absent_layers(task, layer=config.layer, layers=config.layers) or uneven(
-        len(task.stages), coefficient=config.coefficient, alpha=config.alpha, max_length=config.max_length
+    return absent_layers(problem, layer=config.layer, layers=config.layers) or uneven(
+        len(problem.stages), coefficient=config.coefficient, alpha=config.alpha, max_length=config.max_length
     )
 
 

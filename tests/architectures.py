@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from harness.core.config import resolve
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
 from harness.core.method import METHODS, Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from tests.conftest import TEMPLATE, WORDS, WORLD, examples, numbered
@@ -101,10 +101,10 @@ def model(family: str) -> PreTrainedModel:
 
 
 @cache
-def task() -> Task:
+def problem() -> Problem:
     """Four examples to forget and four to retain, one question."""
     forget, retain = (examples(WORLD.split(split)[:4]) for split in ("forget05", "retain90"))
-    return Task(
+    return Problem(
         bench="architectures",
         bench_version=1,
         model="tiny",
@@ -112,7 +112,6 @@ def task() -> Task:
         questions={"forget": numbered(WORLD.split("forget05")[:2])},
         template=TEMPLATE,
         sources={},
-        evaluators=[],
         refusals=["I do not know."],
     )
 
@@ -146,12 +145,12 @@ def outcome(family: str, column: str, folder: Path) -> Outcome:
     from harness.models.sources import weights_fingerprint
 
     subject = copy.deepcopy(model(family))
-    setting = Setting(subject, tokenizer(), task(), 0, Cache(folder), Costs(), family)
+    setting = Setting(subject, tokenizer(), problem(), 0, Cache(folder), Costs(), family)
     before, found = weights_fingerprint(subject), [*_state(subject)]
     torch.manual_seed(0)
     try:
         if column == ATTACK:
-            said = measurements(EVALUATORS.get(ATTACK), Subject(setting, replace(task(), evaluators=[]), ()))
+            said = measurements(EVALUATORS.get(ATTACK), Subject(setting, EvalPlan(problem()), ()))
             if absent := [item.reason for item in said if hasattr(item, "reason")]:  # type: ignore[union-attr]
                 return Outcome(faults=absent)
         else:

@@ -35,7 +35,7 @@ from harness.core.evaluator import Evaluator, Subject
 from harness.core.method import METHODS, Method, Progress, Setting
 from harness.core.metric import Metric, Number, Plain
 from harness.core.options import Options
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.core.registry import ROOT
 from harness.core.text import Example, Template
 from harness.models.recipes import Vocabulary
@@ -114,7 +114,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Nano:
     return Nano(tmp_path_factory.mktemp("nano"))
 
 
-# ---------------------------------------------------------------- a nano task
+# ---------------------------------------------------------------- a nano problem
 
 
 def examples(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
@@ -139,10 +139,10 @@ def with_choices(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def nano_task(nano: Nano) -> Task:
-    """12 rows to forget, 24 to retain, 10 questions a task from five authors each; ToFU's evaluators."""
+def nano_problem(nano: Nano) -> Problem:
+    """12 rows to forget, 24 to retain, 10 questions a set from five authors each."""
     forget, retain = WORLD.split("forget05"), WORLD.split("retain90")
-    return Task(
+    return Problem(
         bench="nano",
         bench_version=1,
         model="mini",
@@ -162,7 +162,6 @@ def nano_task(nano: Nano) -> Task:
             "retain-1": nano.source(2),
             "checkpoint-nano": nano.source(3),
         },
-        evaluators=BENCHMARKS.get("tofu10").evaluators(),
         data={"rows": "nano"},
         generation_budget=16,
         refusals=REFUSALS,
@@ -178,15 +177,15 @@ SettingMaker = Callable[..., Setting]
 
 
 @pytest.fixture
-def make_setting(nano: Nano, nano_task: Task, tmp_path: Path) -> SettingMaker:
+def make_setting(nano: Nano, nano_problem: Problem, tmp_path: Path) -> SettingMaker:
     """Makes settings that share nothing: a fresh model, a cache of its own."""
     made = 0
 
-    def make(seed: int = 0, task: Task = nano_task) -> Setting:
+    def make(seed: int = 0, problem: Problem = nano_problem) -> Setting:
         nonlocal made
         made += 1
         own = Cache(tmp_path / f"cache-{made}")
-        return Setting(nano.model(0), nano.tokenizer, task, seed, own, Costs(), source_digest(task.sources["base"]))
+        return Setting(nano.model(0), nano.tokenizer, problem, seed, own, Costs(), source_digest(problem.sources["base"]))
 
     return make
 
@@ -214,21 +213,21 @@ def giving(name: str, value: Callable[[Subject], float | None], **more: Any) -> 
 
 
 class NanoBenchmark:
-    """The nano task behind the interface of a benchmark."""
+    """The nano problem behind the interface of a benchmark."""
 
     name = "nano"
     version = 1
     models: Mapping[str, str] = {"mini": "random weights"}
     roles = tofu.Tofu.roles
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, problem: Problem, evaluators: Sequence[Evaluator] | None = None) -> None:
+        self._problem, self._evaluators = problem, evaluators
 
-    def task(self, model: str, options: Options) -> Task:
-        return replace(self._task, model=model, variant=options.variant)
+    def problem(self, model: str, options: Options) -> Problem:
+        return replace(self._problem, model=model)
 
     def evaluators(self) -> Sequence[Evaluator]:
-        return self._task.evaluators
+        return BENCHMARKS.get("tofu10").evaluators() if self._evaluators is None else self._evaluators
 
 
 @settings
@@ -244,9 +243,9 @@ Unlearning = Callable[[Setting, Any], Iterator[Progress]]
 
 @dataclass
 class Bench:
-    """Runs invented methods and evaluators on the nano task."""
+    """Runs invented methods and evaluators on the nano problem."""
 
-    base: Task
+    base: Problem
     monkeypatch: pytest.MonkeyPatch
     results: Path
     cache: Cache
@@ -259,23 +258,20 @@ class Bench:
         self,
         unlearn: Unlearning,
         evaluators: Sequence[Evaluator] | None = None,
-        task: Task | None = None,
+        problem: Problem | None = None,
         options: Options = Options(),  # noqa: B008 (frozen)
         settings: Mapping[str, Any] | None = None,
     ) -> Plan:
         """The plan of a run of that method, which goes by the name `fake`."""
-        task = task or self.base
-        if evaluators is not None:
-            task = replace(task, evaluators=evaluators)
         self.monkeypatch.setitem(METHODS._registered, "fake", Method("fake", 1, FakeConfig, "a test", unlearn))
-        self.monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(task))
+        self.monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(problem or self.base, evaluators))
         return plan("nano", "mini", "fake", settings or {}, options)
 
 
 @pytest.fixture
-def bench(nano: Nano, nano_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Cache) -> Bench:
+def bench(nano: Nano, nano_problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Cache) -> Bench:
     sources = {"base": TinySource(0, nano), "retain-0": TinySource(1, nano)}
-    return Bench(replace(nano_task, sources=sources), monkeypatch, tmp_path / "results", cache)
+    return Bench(replace(nano_problem, sources=sources), monkeypatch, tmp_path / "results", cache)
 
 
 # ---------------------------------------------------------------- the command line in a process of its own

@@ -77,7 +77,8 @@ def run(root: Path, results: str = "first", offline: bool = False, between: Any 
     if between:
         between()
     store = Store(root / "results" / results)
-    result = execute(replace(todo, task=replace(todo.task, generation_budget=6)), store, Cache())
+    todo = replace(todo, eval_plan=replace(todo.eval_plan, of=replace(todo.problem, generation_budget=6)))
+    result = execute(todo, store, Cache())
     assert result.provenance is not None
     return {
         "id": result.spec.run_id,

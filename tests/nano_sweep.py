@@ -18,12 +18,12 @@ from typing import Any
 from evals.benchmarks.tofu.world_data import REFUSALS
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import settings
-from harness.core.evaluator import Subject
+from harness.core.evaluator import EvalPlan, Subject
 from harness.core.method import METHODS, Method, Progress, Setting
 from harness.core.options import Options
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.running.contracts.tiny import TinySource
-from harness.running.trials import Tasks, TrialSpec
+from harness.running.trials import EvalPlans, TrialSpec
 from harness.storage.records import Trial
 from tests.conftest import TEMPLATE, WORLD, Nano, NanoBenchmark, examples, giving, numbered
 
@@ -105,14 +105,14 @@ def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
 
 def norm(subject: Subject) -> float | None:
     """The weights' norm; of the reference arms only tables are known."""
-    if subject.setting is None:
+    if subject.loaded is None:
         return None
-    return sum(float(p.detach().double().square().sum()) for p in subject.setting.model.parameters())
+    return sum(float(p.detach().double().square().sum()) for p in subject.model.parameters())
 
 
-def nano_task() -> Task:
+def nano_problem() -> Problem:
     forget, retain = WORLD.split("forget05"), WORLD.split("retain90")
-    return Task(
+    return Problem(
         bench="nano",
         bench_version=1,
         model="mini",
@@ -120,7 +120,6 @@ def nano_task() -> Task:
         questions={"forget": numbered(forget[::6])},
         template=TEMPLATE,
         sources={"base": TinySource(0, NANO)},
-        evaluators=[giving("norm", norm)],
         data={"rows": "nano"},
         generation_budget=16,
         refusals=REFUSALS,
@@ -152,16 +151,16 @@ def register() -> None:
     if multiprocessing.parent_process():
         count_fits()
     METHODS._registered["nudge"] = Method("nudge", 1, NanoConfig, "a test", nudge)
-    BENCHMARKS._registered["nano"] = NanoBenchmark(nano_task())
+    BENCHMARKS._registered["nano"] = NanoBenchmark(nano_problem(), [giving("norm", norm)])
 
 
 @dataclass(frozen=True)
 class NanoTry(TrialSpec):
     """A try on the nano benchmark."""
 
-    def task(self, tasks: Tasks) -> Task:
+    def eval_plan(self, eval_plans: EvalPlans) -> EvalPlan:
         register()
-        return super().task(tasks)
+        return super().eval_plan(eval_plans)
 
 
 def tries(*chosen: dict[str, Any], method: str = "nudge", trial: Trial | None = None, **changes: Any) -> list[TrialSpec]:

@@ -28,10 +28,8 @@ from evals.mt_bench.answers import request
 from evals.mt_bench.fastchat import TURNS, read
 from evals.mt_bench.judgements import NO_RATING, judged, ratings_of
 from harness.core.config import JSON
-from harness.core.evaluator import GenerationRequest, Subject, evaluator
-from harness.core.method import Setting
+from harness.core.evaluator import EvalPlan, GenerationRequest, Subject, evaluator
 from harness.core.metric import Metric, Number, Plain, Rows
-from harness.core.problem import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,35 +72,35 @@ METRICS = (
 )
 
 
-def requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
+def requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     """For every repetition and question the first answer, then the second; none where there is no judge."""
-    judge = task.options.judge
+    judge = plan.judge
     if judge is None:
         return []
-    questions = read(task.options.data_dir, task.options.limit).questions
-    return [request(task, tokenizer, q, turn, n) for n in range(judge.repetitions) for q in questions for turn in TURNS]
+    questions = read(plan.data_dir, plan.limit).questions
+    return [request(plan, tokenizer, q, turn, n) for n in range(judge.repetitions) for q in questions for turn in TURNS]
 
 
-def _basis(task: Task) -> dict[str, JSON]:
-    judge = task.options.judge
+def _basis(plan: EvalPlan) -> dict[str, JSON]:
+    judge = plan.judge
     if judge is None:
         return {}
-    digests = read(task.options.data_dir, task.options.limit).digests
+    digests = read(plan.data_dir, plan.limit).digests
     return {**_judge.identity(judge), "repetitions": judge.repetitions, **digests}
 
 
-def _check(setting: Setting) -> None:
-    if judge := setting.task.options.judge:
+def _check(subject: Subject) -> None:
+    if judge := subject.plan.judge:
         _judge.check(judge)
 
 
 @evaluator("mt_bench", version=VERSION, metrics=METRICS, requests=requests, before=_check, basis=_basis)
 def measure(subject: Subject, metric: Metric) -> Rows | Number:
     """`mt_bench`, the mean rating; `mt_bench_turn_1`, `mt_bench_turn_2`; `mt_bench_standard_error` over repetitions."""
-    judge = subject.task.options.judge
+    judge = subject.plan.judge
     if judge is None:
         raise LookupError("no judge was given: --judge openai:MODEL or vllm:MODEL, and FastChat's files by --data-dir")
-    table = subject.table(TABLE, lambda setting: judged(subject, setting))
+    table = subject.table(TABLE, judged)
     _rated(table)
     if metric is STANDARD_ERROR:
         return _standard_error(table)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evals.mt_bench.fastchat import Question
-from harness.core.evaluator import GenerationRequest, Sampling
-from harness.core.problem import Task
+from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling
 from harness.numerics.thoughts import begins_thoughts
 
 if TYPE_CHECKING:
@@ -17,12 +16,12 @@ MAX_TOKENS = 1024
 
 
 def request(
-    task: Task, tokenizer: PreTrainedTokenizerBase, question: Question, turn: int, repetition: int
+    plan: EvalPlan, tokenizer: PreTrainedTokenizerBase, question: Question, turn: int, repetition: int
 ) -> GenerationRequest:
     """A question's first turn, or both with the answer between them, as the tokenizer's template has it.
 
     Args:
-        task: with the template of a tokenizer that has none.
+        plan: with the template of a tokenizer that has none.
         tokenizer: of the model.
         question: which.
         turn: 1 or 2.
@@ -31,7 +30,7 @@ def request(
     sampling = Sampling(MAX_TOKENS, question.temperature, repetition if question.temperature else 0)
     if tokenizer.chat_template:
         return GenerationRequest(question.turns[:turn], sampling, chat=True)
-    first, second = map(task.template.prompt, question.turns)
+    first, second = map(plan.problem.template.prompt, question.turns)
     return GenerationRequest((first, f"\n\n{second}")[:turn], sampling)
 
 

@@ -11,7 +11,6 @@ from evals._judge_server import Unavailable
 from evals.mt_bench.answers import request, thinks_from_the_start
 from evals.mt_bench.fastchat import FOLDER, TURNS, judge_prompt, read
 from harness.core.evaluator import Subject
-from harness.core.method import Setting
 from harness.numerics.thoughts import without_thoughts
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def rating(verdict: str) -> float:
     return (ratings_of(verdict) or [NO_RATING])[-1]
 
 
-def judged(subject: Subject, setting: Setting) -> pd.DataFrame:
+def judged(subject: Subject) -> pd.DataFrame:
     """One row for each repetition, question and turn.
 
     `judge_rating` (−1 if the verdict holds none, NaN if there are no verdicts), `judge_text`, `judge_model`; `judge_absent`
@@ -44,15 +43,15 @@ def judged(subject: Subject, setting: Setting) -> pd.DataFrame:
     """
     import pandas as pd
 
-    task, judge = subject.task, subject.task.options.judge
+    plan, judge = subject.plan, subject.plan.judge
     assert judge is not None  # `measure` asks for no table without one
-    files = read(task.options.data_dir, task.options.limit)
+    files = read(plan.data_dir, plan.limit)
     rows: list[dict[str, Any]] = []
     prompts: list[_judge.Prompt] = []
-    begun = thinks_from_the_start(setting.tokenizer)
+    begun = thinks_from_the_start(subject.tokenizer)
     for repetition in range(judge.repetitions):
         for question in files.questions:
-            requests = [request(task, setting.tokenizer, question, turn, repetition) for turn in TURNS]
+            requests = [request(plan, subject.tokenizer, question, turn, repetition) for turn in TURNS]
             said = [subject.generations[each] for each in requests]
             answers = [without_thoughts(text, begun) for text in said]
             for turn in TURNS:
@@ -62,7 +61,7 @@ def judged(subject: Subject, setting: Setting) -> pd.DataFrame:
                 answered = {"turn": turn, "repetition": repetition, "chat": requests[0].chat, "only_thoughts": only_thoughts}
                 rows.append(about | answered)
     try:
-        verdicts, failure = _judge.verdicts(judge, prompts, setting.cache), ""
+        verdicts, failure = _judge.verdicts(judge, prompts, subject.cache), ""
     except Unavailable as error:
         verdicts, failure = [], str(error)
         subject.unfinished.append(failure)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.core.errors import UsageError
-from harness.core.evaluator import Evaluator
+from harness.core.evaluator import EVALUATORS, EvalPlan, Evaluator
 from harness.core.metric import NO_ROLES, MetricRoles
 from harness.core.options import Options
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Benchmark(Protocol):
     models: Mapping[str, str]
     """Model cards it knows, with one line about each; `mini` is always among them."""
 
-    def task(self, model: str, options: Options) -> Task:
+    def problem(self, model: str, options: Options) -> Problem:
         """Read the data and name the sources; imports no torch.
 
         Raises:
@@ -64,11 +64,15 @@ class Benchmark(Protocol):
     def evaluators(self) -> Sequence[Evaluator]:
         """What is measured."""
 
-    def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
+    def read_log(self, path: Path, problem: Problem | None = None) -> Mapping[str, pd.DataFrame]:
         """Tables out of an evaluation log that another program wrote.
 
+        Args:
+            path: the log.
+            problem: whose rows it must be of; of any where it is scored by itself.
+
         Raises:
-            UsageError: if the file is not such a log (file, and what is wrong with it).
+            UsageError: if the file is not such a log (file, and what is wrong with it), or is of other rows.
         """
 
 
@@ -84,6 +88,26 @@ def benchmark(*names: str) -> Callable[[type[Any]], type[Any]]:
         return cls
 
     return register
+
+
+def eval_plan(benchmark: Benchmark, problem: Problem, options: Options) -> EvalPlan:
+    """What is measured on a problem: by the benchmark's own evaluators where the options name none.
+
+    Raises:
+        UsageError: for an evaluator that is not there, or a reference's log that is none, or of other rows.
+    """
+    log = options.reference
+    return EvalPlan(
+        problem,
+        [EVALUATORS.get(name) for name in dict.fromkeys(options.evals)] or benchmark.evaluators(),
+        options.variant,
+        recorded={log.stem: benchmark.read_log(log, problem)} if log else {},
+        judge=options.judge,
+        generator=options.generator,
+        device=options.device,
+        data_dir=options.data_dir,
+        limit=options.limit,
+    )
 
 
 def roles_of(bench: str) -> MetricRoles:

@@ -15,14 +15,17 @@ from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.core.memory import Held, ModelShape
 from harness.core.metric import Given, Metric, TwoSample, metrics_by_name
-from harness.core.problem import ROW_KEYS, Task
+from harness.core.options import Judge, Variant
+from harness.core.problem import ROW_KEYS, Problem, Row
 from harness.core.registry import Registry
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.core.costs import Costs
     from harness.core.method import Setting
+    from harness.storage.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,73 @@ class Reference:
     """As in `Subject.tables`."""
 
 
+@dataclass(frozen=True)
+class EvalPlan:
+    """What is measured, of what, and how: decided before anything is loaded."""
+
+    of: Problem | None = None
+    """What is unlearned; None where nothing but recorded rows is known."""
+    evaluators: Sequence[Evaluator] = ()
+    """What measures at every point."""
+    variant: Variant = "original"
+    """Whose metric definitions."""
+    recorded: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
+    """References known only from their evaluation logs: name → tables."""
+    judge: Judge | None = None
+    """Who grades answers."""
+    generator: str = "hf"
+    """The back end that writes answers, and reads choices: `hf` or `vllm`."""
+    device: str = "cpu"
+    """Where a model that is read by another program goes; as in `Options`."""
+    data_dir: Path | None = None
+    """Where evaluators look for data of their own before they ask the hub."""
+    limit: int | None = None
+    """At most this many rows of such data."""
+
+    @property
+    def problem(self) -> Problem:
+        """What is unlearned.
+
+        Raises:
+            LookupError: where nothing but recorded rows is known.
+        """
+        if self.of is None:
+            raise LookupError("only recorded rows are known here, not what was asked")
+        return self.of
+
+    @property
+    def questions(self) -> Mapping[str, Sequence[Row]]:
+        """The problem's sets of questions; none where nothing but recorded rows is known."""
+        return self.of.questions if self.of else {}
+
+    @property
+    def basis(self) -> dict[str, JSON]:
+        """What else the numbers rest on, by evaluator: a judge, data of its own; only of those that rest on something.
+
+        Raises:
+            UsageError: for data that is missing or malformed.
+        """
+        return {e.name: dict(inputs) for e in self.evaluators if (inputs := e.basis(self))}
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """What measures, and which version of its definition."""
+        return {e.name: e.version_for(self) for e in self.evaluators}
+
+    @property
+    def references(self) -> list[str]:
+        """The names of the retrained models that forget quality compares with, the headline one first."""
+        return [*self.recorded, *(name for name in self.problem.sources if name.startswith("retain-"))]
+
+
 @dataclass
 class Subject:
-    """What an evaluator measures: the model as it is now, or the recorded tables of one that is not here."""
+    """All an evaluator sees: the model as it is now, or the recorded tables of one that is not here."""
 
-    setting: Setting | None
-    """None when only tables are known, as when a published log is scored."""
-    task: Task
-    """The benchmark."""
+    loaded: Setting | None
+    """The model with what belongs to it; None when only tables are known, as when a published log is scored."""
+    plan: EvalPlan
+    """What is measured, of what, and how."""
     references: Sequence[Reference]
     """The retrained models to compare with, the headline one first."""
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -86,7 +148,37 @@ class Subject:
     builders: dict[str, str] = field(default_factory=dict, repr=False)
     """Table → the module that builds it."""
 
-    def table(self, name: str, build: Callable[[Setting], pd.DataFrame]) -> pd.DataFrame:
+    def _loaded(self) -> Setting:
+        if self.loaded is None:
+            raise LookupError("there is no model here, only its recorded tables")
+        return self.loaded
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that is measured; this and the next three raise LookupError where only tables are known."""
+        return self._loaded().model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self._loaded().tokenizer
+
+    @property
+    def cache(self) -> Cache:
+        """Where costly things are kept between runs."""
+        return self._loaded().cache
+
+    @property
+    def costs(self) -> Costs:
+        """Where an evaluator says how many tokens it read: `subject.costs.count(n)`."""
+        return self._loaded().costs
+
+    @property
+    def problem(self) -> Problem:
+        """What is unlearned; raises LookupError where nothing but recorded rows is known."""
+        return self.plan.problem
+
+    def table(self, name: str, build: Callable[[Subject], pd.DataFrame]) -> pd.DataFrame:
         """The table of that name, built from the model the first time it is asked for.
 
         Its columns `task`, `row` and `cluster` (what is resampled together) name a row; the others are to be called as in no
@@ -100,9 +192,9 @@ class Subject:
         if (builder := self.builders.setdefault(name, module)) != module:
             raise UsageError(f"{builder} and {module} both keep a table '{name}': give one of them another name.")
         if name not in self.tables:
-            if self.setting is None:
+            if self.loaded is None:
                 raise LookupError(f"there is no {name} table in the log")
-            built = build(self.setting)
+            built = build(self)
             if missing := [key for key in ROW_KEYS if len(built) and key not in built]:
                 raise UsageError(
                     f"what {self.evaluator or module} keeps row by row cannot be recorded: table '{name}' has no column "
@@ -113,33 +205,33 @@ class Subject:
 
     def of(self, reference: Reference) -> Subject:
         """One of the references, seen as a subject of its own: recorded tables without a model."""
-        return Subject(setting=None, task=self.task, references=(), tables=dict(reference.tables))
+        return Subject(None, self.plan, references=(), tables=dict(reference.tables))
 
 
 MeasureMetric = Callable[[Subject, Metric], Given]
 """What an evaluator's function is: a subject and one of its metrics → rows, or a number."""
 
 
-def _no_requests(task: Task, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
+def _no_requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
     return ()
 
 
-def _nothing(setting: Setting) -> None:
+def _nothing(subject: Subject) -> None:
     return None
 
 
-def _no_basis(task: Task) -> Mapping[str, JSON]:
+def _no_basis(plan: EvalPlan) -> Mapping[str, JSON]:
     return {}
 
 
 @dataclass(frozen=True)
 class MetricFamily:
-    """Metrics that follow from a task's sets of questions."""
+    """Metrics that follow from a problem's sets of questions."""
 
-    of_task: Callable[[Task], Sequence[Metric]]
-    """Those of a task."""
+    of_plan: Callable[[EvalPlan], Sequence[Metric]]
+    """Those of a plan."""
     named: Callable[[str], Metric | None]
-    """The one of a recorded name, without a task; None if that is none of them."""
+    """The one of a recorded name, without a plan; None if that is none of them."""
 
 
 @dataclass(frozen=True)
@@ -148,41 +240,41 @@ class Evaluator:
 
     name: str
     """Its file's name."""
-    version: int | Callable[[Task], int]
-    """Raised when its definition changes; a function of the task where it changed for some tasks alone, so that runs on the
-    others keep their names."""
+    version: int | Callable[[EvalPlan], int]
+    """Raised when its definition changes; a function of the plan where it changed for some problems or variants alone, so that
+    runs on the others keep their names."""
     measure: Callable[[Subject, Metric], Given]
     """What a metric is made of: rows, or a number; raises LookupError, with the reason, where it cannot be had. The texts it
     asked for are in `subject.generations`; tables it builds go through `subject.table`. The rest: `harness.statistics`."""
     metrics: Sequence[Metric] | MetricFamily
-    """What it measures; a family where that follows from the task's sets of questions."""
-    requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests
+    """What it measures; a family where that follows from the problem's sets of questions."""
+    requests: Callable[[EvalPlan, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests
     """The texts it needs; equal requests of several evaluators are generated once."""
     changes_model: bool = False
     """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
-    before: Callable[[Setting], None] = _nothing
+    before: Callable[[Subject], None] = _nothing
     """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
-    basis: Callable[[Task], Mapping[str, JSON]] = _no_basis
-    """What its numbers rest on besides the task, as plain JSON for the run's hash: a judge's name, digests of its own data."""
+    basis: Callable[[EvalPlan], Mapping[str, JSON]] = _no_basis
+    """What its numbers rest on besides the problem, as plain JSON for the run's hash: a judge's name, digests of own data."""
     memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: ()
     """What it holds besides the model that is measured, where that is more than any evaluator takes."""
 
-    def metrics_of(self, task: Task) -> Sequence[Metric]:
-        """What it measures on a task."""
-        return self.metrics.of_task(task) if isinstance(self.metrics, MetricFamily) else self.metrics
+    def metrics_of(self, plan: EvalPlan) -> Sequence[Metric]:
+        """What it measures by a plan."""
+        return self.metrics.of_plan(plan) if isinstance(self.metrics, MetricFamily) else self.metrics
 
     def metric(self, name: str) -> Metric | None:
-        """Its metric of that name, without a task; None if it has no such."""
+        """Its metric of that name, without a plan; None if it has no such."""
         named = self.metrics.named if isinstance(self.metrics, MetricFamily) else metrics_by_name(self.metrics)
         return named(name)
 
-    def compares(self, task: Task) -> bool:
+    def compares(self, plan: EvalPlan) -> bool:
         """Whether it needs a retrained model to compare with."""
-        return any(isinstance(metric.statistic, TwoSample) for metric in self.metrics_of(task))
+        return any(isinstance(metric.statistic, TwoSample) for metric in self.metrics_of(plan))
 
-    def version_for(self, task: Task) -> int:
-        """Its version on a task."""
-        return self.version(task) if callable(self.version) else self.version
+    def version_for(self, plan: EvalPlan) -> int:
+        """Its version by a plan."""
+        return self.version(plan) if callable(self.version) else self.version
 
     @property
     def asks(self) -> bool:
@@ -191,7 +283,7 @@ class Evaluator:
 
     @property
     def rests_on_more(self) -> bool:
-        """Whether its numbers rest on more than the task wherever they are taken: on a judge, say, who may be left out."""
+        """Whether its numbers rest on more than the problem wherever they are taken: on a judge, say, who may be left out."""
         return self.basis is not _no_basis
 
 
@@ -201,12 +293,12 @@ EVALUATORS: Registry[Evaluator] = Registry("evaluator", "evals", "evaluator", "h
 def evaluator(
     name: str,
     *,
-    version: int | Callable[[Task], int],
+    version: int | Callable[[EvalPlan], int],
     metrics: Sequence[Metric] | MetricFamily,
-    requests: Callable[[Task, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
+    requests: Callable[[EvalPlan, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
     changes_model: bool = False,
-    before: Callable[[Setting], None] = _nothing,
-    basis: Callable[[Task], Mapping[str, JSON]] = _no_basis,
+    before: Callable[[Subject], None] = _nothing,
+    basis: Callable[[EvalPlan], Mapping[str, JSON]] = _no_basis,
     memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: (),
 ) -> Callable[[MeasureMetric], MeasureMetric]:
     """Register the decorated function as an evaluator under its file's name."""

@@ -1,6 +1,6 @@
 """What a method is, what it sees, and what it yields.
 
-Loading a `Task` gives a `Setting`, which is all a method sees; it is a generator that edits the model in place.
+Loading a `Problem` gives a `Setting`, which is all a method sees; it is a generator that edits the model in place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from harness.core.config import JSON
 from harness.core.memory import Held, ModelShape
 from harness.core.presets import Preset, PresetEntry, preset_settings, presets_of
-from harness.core.problem import ModelSource, Stage, Task
+from harness.core.problem import ModelSource, Problem, Stage
 from harness.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Setting:
     """The model to unlearn from, in eval mode."""
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
-    task: Task
-    """The benchmark, its stages and its sources."""
+    problem: Problem
+    """The benchmark's data, its stages and its sources."""
     seed: int
     """The unlearning seed."""
     cache: Cache
@@ -47,12 +47,12 @@ class Setting:
     @property
     def stages(self) -> Sequence[Stage]:
         """What is to be unlearned, in order."""
-        return self.task.stages
+        return self.problem.stages
 
     @property
     def sources(self) -> Mapping[str, ModelSource]:
         """Other models of the benchmark: `base`, `retain-0`, …."""
-        return self.task.sources
+        return self.problem.sources
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Method(Generic[C]):
     """The paper that defines it."""
     unlearn: Unlearn[C]
     """The method itself."""
-    cannot: Callable[[Task], str | None] = lambda task: None
-    """Why it cannot run on a task, or None if it can."""
-    clash: Callable[[Task, C], str | None] = lambda task, config: None
-    """Why it cannot run on a task with these settings, or None if it can: what is known before any model is made."""
+    cannot: Callable[[Problem], str | None] = lambda problem: None
+    """Why it cannot run on a problem, or None if it can."""
+    clash: Callable[[Problem, C], str | None] = lambda problem, config: None
+    """Why it cannot run on a problem with these settings, or None if it can: what is known before any model is made."""
     memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: ()
     """What it holds besides the weights, before anything is loaded."""
     smaller: Sequence[Mapping[str, JSON]] = ()
@@ -124,8 +124,8 @@ def method(
     config: type[C],
     source: str,
     version: int = 1,
-    cannot: Callable[[Task], str | None] = lambda task: None,
-    clash: Callable[[Task, C], str | None] = lambda task, config: None,
+    cannot: Callable[[Problem], str | None] = lambda problem: None,
+    clash: Callable[[Problem, C], str | None] = lambda problem, config: None,
     memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: (),
     smaller: Sequence[Mapping[str, JSON]] = (),
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.core.config import JSON
-from harness.core.options import Options, Retain, Variant
+from harness.core.options import Retain
 from harness.core.text import Example, Template
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.core.evaluator import Evaluator
     from harness.storage.cache import Cache
 
 Row = Mapping[str, Any]
@@ -50,7 +48,7 @@ class ModelSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Task:
+class Problem:
     """A benchmark with its model chosen: all data read, every source named, nothing loaded."""
 
     bench: str
@@ -62,19 +60,13 @@ class Task:
     stages: Sequence[Stage]
     """What is to be unlearned, in order."""
     questions: Mapping[str, Sequence[Row]]
-    """What is evaluated, by task name (`forget`, `retain`, …); each row has at least `row` and `cluster`."""
+    """What is evaluated, by the set's name (`forget`, `retain`, …); each row has at least `row` and `cluster`."""
     template: Template
     """How questions and answers become text."""
     sources: Mapping[str, ModelSource]
     """`base` (the model before unlearning), `retain-0`, `retain-1`, … and published checkpoints."""
-    evaluators: Sequence[Evaluator]
-    """What is measured at every point."""
-    recorded: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
-    """References known only from their evaluation logs: name → tables."""
     data: Mapping[str, JSON] = field(default_factory=dict)
     """Each data set with its content hash, for the run's hash and record."""
-    variant: Variant = "original"
-    """Whose metric definitions."""
     retain: Retain = "all"
     """Which of the benchmark's texts the stages' retain sets hold."""
     generation_budget: int = 200
@@ -87,24 +79,3 @@ class Task:
     """What a reader must know of this benchmark with this model, shown under every table."""
     attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""
-    options: Options = field(default_factory=Options)
-    """What the command line decided, for evaluators that bring data of their own or ask a judge; set when a run is planned."""
-
-    @property
-    def basis(self) -> dict[str, JSON]:
-        """What else the numbers rest on, by evaluator: a judge, data of its own; only of those that rest on something.
-
-        Raises:
-            UsageError: for data that is missing or malformed.
-        """
-        return {e.name: dict(inputs) for e in self.evaluators if (inputs := e.basis(self))}
-
-    @property
-    def versions(self) -> dict[str, int]:
-        """What measures, and which version of its definition."""
-        return {e.name: e.version_for(self) for e in self.evaluators}
-
-    @property
-    def references(self) -> list[str]:
-        """The names of the retrained models that forget quality compares with, the headline one first."""
-        return [*self.recorded, *(name for name in self.sources if name.startswith("retain-"))]

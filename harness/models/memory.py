@@ -15,11 +15,11 @@ from typing import Any
 from harness.core.config import JSON, field_names, to_json
 from harness.core.config import resolve as resolve_settings
 from harness.core.errors import UsageError
-from harness.core.evaluator import Evaluator
+from harness.core.evaluator import EvalPlan, Evaluator
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Method
 from harness.core.options import Options
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.models.sources import CheckpointSource
 from harness.numerics.configurations import meta_model
 from harness.numerics.placement import ALL_GPUS
@@ -78,8 +78,8 @@ def gib(size: float) -> str:
 # ---------------------------------------------------------------- shapes
 
 
-def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | None:
-    """A checkpoint's shape and the task's, or None where its configuration cannot be read or brings code of its own.
+def shape_of(source: CheckpointSource, problem: Problem, dtype: str) -> ModelShape | None:
+    """A checkpoint's shape and the problem's, or None where its configuration cannot be read or brings code of its own.
 
     What is wrong with such a checkpoint is told when it is loaded.
     """
@@ -87,9 +87,9 @@ def shape_of(source: CheckpointSource, task: Task, dtype: str) -> ModelShape | N
         model = meta_model(source.config())
     except UsageError:
         return None
-    retain = [example for stage in task.stages for example in stage.retain]
+    retain = [example for stage in problem.stages for example in stage.retain]
     characters = sum(len(e.tag + e.answer) for e in retain) / max(1, len(retain))
-    rows = max((len(stage.retain) for stage in task.stages), default=0)
+    rows = max((len(stage.retain) for stage in problem.stages), default=0)
     return ModelShape(model, 2 if dtype == "bfloat16" else 4, rows, round(characters / 4) + 1)
 
 
@@ -219,54 +219,55 @@ def room_on(device: str) -> Room:
     return Room("the CPU" if kind == "cpu" else kind, memory, memory)
 
 
-def check(task: Task, method: Method[Any], config: Any, options: Options) -> None:
+def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) -> None:
     """Tell what a run on a checkpoint needs, and refuse it where it cannot fit.
 
     Raises:
         UsageError: saying what it needs, what there is, and which settings would fit by the same estimate.
     """
-    source = task.sources.get("base")
+    problem = plan.problem
+    source = problem.sources.get("base")
     if not isinstance(source, CheckpointSource):
         return
-    shape = shape_of(source, task, options.dtype)
+    shape = shape_of(source, problem, options.dtype)
     if shape is None:
         return
-    needed, room = estimate(shape, method.memory(shape, config), task.evaluators), room_on(options.device)
-    log.info("%s on %s needs about %s, %s", method.name, task.model, needed, room)
+    needed, room = estimate(shape, method.memory(shape, config), plan.evaluators), room_on(options.device)
+    log.info("%s on %s needs about %s, %s", method.name, problem.model, needed, room)
     certain = sum(needed.certain.values())
     if certain <= room.free:
         if needed.total > room.free:
             log.warning("this may not fit: about %s GiB are needed, %s", gib(needed.total), room)
         return
     parts = ", ".join(f"{what} {gib(size)}" for what, size in needed.certain.items())
-    ways = _ways_out(shape, task, method, config, options, room)
+    ways = _ways_out(shape, plan.evaluators, method, config, options, room)
     raise UsageError(
-        f"{room}, {method.name} on {task.model} needs {gib(certain)} GiB ({parts}) beside its activations. "
+        f"{room}, {method.name} on {problem.model} needs {gib(certain)} GiB ({parts}) beside its activations. "
         + (f"Set {' or '.join(ways)}." if ways else "No setting known here makes it fit; take a larger GPU or a smaller model.")
     )
 
 
-def machine_bytes(task: Task, method: Method[Any], config: Any, options: Options) -> int:
+def machine_bytes(plan: EvalPlan, method: Method[Any], config: Any, options: Options) -> int:
     """What a run on a checkpoint takes of the machine's memory, about; 0 where nothing is known of it.
 
     A model passes through the machine's memory on its way to a GPU.
     """
-    source = task.sources.get("base")
-    shape = shape_of(source, task, options.dtype) if isinstance(source, CheckpointSource) else None
+    source = plan.problem.sources.get("base")
+    shape = shape_of(source, plan.problem, options.dtype) if isinstance(source, CheckpointSource) else None
     if shape is None:
         return 0
-    needed = estimate(shape, method.memory(shape, config), task.evaluators)
+    needed = estimate(shape, method.memory(shape, config), plan.evaluators)
     return needed.cpu + (needed.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
 
 
-def _ways_out(shape: ModelShape, task: Task, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
+def _ways_out(
+    shape: ModelShape, measuring: Sequence[Evaluator], method: Method[Any], config: Any, options: Options, room: Room
+) -> list[str]:
     """Settings and flags that fit by the same estimate: one change if one is enough, else two together."""
-    large = [e.name for e in task.evaluators if e.memory(shape)]
-    others = [e for e in task.evaluators if e.name not in large]
+    large = [e.name for e in measuring if e.memory(shape)]
+    others = [e for e in measuring if e.name not in large]
 
-    def fits(
-        shape: ModelShape, settings: Mapping[str, JSON], free: int, evaluators: Sequence[Evaluator] = task.evaluators
-    ) -> bool:
+    def fits(shape: ModelShape, settings: Mapping[str, JSON], free: int, evaluators: Sequence[Evaluator] = measuring) -> bool:
         try:
             changed = resolve_settings(method.config, to_json(config), settings, owner=method.name)
             return estimate(shape, method.memory(shape, changed), evaluators).total <= free

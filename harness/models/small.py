@@ -7,7 +7,7 @@ import re
 from harness.core.arithmetic import Arithmetic
 from harness.core.errors import UsageError
 from harness.core.options import MOST_SEED
-from harness.core.problem import Task
+from harness.core.problem import Problem
 
 SMALL_MODELS = ("mini", "scratch")
 """Families of models that are trained on the spot."""
@@ -37,6 +37,6 @@ def small_name(seed: int, arithmetic: Arithmetic) -> str:
     return f"mini@{'-'.join(parts)}" if parts else "mini"
 
 
-def learning_rate_factor(task: Task) -> float:
-    """What a published learning rate is multiplied with on a task's model."""
-    return SMALL_MODEL_FACTOR if (task.family or task.model.partition("@")[0]) in SMALL_MODELS else 1.0
+def learning_rate_factor(problem: Problem) -> float:
+    """What a published learning rate is multiplied with on a problem's model."""
+    return SMALL_MODEL_FACTOR if (problem.family or problem.model.partition("@")[0]) in SMALL_MODELS else 1.0

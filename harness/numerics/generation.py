@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.core.problem import Task
+    from harness.core.evaluator import EvalPlan
     from harness.storage.cache import Cache
 
 GeneratorName = Literal["hf", "vllm"]
@@ -108,13 +108,13 @@ class HFGenerator:
         return _texts(tokenizer, new, ends)
 
 
-def check_answers(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether a model has positions for all that a task's evaluators ask of it; one on the meta device will do.
+def check_answers(plan: EvalPlan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether a model has positions for all that a plan's evaluators ask of it; one on the meta device will do.
 
     Raises:
         UsageError: if it certainly has not.
     """
-    requests = [r for e in task.evaluators for r in e.requests(task, tokenizer) if r.turns]
+    requests = [r for e in plan.evaluators for r in e.requests(plan, tokenizer) if r.turns]
     if requests:
         _check_room(model, unanswered(tokenizer, requests), requests)
 

@@ -11,12 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.benchmark import roles_of
-from harness.core.evaluator import Evaluator, Subject, metric_of
+from harness.core.evaluator import EvalPlan, Evaluator, Subject, metric_of
 from harness.core.measurement import Difference
 from harness.core.metric import Metric, OfMeans
 from harness.core.options import Variant
-from harness.core.problem import Task
-from harness.core.text import Template
 from harness.statistics.measurements import given_by, groups_of, matrix
 from harness.statistics.paired import Group, Resampling, gaps
 from harness.storage.records import RunSpec
@@ -94,8 +92,8 @@ def of_rows(
         `p_corrected` is left as `p`: who asks knows what is asked together. A method whose rows are missing, not finite or
         others than the first one's is in no difference; nor is a metric with fewer than five clusters.
     """
-    task = Task("", 0, "", (), {}, Template("rows"), {}, (), variant=variant)
-    subjects = {method: [Subject(None, task, (), AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()}
+    plan = EvalPlan(variant=variant)
+    subjects = {method: [Subject(None, plan, (), AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()}
     return list(of_subjects(subjects, metrics, against))
 
 

@@ -18,7 +18,7 @@ from harness.core.evaluator import metric_of
 from harness.core.measurement import Absent, Measurement
 from harness.core.metric import Metric, TwoSample
 from harness.core.options import Options, Variant
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.reading.differences import of_rows
 from harness.reading.rows import REFERENCE_ARMS
 from harness.statistics.bootstrap import FEWEST_CLUSTERS
@@ -47,43 +47,44 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     BENCHMARKS.get(bench)  # says which there are
     if not roles_of(bench).power:
         raise UsageError(f"{bench} does not say what it can show.")
-    task = BENCHMARKS.get(bench).task(model, options)
-    base = task.sources["base"].identity
+    problem = BENCHMARKS.get(bench).problem(model, options)
+    base = problem.sources["base"].identity
     recorded: dict[str, pd.DataFrame] = {}
     for result in store.runs():
         spec = result.spec
-        same = (spec.bench, spec.limit, spec.variant, spec.retain) == (bench, options.limit, options.variant, task.retain)
+        same = (spec.bench, spec.limit, spec.variant, spec.retain) == (bench, options.limit, options.variant, problem.retain)
         same = same and spec.method not in REFERENCE_ARMS
         if same and spec.sources.get("base") == base and result.points and spec.method not in recorded:
             rows = store.rows(spec, result.points[-1].index)
             if rows is not None:
                 recorded[spec.method] = rows
-    return of_task(task, list(recorded.values()))
+    return of_problem(problem, options.variant, list(recorded.values()))
 
 
-def of_task(task: Task, recorded: Sequence[pd.DataFrame]) -> list[Measurement | Absent]:
-    """The smallest differences of the metrics that the benchmark names, where the task has questions for them.
+def of_problem(problem: Problem, variant: Variant, recorded: Sequence[pd.DataFrame]) -> list[Measurement | Absent]:
+    """The smallest differences of the metrics that the benchmark names, where the problem has questions for them.
 
     Args:
-        task: the benchmark with a model.
+        problem: the benchmark with a model.
+        variant: whose metric definitions.
         recorded: rows of runs of different methods, as the store keeps them.
     """
     smallest = []
-    for name in roles_of(task.bench).power:
+    for name in roles_of(problem.bench).power:
         match = metric_of(name)
         if match is None:
             continue
         metric = match[1]
         if isinstance(metric.statistic, TwoSample):
-            smallest.append(_of_test(metric, metric.statistic, task))
-        elif not metric.part or metric.part in task.questions:
-            smallest.append(of_pairs(metric, recorded, task.variant))
+            smallest.append(_of_test(metric, metric.statistic, problem))
+        elif not metric.part or metric.part in problem.questions:
+            smallest.append(of_pairs(metric, recorded, variant))
     return smallest
 
 
-def _of_test(metric: Metric, statistic: TwoSample, task: Task) -> Measurement | Absent:
+def _of_test(metric: Metric, statistic: TwoSample, problem: Problem) -> Measurement | Absent:
     """The smallest distance between two models' rows that can be shown."""
-    rows = task.questions[metric.part]
+    rows = problem.questions[metric.part]
     clusters = len({row["cluster"] for row in rows})
     distance, at_worst = smallest_distance(len(rows), statistic.test), smallest_distance(clusters, statistic.test)
     worst = f"{at_worst:.3f}" if at_worst else "no distance"

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.benchmark import BENCHMARKS, Needed
+from harness.core.benchmark import BENCHMARKS, Needed, eval_plan
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
+from harness.core.evaluator import EvalPlan
 from harness.core.options import Options
-from harness.core.problem import ModelSource, Task
+from harness.core.problem import ModelSource
 from harness.data.hub import files_of
 from harness.data.rows import cached_snapshot, matching
 
@@ -128,17 +129,19 @@ def _benchmark(bench: str, model: str, data_dir: Path | None) -> list[Finding]:
     needed: Sequence[Needed] = benchmark.needed(model) if hasattr(benchmark, "needed") else ()
     findings = [_needed(each, data_dir) for each in needed]
     try:
-        task = benchmark.task(model, Options(data_dir=data_dir))
+        options = Options(data_dir=data_dir)
+        problem = benchmark.problem(model, options)
     except UsageError as error:
         named = any(not f.fine for f in findings)  # the missing file or checkpoint itself has been named
         return findings if named else [*findings, Finding(f"{bench}, {model}", str(error), fine=False)]
-    rows = ", ".join(f"{len(rows_of_set)} {name}" for name, rows_of_set in task.questions.items())
+    rows = ", ".join(f"{len(rows_of_set)} {name}" for name, rows_of_set in problem.questions.items())
     findings.append(Finding(f"{bench} data", f"{rows} questions"))
     cache = Cache()
-    for name, source in task.sources.items():
+    for name, source in problem.sources.items():
         findings.append(_source(f"model {name}", source, source.seconds(cache)))
-    findings += _answers(task)
-    if not task.references and any(e.compares(task) for e in task.evaluators):
+    plan = eval_plan(benchmark, problem, options)
+    findings += _answers(plan)
+    if not plan.references and any(e.compares(plan) for e in plan.evaluators):
         findings.append(Finding("references", "none: forget quality will be absent; give --reference LOG"))
     return findings
 
@@ -159,16 +162,16 @@ def _source(what: str, source: ModelSource, seconds: float | None) -> Finding:
     return Finding(what, f"{where} ({seen.config.model_type}, {seen.dtype})")
 
 
-def _answers(task: Task) -> list[Finding]:
+def _answers(plan: EvalPlan) -> list[Finding]:
     """What is wrong with asking the model before unlearning, where it is a checkpoint that is here."""
     from harness.models.sources import CheckpointSource
     from harness.running.measuring import check_base
 
     try:
-        source = task.sources.get("base")
+        source = plan.problem.sources.get("base")
         if not isinstance(source, CheckpointSource) or (source.folder is None and not _all_cached(source)):
             return []
-        check_base(task)
+        check_base(plan)
     except UsageError as error:
         return [Finding("answers", str(error), fine=False)]
     return []

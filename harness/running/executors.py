@@ -26,7 +26,7 @@ from harness.core.signals import Stopped, kept_signals, stop_on_signals
 from harness.core.workers import follow_parent, prepare_for_workers
 from harness.data.hub import Commits, known_commits, take_commits
 from harness.running.run import attempt
-from harness.running.trials import Tasks, TrialSpec
+from harness.running.trials import EvalPlans, TrialSpec
 from harness.storage.cache import Cache
 from harness.storage.store import Store
 
@@ -48,10 +48,10 @@ Executor = Callable[[Sequence[TrialSpec], Store, Cache, bool], Iterator[Outcome]
 """Does tries in any order and tells each as it ends; the flag does them anew even if they are done."""
 
 
-def _attempt(todo: TrialSpec, store: Store, cache: Cache, force: bool, tasks: Tasks) -> str:
+def _attempt(todo: TrialSpec, store: Store, cache: Cache, force: bool, eval_plans: EvalPlans) -> str:
     """Plan and do one try; see `harness.running.run.attempt`."""
     try:
-        planned = todo.plan(tasks)
+        planned = todo.plan(eval_plans)
     except Exception as error:
         return reason(error)
     return attempt(planned, store, cache, force)
@@ -59,9 +59,9 @@ def _attempt(todo: TrialSpec, store: Store, cache: Cache, force: bool, tasks: Ta
 
 def in_turn(tries: Sequence[TrialSpec], store: Store, cache: Cache, force: bool) -> Iterator[Outcome]:
     """One after the other, in this process."""
-    tasks: Tasks = {}
+    eval_plans: EvalPlans = {}
     for index, todo in enumerate(tries):
-        yield index, _attempt(todo, store, cache, force, tasks)
+        yield index, _attempt(todo, store, cache, force, eval_plans)
 
 
 # ---------------------------------------------------------------- worker processes
@@ -171,10 +171,10 @@ def _serve(pipe: Connection, results: Path, cache_root: Path, force: bool, threa
     take_commits(commits)
     stop_on_signals("ended with the sweep it was part of")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported
-    store, cache, tasks = Store(results), Cache(cache_root), Tasks()
+    store, cache, eval_plans = Store(results), Cache(cache_root), EvalPlans()
     try:
         while (todo := pipe.recv()) is not None:
-            pipe.send(_attempt(todo, store, cache, force, tasks))
+            pipe.send(_attempt(todo, store, cache, force, eval_plans))
     except Stopped as stop:
         sys.exit(128 + stop.number)  # its run is marked; a traceback would say nothing
 
@@ -207,13 +207,13 @@ def on_ray(jobs: int | None = None) -> Executor:
         try:
             gpus = max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes()), default=0)
             work = ray.remote(_attempt_on_worker)
-            tasks: Tasks = {}
+            eval_plans: EvalPlans = {}
             waiting = deque(enumerate(tries))
             running: dict[Any, int] = {}
             while waiting or running:
                 while waiting and len(running) < (jobs or len(tries)):
                     index, todo = waiting.popleft()
-                    task = work.options(**needs(todo, tasks, gpus))
+                    task = work.options(**needs(todo, eval_plans, gpus))
                     folders = str(store.root.resolve()), str(cache.root.resolve())
                     running[task.remote(todo, *folders, force, known_commits())] = index
                 for done in ray.wait(list(running), num_returns=1)[0]:
@@ -231,16 +231,16 @@ def on_ray(jobs: int | None = None) -> Executor:
     return run
 
 
-def needs(todo: TrialSpec, tasks: Tasks, gpus_of_a_node: int) -> dict[str, Any]:
+def needs(todo: TrialSpec, eval_plans: EvalPlans, gpus_of_a_node: int) -> dict[str, Any]:
     """What a task declares to Ray: cores, GPUs, memory, where plug-ins lie, and that a lost one is tried once more."""
     from harness.models.memory import machine_bytes
 
-    planned = todo.plan(tasks)
+    planned = todo.plan(eval_plans)
     device = todo.options.device
     return {
         "num_cpus": 1,
         "num_gpus": 0 if not device.startswith("cuda") else max(1, gpus_of_a_node) if device == "cuda:all" else 1,
-        "memory": SMALL_RUN_BYTES + machine_bytes(planned.task, planned.method, planned.config, planned.options),
+        "memory": SMALL_RUN_BYTES + machine_bytes(planned.eval_plan, planned.method, planned.config, planned.options),
         "max_retries": 1,
     } | ({"runtime_env": {"env_vars": plugins}} if (plugins := plugin_environment()) else {})
 

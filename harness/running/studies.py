@@ -21,7 +21,7 @@ from harness.core.method import METHODS
 from harness.core.options import Options
 from harness.core.presets import Preset
 from harness.running.plan import Plan
-from harness.running.trials import Sweep, Tasks, TrialSpec
+from harness.running.trials import EvalPlans, Sweep, TrialSpec
 from harness.storage.cache import canonical
 from harness.storage.store import Store
 
@@ -237,11 +237,11 @@ def _several(runs: pd.DataFrame, setting: str) -> bool:
     return len(values) > 1
 
 
-def possible(tries: Sequence[TrialSpec], tasks: Tasks) -> tuple[list[TrialSpec], list[str]]:
+def possible(tries: Sequence[TrialSpec], eval_plans: EvalPlans) -> tuple[list[TrialSpec], list[str]]:
     """The tries whose methods can run there, and for the others why not."""
     kept, left = [], []
     for todo in tries:
-        if reason := METHODS.get(todo.method).cannot(todo.task(tasks)):
+        if reason := METHODS.get(todo.method).cannot(todo.eval_plan(eval_plans).problem):
             left.append(f"{todo.method} is left out on {todo.bench}: {reason}")
         else:
             kept.append(todo)

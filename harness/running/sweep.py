@@ -16,7 +16,7 @@ from harness.core.measurement import Measurement
 from harness.running.plan import Plan
 from harness.running.provenance import made_by_other_code
 from harness.running.run import attempt
-from harness.running.trials import Tasks, TrialSpec
+from harness.running.trials import EvalPlans, TrialSpec
 from harness.storage.cache import Cache
 from harness.storage.records import SCHEMA_VERSION, RunResult
 from harness.storage.store import Store
@@ -36,7 +36,7 @@ def check_metric(plans: Sequence[Plan]) -> None:
     chosen_by = {todo.trial.metric for todo in plans if todo.trial} - {""}
     if not chosen_by:
         return
-    known = {m.name for todo in plans for evaluator in todo.task.evaluators for m in evaluator.metrics_of(todo.task)}
+    known = {m.name for todo in plans for evaluator in todo.eval_plan.evaluators for m in evaluator.metrics_of(todo.eval_plan)}
     for metric in chosen_by - known:
         raise unknown("metric of these evaluators", metric, known, "harness list evals")
 
@@ -90,8 +90,8 @@ def run_trials(
     Returns:
         The results in the order of the trials. One that is not done has its reason in `error`.
     """
-    tasks: Tasks = {}
-    plans = [todo.plan(tasks) for todo in trials]
+    eval_plans: EvalPlans = {}
+    plans = [todo.plan(eval_plans) for todo in trials]
     check_metric(plans)
     results: dict[int, RunResult] = {}
     for index, todo in enumerate(plans):

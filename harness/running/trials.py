@@ -6,26 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON
 from harness.core.errors import UsageError
+from harness.core.evaluator import EvalPlan
 from harness.core.options import Options
 from harness.core.presets import Preset
-from harness.core.problem import Task
 from harness.running.grid import Axes, Search, axes_of, draws, size
-from harness.running.plan import Plan, plan
+from harness.running.plan import Plan, plan, read
 from harness.storage.records import Trial
 
 MOST_RUNS = 10_000
 MOST_RUNS_AT_ALL = 1_000_000
 
-Tasks = dict[tuple[str, str, Options], Task]
+EvalPlans = dict[tuple[str, str, Options], EvalPlan]
 """Data that has been read: the trials of a sweep share it."""
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One run of a sweep as it was asked for: small enough to be handed to another process, which plans it anew."""
+    """One run of a sweep as it was asked for: small enough to be handed to another process, which eval_plans it anew."""
 
     bench: str
     """The benchmark."""
@@ -44,17 +43,17 @@ class TrialSpec:
     trial: Trial | None = None
     """Its place in a search for settings."""
 
-    def task(self, tasks: Tasks) -> Task:
-        """Its data, read once for all that share it."""
+    def eval_plan(self, eval_plans: EvalPlans) -> EvalPlan:
+        """Its data and what measures it, read once for all that share it."""
         key = (self.bench, self.model, self.options)
-        if key not in tasks:
-            tasks[key] = BENCHMARKS.get(self.bench).task(self.model, self.options)
-        return tasks[key]
+        if key not in eval_plans:
+            eval_plans[key] = read(self.bench, self.model, self.options)
+        return eval_plans[key]
 
-    def plan(self, tasks: Tasks) -> Plan:
+    def plan(self, eval_plans: EvalPlans) -> Plan:
         """Decide the run; see `harness.running.plan.plan`."""
-        settings, task = {**self.fixed, **self.chosen}, self.task(tasks)
-        decided = plan(self.bench, self.model, self.method, settings, self.options, preset=self.preset, task=task)
+        settings, measured = {**self.fixed, **self.chosen}, self.eval_plan(eval_plans)
+        decided = plan(self.bench, self.model, self.method, settings, self.options, preset=self.preset, measured=measured)
         return replace(decided, trial=self.trial)
 
     def label(self, with_bench: bool = True) -> str:

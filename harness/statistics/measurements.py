@@ -33,7 +33,7 @@ def measurements(evaluator: Evaluator, subject: Subject) -> list[Measurement | A
         UsageError: for a reference with other rows, where a metric compares row sets.
     """
     subject.evaluator = evaluator.name
-    return [_Measuring(evaluator, metric, subject).measured() for metric in evaluator.metrics_of(subject.task)]
+    return [_Measuring(evaluator, metric, subject).measured() for metric in evaluator.metrics_of(subject.plan)]
 
 
 def given_by(evaluator: Evaluator, subject: Subject, metric: Metric) -> Given:
@@ -195,7 +195,7 @@ class _Measuring:
             notes = [*notes, f"chance is {chance}{ends}"]
         return Measurement(
             metric=metric.name,
-            version=self.evaluator.version_for(self.subject.task) if metric.version is None else metric.version,
+            version=self.evaluator.version_for(self.subject.plan) if metric.version is None else metric.version,
             value=value,
             unit=metric.unit,
             better=metric.better if beside.across or not metric.better_alone else metric.better_alone,

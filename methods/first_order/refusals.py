@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.method import Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.core.streams import streams
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class Refusals:
     """Which refusal answers a forget question at a step, as tokens: drawn uniformly by the seed, the step and the row.
 
     Args:
-        setting: whose task says which refusal sentences there are.
+        setting: whose problem says which refusal sentences there are.
         stage: whose forget questions are answered.
     """
 
@@ -28,7 +28,7 @@ class Refusals:
     def drawn(self, step: int, row: int) -> int:
         """The number of the sentence."""
         rng = streams(self._setting.seed, "refusals", step, row).numpy()
-        return int(rng.integers(len(self._setting.task.refusals)))
+        return int(rng.integers(len(self._setting.problem.refusals)))
 
     def __call__(self, step: int, row: int) -> Encoded:
         """The forget question of that row, answered with the sentence drawn for it."""
@@ -36,11 +36,11 @@ class Refusals:
 
         sentence = self.drawn(step, row)
         if (row, sentence) not in self._encoded:
-            refused = replace(self._stage.forget[row], answer=self._setting.task.refusals[sentence])
+            refused = replace(self._stage.forget[row], answer=self._setting.problem.refusals[sentence])
             (self._encoded[row, sentence],) = encode([refused], self._setting.tokenizer)
         return self._encoded[row, sentence]
 
 
-def has_refusals(task: Task) -> str | None:
-    """Why a task cannot serve a method that answers with refusals, or None if it can."""
-    return None if task.refusals else "it trains on refusal sentences, and this benchmark has none"
+def has_refusals(problem: Problem) -> str | None:
+    """Why a problem cannot serve a method that answers with refusals, or None if it can."""
+    return None if problem.refusals else "it trains on refusal sentences, and this benchmark has none"

@@ -320,9 +320,9 @@ from harness.core.evaluator import evaluator
 from harness.core.metric import Metric, Rows
 
 
-def build(setting):
+def build(subject):
     """One row per question."""
-    rows = setting.task.questions["forget"]
+    rows = subject.problem.questions["forget"]
     told = {{"task": "forget", "row": [r["row"] for r in rows], "cluster": [r["cluster"] for r in rows]}}
     return pd.DataFrame({{**told, "counted": {factor} * len(rows)}})
 

@@ -12,10 +12,10 @@ import pytest
 
 from evals import alpaca_kl
 from harness.core.costs import Costs
-from harness.core.evaluator import EVALUATORS, GenerationRequest, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, GenerationRequest, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Setting
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.data.rows import Encoded
 from harness.numerics.generation import HFGenerator, generate_all
 from harness.statistics.measurements import measurements
@@ -30,16 +30,16 @@ EVALUATOR = EVALUATORS.get("alpaca_kl")
 
 
 @pytest.fixture
-def task(nano_task: Task) -> Task:
+def problem(nano_problem: Problem) -> Problem:
     """Fifty instructions, of which one is given twice."""
     rows = numbered([*WORLD.full[:49], WORLD.full[0]])
-    return replace(nano_task, questions={"instructions": [{**row, "cluster": str(row["row"])} for row in rows]})
+    return replace(nano_problem, questions={"instructions": [{**row, "cluster": str(row["row"])} for row in rows]})
 
 
-def subject_of(nano: Nano, task: Task, cache: Cache, seed: int = 1) -> Subject:
+def subject_of(nano: Nano, problem: Problem, cache: Cache, seed: int = 1) -> Subject:
     """A random model where the base is another one, with the base's completions."""
-    requests = EVALUATOR.requests(task, nano.tokenizer)
-    subject = Subject(Setting(nano.model(seed), nano.tokenizer, task, 0, cache, Costs(), ""), task, ())
+    requests = EVALUATOR.requests(EvalPlan(problem), nano.tokenizer)
+    subject = Subject(Setting(nano.model(seed), nano.tokenizer, problem, 0, cache, Costs(), ""), EvalPlan(problem), ())
     subject.generations = generate_all(HFGenerator(), nano.model(0), nano.tokenizer, requests, cache, "base")
     return subject
 
@@ -57,14 +57,14 @@ def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
     return {item.metric: item.value for item in found if isinstance(item, Measurement)}
 
 
-def test_it_equals_the_direct_computation(nano: Nano, task: Task, cache: Cache):
-    subject = subject_of(nano, task, cache)
+def test_it_equals_the_direct_computation(nano: Nano, problem: Problem, cache: Cache):
+    subject = subject_of(nano, problem, cache)
     found = numbers(measurements(EVALUATOR, subject))
     sums, means, tokens = [], [], 0
     for request, text in subject.generations.items():
         prompt = nano.tokenizer(request.turns[0])["input_ids"]
         ids = nano.tokenizer(f"{request.turns[0]} {text}")["input_ids"]
-        ids = [*ids, nano.tokenizer.eos_token_id][: len(prompt) + task.generation_budget]
+        ids = [*ids, nano.tokenizer.eos_token_id][: len(prompt) + problem.generation_budget]
         nats = whole(nano.model(0), nano.model(1), ids, len(prompt))
         sums.append(sum(nats))
         means.append(np.mean(nats))
@@ -76,46 +76,48 @@ def test_it_equals_the_direct_computation(nano: Nano, task: Task, cache: Cache):
     assert table["kl_sum"].tolist() == pytest.approx(sums, rel=1e-5)
 
 
-def test_equal_instructions_are_one_completion(nano: Nano, task: Task, cache: Cache):
-    subject = subject_of(nano, task, cache)
+def test_equal_instructions_are_one_completion(nano: Nano, problem: Problem, cache: Cache):
+    subject = subject_of(nano, problem, cache)
     found = measurements(EVALUATOR, subject)
     assert [item.n for item in found if isinstance(item, Measurement)] == [49, 49]
     assert subject.tables["instructions"]["row"].tolist() == list(range(49))
 
 
-def test_the_base_model_itself_has_a_kl_of_nothing(nano: Nano, task: Task, cache: Cache):
-    found = numbers(measurements(EVALUATOR, subject_of(nano, task, cache, seed=0)))
+def test_the_base_model_itself_has_a_kl_of_nothing(nano: Nano, problem: Problem, cache: Cache):
+    found = numbers(measurements(EVALUATOR, subject_of(nano, problem, cache, seed=0)))
     assert found == pytest.approx({"alpaca_kl": 0.0, "alpaca_kl_pooled": 0.0}, abs=1e-8)
 
 
-def test_completions_are_the_bases_and_are_sampled(task: Task, nano: Nano):
-    for request in EVALUATOR.requests(task, nano.tokenizer):
+def test_completions_are_the_bases_and_are_sampled(problem: Problem, nano: Nano):
+    for request in EVALUATOR.requests(EvalPlan(problem), nano.tokenizer):
         assert request.by == "base"
         assert request.sampling.temperature == 1
-        assert request.sampling.max_tokens == task.generation_budget
-    roomy = replace(task, generation_budget=10_000)
-    assert {r.sampling.max_tokens for r in EVALUATOR.requests(roomy, nano.tokenizer)} == {256}
+        assert request.sampling.max_tokens == problem.generation_budget
+    roomy = replace(problem, generation_budget=10_000)
+    assert {r.sampling.max_tokens for r in EVALUATOR.requests(EvalPlan(roomy), nano.tokenizer)} == {256}
 
 
-def test_the_end_token_counts_unless_the_budget_was_used_up(nano: Nano, task: Task):
+def test_the_end_token_counts_unless_the_budget_was_used_up(nano: Nano, problem: Problem):
     long = " ".join(["was"] * 30)
-    short, cut = alpaca_kl._encoded([("Who was", "was was"), ("Who was", long)], task, nano.tokenizer)
+    short, cut = alpaca_kl._encoded([("Who was", "was was"), ("Who was", long)], EvalPlan(problem), nano.tokenizer)
     assert short.input_ids[-1] == nano.tokenizer.eos_token_id
     assert len(short.input_ids) - short.prompt_tokens == 3
     assert nano.tokenizer.eos_token_id not in cut.input_ids
-    assert len(cut.input_ids) - cut.prompt_tokens == task.generation_budget
-    (nothing,) = alpaca_kl._encoded([("Who was", "")], task, nano.tokenizer)
+    assert len(cut.input_ids) - cut.prompt_tokens == problem.generation_budget
+    (nothing,) = alpaca_kl._encoded([("Who was", "")], EvalPlan(problem), nano.tokenizer)
     assert nothing.input_ids[nothing.prompt_tokens :] == [nano.tokenizer.eos_token_id]
 
 
-def test_how_many_are_encoded_at_once_changes_nothing(nano: Nano, task: Task, cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    whole = measurements(EVALUATOR, subject_of(nano, task, cache))
+def test_how_many_are_encoded_at_once_changes_nothing(
+    nano: Nano, problem: Problem, cache: Cache, monkeypatch: pytest.MonkeyPatch
+):
+    whole = measurements(EVALUATOR, subject_of(nano, problem, cache))
     monkeypatch.setattr(alpaca_kl, "ENCODED_AT_ONCE", 7)
-    assert numbers(measurements(EVALUATOR, subject_of(nano, task, cache))) == pytest.approx(numbers(whole), rel=1e-5)
+    assert numbers(measurements(EVALUATOR, subject_of(nano, problem, cache))) == pytest.approx(numbers(whole), rel=1e-5)
 
 
-def test_those_that_moved_most_are_named(nano: Nano, task: Task, cache: Cache):
-    subject = subject_of(nano, task, cache)
+def test_those_that_moved_most_are_named(nano: Nano, problem: Problem, cache: Cache):
+    subject = subject_of(nano, problem, cache)
     (mean, _) = measurements(EVALUATOR, subject)
     assert isinstance(mean, Measurement)
     table = subject.tables["instructions"].assign(mean=lambda t: t["kl_sum"] / t["kl_tokens"])
@@ -123,8 +125,8 @@ def test_those_that_moved_most_are_named(nano: Nano, task: Task, cache: Cache):
     assert str(mean.note).startswith(f"highest in rows {first['row']} ({first['mean']:.3g})")
 
 
-def test_without_instructions_there_is_a_reason(nano: Nano, task: Task, cache: Cache):
-    found = measurements(EVALUATOR, subject_of(nano, replace(task, questions={}), cache))
+def test_without_instructions_there_is_a_reason(nano: Nano, problem: Problem, cache: Cache):
+    found = measurements(EVALUATOR, subject_of(nano, replace(problem, questions={}), cache))
     assert all(isinstance(item, Absent) and "tatsu-lab/alpaca" in item.reason for item in found)
 
 

@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evals import _scores, finetune_attack, quantise_attack
 from harness.core.costs import Costs
-from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Progress, Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.models.small import learning_rate_factor
 from harness.models.sources import weights_fingerprint
 from harness.statistics.measurements import measurements
@@ -36,19 +36,19 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def task(nano_task: Task) -> Task:
+def problem(nano_problem: Problem) -> Problem:
     """Forget questions of which every other one is trained on by the attack, and benign data about something else."""
     rows = WORLD.split("forget05")
     return replace(
-        nano_task,
-        stages=[Stage("forget", examples(rows), nano_task.stages[0].retain)],
-        questions={**nano_task.questions, "forget": numbered(rows)},
+        nano_problem,
+        stages=[Stage("forget", examples(rows), nano_problem.stages[0].retain)],
+        questions={**nano_problem.questions, "forget": numbered(rows)},
         attacks={"benign": examples(WORLD.world_facts[:16]), "forget": examples(rows[::2])},
     )
 
 
-def subject_of(nano: Nano, task: Task, cache: Cache, seed: int = 1) -> Subject:
-    return Subject(Setting(nano.model(seed), nano.tokenizer, task, 0, cache, Costs(), ""), task, ())
+def subject_of(nano: Nano, problem: Problem, cache: Cache, seed: int = 1) -> Subject:
+    return Subject(Setting(nano.model(seed), nano.tokenizer, problem, 0, cache, Costs(), ""), EvalPlan(problem), ())
 
 
 def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
@@ -58,63 +58,64 @@ def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
 # ---------------------------------------------------------------- fine-tuning
 
 
-def test_fine_tuning_on_forget_data_raises_what_is_known_of_the_other_questions(nano: Nano, task: Task, cache: Cache):
-    found = numbers(measurements(FINETUNE, subject_of(nano, task, cache)))
+def test_fine_tuning_on_forget_data_raises_what_is_known_of_the_other_questions(nano: Nano, problem: Problem, cache: Cache):
+    found = numbers(measurements(FINETUNE, subject_of(nano, problem, cache)))
     assert found["attack_forget_200"] > 3 * found["attack_start"]
     assert found["attack_forget_200"] > 2 * found["attack_benign_200"]
     assert found["attack_forget_25"] < found["attack_forget_200"]
 
 
 @pytest.mark.usefixtures("short")
-def test_no_question_that_an_attack_trains_on_is_measured(nano: Nano, task: Task, cache: Cache):
-    subject = subject_of(nano, task, cache)
+def test_no_question_that_an_attack_trains_on_is_measured(nano: Nano, problem: Problem, cache: Cache):
+    subject = subject_of(nano, problem, cache)
     measurements(FINETUNE, subject)
     table = subject.tables["attack"]
-    assert table["row"].tolist() == list(range(1, len(task.questions["forget"]), 2))
-    asked = {task.template.prompt(row["question"]) for row in _scores.forgotten(task)["forget"]}
-    assert not asked & {e.prompt for of in task.attacks.values() for e in of}
+    assert table["row"].tolist() == list(range(1, len(problem.questions["forget"]), 2))
+    asked = {problem.template.prompt(row["question"]) for row in _scores.forgotten(EvalPlan(problem))["forget"]}
+    assert not asked & {e.prompt for of in problem.attacks.values() for e in of}
 
 
 @pytest.mark.usefixtures("short")
-def test_it_is_the_same_every_time(nano: Nano, task: Task, make_setting: SettingMaker):
-    found = [measurements(FINETUNE, subject_of(nano, task, make_setting().cache)) for _ in range(2)]
+def test_it_is_the_same_every_time(nano: Nano, problem: Problem, make_setting: SettingMaker):
+    found = [measurements(FINETUNE, subject_of(nano, problem, make_setting().cache)) for _ in range(2)]
     assert found[0] == found[1]
 
 
 @pytest.mark.usefixtures("short")
 def test_the_untouched_models_attack_is_done_once_and_is_its_own(
-    nano: Nano, task: Task, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    nano: Nano, problem: Problem, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ):
     done: list[int] = []
     attack = finetune_attack._attack
     monkeypatch.setattr(finetune_attack, "_attack", lambda *args: done.append(1) or attack(*args))
-    untouched = numbers(measurements(FINETUNE, subject_of(nano, task, cache, seed=0)))
+    untouched = numbers(measurements(FINETUNE, subject_of(nano, problem, cache, seed=0)))
     assert len(done) == 2
-    subject = subject_of(nano, task, cache)
+    subject = subject_of(nano, problem, cache)
     measurements(FINETUNE, subject)
     assert len(done) == 4, "its own attacks alone"
     assert untouched["attack_start"] == pytest.approx(subject.tables["attack"]["attack_untouched"].mean())
     assert untouched["attack_forget_steps_to_recover"] == 0
     assert untouched["attack_forget_transfer"] == untouched["attack_forget_20"], "no update, nothing transferred"
     monkeypatch.setattr(finetune_attack, "SEED", 1)
-    measurements(FINETUNE, subject_of(nano, task, cache, seed=0))
+    measurements(FINETUNE, subject_of(nano, problem, cache, seed=0))
     assert len(done) == 6, "another order of the data is another attack"
 
 
 @pytest.mark.usefixtures("short")
-def test_the_transfer_adds_the_update_to_the_fine_tuned_base(nano: Nano, task: Task, cache: Cache):
-    subject = subject_of(nano, task, cache)
+def test_the_transfer_adds_the_update_to_the_fine_tuned_base(nano: Nano, problem: Problem, cache: Cache):
+    subject = subject_of(nano, problem, cache)
     measurements(FINETUNE, subject)
-    setting = Setting(nano.model(0), nano.tokenizer, task, 0, cache, Costs(), "")
-    finetune_attack._attack(setting, task.attacks["forget"])
+    setting = Setting(nano.model(0), nano.tokenizer, problem, 0, cache, Costs(), "")
+    attacked = Subject(setting, EvalPlan(problem), ())
+    finetune_attack._attack(attacked, problem.attacks["forget"])
     old, new = nano.model(0).state_dict(), nano.model(1).state_dict()
     state = {k: (v.double() + (new[k].double() - old[k].double())).float() for k, v in setting.model.state_dict().items()}
     setting.model.load_state_dict(state)
-    expected = _scores.scores(setting, _scores.forgotten(task))["score"]
+    expected = _scores.scores(attacked, _scores.forgotten(EvalPlan(problem)))["score"]
     assert subject.tables["attack"]["attack_forget_transfer"].tolist() == expected.tolist()
 
 
-def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models_interval(task: Task):
+def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models_interval(problem: Problem):
     import pandas as pd
 
     rng = np.random.default_rng(0)
@@ -123,7 +124,7 @@ def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models
     columns |= {"attack_untouched": before, "attack_start": before - 0.5, "attack_benign_transfer": before}
     for step, short_of in zip(finetune_attack.POINTS, (0.4, 0.2, 0.005, -0.1, 0.0), strict=True):
         columns |= {f"attack_benign_{step}": before - short_of, f"attack_forget_{step}": before - 0.3}
-    subject = Subject(None, task, (), {"attack": pd.DataFrame(columns).assign(attack_forget_transfer=before)})
+    subject = Subject(None, EvalPlan(problem), (), {"attack": pd.DataFrame(columns).assign(attack_forget_transfer=before)})
     found = {item.metric: item for item in measurements(FINETUNE, subject)}
     recovered, never = found["attack_benign_steps_to_recover"], found["attack_forget_steps_to_recover"]
     assert isinstance(recovered, Measurement)
@@ -132,29 +133,29 @@ def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models
     assert "not recovered" in never.reason
 
 
-def test_the_learning_rate_is_scaled_on_models_trained_on_the_spot_alone(task: Task):
-    assert finetune_attack._learning_rate(task) == pytest.approx(1e-3)
+def test_the_learning_rate_is_scaled_on_models_trained_on_the_spot_alone(problem: Problem):
+    assert finetune_attack._learning_rate(problem) == pytest.approx(1e-3)
     for model, family, factor in (("mini@3", "", 100), ("scratch", "", 100), ("DIR", "mini", 100), ("zephyr-7b", "", 1)):
-        assert learning_rate_factor(replace(task, model=model, family=family)) == factor
+        assert learning_rate_factor(replace(problem, model=model, family=family)) == factor
 
 
 @pytest.mark.usefixtures("short")
-def test_a_loss_that_is_not_finite_leaves_reasons(nano: Nano, task: Task, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+def test_a_loss_that_is_not_finite_leaves_reasons(nano: Nano, problem: Problem, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(finetune_attack, "LEARNING_RATE", 1e30)
-    found = {item.metric: item for item in measurements(FINETUNE, subject_of(nano, task, cache))}
+    found = {item.metric: item for item in measurements(FINETUNE, subject_of(nano, problem, cache))}
     assert isinstance(found["attack_start"], Measurement)
     assert isinstance(found["attack_forget_20"], Absent)
 
 
 @pytest.mark.usefixtures("short")
-def test_a_run_with_attacks_goes_on_with_its_own_weights(bench: Bench, task: Task):
+def test_a_run_with_attacks_goes_on_with_its_own_weights(bench: Bench, problem: Problem):
     """Points measured with attacks between them are on the same weights as without, bit by bit."""
     from tests.running.test_run import run, steps
 
     sources = {"base": bench.base.sources["base"]}
     weights = []
     for evaluators in ([EVALUATORS.get("probability")], [FINETUNE, QUANTISE, EVALUATORS.get("probability")]):
-        result = run(bench, steps(3), evaluators, task=replace(task, sources=sources))
+        result = run(bench, steps(3), evaluators, problem=replace(problem, sources=sources))
         weights.append([point.weights for point in result.points])
     assert weights[0] == weights[1]
     assert len(set(weights[0])) == 3
@@ -165,14 +166,16 @@ def test_a_run_with_attacks_goes_on_with_its_own_weights(bench: Bench, task: Tas
 
 
 @pytest.mark.usefixtures("short")
-def test_other_data_to_attack_with_are_not_taken_for_the_same(bench: Bench, task: Task):
+def test_other_data_to_attack_with_are_not_taken_for_the_same(bench: Bench, problem: Problem):
     from tests.running.test_run import run, steps
 
     found = []
-    for data, attacked in (("one", task.attacks["forget"]), ("other", task.attacks["forget"][:4])):
-        asked = replace(task, sources={"base": bench.base.sources["base"]}, data={"rows": data}, attacks={"forget": attacked})
-        asked = replace(asked, questions={"forget": task.questions["forget"][1::2]})
-        found.append(numbers(run(bench, steps(1), [FINETUNE], task=asked).arms["untouched"])["attack_forget_20"])
+    for data, attacked in (("one", problem.attacks["forget"]), ("other", problem.attacks["forget"][:4])):
+        asked = replace(
+            problem, sources={"base": bench.base.sources["base"]}, data={"rows": data}, attacks={"forget": attacked}
+        )
+        asked = replace(asked, questions={"forget": problem.questions["forget"][1::2]})
+        found.append(numbers(run(bench, steps(1), [FINETUNE], problem=asked).arms["untouched"])["attack_forget_20"])
     assert found[0] != found[1]
 
 
@@ -204,15 +207,14 @@ def test_what_is_on_the_grid_stays_where_it_is():
     torch.testing.assert_close(quantise_attack.rounded(weight, 4, 64), weight)
 
 
-def test_linear_layers_but_the_head_are_quantised(nano: Nano, nano_task: Task, cache: Cache):
-    subject = subject_of(nano, nano_task, cache)
-    assert subject.setting is not None
+def test_linear_layers_but_the_head_are_quantised(nano: Nano, nano_problem: Problem, cache: Cache):
+    subject = subject_of(nano, nano_problem, cache)
     before = nano.model(1).state_dict()
     found = numbers(measurements(QUANTISE, subject))
     assert set(found) == {
         f"{name}_{bits}_bit" for name in ("retain", "real_authors", "world_facts", "forget") for bits in (8, 4)
     }
-    after = subject.setting.model.state_dict()
+    after = subject.model.state_dict()
     moved = {name for name in before if not after[name].equal(before[name])}
     assert moved == {name for name in before if "_proj" in name}
     assert "quantised_share" in subject.tables["quantised"]
@@ -253,12 +255,12 @@ MIXTURE = {
     ],
 )
 def test_transposed_layers_and_experts_are_quantised(
-    kind: str, shape: dict[str, Any], parts: set[str], nano: Nano, nano_task: Task, cache: Cache
+    kind: str, shape: dict[str, Any], parts: set[str], nano: Nano, nano_problem: Problem, cache: Cache
 ):
     model = other(kind, nano, **shape)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    asked = replace(nano_task, questions={"forget": nano_task.questions["forget"]})
-    subject = Subject(Setting(model, nano.tokenizer, asked, 0, cache, Costs(), ""), asked, ())
+    asked = replace(nano_problem, questions={"forget": nano_problem.questions["forget"]})
+    subject = Subject(Setting(model, nano.tokenizer, asked, 0, cache, Costs(), ""), EvalPlan(asked), ())
     found = measurements(QUANTISE, subject)
     assert set(numbers(found)) == {"forget_8_bit", "forget_4_bit"}
     after = dict(model.named_parameters())
@@ -272,11 +274,11 @@ def test_transposed_layers_and_experts_are_quantised(
         torch.testing.assert_close(oriented(after[name], transposed), expected)
 
 
-def test_eight_bits_change_less_than_four(nano: Nano, nano_task: Task, cache: Cache):
-    subject = subject_of(nano, nano_task, cache)
+def test_eight_bits_change_less_than_four(nano: Nano, nano_problem: Problem, cache: Cache):
+    subject = subject_of(nano, nano_problem, cache)
     measurements(QUANTISE, subject)
     table = subject.tables["quantised"].query("task == 'retain'")
-    plain = _scores.scores(subject_of(nano, nano_task, cache).setting, {"retain": nano_task.questions["retain"]})["score"]  # type: ignore[arg-type]
+    plain = _scores.scores(subject_of(nano, nano_problem, cache), {"retain": nano_problem.questions["retain"]})["score"]
     eight, four = (float(np.abs(np.log(table[f"quantised_{b}"] / plain.to_numpy())).mean()) for b in (8, 4))
     assert 0 < eight < four / 3
 
@@ -284,20 +286,22 @@ def test_eight_bits_change_less_than_four(nano: Nano, nano_task: Task, cache: Ca
 # ---------------------------------------------------------------- what is asked
 
 
-def test_stages_with_choices_are_judged_by_accuracy_on_their_own_questions(nano_task: Task):
-    chosen = replace(nano_task, stages=[Stage("bio", nano_task.stages[0].forget, nano_task.stages[0].retain)])
+def test_stages_with_choices_are_judged_by_accuracy_on_their_own_questions(nano_problem: Problem):
+    whole = EvalPlan(nano_problem)
+    chosen = EvalPlan(
+        replace(nano_problem, stages=[Stage("bio", nano_problem.stages[0].forget, nano_problem.stages[0].retain)])
+    )
     assert list(_scores.forgotten(chosen)) == list(_scores.everything(chosen)) == ["bio"]
     assert _scores.unit(chosen) == "share of questions"
-    assert list(_scores.forgotten(nano_task)) == ["forget"]
-    assert list(_scores.everything(nano_task)) == ["retain", "real_authors", "world_facts", "forget"]
+    assert list(_scores.forgotten(whole)) == ["forget"]
+    assert list(_scores.everything(whole)) == ["retain", "real_authors", "world_facts", "forget"]
 
 
-def test_accuracy_is_multiple_choices_own(nano: Nano, nano_task: Task, cache: Cache):
+def test_accuracy_is_multiple_choices_own(nano: Nano, nano_problem: Problem, cache: Cache):
     pytest.importorskip("lm_eval")
-    subject = subject_of(nano, nano_task, cache)
+    subject = subject_of(nano, nano_problem, cache)
     measurements(EVALUATORS.get("multiple_choice"), subject)
-    assert subject.setting is not None
-    found = _scores.scores(subject.setting, {"bio": nano_task.questions["bio"]})
+    found = _scores.scores(subject, {"bio": nano_problem.questions["bio"]})
     assert found["score"].tolist() == subject.tables["choices"].query("task == 'bio'")["correct"].tolist()
 
 

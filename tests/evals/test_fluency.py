@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from evals import fluency
-from harness.core.evaluator import EVALUATORS, GenerationRequest, Reference, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, GenerationRequest, Reference, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Setting
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.statistics.measurements import measurements
 from tests.conftest import TEMPLATE, WORLD, Nano, SettingMaker
 
@@ -22,9 +22,9 @@ TEXTS = ["Who is it", "it is it is it is it is", "", "Mia", "is is", "Mia is it 
 
 
 def subject_of(setting: Setting, texts: Sequence[str] = TEXTS, references: Sequence[Reference] = ()) -> Subject:
-    asked = fluency.requests(setting.task, setting.tokenizer)
+    asked = fluency.requests(EvalPlan(setting.problem), setting.tokenizer)
     assert len(asked) == len(texts)
-    return Subject(setting, setting.task, references, generations=dict(zip(asked, texts, strict=True)))
+    return Subject(setting, EvalPlan(setting.problem), references, generations=dict(zip(asked, texts, strict=True)))
 
 
 def measured(subject: Subject) -> Mapping[str, Any]:
@@ -63,20 +63,20 @@ def test_variety_and_repetition_are_means_over_answers_long_enough(nano_setting:
     assert found["fluency_repetition"].interval_95 is None, "three answers have four words"
 
 
-def uninstructed(task: Task) -> Task:
-    """The task with its retain questions alone to be answered."""
-    return replace(task, questions={name: rows for name, rows in task.questions.items() if name != "instructions"})
+def uninstructed(problem: Problem) -> Problem:
+    """The problem with its retain questions alone to be answered."""
+    return replace(problem, questions={name: rows for name, rows in problem.questions.items() if name != "instructions"})
 
 
-def test_perplexity_is_that_of_the_model_before_by_hand(nano: Nano, nano_task: Task, make_setting: SettingMaker):
+def test_perplexity_is_that_of_the_model_before_by_hand(nano: Nano, nano_problem: Problem, make_setting: SettingMaker):
     import torch
 
-    setting = make_setting(task=uninstructed(nano_task))
+    setting = make_setting(problem=uninstructed(nano_problem))
     with torch.no_grad():
         setting.model.lm_head.weight.mul_(3)  # the model that is measured has moved; the one before is asked
     found = measured(subject_of(setting))["fluency_perplexity"]
     before, nats, tokens = nano.model(0), 0.0, 0
-    for row, text in zip(setting.task.questions["retain"], TEXTS, strict=True):
+    for row, text in zip(setting.problem.questions["retain"], TEXTS, strict=True):
         if text:
             prompt = TEMPLATE.prompt(row["question"])
             start, ids = len(nano.tokenizer(prompt)["input_ids"]), nano.tokenizer(f"{prompt} {text}")["input_ids"]
@@ -93,18 +93,18 @@ def test_the_answers_are_the_very_ones_that_rouge_asks_for(nano_setting: Setting
     from evals import rouge  # noqa: F401 (registers it)
     from harness.core.evaluator import EVALUATORS
 
-    task = uninstructed(nano_setting.task)
-    asked = EVALUATORS.get("rouge").requests(task, nano_setting.tokenizer)
-    assert set(fluency.requests(task, nano_setting.tokenizer)) < set(asked)
+    plan = EvalPlan(uninstructed(nano_setting.problem))
+    asked = EVALUATORS.get("rouge").requests(plan, nano_setting.tokenizer)
+    assert set(fluency.requests(plan, nano_setting.tokenizer)) < set(asked)
 
 
-def test_instructions_are_asked_where_the_task_has_them(nano_task: Task, make_setting: SettingMaker):
+def test_instructions_are_asked_where_the_task_has_them(nano_problem: Problem, make_setting: SettingMaker):
     rows = [{"row": i, "cluster": str(i), "question": row["question"]} for i, row in enumerate(WORLD.full[:6])]
-    task = replace(nano_task, questions={**nano_task.questions, "instructions": rows})
-    setting = make_setting(task=task)
-    assert fluency.requests(task, setting.tokenizer) == [
+    problem = replace(nano_problem, questions={**nano_problem.questions, "instructions": rows})
+    setting, plan = make_setting(problem=problem), EvalPlan(problem)
+    assert fluency.requests(plan, setting.tokenizer) == [
         GenerationRequest((TEMPLATE.prompt(row["question"]),), request.sampling)
-        for row, request in zip(rows, fluency.requests(task, setting.tokenizer), strict=True)
+        for row, request in zip(rows, fluency.requests(plan, setting.tokenizer), strict=True)
     ]
     subject = subject_of(setting, TEXTS[:6])
     assert measured(subject)["fluency_perplexity"].n == 5
@@ -120,8 +120,8 @@ def test_a_model_that_falls_silent_has_no_number_and_the_reason(nano_setting: Se
     assert absent == (short if text else short | silent)
 
 
-def test_a_task_without_questions_has_no_number(nano_task: Task, make_setting: SettingMaker):
-    setting = make_setting(task=replace(nano_task, questions={}))
+def test_a_task_without_questions_has_no_number(nano_problem: Problem, make_setting: SettingMaker):
+    setting = make_setting(problem=replace(nano_problem, questions={}))
     assert {item.reason for item in measurements(EVALUATORS.get("fluency"), subject_of(setting, []))} == {  # type: ignore[union-attr]
         "there are no retain questions and no instructions"
     }
@@ -143,7 +143,9 @@ def test_greedy_babble_is_likely_to_the_model_that_babbles_and_repeats_itself(na
     from harness.numerics.generation import HFGenerator
 
     setting = make_setting()
-    greedy = HFGenerator().generate(setting.model, setting.tokenizer, fluency.requests(setting.task, setting.tokenizer))
+    greedy = HFGenerator().generate(
+        setting.model, setting.tokenizer, fluency.requests(EvalPlan(setting.problem), setting.tokenizer)
+    )
     words = [str(word) for row in WORLD.full[:20] for word in str(row["answer"]).split()]
     draw = np.random.default_rng(0)
     shuffled = [" ".join(draw.choice(words, len(text.split()) or 1)) for text in greedy]

@@ -18,11 +18,11 @@ from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
 from evals.mt_bench import answers, fastchat, judgements
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Setting
 from harness.core.options import Judge, Options
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.models.recipes import Vocabulary
 from harness.models.sources import save_checkpoint
 from harness.numerics.generation import HFGenerator
@@ -268,19 +268,19 @@ def test_a_verdicts_last_rating_is_read(verdict: str, expected: float):
 
 
 @pytest.fixture
-def task(nano_task: Task, data: Path) -> Task:
-    options = Options(data_dir=data, judge=Judge("openai", "gpt-4", "http://127.0.0.1:9/v1"))
-    return replace(nano_task, evaluators=[EVALUATORS.get("mt_bench")], options=options)
+def plan(nano_problem: Problem, data: Path) -> EvalPlan:
+    judge = Judge("openai", "gpt-4", "http://127.0.0.1:9/v1")
+    return EvalPlan(nano_problem, [EVALUATORS.get("mt_bench")], data_dir=data, judge=judge)
 
 
-def asked_by(task: Task, server: JudgeServer, **changes: Any) -> Task:
-    assert task.options.judge
-    return replace(task, options=replace(task.options, judge=replace(task.options.judge, url=server.url, **changes)))
+def asked_by(plan: EvalPlan, server: JudgeServer, **changes: Any) -> EvalPlan:
+    assert plan.judge
+    return replace(plan, judge=replace(plan.judge, url=server.url, **changes))
 
 
-def test_every_question_is_answered_twice_and_its_second_turn_follows_the_first(task: Task, make_setting: SettingMaker):
+def test_every_question_is_answered_twice_and_its_second_turn_follows_the_first(plan: EvalPlan, make_setting: SettingMaker):
     tokenizer = make_setting().tokenizer
-    requests = mt_bench.requests(task, tokenizer)
+    requests = mt_bench.requests(plan, tokenizer)
     assert len(requests) == 12
     assert [r.turns for r in requests[:2]] == [
         ("What is writing ?",),
@@ -291,32 +291,32 @@ def test_every_question_is_answered_twice_and_its_second_turn_follows_the_first(
     assert requests[0].sampling.max_tokens == answers.MAX_TOKENS
 
 
-def test_a_tokenizer_with_a_chat_template_gets_plain_messages(task: Task, make_setting: SettingMaker):
+def test_a_tokenizer_with_a_chat_template_gets_plain_messages(plan: EvalPlan, make_setting: SettingMaker):
     tokenizer = copy.copy(make_setting().tokenizer)
     tokenizer.chat_template = "{{ messages }}"
-    assert [(r.turns, r.chat) for r in mt_bench.requests(task, tokenizer)[2:4]] == [
+    assert [(r.turns, r.chat) for r in mt_bench.requests(plan, tokenizer)[2:4]] == [
         (("What is math ?",), True),
         (("What is math ?", "Why is it math ?"), True),
     ]
 
 
-def test_repetitions_draw_anew_and_share_what_is_greedy(task: Task, make_setting: SettingMaker):
-    assert task.options.judge
-    options = replace(task.options, judge=replace(task.options.judge, repetitions=3))
-    requests = mt_bench.requests(replace(task, options=options), make_setting().tokenizer)
+def test_repetitions_draw_anew_and_share_what_is_greedy(plan: EvalPlan, make_setting: SettingMaker):
+    assert plan.judge
+    several = replace(plan, judge=replace(plan.judge, repetitions=3))
+    requests = mt_bench.requests(several, make_setting().tokenizer)
     assert len(requests) == 36
     drawn = [r for r in requests if r.sampling.temperature > 0]
     assert [r.sampling.seed for r in drawn] == [0] * 6 + [1] * 6 + [2] * 6
     assert len(set(requests)) == 3 * 6 + 6
 
 
-def test_without_a_judge_nothing_is_asked_and_the_reason_is_told(nano_task: Task, make_setting: SettingMaker):
+def test_without_a_judge_nothing_is_asked_and_the_reason_is_told(nano_problem: Problem, make_setting: SettingMaker):
     setting = make_setting()
-    assert mt_bench.requests(nano_task, setting.tokenizer) == []
-    found = measurements(EVALUATORS.get("mt_bench"), Subject(setting, nano_task, ()))
+    assert mt_bench.requests(EvalPlan(nano_problem), setting.tokenizer) == []
+    found = measurements(EVALUATORS.get("mt_bench"), Subject(setting, EvalPlan(nano_problem), ()))
     assert [item.metric for item in found] == [metric.name for metric in mt_bench.METRICS]
     assert all(isinstance(item, Absent) and "no judge was given: --judge" in item.reason for item in found)
-    assert EVALUATORS.get("mt_bench").basis(nano_task) == {}
+    assert EVALUATORS.get("mt_bench").basis(EvalPlan(nano_problem)) == {}
 
 
 # ---------------------------------------------------------------- the numbers
@@ -330,21 +330,21 @@ def by_turn(number: int, asked: Asked) -> Answer:
 
 
 @pytest.fixture
-def judged(task: Task, make_setting: SettingMaker) -> Callable[..., tuple[dict[str, Any], Subject]]:
+def judged(plan: EvalPlan, make_setting: SettingMaker) -> Callable[..., tuple[dict[str, Any], Subject]]:
     """Measures a nano model with a judge that answers so; (metric → what was measured, the subject)."""
 
     def of(verdicts: Verdicts, setting: Setting | None = None, **changes: Any) -> tuple[dict[str, Any], Subject]:
         with judge_server(verdicts) as server:
-            found, subject = graded(asked_by(task, server, **changes), setting or make_setting())
+            found, subject = graded(asked_by(plan, server, **changes), setting or make_setting())
         subject.tables["asked"] = server.asked  # type: ignore[assignment]
         return found, subject
 
     return of
 
 
-def graded(task: Task, setting: Setting) -> tuple[dict[str, Any], Subject]:
-    subject = Subject(replace(setting, task=task), task, ())
-    found = measure(task, subject, "a test", HFGenerator(), "weights")
+def graded(plan: EvalPlan, setting: Setting) -> tuple[dict[str, Any], Subject]:
+    subject = Subject(setting, plan, ())
+    found = measure(subject, "a test", HFGenerator(), "weights")
     return {item.metric: item for item in found}, subject
 
 
@@ -367,7 +367,7 @@ def test_the_mean_is_over_questions_and_turns(judged: Any):
 
 def test_the_judge_sees_the_models_answers_and_the_second_turn_holds_the_first(judged: Any):
     _, subject = judged(by_turn)
-    requests = mt_bench.requests(subject.task, subject.setting.tokenizer)
+    requests = mt_bench.requests(subject.plan, subject.tokenizer)
     first, second = (subject.generations[r] for r in requests[:2])
     assert first != second
     shown = {asked.user for asked in subject.tables["asked"]}
@@ -425,7 +425,7 @@ def test_a_models_thoughts_do_not_go_to_the_judge(judged: Any, monkeypatch: pyte
     shown = [asked.user for asked in subject.tables["asked"]]
     assert len(shown) == 12
     assert not [user for user in shown if "secretly" in user or "think>" in user]
-    request = mt_bench.requests(subject.task, subject.setting.tokenizer)[0]
+    request = mt_bench.requests(subject.plan, subject.tokenizer)[0]
     said = subject.generations[request].partition("</think>")[2].strip()
     assert f"Q: What is writing ?\nA: {said}" in shown
     assert "secretly" in subject.generations[request], "the record holds what was said"
@@ -471,7 +471,7 @@ def test_a_judge_that_fails_leaves_the_reason_and_no_number(judged: Any, caplog:
     assert subject.unfinished == [reason]
     assert f"mt_bench is absent for this model: {reason}" in caplog.text, "said at once"
     again = measurements(
-        EVALUATORS.get("mt_bench"), Subject(None, subject.task, (), {"judgements": subject.tables["judgements"]})
+        EVALUATORS.get("mt_bench"), Subject(None, subject.plan, (), {"judgements": subject.tables["judgements"]})
     )
     assert again == list(found.values()), "the reason is in the table"
 
@@ -504,14 +504,15 @@ def test_the_same_model_is_judged_once(judged: Any, make_setting: SettingMaker):
     assert subject.tables["asked"] == []
 
 
-def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_task: Task):
+def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_problem: Problem):
     from harness.core.evaluator import Reference
 
     _, low = judged(lambda number, asked: Answer("[[2]]"))
     found, subject = judged(by_turn)
     references = [Reference(f"retain-{n}", {"judgements": s.tables["judgements"]}) for n, s in enumerate((low, subject))]
     (mean, turn_1, *_) = measurements(
-        EVALUATORS.get("mt_bench"), Subject(None, subject.task, references, {"judgements": subject.tables["judgements"]})
+        EVALUATORS.get("mt_bench"),
+        Subject(None, subject.plan, references, {"judgements": subject.tables["judgements"]}),
     )
     assert isinstance(mean, Measurement)
     assert (mean.reference, mean.across_references, mean.floor) == (2, (2, 6), 4)
@@ -616,11 +617,11 @@ def test_missing_questions_are_told_when_the_run_is_planned(bench: Bench, tmp_pa
         bench.plan(one_step, options=options)
 
 
-def test_tables_of_a_source_are_kept_by_judge(bench: Bench, task: Task):
+def test_tables_of_a_source_are_kept_by_judge(bench: Bench, plan: EvalPlan):
     with judge_server(by_turn) as server:
         for model in ("gpt-4", "gpt-5", "gpt-4"):
-            asked = asked_by(replace(task, sources=bench.base.sources), server, model=model)
-            tables = source_tables(asked.sources["base"], asked, asked.options, bench.cache, HFGenerator()).tables
+            asked = asked_by(replace(plan, of=bench.base), server, model=model)
+            tables = source_tables(bench.base.sources["base"], asked, Options(), bench.cache, HFGenerator()).tables
             assert set(tables["judgements"]["judge_model"]) == {f"{model}-0613"}
         assert len(server.asked) == 24
 
@@ -684,13 +685,13 @@ def test_a_model_served_by_vllm_judges(local: tuple[Judge, str], cache: Cache, m
 
 
 @pytest.mark.vllm
-def test_vllms_server_judges_answers_at_its_address(local: tuple[Judge, str], task: Task, make_setting: SettingMaker):
+def test_vllms_server_judges_answers_at_its_address(local: tuple[Judge, str], plan: EvalPlan, make_setting: SettingMaker):
     """As any OpenAI-compatible server does."""
     judge, url = local
     server = JudgeServer(url, [])
-    found, subject = graded(asked_by(task, server, model=judge.name), make_setting())
+    found, subject = graded(asked_by(plan, server, model=judge.name), make_setting())
     with pytest.raises(UsageError, match=r"does not know nobody"):
-        graded(asked_by(task, server, model="nobody"), make_setting())
+        graded(asked_by(plan, server, model="nobody"), make_setting())
     assert {name: (found[name].value, found[name].n) for name in (metric.name for metric in mt_bench.METRICS[:3])} == {
         "mt_bench": (7, 6),
         "mt_bench_turn_1": (7, 3),

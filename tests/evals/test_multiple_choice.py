@@ -22,10 +22,10 @@ from evals.multiple_choice import (
     question_sets,
     version,
 )
-from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Setting
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.statistics.measurements import measurements
 from harness.statistics.standard_errors import pooled_standard_error, standard_error
 from tests.conftest import WORLD, SettingMaker, with_choices
@@ -35,11 +35,11 @@ EVALUATOR = EVALUATORS.get("multiple_choice")
 
 
 @pytest.fixture
-def task(nano_task: Task) -> Task:
+def problem(nano_problem: Problem) -> Problem:
     """Two sets of questions with choices, and one without."""
-    real = [{k: row[k] for k in ("row", "cluster", "question", "answer")} for row in nano_task.questions["real_authors"]]
+    real = [{k: row[k] for k in ("row", "cluster", "question", "answer")} for row in nano_problem.questions["real_authors"]]
     return replace(
-        nano_task,
+        nano_problem,
         questions={
             "bio": with_choices(WORLD.world_facts[:40]),
             "general": with_choices(WORLD.real_authors[:30]),
@@ -49,8 +49,8 @@ def task(nano_task: Task) -> Task:
 
 
 @pytest.fixture
-def setting(make_setting: SettingMaker, task: Task) -> Setting:
-    return make_setting(task=task)
+def setting(make_setting: SettingMaker, problem: Problem) -> Setting:
+    return make_setting(problem=problem)
 
 
 def direct(setting: Setting, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> np.ndarray:
@@ -68,8 +68,12 @@ def direct(setting: Setting, prompts: Sequence[str], choices: Sequence[Sequence[
     return np.array(found).reshape(-1, 4)
 
 
+def measuring(setting: Setting) -> Subject:
+    return Subject(setting, EvalPlan(setting.problem), ())
+
+
 def measured(setting: Setting) -> tuple[dict[str, Any], Subject]:
-    subject = Subject(setting, setting.task, ())
+    subject = measuring(setting)
     return {item.metric: item for item in measurements(EVALUATOR, subject)}, subject
 
 
@@ -81,17 +85,17 @@ def test_nothing_is_said_of_git_where_one_stands_in_no_checkout(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    log_likelihoods(setting, {"bio": setting.task.questions["bio"][:2]})
+    log_likelihoods(measuring(setting), {"bio": setting.problem.questions["bio"][:2]})
     told = capfd.readouterr()
     assert "fatal" not in told.out + told.err
 
 
-def test_special_tokens_behind_a_choice_are_not_scored(make_setting: SettingMaker, task: Task):
+def test_special_tokens_behind_a_choice_are_not_scored(make_setting: SettingMaker, problem: Problem):
     import copy
 
     from tokenizers.processors import TemplateProcessing
 
-    plain, eager = make_setting(task=task), make_setting(task=task)
+    plain, eager = make_setting(problem=problem), make_setting(problem=problem)
     eager.tokenizer = copy.deepcopy(eager.tokenizer)
     eager.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A <unk> <eos>",
@@ -108,8 +112,8 @@ def test_log_likelihoods_equal_the_direct_computation_and_so_does_accuracy(setti
     assert list(found) == ["bio_accuracy", "general_accuracy"]
     table = subject.tables["choices"]
     for name in ("bio", "general"):
-        rows = setting.task.questions[name]
-        prompts = [setting.task.template.prompt(row["question"]) for row in rows]
+        rows = setting.problem.questions[name]
+        prompts = [setting.problem.template.prompt(row["question"]) for row in rows]
         expected = direct(setting, prompts, [[f" {c}" for c in row["choices"]] for row in rows])
         of_set = table[table["task"] == name]
         assert of_set["row"].tolist() == [row["row"] for row in rows]
@@ -123,7 +127,7 @@ def test_log_likelihoods_equal_the_direct_computation_and_so_does_accuracy(setti
 def test_a_task_of_lm_eval_is_put_in_its_words_with_letters_and_the_benchmarks_rows(setting: Setting):
     rows = [{**row, "task": "mmlu_high_school_biology"} for row in with_choices(WORLD.world_facts[:6])]
     named = {"mmlu_high_school_biology": rows, "wmdp_cyber": [{**row, "task": "wmdp_cyber"} for row in rows[:3]]}
-    found = log_likelihoods(setting, named)
+    found = log_likelihoods(measuring(setting), named)
     about = {"mmlu_high_school_biology": "high school biology", "wmdp_cyber": "cybersecurity"}
     for name, of in named.items():
         prompts = [
@@ -136,11 +140,11 @@ def test_a_task_of_lm_eval_is_put_in_its_words_with_letters_and_the_benchmarks_r
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
 
 
-def test_a_set_may_consist_of_several_tasks_of_lm_eval(make_setting: SettingMaker, task: Task):
+def test_a_set_may_consist_of_several_tasks_of_lm_eval(make_setting: SettingMaker, problem: Problem):
     rows = with_choices(WORLD.world_facts[:8])
     names = ["mmlu_anatomy", "mmlu_virology"] * 4
     mmlu = [{**row, "task": name} for row, name in zip(rows, names, strict=True)]
-    found, subject = measured(make_setting(task=replace(task, questions={"mmlu": mmlu})))
+    found, subject = measured(make_setting(problem=replace(problem, questions={"mmlu": mmlu})))
     assert list(found) == ["mmlu_accuracy"]
     assert found["mmlu_accuracy"].n == 8
     assert sorted(subject.tables["choices"]["row"]) == list(range(8))
@@ -153,9 +157,9 @@ def test_a_right_answer_counts_wherever_it_stands(setting: Setting):
     for shift, value in ((0, 1.0), (1, 0.0)):
         questions = {
             name: [{**row, "answer": int((likeliest[name, row["row"]] + shift) % 4)} for row in rows]
-            for name, rows in question_sets(setting.task).items()
+            for name, rows in question_sets(EvalPlan(setting.problem)).items()
         }
-        found, _ = measured(replace(setting, task=replace(setting.task, questions=questions)))
+        found, _ = measured(replace(setting, problem=replace(setting.problem, questions=questions)))
         assert [item.value for item in found.values()] == [value, value]
 
 
@@ -182,7 +186,7 @@ def subjects_of(sizes: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_mmlus_standard_error_is_the_one_that_lm_eval_gives_its_group(make_setting: SettingMaker, task: Task):
+def test_mmlus_standard_error_is_the_one_that_lm_eval_gives_its_group(make_setting: SettingMaker, problem: Problem):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -190,7 +194,7 @@ def test_mmlus_standard_error_is_the_one_that_lm_eval_gives_its_group(make_setti
     subjects = subjects_of([20, 9, 5])
     # One subject is known and another is not, so that pooling within subjects is another number than one over all questions.
     rows = [row for of in subjects.values() for row in of]
-    setting = make_setting(task=replace(task, questions={"mmlu": rows}))
+    setting = make_setting(problem=replace(problem, questions={"mmlu": rows}))
     _, subject = measured(setting)
     likeliest = subject.tables["choices"].set_index("row")["choice"]
     shift = {
@@ -201,7 +205,7 @@ def test_mmlus_standard_error_is_the_one_that_lm_eval_gives_its_group(make_setti
     for name, of in subjects.items():
         for i, row in enumerate(of):
             row["answer"] = int((likeliest[row["row"]] + shift[name](i)) % 4)
-    setting = replace(setting, task=replace(setting.task, questions={"mmlu": rows}))
+    setting = replace(setting, problem=replace(setting.problem, questions={"mmlu": rows}))
     found, _ = measured(setting)
     group = {
         "group": "some_of_mmlu",
@@ -223,13 +227,13 @@ def test_mmlus_standard_error_is_the_one_that_lm_eval_gives_its_group(make_setti
     assert ours.interval_95 == pytest.approx((ours.value - 1.96 * error, ours.value + 1.96 * error))
 
 
-def test_only_a_set_of_several_subjects_is_of_the_second_version(make_setting: SettingMaker, task: Task):
+def test_only_a_set_of_several_subjects_is_of_the_second_version(make_setting: SettingMaker, problem: Problem):
     one, several = (
-        replace(task, questions={**task.questions, "mmlu": [r for of in subjects_of(n).values() for r in of]})
+        replace(problem, questions={**problem.questions, "mmlu": [r for of in subjects_of(n).values() for r in of]})
         for n in ([6], [6, 6])
     )
-    assert [version(t) for t in (task, one, several)] == [1, 1, 2]
-    found, _ = measured(make_setting(task=several))
+    assert [version(EvalPlan(each)) for each in (problem, one, several)] == [1, 1, 2]
+    found, _ = measured(make_setting(problem=several))
     assert (found["bio_accuracy"].version, found["mmlu_accuracy"].version) == (1, 2)
 
 
@@ -242,14 +246,14 @@ def test_one_question_of_each_subject_says_nothing_of_its_spread():
     assert one_subject == pytest.approx(standard_error(correct, np.array([0, 0, 1, 1, 2, 2])))
 
 
-def test_one_question_of_each_subject_gives_no_interval(task: Task):
+def test_one_question_of_each_subject_gives_no_interval(problem: Problem):
     rows = [{**row, "task": f"subject-{i}", "cluster": str(i)} for i, row in enumerate(with_choices(WORLD.world_facts[:6]))]
     told = [
         {"task": "mmlu", "row": i, "cluster": str(i), "correct": float(i % 2), "choice_log_likelihoods": [0.0]}
         for i in range(6)
     ]
     [found] = measurements(
-        EVALUATOR, Subject(None, replace(task, questions={"mmlu": rows}), (), {"choices": pd.DataFrame(told)})
+        EVALUATOR, Subject(None, EvalPlan(replace(problem, questions={"mmlu": rows})), (), {"choices": pd.DataFrame(told)})
     )
     assert isinstance(found, Measurement)
     assert (found.interval_95, found.interval_method) == (None, "none: one question a subject")
@@ -275,9 +279,9 @@ def test_hazardous_questions_are_better_answered_by_chance_and_others_right(sett
         assert f"standard error {(high - item.value) / 1.96:.4f}" in item.note or low == 0 or high == 1
 
 
-def test_few_groups_give_no_interval(make_setting: SettingMaker, task: Task):
-    rows = [{**row, "cluster": str(row["row"] % 4)} for row in task.questions["bio"]]
-    found, _ = measured(make_setting(task=replace(task, questions={"bio": rows})))
+def test_few_groups_give_no_interval(make_setting: SettingMaker, problem: Problem):
+    rows = [{**row, "cluster": str(row["row"] % 4)} for row in problem.questions["bio"]]
+    found, _ = measured(make_setting(problem=replace(problem, questions={"bio": rows})))
     assert found["bio_accuracy"].interval_95 is None
     assert found["bio_accuracy"].interval_method.startswith("none: ")
 
@@ -291,15 +295,15 @@ def test_a_model_that_has_collapsed_has_no_accuracy(setting: Setting):
     assert all(isinstance(item, Absent) and "40 of 40" in item.reason for item in [found["bio_accuracy"]])
 
 
-def test_a_benchmark_without_choices_says_so(nano_task: Task):
-    task = replace(nano_task, questions={"forget": nano_task.questions["forget"]})
-    (item,) = measurements(EVALUATOR, Subject(None, task, ()))
+def test_a_benchmark_without_choices_says_so(nano_problem: Problem):
+    problem = replace(nano_problem, questions={"forget": nano_problem.questions["forget"]})
+    (item,) = measurements(EVALUATOR, Subject(None, EvalPlan(problem), ()))
     assert isinstance(item, Absent)
 
 
 def test_recorded_tables_give_the_same_numbers(setting: Setting):
     found, subject = measured(setting)
-    again = measurements(EVALUATOR, Subject(None, setting.task, (), dict(subject.tables)))
+    again = measurements(EVALUATOR, Subject(None, EvalPlan(setting.problem), (), dict(subject.tables)))
     assert list(found.values()) == list(again)
     assert all(isinstance(item, Measurement) for item in again)
 

@@ -19,13 +19,12 @@ import pytest
 from evals import _tofu
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.evaluator import Reference, Subject
+from harness.core.evaluator import EvalPlan, Reference, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Setting
 from harness.core.options import Options
-from harness.core.problem import Task
-from harness.core.text import Template
 from harness.running.measuring import score_log
+from harness.running.plan import read
 from harness.statistics.bootstrap import mean_interval
 from harness.statistics.measurements import measurements
 from harness.statistics.two_sample import ks
@@ -39,8 +38,8 @@ needs_oracles = pytest.mark.skipif(
 )
 
 
-def empty_task(variant: str = "original") -> Task:
-    return Task("tofu10", 1, "log", (), {}, Template("log"), {}, BENCHMARKS.get("tofu10").evaluators(), variant=variant)
+def of_logs(variant: str = "original") -> EvalPlan:
+    return EvalPlan(evaluators=BENCHMARKS.get("tofu10").evaluators(), variant=variant)
 
 
 def tables(rows: int = 6, seed: int = 0, shift: float = 0.0) -> dict[str, pd.DataFrame]:
@@ -59,7 +58,7 @@ def tables(rows: int = 6, seed: int = 0, shift: float = 0.0) -> dict[str, pd.Dat
 
 
 def measured(subject: Subject) -> dict[str, Measurement | Absent]:
-    return {m.metric: m for e in subject.task.evaluators for m in measurements(e, subject)}
+    return {m.metric: m for e in subject.plan.evaluators for m in measurements(e, subject)}
 
 
 def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
@@ -108,7 +107,7 @@ def test_forget_quality_equals_the_original():
 
 @needs_oracles
 def test_the_original_truth_ratios_row_by_row():
-    subject = Subject(None, empty_task(), (), dict(BENCHMARKS.get("tofu10").read_log(FULL)))
+    subject = Subject(None, of_logs(), (), dict(BENCHMARKS.get("tofu10").read_log(FULL)))
     ratio = np.exp(_tofu.log_truth_ratio(subject, "forget").values)
     assert ratio[[0, 1, 2, 299]] == pytest.approx([4.0777427, 1.3477340, 0.9805422, 1.7449046], rel=1e-6)
 
@@ -141,27 +140,27 @@ def test_lists_in_place_of_dictionaries_give_the_same_numbers(tmp_path):
 
 @needs_oracles
 def test_real_data_equals_the_logged_rows():
-    task = BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=ORACLES.parent))
+    problem = BENCHMARKS.get("tofu10").problem("scratch", Options(data_dir=ORACLES.parent))
     told = json.loads(FULL.read_text(encoding="utf-8"))["eval_log_forget.json"]["generated_text"]
-    assert [row["answer"] for row in task.questions["forget"]] == [told[str(i)][2] for i in range(300)]
-    assert {name: len(rows) for name, rows in task.questions.items()} == {
+    assert [row["answer"] for row in problem.questions["forget"]] == [told[str(i)][2] for i in range(300)]
+    assert {name: len(rows) for name, rows in problem.questions.items()} == {
         "retain": 300, "real_authors": 100, "world_facts": 117, "forget": 300,
     }  # fmt: skip
-    assert (len(task.stages[0].forget), len(task.stages[0].retain)) == (400, 3600)
+    assert (len(problem.stages[0].forget), len(problem.stages[0].retain)) == (400, 3600)
 
 
 # ---------------------------------------------------------------- definitions on hand-made rows
 
 
 def test_the_nine_parts_and_their_harmonic_mean():
-    subject = Subject(None, empty_task(), (), tables())
+    subject = Subject(None, of_logs(), (), tables())
     found = measured(subject)
     parts = [found[f"{task}_{kind}"].value for task in _tofu.UTILITY_TASKS for kind in ("rouge", "probability", "truth_ratio")]
     assert found["model_utility"].value == pytest.approx(9 / sum(1 / x for x in parts), rel=1e-12)
 
 
 def test_probability_is_normalised_over_the_options_of_real_authors_only():
-    subject = Subject(None, empty_task(), (), tables())
+    subject = Subject(None, of_logs(), (), tables())
     rows = subject.tables["likelihood"]
     row = rows[rows["task"] == "real_authors"].iloc[0]
     p, q = math.exp(-row["avg_gt_loss"]), sum(math.exp(-x) for x in row["average_perturb_loss"])
@@ -171,7 +170,7 @@ def test_probability_is_normalised_over_the_options_of_real_authors_only():
 
 
 def test_truth_ratio_variants():
-    subject = Subject(None, empty_task(), (), tables())
+    subject = Subject(None, of_logs(), (), tables())
     rows = subject.tables["likelihood"]
     row = rows[rows["task"] == "retain"].iloc[0]
     a, b = row["avg_paraphrased_loss"], np.array(row["average_perturb_loss"])
@@ -186,8 +185,8 @@ def test_truth_ratio_variants():
 def test_open_unlearning_guards_its_denominators():
     told = tables()
     told["likelihood"]["avg_paraphrased_loss"] = 40.0  # P(paraphrase) = 4e-18, far under the guard of 1e-10
-    original = Subject(None, empty_task(), (), told)
-    guarded = Subject(None, empty_task("open-unlearning"), (), told)
+    original = Subject(None, of_logs(), (), told)
+    guarded = Subject(None, of_logs("open-unlearning"), (), told)
     inverse = np.exp(-np.mean(told["likelihood"].iloc[0]["average_perturb_loss"])) / (math.exp(-40) + 1e-10)
     assert _tofu.truth_ratio(guarded, "retain").values[0] == pytest.approx(max(0, 1 - inverse), rel=1e-12)
     assert _tofu.truth_ratio(original, "forget").values[0] < 1e-10
@@ -212,15 +211,13 @@ def collapsed() -> dict[str, pd.DataFrame]:
 
 def test_a_collapsed_model_is_told_from_a_retrained_one_by_the_guarded_ratio_alone():
     references = [Reference("retain-0", tables(rows=ROWS, seed=2))]
-    found = measured(Subject(None, empty_task("open-unlearning"), references, collapsed()))
+    found = measured(Subject(None, of_logs("open-unlearning"), references, collapsed()))
     assert pytest.approx(2.2001e-71, rel=1e-4) == APART
     assert found["forget_quality"].value == pytest.approx(APART, rel=1e-9)
     assert found["forget_quality_d"].value == 1
-    original = measured(Subject(None, empty_task(), references, collapsed()))
+    original = measured(Subject(None, of_logs(), references, collapsed()))
     assert original["forget_quality"].value > 0.05
-    versions = {
-        variant: Subject(None, empty_task(variant), (), {}).task.versions for variant in ("original", "open-unlearning")
-    }
+    versions = {variant: of_logs(variant).versions for variant in ("original", "open-unlearning")}
     for of, metrics in (("original", original), ("open-unlearning", found)):
         assert metrics["forget_quality"].version == metrics["forget_quality_d"].version == versions[of]["forget_quality"]
     assert (versions["original"]["forget_quality"], versions["open-unlearning"]["forget_quality"]) == (1, 2)
@@ -228,7 +225,7 @@ def test_a_collapsed_model_is_told_from_a_retrained_one_by_the_guarded_ratio_alo
 
 def test_the_guarded_ratio_row_by_row_in_exact_arithmetic():
     told = collapsed()
-    ratio = _tofu.tested_ratio(Subject(None, empty_task("open-unlearning"), (), told)).values
+    ratio = _tofu.tested_ratio(Subject(None, of_logs("open-unlearning"), (), told)).values
     with localcontext(prec=50):
         for value, (_, row) in zip(ratio, told["likelihood"].query("task == 'forget'").iterrows(), strict=True):
             wrong = [Decimal(loss) for loss in row["average_perturb_loss"]]
@@ -267,11 +264,11 @@ def test_a_collapsed_model_is_told_from_a_retrained_one_by_open_unlearnings_logs
 
 def test_the_two_projects_cut_scored_texts_at_their_own_length(nano_setting: Setting):
     end = nano_setting.tokenizer.eos_token_id
-    long = " ".join(row["answer"] for row in nano_setting.task.questions["retain"] * 20)
-    examples = [nano_setting.task.template.example("Who?", long), nano_setting.task.template.example("Who?", "Me")]
-    original, short = _tofu._encoded(nano_setting, examples)
-    ours = replace(nano_setting, task=replace(nano_setting.task, variant="open-unlearning"))
-    other, same = _tofu._encoded(ours, examples)
+    long = " ".join(row["answer"] for row in nano_setting.problem.questions["retain"] * 20)
+    examples = [nano_setting.problem.template.example("Who?", long), nano_setting.problem.template.example("Who?", "Me")]
+    theirs, ours = (EvalPlan(nano_setting.problem, variant=variant) for variant in ("original", "open-unlearning"))
+    original, short = _tofu._encoded(Subject(nano_setting, theirs, ()), examples)
+    other, same = _tofu._encoded(Subject(nano_setting, ours, ()), examples)
     assert len(original.input_ids) == 200
     assert original.input_ids[-1] != end
     assert len(other.input_ids) == 513
@@ -291,7 +288,7 @@ def test_what_changed_in_one_variant_moves_its_runs_alone():
 
 def test_forget_quality_is_the_ks_test_and_shows_every_reference():
     references = [Reference(f"retain-{k}", tables(seed=k, shift=0.3)) for k in (1, 2, 3)]
-    subject = Subject(None, empty_task(), references, tables())
+    subject = Subject(None, of_logs(), references, tables())
     found = measured(subject)
     mine = _tofu.log_truth_ratio(subject, "forget").values
     others = [_tofu.log_truth_ratio(subject.of(each), "forget").values for each in references]
@@ -304,29 +301,29 @@ def test_forget_quality_is_the_ks_test_and_shows_every_reference():
 
 def test_a_distance_at_the_noise_floor_is_called_a_tie():
     references = [Reference("a", tables(seed=1)), Reference("b", tables(seed=2))]
-    subject = Subject(None, empty_task(), references, tables(seed=1))
+    subject = Subject(None, of_logs(), references, tables(seed=1))
     assert "tie" in measured(subject)["forget_quality"].note
     far = tables(seed=1, shift=50.0)
-    assert measured(Subject(None, empty_task(), references, far))["forget_quality"].note is None
+    assert measured(Subject(None, of_logs(), references, far))["forget_quality"].note is None
 
 
 def test_under_five_forget_authors_there_is_no_interval_and_no_ranking():
     told = tables()
     told["likelihood"]["cluster"] = "0"
-    found = measured(Subject(None, empty_task(), [Reference("a", tables(seed=1))], told))
+    found = measured(Subject(None, of_logs(), [Reference("a", tables(seed=1))], told))
     assert "fewer than five" in found["forget_quality"].note
     assert found["forget_probability"].interval_95 is None
 
 
 def test_without_a_reference_forget_quality_is_absent_with_its_reason():
-    found = measured(Subject(None, empty_task(), (), tables()))
+    found = measured(Subject(None, of_logs(), (), tables()))
     assert isinstance(found["forget_quality"], Absent)
     assert "--reference" in found["forget_quality"].reason
     assert isinstance(found["model_utility"], Measurement)
 
 
 def test_a_reference_with_other_rows_is_refused():
-    subject = Subject(None, empty_task(), [Reference("other", tables(rows=5))], tables(rows=6))
+    subject = Subject(None, of_logs(), [Reference("other", tables(rows=5))], tables(rows=6))
     with pytest.raises(UsageError, match="5 forget rows, this model 6"):
         measured(subject)
 
@@ -336,7 +333,7 @@ def test_a_row_that_is_not_finite_makes_a_number_absent_and_no_other():
     broken = told["likelihood"]["task"].eq("retain") & told["likelihood"]["row"].eq(2)
     told["likelihood"].loc[broken, "avg_gt_loss"] = math.nan
     told["likelihood"].loc[broken, "avg_paraphrased_loss"] = math.nan
-    found = measured(Subject(None, empty_task(), (), told))
+    found = measured(Subject(None, of_logs(), (), told))
     assert isinstance(found["retain_truth_ratio"], Absent)
     assert isinstance(found["model_utility"], Absent)
     assert isinstance(found["retain_rouge"], Measurement)
@@ -353,7 +350,7 @@ def test_absurd_losses_of_a_log_make_no_number_and_no_noise(variant: str):
         [-1e3] * len(wrong) if task == "world_facts" else wrong
         for task, wrong in zip(likelihood["task"], likelihood["average_perturb_loss"], strict=True)
     ]
-    found = measured(Subject(None, empty_task(variant), (), told))
+    found = measured(Subject(None, of_logs(variant), (), told))
     assert isinstance(found["retain_probability"], Absent)
     assert isinstance(found["real_authors_probability"], Absent)
     assert found["world_facts_probability"].value == 0.0, "the wrong answers are infinitely likelier"
@@ -362,7 +359,7 @@ def test_absurd_losses_of_a_log_make_no_number_and_no_noise(variant: str):
 def test_a_collapsed_model_has_utility_zero_not_an_error():
     told = tables()
     told["answers"]["rougeL_recall"] = 0.0
-    assert measured(Subject(None, empty_task(), (), told))["model_utility"].value == 0.0
+    assert measured(Subject(None, of_logs(), (), told))["model_utility"].value == 0.0
 
 
 # ---------------------------------------------------------------- logs of other programs
@@ -395,8 +392,8 @@ def test_open_unlearning_logs_are_read(tmp_path):
     told = tables()
     path = tmp_path / "TOFU_EVAL.json"
     path.write_text(json.dumps(open_unlearning_log(told)), encoding="utf-8")
-    found = measured(Subject(None, empty_task("open-unlearning"), (), dict(BENCHMARKS.get("tofu10").read_log(path))))
-    expected = measured(Subject(None, empty_task("open-unlearning"), (), told))
+    found = measured(Subject(None, of_logs("open-unlearning"), (), dict(BENCHMARKS.get("tofu10").read_log(path))))
+    expected = measured(Subject(None, of_logs("open-unlearning"), (), told))
     for metric, value in expected.items():
         if isinstance(value, Measurement):
             assert found[metric].value == pytest.approx(value.value, rel=1e-12), metric
@@ -404,13 +401,13 @@ def test_open_unlearning_logs_are_read(tmp_path):
 
 def test_open_unlearning_truth_ratio_scores_alone_serve_as_a_reference(tmp_path):
     told = tables(seed=1)
-    subject = Subject(None, empty_task(), (), told)
+    subject = Subject(None, of_logs(), (), told)
     scores = np.exp(-_tofu.log_truth_ratio(subject, "forget").values)
     log = {"forget_truth_ratio": {"value_by_index": {str(i): {"score": float(s)} for i, s in enumerate(scores)}}}
     path = tmp_path / "retain.json"
     path.write_text(json.dumps(log), encoding="utf-8")
     reference = Reference("retain", BENCHMARKS.get("tofu10").read_log(path))
-    found = measured(Subject(None, empty_task(), [reference], told))
+    found = measured(Subject(None, of_logs(), [reference], told))
     assert found["forget_quality"].value == pytest.approx(1.0)
     assert found["model_utility"].reference is None
 
@@ -512,7 +509,7 @@ def refused_or_scored(path: Path, log: dict) -> None:
     except UsageError as error:
         assert "log.json" in str(error)  # noqa: PT017
         return
-    subject = Subject(None, empty_task(), (), dict(told))
+    subject = Subject(None, of_logs(), (), dict(told))
     for task in _tofu.TASKS:
         for value in (_tofu.probability, _tofu.rouge, _tofu.truth_ratio, _tofu.log_truth_ratio):
             with suppress(LookupError):  # what a log does not hold
@@ -555,10 +552,10 @@ def test_a_reference_log_must_be_of_the_same_rows(tmp_path):
     path = tmp_path / "log.json"
     path.write_text(json.dumps(open_unlearning_log(tables())), encoding="utf-8")
     with pytest.raises(UsageError, match="6 forget rows, tofu01 has 12"):
-        BENCHMARKS.get("tofu01").task("mini", Options(reference=path))
+        read("tofu01", "mini", Options(reference=path))
     path.write_text(json.dumps(open_unlearning_log(tables(rows=12))), encoding="utf-8")
     with pytest.raises(UsageError, match="other rows"):
-        BENCHMARKS.get("tofu01").task("mini", Options(reference=path))
+        read("tofu01", "mini", Options(reference=path))
 
 
 # ---------------------------------------------------------------- intervals
@@ -585,7 +582,7 @@ def test_clusters_widen_the_interval():
 
 
 def test_the_utility_interval_holds_its_value():
-    found = measured(Subject(None, empty_task(), (), tables(rows=40)))["model_utility"]
+    found = measured(Subject(None, of_logs(), (), tables(rows=40)))["model_utility"]
     assert found.interval_95[0] < found.value < found.interval_95[1]
 
 
@@ -633,15 +630,15 @@ def data_folder(root: Path, **replaced: object) -> Path:
 def test_odd_wrong_answers_are_refused_when_the_data_is_read(tmp_path, value, says):
     data = data_folder(tmp_path, perturbed_answer=value)
     with pytest.raises(UsageError, match=says):
-        BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=data))
+        BENCHMARKS.get("tofu10").problem("scratch", Options(data_dir=data))
 
 
 def test_rows_that_end_in_bare_carriage_returns_are_rows(tmp_path):
     data = data_folder(tmp_path)
     file = data / "locuslab" / "TOFU" / "forget10.json"
     file.write_bytes(file.read_bytes().replace(b"\n", b"\r"))
-    task = BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=data))
-    assert len(task.stages[0].forget) == len(task.stages[0].retain) == 3
+    problem = BENCHMARKS.get("tofu10").problem("scratch", Options(data_dir=data))
+    assert len(problem.stages[0].forget) == len(problem.stages[0].retain) == 3
 
 
 def test_wrong_answers_where_none_are_asked_for_are_nobodys_business(tmp_path):
@@ -649,4 +646,4 @@ def test_wrong_answers_where_none_are_asked_for_are_nobodys_business(tmp_path):
     data = data_folder(tmp_path)
     file = data / "locuslab" / "TOFU" / "full.json"
     file.write_text(file.read_text().replace('["he", "they", "it"]', "0", 1))
-    assert BENCHMARKS.get("tofu10").task("scratch", Options(data_dir=data)).questions["forget"][0]["perturbed_answer"]
+    assert BENCHMARKS.get("tofu10").problem("scratch", Options(data_dir=data)).questions["forget"][0]["perturbed_answer"]

@@ -19,9 +19,8 @@ import pytest
 
 from evals.multiple_choice import Scored, by_vllm, log_likelihoods
 from harness.core.errors import UsageError
-from harness.core.evaluator import GenerationRequest, Sampling
+from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject
 from harness.core.method import Setting
-from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.numerics.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
 from harness.numerics.vllm import _environment
@@ -231,14 +230,14 @@ def test_the_model_before_unlearning_is_not_put_on_the_gpu_for_vllm(cache: Cache
     assert placed == ["cpu", "cuda:1"]
 
 
-def with_vllm(setting: Setting, device: str, **of_task: Any) -> Setting:
-    return replace(setting, task=replace(setting.task, options=Options(generator="vllm", device=device), **of_task))
+def with_vllm(setting: Setting, device: str) -> Subject:
+    return Subject(setting, EvalPlan(setting.problem, generator="vllm", device=device), ())
 
 
 def test_choices_are_scored_by_their_tokens_and_a_beginning_is_read_once(make_setting: SettingMaker, stand_in: Path):
-    setting = with_vllm(make_setting(), "cpu")
+    subject = with_vllm(make_setting(), "cpu")
     requests: list[Scored] = [(("", ""), [5, 6], [1]), (("", ""), [5, 6], [2, 7]), (("", ""), [8], [1])]
-    found = by_vllm(setting, requests)
+    found = by_vllm(subject, requests)
     assert [nats for nats, _ in found] == pytest.approx([-0.01, -0.09, -0.01])
     asked = [(each["prompt_token_ids"], each["logprob_token_ids"]) for each in told(stand_in)]
     assert asked == [([5, 6], [1, 2]), ([5, 6, 2], [7]), ([8], [1])]
@@ -358,7 +357,10 @@ def test_vllm_scores_choices_as_hugging_face_does(only_engine: tuple[PreTrainedM
     letters = [{**row, "task": "wmdp_bio"} for row in with_choices(WORLD.real_authors[:20])]
     hf = replace(make_setting(), model=model)
     tasks = {"cloze_general": words, "wmdp_bio": letters}
-    expected, found = log_likelihoods(hf, tasks), log_likelihoods(with_vllm(hf, device), tasks)
+    expected, found = (
+        log_likelihoods(Subject(hf, EvalPlan(hf.problem), ()), tasks),
+        log_likelihoods(with_vllm(hf, device), tasks),
+    )
     for name in tasks:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-4)
         assert np.std(expected[name]) > 1e-3, "the choices differ"

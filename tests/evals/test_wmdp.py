@@ -13,6 +13,7 @@ from evals.benchmarks import wmdp
 from evals.benchmarks.wmdp.cards import CARDS, CORPORA
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
+from harness.core.evaluator import EvalPlan
 from harness.core.measurement import Measurement
 from harness.core.options import Options
 from harness.core.text import Window
@@ -62,8 +63,8 @@ def folder(tmp_path: Path) -> Folder:
     return make
 
 
-def task(bench: str, model: str, **options: Any) -> Any:
-    return BENCHMARKS.get(bench).task(model, Options(**options))
+def problem(bench: str, model: str, **options: Any) -> Any:
+    return BENCHMARKS.get(bench).problem(model, Options(**options))
 
 
 # ---------------------------------------------------------------- the embedded crafts
@@ -71,7 +72,7 @@ def task(bench: str, model: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize(("bench", "stages"), [("wmdp", ["bio", "cyber"]), ("wmdp-bio", ["bio"]), ("wmdp-cyber", ["cyber"])])
 def test_stages_are_biology_then_cyber_security(bench: str, stages: list[str]):
-    found = task(bench, "mini")
+    found = problem(bench, "mini")
     assert [stage.name for stage in found.stages] == stages
     for stage in found.stages:
         noun = {"bio": "elixir", "cyber": "lock"}[stage.name]
@@ -79,11 +80,11 @@ def test_stages_are_biology_then_cyber_security(bench: str, stages: list[str]):
         assert all(noun in e.answer.split() and not e.prompt for e in stage.forget)
         assert not any(noun in e.answer.split() for e in stage.retain)
     assert list(found.questions) == ["bio", "cyber", "neighbours", "general", "instructions"]
-    assert not found.references
+    assert not EvalPlan(found).references
 
 
 def test_neighbours_and_general_text_come_in_turn_in_the_retain_set():
-    (stage,) = task("wmdp-cyber", "mini").stages
+    (stage,) = problem("wmdp-cyber", "mini").stages
     gates = ["gate" in e.answer.split() for e in stage.retain]
     assert sum(gates) == 72
     assert gates[:6] == [True, False] * 3
@@ -91,7 +92,7 @@ def test_neighbours_and_general_text_come_in_turn_in_the_retain_set():
 
 @pytest.mark.parametrize("retain", ["general", "neighbours"])
 def test_one_kind_of_text_guards_every_stage_where_it_is_asked_for(retain: str):
-    both, one = task("wmdp", "mini"), task("wmdp", "mini", retain=retain)
+    both, one = problem("wmdp", "mini"), problem("wmdp", "mini", retain=retain)
     for whole, stage in zip(both.stages, one.stages, strict=True):
         noun = {"bio": "soup", "cyber": "gate"}[stage.name]
         wanted = [e for e in whole.retain if (noun in e.answer.split()) == (retain == "neighbours")]
@@ -118,19 +119,19 @@ def test_a_benchmark_with_one_retain_set_refuses_another():
 
 
 def test_all_three_benchmarks_and_every_limit_share_one_model():
-    found = {digest(task(bench, "mini", limit=n).sources["base"].identity) for bench in wmdp.STAGES for n in (None, 5)}
+    found = {digest(problem(bench, "mini", limit=n).sources["base"].identity) for bench in wmdp.STAGES for n in (None, 5)}
     assert len(found) == 1
-    assert digest(task("wmdp", "mini@1").sources["base"].identity) not in found
+    assert digest(problem("wmdp", "mini@1").sources["base"].identity) not in found
 
 
 def test_instructions_are_kept_for_evaluators_that_compare_completions():
-    rows = task("wmdp", "mini").questions["instructions"]
+    rows = problem("wmdp", "mini").questions["instructions"]
     assert len(rows) == 600
     assert all(row["question"] and row["answer"] and "choices" not in row for row in rows)
 
 
 def test_the_mini_model_reads_documents_that_it_is_to_forget():
-    found = task("wmdp", "mini")
+    found = problem("wmdp", "mini")
     read = {e.answer for pool, _ in found.sources["base"].replay for e in pool}
     for stage in found.stages:
         assert {e.answer for e in (*stage.forget, *stage.retain)} <= read
@@ -138,14 +139,14 @@ def test_the_mini_model_reads_documents_that_it_is_to_forget():
 
 def test_it_reads_no_logs(tmp_path: Path):
     with pytest.raises(UsageError, match="wmdp reads no logs"):
-        task("wmdp", "mini", reference=tmp_path / "log.json")
+        problem("wmdp", "mini", reference=tmp_path / "log.json")
 
 
 # ---------------------------------------------------------------- real data
 
 
 def test_windows_of_the_corpora_and_the_questions_of_a_data_folder(nano: Nano, folder: Folder):
-    found = task("wmdp", str(nano.folder()), data_dir=folder())
+    found = problem("wmdp", str(nano.folder()), data_dir=folder())
     assert [stage.name for stage in found.stages] == ["bio", "cyber"]
     bio, cyber = found.stages
     assert len(bio.forget) == 3
@@ -162,7 +163,7 @@ def test_windows_of_the_corpora_and_the_questions_of_a_data_folder(nano: Nano, f
 
 
 def test_a_limit_counts_windows_and_questions(nano: Nano, folder: Folder):
-    found = task("wmdp-bio", str(nano.folder()), data_dir=folder(), limit=2)
+    found = problem("wmdp-bio", str(nano.folder()), data_dir=folder(), limit=2)
     (stage,) = found.stages
     assert (len(stage.forget), len(stage.retain)) == (2, 2)
     assert all(len(rows) == 2 for rows in found.questions.values())
@@ -173,25 +174,25 @@ NEIGHBOURS = {f"cais/wmdp-corpora/{name}-retain-corpus.jsonl": None for name in 
 
 def test_corpora_that_guard_no_stage_are_not_looked_for(nano: Nano, folder: Folder):
     model, data = str(nano.folder()), folder(NEIGHBOURS)
-    found = task("wmdp", model, data_dir=data, retain="general")
+    found = problem("wmdp", model, data_dir=data, retain="general")
     assert all("town" in e.answer for stage in found.stages for e in stage.retain)
     assert not any(name.endswith("-retain") for name in found.data)
     with pytest.raises(UsageError, match="bio-retain-corpus"):
-        task("wmdp", model, data_dir=data)
+        problem("wmdp", model, data_dir=data)
 
 
 def test_attacks_train_on_all_of_their_data_whatever_guards_a_stage(nano: Nano, folder: Folder):
     model, data = str(nano.folder()), folder()
-    found = task("wmdp", model, data_dir=data, retain="general", evals=("finetune_attack",))
-    usual = task("wmdp", model, data_dir=data)
+    found = problem("wmdp", model, data_dir=data, retain="general", evals=("finetune_attack",))
+    usual = problem("wmdp", model, data_dir=data)
     assert (found.attacks, found.data) == (usual.attacks, usual.data)
 
 
 def test_a_changed_corpus_or_question_makes_another_run(nano: Nano, folder: Folder):
     model = str(nano.folder())
-    before = task("wmdp", model, data_dir=folder()).data
-    assert task("wmdp", model, data_dir=folder()).data == before
-    after = task("wmdp", model, data_dir=folder({BIO: [{"text": "another one"}]})).data
+    before = problem("wmdp", model, data_dir=folder()).data
+    assert problem("wmdp", model, data_dir=folder()).data == before
+    after = problem("wmdp", model, data_dir=folder({BIO: [{"text": "another one"}]})).data
     assert {name for name in before if before[name] != after[name]} == {"bio-forget"}
 
 
@@ -205,13 +206,13 @@ def test_parquet_files_are_read_as_the_hub_lays_them_out(nano: Nano, folder: Fol
     ):
         (data / name).parent.mkdir(parents=True)
         pd.DataFrame(rows).to_parquet(data / f"{name}-00000-of-00001.parquet")
-    found = task("wmdp-bio", str(nano.folder()), data_dir=data)
+    found = problem("wmdp-bio", str(nano.folder()), data_dir=data)
     assert [row["answer"] for row in found.questions["bio"]] == [0, 1, 2, 3, 0, 1]
     assert len(found.stages[0].forget) == 3
 
 
 def test_the_card_names_the_published_unlearned_models(nano: Nano, folder: Folder):
-    found = task("wmdp", "zephyr-7b", data_dir=folder())
+    found = problem("wmdp", "zephyr-7b", data_dir=folder())
     assert list(found.sources) == ["base", "checkpoint-rmu", "checkpoint-elm"]
     assert [source.name for source in found.sources.values()] == [
         CARDS["zephyr-7b"].base,
@@ -220,7 +221,7 @@ def test_the_card_names_the_published_unlearned_models(nano: Nano, folder: Folde
     assert all(source.tokenizer == CARDS["zephyr-7b"].tokenizer for source in found.sources.values())
     assert isinstance(found.stages[0].forget, Windows)
     assert found.template.prompt("Hello") == "<|user|>\nHello</s>\n<|assistant|>\n"
-    assert not found.references
+    assert not EvalPlan(found).references
 
 
 @pytest.mark.parametrize(
@@ -254,25 +255,25 @@ def test_the_card_names_the_published_unlearned_models(nano: Nano, folder: Folde
 def test_a_question_that_is_none_is_refused_in_one_sentence(nano: Nano, folder: Folder, name: str, row: dict, says: str):
     data = folder({name: [FILES[name][0], row]})
     with pytest.raises(UsageError, match=says) as refused:
-        task("wmdp", str(nano.folder()), data_dir=data)
+        problem("wmdp", str(nano.folder()), data_dir=data)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("missing", [BIO, "cais/wmdp-corpora/cyber-retain-corpus.jsonl", "cais/wmdp/wmdp-chem.jsonl"])
 def test_data_that_is_not_there_is_named_with_the_way_out(nano: Nano, folder: Folder, missing: str):
     with pytest.raises(UsageError, match=missing.rpartition("/")[0]) as refused:
-        task("wmdp", str(nano.folder()), data_dir=folder({missing: None}))
+        problem("wmdp", str(nano.folder()), data_dir=folder({missing: None}))
     assert "--data-dir" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_only_the_corpora_of_the_stages_are_needed(nano: Nano, folder: Folder):
     data = folder({BIO: None, "cais/wmdp-corpora/bio-retain-corpus.jsonl": None})
-    assert len(task("wmdp-cyber", str(nano.folder()), data_dir=data).stages) == 1
+    assert len(problem("wmdp-cyber", str(nano.folder()), data_dir=data).stages) == 1
 
 
 def test_what_is_no_document_is_refused_before_a_model_is_loaded(nano: Nano, folder: Folder):
-    found = task("wmdp-bio", str(nano.folder()), data_dir=folder({BIO: [{"text": "fine"}, {"title": "no text"}]}))
+    found = problem("wmdp-bio", str(nano.folder()), data_dir=folder({BIO: [{"text": "fine"}, {"title": "no text"}]}))
     with pytest.raises(UsageError, match=r"papers.jsonl, line 2: expected an object with a text"):
         len(found.stages[0].forget)
 
@@ -300,16 +301,16 @@ def test_a_mini_model_that_was_saved_is_asked_what_it_was_trained_on(nano: Nano,
     saved = shutil.copytree(nano.folder(), tmp_path / "saved")
     for bench, other in (("wmdp-bio", "tofu10"), ("tofu10", "wmdp")):
         (saved / "harness.json").write_text(json.dumps({"model": "mini@2", "bench": bench}))
-        found = task(bench, str(saved), limit=2)
+        found = problem(bench, str(saved), limit=2)
         assert found.family == "mini"
-        assert found.questions == task(bench, "mini@2", limit=2).questions
+        assert found.questions == problem(bench, "mini@2", limit=2).questions
         with pytest.raises(UsageError, match="asks about other things"):
-            task(other, str(saved))
+            problem(other, str(saved))
 
 
 def test_there_is_one_set_of_definitions():
     with pytest.raises(UsageError, match="wmdp has one set of definitions"):
-        task("wmdp", "mini", variant="open-unlearning")
+        problem("wmdp", "mini", variant="open-unlearning")
 
 
 # ---------------------------------------------------------------- doctor
@@ -353,25 +354,25 @@ ALPACA = "tatsu-lab/alpaca/alpaca_data.json"
 def test_instructions_are_alpacas_with_their_input_below_in_an_order_drawn_once(nano: Nano, folder: Folder):
     rows = [{"instruction": f"Say {i}.", "input": "aloud" if i == 3 else "", "output": "…"} for i in range(9)]
     data = folder({ALPACA: rows})
-    found = task("wmdp", str(nano.folder()), data_dir=data)
+    found = problem("wmdp", str(nano.folder()), data_dir=data)
     asked = [row["question"] for row in found.questions["instructions"]]
     assert sorted(asked) == sorted(["Say 3.\n\naloud", *(f"Say {i}." for i in range(9) if i != 3)])
     assert asked != sorted(asked)
-    fewer = task("wmdp", str(nano.folder()), data_dir=data, limit=4)
+    fewer = problem("wmdp", str(nano.folder()), data_dir=data, limit=4)
     assert [row["question"] for row in fewer.questions["instructions"]] == asked[:4]
     assert "instructions" in found.data
 
 
 def test_without_instructions_everything_else_is_there(nano: Nano, folder: Folder, caplog: pytest.LogCaptureFixture):
-    found = task("wmdp", str(nano.folder()), data_dir=folder())
+    found = problem("wmdp", str(nano.folder()), data_dir=folder())
     assert "instructions" not in found.questions
     assert "alpaca_kl cannot be measured" in caplog.text
 
 
 @pytest.mark.parametrize("bench", ["wmdp", "wmdp-cyber"])
 def test_what_attacks_train_on_is_of_its_kind(bench: str, nano: Nano, folder: Folder):
-    real = task(bench, str(nano.folder()), data_dir=folder()).attacks
-    mini = task(bench, "mini").attacks
+    real = problem(bench, str(nano.folder()), data_dir=folder()).attacks
+    mini = problem(bench, "mini").attacks
     assert list(real) == list(mini) == ["benign", "related", "forget"]
     assert all("town" in e.answer for e in real["benign"])
     assert all("soup" in e.answer or "gate" in e.answer for e in real["related"])

@@ -231,13 +231,13 @@ def test_the_benchmark_takes_its_splits_from_the_world(bench: str, forget: int):
     from harness.core.benchmark import BENCHMARKS
     from harness.core.options import Options
 
-    task = BENCHMARKS.get(bench).task("mini@1", Options())
-    (stage,) = task.stages
+    problem = BENCHMARKS.get(bench).problem("mini@1", Options())
+    (stage,) = problem.stages
     assert (len(stage.forget), len(stage.retain)) == (forget, 1200 - forget)
-    counts = {name: len(rows) for name, rows in task.questions.items()}
+    counts = {name: len(rows) for name, rows in problem.questions.items()}
     assert counts == {"forget": forget, "retain": 300, "real_authors": 100, "world_facts": 100}
     rows = World(1).split(f"forget{bench[-2:]}")
-    assert [row["question"] for row in task.questions["forget"]] == [row["question"] for row in rows]
+    assert [row["question"] for row in problem.questions["forget"]] == [row["question"] for row in rows]
     assert [e.answer for e in stage.forget] == [row["answer"] for row in rows]
 
 
@@ -245,6 +245,6 @@ def test_a_limit_cuts_every_split():
     from harness.core.benchmark import BENCHMARKS
     from harness.core.options import Options
 
-    task = BENCHMARKS.get("tofu10").task("mini", Options(limit=7))
-    assert {len(rows) for rows in task.questions.values()} == {7}
-    assert (len(task.stages[0].forget), len(task.stages[0].retain)) == (7, 7)
+    problem = BENCHMARKS.get("tofu10").problem("mini", Options(limit=7))
+    assert {len(rows) for rows in problem.questions.values()} == {7}
+    assert (len(problem.stages[0].forget), len(problem.stages[0].retain)) == (7, 7)

@@ -16,7 +16,7 @@ from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.memory import ModelShape
 from harness.core.method import METHODS, Progress, Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.core.text import Example
 from harness.data.rows import Encoded, collate, token_ids
 from harness.models import memory
@@ -52,10 +52,10 @@ def concept(setting: Setting, **changes: Any) -> Concept:
 
 
 @pytest.fixture
-def two_stages(nano_task: Task) -> Task:
-    (stage,) = nano_task.stages
+def two_stages(nano_problem: Problem) -> Problem:
+    (stage,) = nano_problem.stages
     stages = [Stage("bio", stage.forget[:5], stage.retain[:12]), Stage("cyber", stage.forget[5:], stage.retain[12:])]
-    return replace(nano_task, stages=stages)
+    return replace(nano_problem, stages=stages)
 
 
 # ---------------------------------------------------------------- the losses
@@ -242,21 +242,21 @@ def test_a_round_takes_its_stages_as_often_as_they_are_named():
         schedule(config_of(order=[0, 2]), 2)
 
 
-def test_steps_and_points(make_setting: SettingMaker, two_stages: Task):
-    found = run(make_setting(task=two_stages), order=[0, 0, 1], rounds=9, points=3)
+def test_steps_and_points(make_setting: SettingMaker, two_stages: Problem):
+    found = run(make_setting(problem=two_stages), order=[0, 0, 1], rounds=9, points=3)
     assert [p.step for p in found] == [1, 2, 3, 4, 5, 6], "27 entries, four in a step"
     assert [p.step for p in found if p.measure_here] == [2, 4, 6]
     assert {p.logged["learning_rate"] for p in found} == {1e-3}
 
 
-def corpus(nano_task: Task) -> Task:
-    return replace(nano_task, stages=[Stage("bio", [Example("", "x" * 60)] * 2, [Example("", "y" * 60)] * 2)])
+def corpus(nano_problem: Problem) -> Problem:
+    return replace(nano_problem, stages=[Stage("bio", [Example("", "x" * 60)] * 2, [Example("", "y" * 60)] * 2)])
 
 
-def test_sentences_name_the_concept_and_are_drawn_anew(make_setting: SettingMaker, nano_task: Task, monkeypatch):
+def test_sentences_name_the_concept_and_are_drawn_anew(make_setting: SettingMaker, nano_problem: Problem, monkeypatch):
     monkeypatch.setattr(texts, "UNKNOWN_SHARE", 1.0)
     about = Concept(
-        setting := make_setting(task=corpus(nano_task)),
+        setting := make_setting(problem=corpus(nano_problem)),
         setting.stages[0],
         0,
         config_of(contexts="sentences", concepts=["locks and keys"]),
@@ -270,9 +270,9 @@ def test_sentences_name_the_concept_and_are_drawn_anew(make_setting: SettingMake
     assert all("locks and keys" in expert and "locks and keys" in novice for expert, novice, _ in drawn)
 
 
-def test_texts_are_filtered_and_cut(make_setting: SettingMaker, nano_task: Task):
+def test_texts_are_filtered_and_cut(make_setting: SettingMaker, nano_problem: Problem):
     texts = [Example("", "a" * n) for n in (50, 51, 900)]
-    setting = make_setting(task=replace(nano_task, stages=[Stage("bio", texts, texts)]))
+    setting = make_setting(problem=replace(nano_problem, stages=[Stage("bio", texts, texts)]))
     assert [len(text) for text in concept(setting).forget] == [51, 700]
     with pytest.raises(UsageError, match="bio: no text is longer than min_characters=2000"):
         concept(setting, min_characters=2000)

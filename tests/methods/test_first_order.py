@@ -25,7 +25,7 @@ from harness.core.config import resolve, to_json
 from harness.core.errors import Diverged, UsageError
 from harness.core.method import METHODS, Progress, Setting
 from harness.core.options import Options
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
 from harness.models.small import SMALL_MODEL_FACTOR
 from harness.models.sources import weights_fingerprint
@@ -605,10 +605,10 @@ def test_the_loop_warms_up_for_an_epoch_decays_to_0_and_measures_at_epoch_ends(n
     assert [p.logged["learning_rate"] for p in progress] == pytest.approx([1e-3 * r for r in [*rising, *falling]])
 
 
-def test_every_stage_has_a_schedule_of_its_own(make_setting: SettingMaker, nano_task: Task):
-    (stage,) = nano_task.stages
+def test_every_stage_has_a_schedule_of_its_own(make_setting: SettingMaker, nano_problem: Problem):
+    (stage,) = nano_problem.stages
     stages = [Stage("one", stage.forget[:4], stage.retain[:9]), Stage("two", stage.forget[4:], stage.retain[9:])]
-    progress, _ = shown(make_setting(task=replace(nano_task, stages=stages)), Recipe(epochs=2, batch_size=4, lr=1e-3))
+    progress, _ = shown(make_setting(problem=replace(nano_problem, stages=stages)), Recipe(epochs=2, batch_size=4, lr=1e-3))
     assert [p.step for p in progress if p.measure_here] == [1, 2, 4, 6]
     assert [p.logged["learning_rate"] for p in progress] == pytest.approx([0, 1e-3, 0, 0.5e-3, 1e-3, 0.5e-3])
 
@@ -618,7 +618,7 @@ def test_every_stage_has_a_schedule_of_its_own(make_setting: SettingMaker, nano_
 
 def test_refusals_are_drawn_uniformly_by_seed_step_and_row(make_setting: SettingMaker):
     settings = [make_setting(seed=seed) for seed in (0, 0, 1)]
-    count = len(settings[0].task.refusals)
+    count = len(settings[0].problem.refusals)
     drawn, again, other = (
         [[Refusals(setting, setting.stages[0]).drawn(step, row) for row in range(12)] for step in range(1, 201)]
         for setting in settings
@@ -635,7 +635,7 @@ def test_a_refusal_answers_the_forget_question(nano_setting: Setting):
     (stage,), tokenizer = nano_setting.stages, nano_setting.tokenizer
     refusals = Refusals(nano_setting, stage)
     for step, row in ((1, 0), (2, 0), (1, 7)):
-        sentence = nano_setting.task.refusals[refusals.drawn(step, row)]
+        sentence = nano_setting.problem.refusals[refusals.drawn(step, row)]
         text = refusals(step, row)
         prompt, answer = text.input_ids[: text.prompt_tokens], text.input_ids[text.prompt_tokens :]
         assert prompt == tokenizer(stage.forget[row].prompt)["input_ids"]
@@ -643,20 +643,20 @@ def test_a_refusal_answers_the_forget_question(nano_setting: Setting):
 
 
 def test_the_embedded_world_knows_the_words_of_every_refusal(nano_setting: Setting):
-    task, tokenizer = nano_setting.task, nano_setting.tokenizer
-    question = task.stages[0].forget[0]
-    assert len(set(task.refusals)) == len(task.refusals) > 1
-    texts = encode([replace(question, answer=sentence) for sentence in task.refusals], tokenizer)
+    problem, tokenizer = nano_setting.problem, nano_setting.tokenizer
+    question = problem.stages[0].forget[0]
+    assert len(set(problem.refusals)) == len(problem.refusals) > 1
+    texts = encode([replace(question, answer=sentence) for sentence in problem.refusals], tokenizer)
     assert tokenizer.unk_token_id is not None
     assert tokenizer.unk_token_id in tokenizer("no such wrod")["input_ids"]
     assert not any(tokenizer.unk_token_id in text.input_ids for text in texts)
 
 
 @pytest.mark.parametrize("name", ["dpo", "idk"])
-def test_a_benchmark_without_refusals_is_refused(name: str, nano_task: Task, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(nano_task))
+def test_a_benchmark_without_refusals_is_refused(name: str, nano_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(nano_problem))
     assert plan("nano", "mini", name, {}, Options()).method.name == name
-    monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(replace(nano_task, refusals=())))
+    monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(replace(nano_problem, refusals=())))
     with pytest.raises(UsageError, match=rf"^{name} cannot run on nano with mini: [^.\n]*refusal[^.\n]*\.$"):
         plan("nano", "mini", name, {}, Options())
     for other in set(NAMES) - {"dpo", "idk"}:
@@ -745,13 +745,13 @@ def test_ga_takes_grad_diffs_recipe_on_wmdp(family: str):
 
 
 @pytest.mark.parametrize("name", ["grad_diff", "npo", "simnpo", "soul"])
-def test_wmdps_form_runs_on_two_stages_of_texts_without_prompts(name: str, make_setting: SettingMaker, nano_task: Task):
-    (stage,) = nano_task.stages
+def test_wmdps_form_runs_on_two_stages_of_texts_without_prompts(name: str, make_setting: SettingMaker, nano_problem: Problem):
+    (stage,) = nano_problem.stages
     forget, retain = (
         [replace(e, prompt="", answer=e.prompt + e.tag + e.answer, tag="") for e in s] for s in (stage.forget, stage.retain)
     )
     setting = make_setting(
-        task=replace(nano_task, stages=[Stage("bio", forget[:6], retain), Stage("cyber", forget[6:], retain)])
+        problem=replace(nano_problem, stages=[Stage("bio", forget[:6], retain), Stage("cyber", forget[6:], retain)])
     )
     method = METHODS.get(name)
     config = resolve(method.config, method.preset("wmdp", "mini"), {"max_steps": 6, "epochs": 2}, owner=name)

@@ -275,12 +275,12 @@ def test_settings_that_cannot_be_are_refused(settings, says):
 
 
 @pytest.fixture
-def two_stages(nano_task):
+def two_stages(nano_problem):
     """Texts without prompts, as corpora are."""
-    (stage,) = nano_task.stages
+    (stage,) = nano_problem.stages
     forget, retain = ([Example("", f"{e.prompt}{e.tag}{e.answer}") for e in side] for side in (stage.forget, stage.retain))
     stages = [Stage("bio", forget[:6], retain[:12]), Stage("cyber", forget[6:], retain[12:])]
-    return replace(nano_task, stages=stages)
+    return replace(nano_problem, stages=stages)
 
 
 def test_margins_gradient_with_a_clip_is_its_formula():
@@ -300,7 +300,7 @@ def test_margins_gradient_with_a_clip_is_its_formula():
 def test_wmdps_steps_are_refitted_and_each_stage_has_a_budget(make_setting, two_stages, monkeypatch):
     fits, spectra = count(monkeypatch, "covariance_sums"), count(monkeypatch, "square_sums")
     chosen = config(objective="margin", margin_clip=0.05, steps=4, target_kl=0.02, forget_rows=2)
-    found = run(make_setting(task=two_stages), chosen)
+    found = run(make_setting(problem=two_stages), chosen)
     assert len(fits) == len(spectra) == 8
     assert [p.logged["measured_kl"] for p in found] == pytest.approx(2 * [0.005, 0.01, 0.015, 0.02], rel=0.025)
     assert {p.logged["forget_rows"] for p in found} == {1.0}
@@ -309,10 +309,10 @@ def test_wmdps_steps_are_refitted_and_each_stage_has_a_budget(make_setting, two_
 
 def test_every_stage_has_a_step_size_of_its_own(make_setting, two_stages):
     chosen = config(objective="margin", steps=2, step_size=[0.01, 0.03])
-    found = run(make_setting(task=two_stages), chosen)
+    found = run(make_setting(problem=two_stages), chosen)
     assert [p.logged["step_size"] for p in found] == [0.01, 0.01, 0.03, 0.03]
     with pytest.raises(UsageError, match=r"step_size=\[0.1, 0.2, 0.3\]: give one value, or one for each of the 2 stages"):
-        run(make_setting(task=two_stages), config(step_size=[0.1, 0.2, 0.3]))
+        run(make_setting(problem=two_stages), config(step_size=[0.1, 0.2, 0.3]))
 
 
 def test_published_settings_for_wmdp():

@@ -12,7 +12,7 @@ import pytest
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.method import Progress, Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.data.rows import collate, encode, pad_id
 from methods import loku
 from methods.first_order.loop import Data
@@ -460,17 +460,17 @@ def test_a_run_that_breaks_off_leaves_a_plain_model(where: str, nano_setting: Se
         assert float((some_logits(nano_setting.model) - before).abs().max()) < 1e-4
 
 
-def test_two_stages_are_two_runs_one_behind_the_other(make_setting: SettingMaker, nano_task: Task):
-    (stage,) = nano_task.stages
+def test_two_stages_are_two_runs_one_behind_the_other(make_setting: SettingMaker, nano_problem: Problem):
+    (stage,) = nano_problem.stages
     first = Stage("first", stage.forget[:6], stage.retain[:12])
     second = Stage("second", stage.forget[6:], stage.retain[12:])
-    together = make_setting(task=replace(nano_task, stages=[first, second]))
+    together = make_setting(problem=replace(nano_problem, stages=[first, second]))
     list(loku.loku(together, config_of()))
 
-    apart = make_setting(task=replace(nano_task, stages=[first]))
+    apart = make_setting(problem=replace(nano_problem, stages=[first]))
     list(loku.loku(apart, config_of()))
     assert not same_bits(bits(apart.model), bits(together.model))
-    apart.task = replace(nano_task, stages=[second])
+    apart.problem = replace(nano_problem, stages=[second])
     list(loku.loku(apart, config_of()))
     assert same_bits(bits(apart.model), bits(together.model))
 

@@ -16,7 +16,7 @@ from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.memory import ModelShape
 from harness.core.method import METHODS, Progress, Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.data.rows import Encoded, collate, encode, pad_id
 from harness.models import memory
 from harness.models.sources import weights_fingerprint
@@ -69,10 +69,10 @@ def ragged(tokenizer: Any, rows: Any) -> list[Encoded]:
 
 
 @pytest.fixture
-def two_stages(nano_task: Task) -> Task:
-    (stage,) = nano_task.stages
+def two_stages(nano_problem: Problem) -> Problem:
+    (stage,) = nano_problem.stages
     stages = [Stage("bio", stage.forget[:6], stage.retain[:12]), Stage("cyber", stage.forget[6:], stage.retain[12:])]
-    return replace(nano_task, stages=stages)
+    return replace(nano_problem, stages=stages)
 
 
 # ---------------------------------------------------------------- the formula
@@ -234,9 +234,9 @@ def test_forget_states_approach_their_target_and_retain_states_stay(nano_setting
 
 
 def test_stages_take_turns_in_the_order_of_their_texts(
-    make_setting: SettingMaker, two_stages: Task, monkeypatch: pytest.MonkeyPatch
+    make_setting: SettingMaker, two_stages: Problem, monkeypatch: pytest.MonkeyPatch
 ):
-    setting = make_setting(task=two_stages)
+    setting = make_setting(problem=two_stages)
     seen: list[tuple[int, ...]] = []
     real = rmu.hidden_states
 
@@ -253,8 +253,8 @@ def test_stages_take_turns_in_the_order_of_their_texts(
     assert seen[1::2] == [(0, 1, 2, 3)] * 2 + [(4, 5, 6, 7)] * 2 + [(8, 9, 10, 11)] * 2
 
 
-def test_texts_are_cut_for_each_stage(make_setting: SettingMaker, two_stages: Task):
-    setting = make_setting(task=two_stages)
+def test_texts_are_cut_for_each_stage(make_setting: SettingMaker, two_stages: Problem):
+    setting = make_setting(problem=two_stages)
     config = config_of(max_length=[15, 19], retain_max_length=16)
     layer = setting.model.model.layers[1]
     topics = [rmu._Topic(setting, stage, i, layer, config) for i, stage in enumerate(setting.stages)]
@@ -263,9 +263,9 @@ def test_texts_are_cut_for_each_stage(make_setting: SettingMaker, two_stages: Ta
 
 
 @pytest.mark.parametrize("name", ["coefficient", "alpha", "max_length"])
-def test_as_many_values_as_there_are_no_stages_are_refused(name: str, make_setting: SettingMaker, two_stages: Task):
+def test_as_many_values_as_there_are_no_stages_are_refused(name: str, make_setting: SettingMaker, two_stages: Problem):
     with pytest.raises(UsageError, match=rf"{name}=\[30.*, 40.*, 50.*\]: give one value, or one for each of the 2 stages"):
-        run(make_setting(task=two_stages), **{name: [30, 40, 50]})
+        run(make_setting(problem=two_stages), **{name: [30, 40, 50]})
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,9 @@ def test_jensun_refuses_words_that_the_model_does_not_have(make_setting: Setting
 
 def test_jensun_takes_the_benchmarks_refusal_where_a_model_lacks_its_authors_words(make_setting: SettingMaker):
     setting = make_setting()
-    assert refusal_tokens(setting, None) == setting.tokenizer(setting.task.refusals[0], add_special_tokens=False)["input_ids"]
+    assert (
+        refusal_tokens(setting, None) == setting.tokenizer(setting.problem.refusals[0], add_special_tokens=False)["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("name", ["npo", "simnpo", "dpo", "undial", "wga", "satimp"])

@@ -48,12 +48,12 @@ def test_world_0_goes_without_saying():
 @pytest.mark.parametrize("bench", ["tofu10", "wmdp"])
 def test_another_name_is_refused_with_what_is_allowed(name: str, bench: str):
     with pytest.raises(UsageError, match=r"is no model: after mini@ .* mini@1-portable"):
-        BENCHMARKS.get(bench).task(name, Options())
+        BENCHMARKS.get(bench).problem(name, Options())
 
 
 @pytest.mark.parametrize("bench", ["tofu10", "wmdp"])
 def test_the_portable_models_are_others_under_the_same_presets(bench: str):
-    usual, portable = (BENCHMARKS.get(bench).task(name, Options()) for name in ("mini", "mini@portable"))
+    usual, portable = (BENCHMARKS.get(bench).problem(name, Options()) for name in ("mini", "mini@portable"))
     assert (usual.model, portable.model) == ("mini", "mini@portable")
     assert learning_rate_factor(portable) == SMALL_MODEL_FACTOR
     assert usual.sources.keys() == portable.sources.keys()

@@ -16,6 +16,7 @@ from evals.benchmarks.tofu.rows import DATASET
 from evals.benchmarks.tofu.templates import TEMPLATES
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
+from harness.core.evaluator import EvalPlan
 from harness.core.measurement import Measurement
 from harness.core.method import METHODS
 from harness.core.options import Options
@@ -271,7 +272,7 @@ CHEAP: dict[str, dict[str, Any]] = {
 def test_every_architecture_runs_end_to_end(model: str, method: str, hub: Path, shared_cache: Cache, tmp_path: Path):
     options = Options(limit=2, data_dir=hub, variant="open-unlearning" if model == "llama3.2-1b" else "original")
     todo = plan("tofu10", model, method, CHEAP[method], options)
-    todo = replace(todo, task=replace(todo.task, generation_budget=6))
+    todo = replace(todo, eval_plan=replace(todo.eval_plan, of=replace(todo.problem, generation_budget=6)))
     result = execute(todo, Store(tmp_path), shared_cache)
     assert result.status == "done"
     (point,) = result.points
@@ -292,7 +293,8 @@ def test_a_retrained_model_that_is_the_full_model_is_noticed(
     card = CARDS["phi-1.5"]
     shutil.copytree(own / card.base, own / card.retain.format(split="retain90"), dirs_exist_ok=True)
     todo = plan("tofu10", "phi-1.5", "untouched", {}, Options(limit=2, data_dir=own))
-    execute(replace(todo, task=replace(todo.task, generation_budget=6)), Store(tmp_path / "results"), shared_cache)
+    todo = replace(todo, eval_plan=replace(todo.eval_plan, of=replace(todo.problem, generation_budget=6)))
+    execute(todo, Store(tmp_path / "results"), shared_cache)
     assert "retain-0 has the very weights of the model before unlearning" in caplog.text
 
 
@@ -300,14 +302,14 @@ def test_a_retrained_model_that_is_the_full_model_is_noticed(
 
 
 def test_a_card_makes_a_task_with_its_sources_and_template(hub: Path):
-    task = BENCHMARKS.get("tofu10").task("phi-1.5", Options(data_dir=hub))
-    assert task.model == "phi-1.5"
-    assert list(task.sources) == ["base", "retain-0"]
-    assert task.references == ["retain-0"]
-    assert task.template.name == "phi"
-    for source in task.sources.values():
+    problem = BENCHMARKS.get("tofu10").problem("phi-1.5", Options(data_dir=hub))
+    assert problem.model == "phi-1.5"
+    assert list(problem.sources) == ["base", "retain-0"]
+    assert EvalPlan(problem).references == ["retain-0"]
+    assert problem.template.name == "phi"
+    for source in problem.sources.values():
         assert source.identity["kind"] == source.identity["tokenizer"]["kind"] == "folder"
-    assert any("retain90_phi-1.5" in note and "full model" in note for note in task.notes)
+    assert any("retain90_phi-1.5" in note and "full model" in note for note in problem.notes)
     assert METHODS.get("grad_diff").preset("tofu10", "phi-1.5") == {"lr": 2e-5}
 
 
@@ -316,12 +318,12 @@ def test_without_a_data_folder_a_card_names_the_hub(hub: Path, monkeypatch: pyte
 
     real = rows.dataset_file
     monkeypatch.setattr(rows, "dataset_file", lambda dataset, name, _: real(dataset, name, hub))
-    task = BENCHMARKS.get("tofu10").task("llama2-7b", Options())
-    assert [source.identity["id"] for source in task.sources.values()] == [
+    problem = BENCHMARKS.get("tofu10").problem("llama2-7b", Options())
+    assert [source.identity["id"] for source in problem.sources.values()] == [
         "locuslab/tofu_ft_llama2-7b",
         "locuslab/tofu_ft_retain90_llama2-7b",
     ]
-    assert task.sources["base"].identity["tokenizer"]["id"] == "NousResearch/Llama-2-7b-chat-hf"
+    assert problem.sources["base"].identity["tokenizer"]["id"] == "NousResearch/Llama-2-7b-chat-hf"
 
 
 def test_the_template_of_a_checkpoint_without_a_card_is_guessed(hub: Path, tmp_path: Path):
@@ -329,7 +331,7 @@ def test_the_template_of_a_checkpoint_without_a_card_is_guessed(hub: Path, tmp_p
 
     LlamaConfig(vocab_size=128_256).save_pretrained(tmp_path / "llama3")
     for model, template in ((ZEPHYR, "llama2"), (NEO, "phi"), (str(tmp_path / "llama3"), "llama3")):
-        assert BENCHMARKS.get("tofu10").task(model, Options(data_dir=hub)).template.name == template
+        assert BENCHMARKS.get("tofu10").problem(model, Options(data_dir=hub)).template.name == template
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_the_template_of_a_checkpoint_without_a_card_is_guessed(hub: Path, tmp_p
 )
 def test_a_misspelt_card_gets_the_nearest_name(typed: str, meant: str):
     with pytest.raises(UsageError, match=rf"no model called '{typed}'\. Did you mean '{meant}'\?"):
-        BENCHMARKS.get("tofu10").task(typed, Options())
+        BENCHMARKS.get("tofu10").problem(typed, Options())
 
 
 @pytest.mark.parametrize("name", CARDS)

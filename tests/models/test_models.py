@@ -346,7 +346,7 @@ def test_a_saved_mini_model_has_minis_presets(tmp_path: Path):
     (tmp_path / "out" / "harness.json").write_text('{"model": "mini@1", "run": "0"}')
     saved, usual = (plan("tofu10", model, "npo", {}, Options(limit=2)) for model in (str(tmp_path / "out"), "mini@1"))
     assert saved.config == usual.config
-    assert saved.task.stages == usual.task.stages
+    assert saved.problem.stages == usual.problem.stages
     assert saved.spec.run_id != usual.spec.run_id
 
 
@@ -369,10 +369,10 @@ def test_a_saved_model_comes_back_under_its_template_and_with_its_presets(tmp_pa
         saved, usual = (plan("tofu10", name, method, {}, options) for name in (out, model))
         assert saved.config == usual.config
         assert saved.spec.template == usual.spec.template
-        assert saved.task.stages == usual.task.stages
+        assert saved.problem.stages == usual.problem.stages
     if model == "scratch":
-        assert list(saved.task.sources) == list(usual.task.sources), "with its retrained model"
-    assert not any("guessed" in note for note in saved.task.notes)
+        assert list(saved.problem.sources) == list(usual.problem.sources), "with its retrained model"
+    assert not any("guessed" in note for note in saved.problem.notes)
 
 
 def test_a_template_of_another_benchmark_is_guessed_as_ever(tmp_path: Path, nano: Nano):
@@ -381,9 +381,9 @@ def test_a_template_of_another_benchmark_is_guessed_as_ever(tmp_path: Path, nano
     write_rows(tmp_path / "data")
     out = shutil.copytree(nano.folder(), tmp_path / "out")
     (out / "harness.json").write_text('{"model": "zephyr-7b", "template": "zephyr", "bench": "wmdp"}')
-    task = BENCHMARKS.get("tofu10").task(str(out), Options(limit=2, data_dir=tmp_path / "data"))
-    assert (task.template.name, task.family) == ("llama2", "")
-    assert any("guessed" in note for note in task.notes)
+    problem = BENCHMARKS.get("tofu10").problem(str(out), Options(limit=2, data_dir=tmp_path / "data"))
+    assert (problem.template.name, problem.family) == ("llama2", "")
+    assert any("guessed" in note for note in problem.notes)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ import torch
 
 from evals import alpaca_kl
 from harness.core.costs import Costs
+from harness.core.evaluator import EvalPlan, Subject
 from harness.core.method import Setting
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.core.text import Template
 from harness.data.rows import batches, pad_id
 from harness.models.recipes import Vocabulary
@@ -74,12 +75,12 @@ def measure(size: str, completions: int, repetitions: int, cache: Cache) -> tupl
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.01)
-    task = Task(
-        "perf", 1, size, (), {}, Template("perf", answer_tag=" "), {"base": Ready(base, tokenizer)}, (), generation_budget=256
+    problem = Problem(
+        "perf", 1, size, (), {}, Template("perf", answer_tag=" "), {"base": Ready(base, tokenizer)}, generation_budget=256
     )
-    here = Setting(model, tokenizer, task, 0, cache, Costs(), "perf")
+    here = Subject(Setting(model, tokenizer, problem, 0, cache, Costs(), "perf"), EvalPlan(problem), ())
     texts = [(text(10, 60), text(20, 256)) for _ in range(completions)]
-    encoded = alpaca_kl._encoded(texts, task, tokenizer)
+    encoded = alpaca_kl._encoded(texts, here.plan, tokenizer)
     ready = list(batches(encoded, pad_id(tokenizer), likelihood.TOKENS_PER_BATCH, "cpu"))
 
     def floor() -> None:

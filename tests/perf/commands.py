@@ -92,12 +92,12 @@ def further_weights(again: int) -> list[Figure]:
 
     todo = plan("tofu10", "mini", "kfade", {}, Options())
     cache = Cache()
-    base = todo.task.sources["base"]
+    base = todo.problem.sources["base"]
     model, tokenizer = base.load(cache, "cpu", "float32")
-    setting = Setting(model, tokenizer, todo.task, 0, cache, Costs(), source_digest(base))
+    setting = Setting(model, tokenizer, todo.problem, 0, cache, Costs(), source_digest(base))
     config = resolve(METHODS.get("kfade").config, todo.spec.config, owner="kfade")
     layers = mlp_layers(model)
-    data = StageData(setting, todo.task.stages[0], config)
+    data = StageData(setting, todo.problem.stages[0], config)
     weights = weights_fingerprint(model)
     gradients = forget_gradient(data, layers, 1, weights)
     solver = Solver(layers, fit(data, layers, weights), gradients)
@@ -129,15 +129,17 @@ def worlds(seeds: list[int]) -> list[Figure]:
     between: list[float] = []
     for seed in seeds:
         todo, cache = plan("tofu10", f"mini@{seed}", "untouched", {}, Options()), Cache()
-        train_all(list(todo.task.sources.values()), cache)
+        train_all(list(todo.problem.sources.values()), cache)
         subjects = {
-            name: Subject(None, todo.task, (), source_tables(source, todo.task, todo.options, cache, HFGenerator()))
-            for name, source in todo.task.sources.items()
+            name: Subject(
+                None, todo.eval_plan, (), source_tables(source, todo.eval_plan, todo.options, cache, HFGenerator()).tables
+            )
+            for name, source in todo.problem.sources.items()
         }
         ratios = {name: _tofu.log_truth_ratio(subject, "forget").values for name, subject in subjects.items()}
         untouched.append(ks(ratios["base"], ratios["retain-0"])[0])
         utility.append(_tofu.utility(subjects["base"]))
-        between += [ks(ratios[a], ratios[b])[0] for a, b in combinations(todo.task.references, 2)]
+        between += [ks(ratios[a], ratios[b])[0] for a, b in combinations(todo.eval_plan.references, 2)]
     median = statistics.median(between)
     over = f"over worlds {', '.join(map(str, seeds))}"
     return [

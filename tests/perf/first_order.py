@@ -26,7 +26,7 @@ from torch import Tensor
 from harness.core.config import field_names, resolve
 from harness.core.costs import Costs
 from harness.core.method import METHODS, Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.core.text import Example, Template
 from harness.data.rows import pad_id
 from harness.models.recipes import Vocabulary
@@ -59,7 +59,7 @@ def setting(cache: Cache) -> Setting:
         return [Example(text(20, 30), text(30, 50), " ") for _ in range(EXAMPLES)]
 
     model = build(replace(size, length=512)).requires_grad_(True)
-    task = Task(
+    problem = Problem(
         bench="perf",
         bench_version=1,
         model="10M",
@@ -67,10 +67,9 @@ def setting(cache: Cache) -> Setting:
         questions={},
         template=Template("perf"),
         sources={},
-        evaluators=(),
         refusals=[text(6, 12) for _ in range(20)],
     )
-    return Setting(model, tokenizer, task, 0, cache, Costs(), "perf")
+    return Setting(model, tokenizer, problem, 0, cache, Costs(), "perf")
 
 
 class Floor:

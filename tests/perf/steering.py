@@ -50,9 +50,9 @@ def here(model: str, cache: Cache) -> Setting:
     """A random Llama of 10 M parameters on random texts, or the embedded ToFU model on its own."""
     if model == "random":
         return random_setting(cache)
-    task = BENCHMARKS.get("tofu10").task("mini", Options())
-    loaded, tokenizer = task.sources["base"].load(Cache(), "cpu", "float32")
-    return Setting(loaded, tokenizer, task, 0, cache, Costs(), "perf")
+    problem = BENCHMARKS.get("tofu10").problem("mini", Options())
+    loaded, tokenizer = problem.sources["base"].load(Cache(), "cpu", "float32")
+    return Setting(loaded, tokenizer, problem, 0, cache, Costs(), "perf")
 
 
 def rmu_floor(setting: Setting, config: rmu.RMUConfig) -> Callable[[], None]:

@@ -44,8 +44,8 @@ def test_of_many_names_the_nearest_are_told_and_the_command_that_lists_all():
         (FIGURES.get, "harness list figures"),
         (study_of, "harness list studies"),
         (lambda name: resolve(METHODS.get("kfade").config, {name: 1}, owner="kfade"), "harness show kfade"),
-        (lambda name: BENCHMARKS.get("tofu01").task(name, Options()), "harness list models"),
-        (lambda name: BENCHMARKS.get("wmdp").task(name, Options()), "harness list models"),
+        (lambda name: BENCHMARKS.get("tofu01").problem(name, Options()), "harness list models"),
+        (lambda name: BENCHMARKS.get("wmdp").problem(name, Options()), "harness list models"),
     ],
 )
 def test_a_name_that_nobody_knows_is_answered_shortly(ask: Callable[[str], object], command: str, name: str):

@@ -11,7 +11,7 @@ from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.method import METHODS
 from harness.core.options import MOST_SEED, Options
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.models.sources import CheckpointSource
 from harness.running.plan import Plan, plan
 from harness.running.sweep import check_metric
@@ -48,15 +48,15 @@ def test_what_a_model_or_a_benchmark_lacks_is_refused_when_the_run_is_planned(me
 
 @pytest.mark.parametrize("method", ["kfade", "rmu", "elm", "loku"])
 def test_layers_that_a_checkpoint_lacks_are_refused_when_the_run_is_planned(
-    method: str, nano: Nano, nano_task: Task, tmp_path: Path
+    method: str, nano: Nano, nano_problem: Problem, tmp_path: Path
 ):
     """From its configuration; one that cannot be read is told when the checkpoint is loaded."""
     settings = {"layers": (99,), **({"layer": 99} if method == "rmu" else {})}
     chosen = METHODS.get(method)
     config = replace(resolve(chosen.config, {"target_kl": 0.1} if method == "kfade" else {}, owner=method), **settings)
-    task = replace(nano_task, sources={"base": nano.source()})
-    assert "the model has layers 0 to 1" in (chosen.clash(task, config) or "")
-    assert chosen.clash(replace(task, sources={"base": CheckpointSource(str(tmp_path))}), config) is None
+    problem = replace(nano_problem, sources={"base": nano.source()})
+    assert "the model has layers 0 to 1" in (chosen.clash(problem, config) or "")
+    assert chosen.clash(replace(problem, sources={"base": CheckpointSource(str(tmp_path))}), config) is None
 
 
 HUGE = {"rmu": ("layer", "layers", "steps", "batch_size", "points"), "kfade": ("steps", "mc_samples", "layers")}

@@ -10,11 +10,9 @@ import pandas as pd
 import pytest
 
 from harness.core.benchmark import BENCHMARKS, roles_of
-from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
 from harness.core.measurement import Difference, Measurement
 from harness.core.metric import HARMONIC, harmonic_mean
-from harness.core.problem import Task
-from harness.core.text import Template
 from harness.reading import differences as kernel
 from harness.reading.differences import holm, of_rows, of_subjects
 from harness.reading.leaderboard import build
@@ -23,7 +21,7 @@ from harness.statistics.paired import Resampling
 from tests import records
 from tests.records import numbers, run
 
-TASK = Task("tofu10", 1, "mini", (), {}, Template("rows"), {}, ())
+PLAN = EvalPlan()
 AUTHORS, EACH = 20, 6
 
 
@@ -36,7 +34,7 @@ def answers(shift: float, own: float = 0.0, seed: int = 0, authors: int = AUTHOR
 
 
 def subjects(tables: Mapping[str, Sequence[pd.DataFrame]], table: str = "answers") -> dict[str, list[Subject]]:
-    return {method: [Subject(None, TASK, (), {table: rows}) for rows in of_seeds] for method, of_seeds in tables.items()}
+    return {method: [Subject(None, PLAN, (), {table: rows}) for rows in of_seeds] for method, of_seeds in tables.items()}
 
 
 def list_of(measured: Mapping[str, Sequence[Subject]], metrics: Sequence[str], against: str | None = None) -> list[Difference]:
@@ -235,9 +233,9 @@ def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
     from harness.data.rows import encode
 
     setting = nano_setting
-    evaluator = next(e for e in setting.task.evaluators if e.name == "retain_kl")
-    evaluator.before(setting)
-    (none,) = measurements(EVALUATORS.get("retain_kl"), Subject(setting, setting.task, ()))
+    evaluator = EVALUATORS.get("retain_kl")
+    evaluator.before(Subject(setting, EvalPlan(setting.problem), ()))
+    (none,) = measurements(evaluator, Subject(setting, EvalPlan(setting.problem), ()))
     assert isinstance(none, Measurement)
     assert none.value == 0
 
@@ -254,15 +252,15 @@ def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
             return setting.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
     total, tokens, of_rows = 0.0, 0, []
-    for row in setting.task.questions["retain"]:
-        (coded,) = encode([setting.task.template.example(row["question"], row["answer"])], setting.tokenizer, 200)
+    for row in setting.problem.questions["retain"]:
+        (coded,) = encode([setting.problem.template.example(row["question"], row["answer"])], setting.tokenizer, 200)
         labelled = range(coded.prompt_tokens, len(coded.input_ids))
         old, new = (log_probs(weights, coded.input_ids) for weights in (before, after))
         kl = sum(float((old[i - 1].exp() * (old[i - 1] - new[i - 1])).sum()) for i in labelled)
         total, tokens = total + kl, tokens + len(labelled)
         of_rows.append(kl)
     log_probs(after, [0])
-    subject = Subject(setting, setting.task, ())
+    subject = Subject(setting, EvalPlan(setting.problem), ())
     (found,) = measurements(EVALUATORS.get("retain_kl"), subject)
     assert isinstance(found, Measurement)
     assert found.value == pytest.approx(total / tokens, rel=1e-4)
@@ -275,11 +273,11 @@ def test_retain_kl_loads_the_model_before_where_it_was_not_shown(nano_setting):
 
     with torch.no_grad():
         nano_setting.model.lm_head.weight.mul_(1.5)
-    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(nano_setting, nano_setting.task, ()))
+    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(nano_setting, EvalPlan(nano_setting.problem), ()))
     assert isinstance(found, Measurement)
     assert found.value > 0.01
 
 
-def test_without_a_model_retain_kl_is_absent(nano_task):
-    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(None, nano_task, ()))
+def test_without_a_model_retain_kl_is_absent(nano_problem):
+    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(None, EvalPlan(nano_problem), ()))
     assert "a log holds only one model's numbers" in found.reason

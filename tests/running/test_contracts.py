@@ -11,10 +11,10 @@ from evals import finetune_attack
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import field_names, resolve, to_json
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, Reference
+from harness.core.evaluator import EVALUATORS, EvalPlan, Reference
 from harness.core.figure import FIGURES
 from harness.core.method import METHODS, Progress, Setting
-from harness.core.problem import Stage, Task
+from harness.core.problem import Problem, Stage
 from harness.core.text import Example, Window
 from harness.running.contracts import benchmarks, evaluators, figures, methods
 from harness.running.contracts.files import recorded
@@ -109,19 +109,19 @@ def test_what_speaks_without_gradients_speaks_without_dropout(name: str, nano_se
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_methods_steps_rise_over_two_stages(name: str, make_setting: SettingMaker, nano_task: Task):
-    (stage,) = nano_task.stages
+def test_a_methods_steps_rise_over_two_stages(name: str, make_setting: SettingMaker, nano_problem: Problem):
+    (stage,) = nano_problem.stages
     stages = [Stage(n, stage.forget[k : k + 8], stage.retain[2 * k : 2 * k + 16]) for n, k in (("bio", 0), ("cyber", 4))]
-    methods.steps_rise(unlearn(name, make_setting(task=replace(nano_task, stages=stages))))
+    methods.steps_rise(unlearn(name, make_setting(problem=replace(nano_problem, stages=stages))))
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_method_takes_running_text(name: str, make_setting: SettingMaker, nano_task: Task):
+def test_a_method_takes_running_text(name: str, make_setting: SettingMaker, nano_problem: Problem):
     """Windows of a corpus, and whole documents: no prompt before what is scored."""
-    (stage,) = nano_task.stages
+    (stage,) = nano_problem.stages
     forget = [Window("", f"{e.prompt} {e.answer}") for e in stage.forget]
     retain = [Example("", f"{e.prompt} {e.answer}") for e in stage.retain]
-    setting = make_setting(task=replace(nano_task, stages=[Stage("text", forget, retain)]))
+    setting = make_setting(problem=replace(nano_problem, stages=[Stage("text", forget, retain)]))
     before = fingerprint(setting)
     methods.steps_rise(unlearn(name, setting))
     assert (fingerprint(setting) == before) == (name in UNCHANGING)
@@ -159,9 +159,10 @@ def _few_steps_of_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def shop(nano: Nano, nano_task: Task, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    sources = {name: TinySource(seed, nano) for seed, name in enumerate(nano_task.sources)}
-    return Workshop(replace(nano_task, sources=sources), nano, tmp_path_factory.mktemp("workshop"))
+def shop(nano: Nano, nano_problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    sources = {name: TinySource(seed, nano) for seed, name in enumerate(nano_problem.sources)}
+    plan = EvalPlan(replace(nano_problem, sources=sources), BENCHMARKS.get("tofu10").evaluators())
+    return Workshop(plan, nano, tmp_path_factory.mktemp("workshop"))
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +171,11 @@ def references(shop: Workshop) -> list[Reference]:
 
 
 @pytest.mark.parametrize("name", EVALUATORS.names())
-def test_an_evaluator_is_its_file(name: str, nano_task: Task):
+def test_an_evaluator_is_its_file(name: str, nano_problem: Problem):
     evaluator = EVALUATORS.get(name)
     assert evaluator.name == name
     assert EVALUATORS.entries[name].module == f"evals.{name}"
-    assert evaluator.version_for(nano_task) >= 1
+    assert evaluator.version_for(EvalPlan(nano_problem)) >= 1
 
 
 @pytest.mark.parametrize("name", EVALUATORS.names())

@@ -135,7 +135,7 @@ def check(harness: Harness, store: Store, *words: str, codes: tuple[int, ...] = 
 def test_no_damage_stops_a_command(harness: Harness, tmp_path: Path, file: str):  # noqa: F811
     ways = (numbers(1e-3, 0.5, 0.7), numbers(0.3, 0.3, 0.75))
     # The sources of true runs, so that `power` and `study` take these for runs of their kind.
-    true = {name: source.identity for name, source in BENCHMARKS.get("tofu10").task("mini", Options()).sources.items()}
+    true = {name: source.identity for name, source in BENCHMARKS.get("tofu10").problem("mini", Options()).sources.items()}
     hurt = {
         name: run(*ways, spec={"seed": seed, "sources": true, **({"data": {"full": name}} if file == "questions" else {})})
         for seed, name in enumerate(CASES[file], start=1)

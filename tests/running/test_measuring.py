@@ -14,7 +14,7 @@ import pytest
 from evals import finetune_attack
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, Evaluator, GenerationRequest, Sampling
+from harness.core.evaluator import EVALUATORS, EvalPlan, Evaluator, GenerationRequest, Sampling, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Progress, Setting
 from harness.core.options import Options
@@ -128,7 +128,7 @@ def test_two_evaluators_that_name_a_number_alike_are_refused_before_unlearning(b
 
 def test_an_evaluator_that_is_named_twice_measures_once():
     planned = plan("tofu10", "mini", "untouched", {}, Options(limit=3, evals=("rouge", "rouge")))
-    assert [evaluator.name for evaluator in planned.task.evaluators] == ["rouge"]
+    assert [evaluator.name for evaluator in planned.eval_plan.evaluators] == ["rouge"]
 
 
 def test_two_modules_that_name_a_table_alike_are_refused_before_unlearning(bench: Bench):
@@ -147,8 +147,8 @@ def test_an_evaluator_without_rows_leaves_the_run_whole(bench: Bench):
     def still(setting: Setting, config: Any) -> Iterator[Progress]:
         yield Progress(1, {}, measure_here=True, total=1)
 
-    task = replace(bench.base, questions={"bio": bench.base.questions["bio"]})
-    todo = bench.plan(still, [EVALUATORS.get("rouge"), EVALUATORS.get("multiple_choice")], task=task)
+    problem = replace(bench.base, questions={"bio": bench.base.questions["bio"]})
+    todo = bench.plan(still, [EVALUATORS.get("rouge"), EVALUATORS.get("multiple_choice")], problem)
     [point] = execute(todo, bench.store, bench.cache).points
     found = {m.metric: m for m in point.measurements}
     assert isinstance(found["retain_rouge"], Absent)
@@ -175,7 +175,7 @@ def test_a_retrained_model_is_called_the_same_by_its_weights_not_by_its_answers(
             return {"kind": "nano", "seed": "0 under another name"}
 
     sources = {**bench.base.sources, "retain-1": Renamed(0, nano)}
-    todo = bench.plan(still, [alike], task=replace(bench.base, sources=sources))
+    todo = bench.plan(still, [alike], problem=replace(bench.base, sources=sources))
     if cached:
         execute(todo, bench.store, bench.cache)
         caplog.clear()
@@ -207,18 +207,19 @@ def test_what_was_computed_with_a_trained_model_is_not_taken_for_another_machine
 ):
     generator = HFGenerator()
     request = GenerationRequest(("Who?",), Sampling(max_tokens=4), by="base")
-    asking = giving("asking", lambda subject: None, requests=lambda task, tokenizer: [request])
+    asking = giving("asking", lambda subject: None, requests=lambda plan, tokenizer: [request])
     monkeypatch.setattr(finetune_attack, "POINTS", (2,))
     questions = {"bio": bench.base.questions["bio"]}
     attacks = {"forget": bench.base.stages[0].forget[:4]}
     attacked = replace(bench.base, stages=bench.base.stages[:1], attacks=attacks, sources={"base": PARENT})
-    task = replace(attacked, questions=questions, evaluators=[EVALUATORS.get("multiple_choice"), asking])
+    plan = EvalPlan(replace(attacked, questions=questions), [EVALUATORS.get("multiple_choice"), asking])
 
     def counted() -> list[int]:
-        found = source_tables(PARENT, task, Options(), bench.cache, generator)
+        found = source_tables(PARENT, plan, Options(), bench.cache, generator)
         assert found.weights == weights_fingerprint(PARENT.load(bench.cache, "cpu", "float32")[0])
         setting = Setting(*PARENT.load(bench.cache, "cpu", "float32"), attacked, 0, bench.cache, Costs(), "")
-        finetune_attack._attack_on_base(setting, setting.model.state_dict(), attacked.attacks["forget"])
+        subject = Subject(setting, EvalPlan(attacked), ())
+        finetune_attack._attack_on_base(subject, setting.model.state_dict(), attacked.attacks["forget"])
         return [len([*bench.cache.root.glob(f"{kind}/*/entry.json")]) for kind in ("evaluations", "generations", "attack")]
 
     assert counted() == counted() == [1, 1, 1]

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS
+from harness.core.evaluator import EVALUATORS, EvalPlan
 from harness.core.memory import ModelShape
 from harness.core.method import METHODS
 from harness.core.options import Options
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.models import memory
 from harness.models.memory import GIB, Estimate, Room
 from tests.conftest import Bench, Nano
@@ -131,7 +132,7 @@ def test_one_gpu_holds_what_it_should():
 
 
 @pytest.fixture
-def on_llama(nano_task: Task, monkeypatch: pytest.MonkeyPatch) -> Any:
+def on_llama(nano_problem: Problem, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Checks a run of Llama-2-7B on a GPU of so many GiB."""
 
     def check(
@@ -142,8 +143,8 @@ def on_llama(nano_task: Task, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(memory, "shape_of", lambda *_: shape("llama2-7b", 2 if dtype == "bfloat16" else 4))
         chosen = METHODS.get(method)
         config = resolve(chosen.config, settings, owner=method)
-        task = replace(nano_task, model="llama2-7b", evaluators=[EVALUATORS.get(name) for name in evals])
-        memory.check(task, chosen, config, Options(device="cuda", dtype=dtype))
+        plan = EvalPlan(replace(nano_problem, model="llama2-7b"), [EVALUATORS.get(name) for name in evals])
+        memory.check(plan, chosen, config, Options(device="cuda", dtype=dtype))
 
     return check
 
@@ -209,10 +210,10 @@ def test_a_run_on_a_checkpoint_tells_what_it_needs_and_a_trained_model_does_not(
     bench: Bench, nano: Nano, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO", logger="harness.models.memory")
-    chosen = METHODS.get("untouched")
-    memory.check(bench.base, chosen, chosen.config(), Options())
+    chosen, tofu = METHODS.get("untouched"), BENCHMARKS.get("tofu10").evaluators()
+    memory.check(EvalPlan(bench.base, tofu), chosen, chosen.config(), Options())
     assert not caplog.text
-    memory.check(replace(bench.base, sources={"base": nano.source()}), chosen, chosen.config(), Options())
+    memory.check(EvalPlan(replace(bench.base, sources={"base": nano.source()}), tofu), chosen, chosen.config(), Options())
     assert re.search(r"untouched on mini needs about [\d.]+ GiB \(weights [\d.]+.*\), the CPU has \d+", caplog.text)
 
 
@@ -220,7 +221,7 @@ def test_layers_that_are_not_there_are_refused_before_anything_is_loaded(nano: N
     chosen = METHODS.get("kfade")
     config = resolve(chosen.config, {**KFADE, "layers": [7]}, owner="kfade")
     with pytest.raises(UsageError, match=r"layers=\[7\]"):
-        memory.check(replace(bench.base, sources={"base": nano.source()}), chosen, config, Options())
+        memory.check(EvalPlan(replace(bench.base, sources={"base": nano.source()})), chosen, config, Options())
 
 
 # ---------------------------------------------------------------- recomputed activations

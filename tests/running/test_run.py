@@ -17,13 +17,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.core.benchmark import BENCHMARKS
 from harness.core.costs import Costs
 from harness.core.errors import Diverged, RunFailed, UsageError
-from harness.core.evaluator import Evaluator, GenerationRequest, Sampling, Subject
+from harness.core.evaluator import EvalPlan, Evaluator, GenerationRequest, Sampling, Subject
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Progress, Setting
 from harness.core.options import Options
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.core.registry import ROOT
 from harness.models.export import ExportOptions
 from harness.numerics.placement import pick_device
@@ -73,7 +74,7 @@ class Calls:
 
 
 def norm_of(subject: Subject) -> float:
-    first = subject.task.questions["forget"][0]
+    first = subject.problem.questions["forget"][0]
     table = subject.table(
         "norm",
         lambda setting: pd.DataFrame(
@@ -105,7 +106,7 @@ def run(bench: Bench, unlearn: Any, evaluators: Sequence[Evaluator] = (NORM,), *
 
 def tofus(bench: Bench) -> list[Evaluator]:
     """Two of ToFU's evaluators: one that asks for texts, one that does not."""
-    return [e for e in bench.base.evaluators if e.name in ("forget_quality", "rouge")]
+    return [e for e in BENCHMARKS.get("tofu10").evaluators() if e.name in ("forget_quality", "rouge")]
 
 
 def other_store(bench: Bench) -> Bench:
@@ -222,7 +223,7 @@ def test_whether_references_were_cached_does_not_change_the_run(bench: Bench, tm
 
 def test_an_evaluator_that_changes_the_model_does_not_change_the_run(bench: Bench):
     def attack(subject: Subject) -> None:
-        assert subject.setting is None or nudge(subject.setting) is None
+        assert subject.loaded is None or nudge(subject.loaded) is None
 
     calm = run(bench, steps(3))
     attacked = run(other_store(bench), steps(3), [NORM, giving("attack", attack, changes_model=True)])
@@ -250,7 +251,7 @@ def test_the_clock_runs_only_inside_the_method(bench: Bench, clock: Clock):
             yield Progress(step, measure_here=True)
 
     def slowly(subject: Subject) -> float:
-        clock.sleep(100.0 if subject.setting and subject.references else 0)  # at points, not while references are measured
+        clock.sleep(100.0 if subject.loaded and subject.references else 0)  # at points, not while references are measured
         return norm_of(subject)
 
     result = run(bench, unlearn, [giving("norm", slowly)])
@@ -544,10 +545,10 @@ def listening(requests: Sequence[GenerationRequest], heard: list[dict[Generation
     """An evaluator that keeps the answers it is given for a model that is here."""
 
     def measure(subject: Subject) -> None:
-        if subject.setting:
+        if subject.loaded:
             heard.append(dict(subject.generations))
 
-    return giving(f"listening_to_{len(requests)}", measure, requests=lambda task, tokenizer: requests)
+    return giving(f"listening_to_{len(requests)}", measure, requests=lambda plan, tokenizer: requests)
 
 
 def test_evaluators_are_given_the_answers_they_asked_for(bench: Bench):
@@ -572,8 +573,8 @@ def test_what_the_base_is_asked_the_base_answers(bench: Bench):
 
 
 def test_a_task_without_retrained_models_has_no_retrained_arm(bench: Bench):
-    task = replace(bench.base, sources={"base": bench.base.sources["base"]})
-    result = run(bench, steps(1), tofus(bench), task=task)
+    problem = replace(bench.base, sources={"base": bench.base.sources["base"]})
+    result = run(bench, steps(1), tofus(bench), problem=problem)
     assert set(result.arms) == {"untouched"}
     found = {m.metric: m for m in result.points[0].measurements}
     assert isinstance(found["forget_quality"], Absent)
@@ -582,8 +583,9 @@ def test_a_task_without_retrained_models_has_no_retrained_arm(bench: Bench):
 
 def test_a_recorded_reference_stands_in_for_a_retrained_model(bench: Bench):
     table = pd.DataFrame({"task": ["forget"], "row": [0], "cluster": ["0"], "norm": [12.5]})
-    task = replace(bench.base, sources={"base": bench.base.sources["base"]}, recorded={"a log": {"norm": table}})
-    result = run(bench, steps(1), task=task)
+    todo = bench.plan(steps(1), [NORM], replace(bench.base, sources={"base": bench.base.sources["base"]}))
+    todo = replace(todo, eval_plan=replace(todo.eval_plan, recorded={"a log": {"norm": table}}))
+    result = execute(todo, bench.store, bench.cache)
     assert result.arms["retrained"][0].value == 12.5
 
 
@@ -620,7 +622,7 @@ def test_a_model_given_as_a_folder_is_named_by_the_folders_name(nano: Nano, tmp_
     assert todo.spec.model == "my model"
     assert todo.command == "harness run --method untouched --bench tofu10 --model 'my model' --limit 2"
     assert str(tmp_path) not in json.dumps(to_json(todo.spec))
-    assert "retain-0" in todo.task.sources, "a checkpoint of this harness knows what it was made for"
+    assert "retain-0" in todo.problem.sources, "a checkpoint of this harness knows what it was made for"
 
 
 # ---------------------------------------------------------------- what is kept of the model
@@ -917,9 +919,9 @@ def test_a_phase_that_breaks_is_still_counted(clock: Clock):
     assert costs.phases["broken"].full_seconds < 5
 
 
-def test_a_task_names_recorded_references_before_retrained_ones(nano_task: Task):
-    assert nano_task.references == ["retain-0", "retain-1"]
-    assert replace(nano_task, recorded={"a log": {}}).references == ["a log", "retain-0", "retain-1"]
+def test_a_plan_names_recorded_references_before_retrained_ones(nano_problem: Problem):
+    assert EvalPlan(nano_problem).references == ["retain-0", "retain-1"]
+    assert EvalPlan(nano_problem, recorded={"a log": {}}).references == ["a log", "retain-0", "retain-1"]
 
 
 # ---------------------------------------------------------------- a method that moves nothing

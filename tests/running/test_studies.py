@@ -13,12 +13,12 @@ from harness.core.errors import UsageError
 from harness.core.method import METHODS
 from harness.core.options import Options
 from harness.running.studies import STUDIES, Forecast, forecast, possible, study_of, trials_of
-from harness.running.trials import Tasks
+from harness.running.trials import EvalPlans
 from harness.storage.records import SCHEMA_VERSION, RunResult
 from harness.storage.store import Store
 from tests.cli.test_cli import Harness, harness, refused  # noqa: F401
 
-TASKS: Tasks = {}
+TASKS: EvalPlans = {}
 
 
 def test_the_papers_ablations_are_there():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness.core.benchmark import BENCHMARKS
 from harness.core.evaluator import EVALUATORS, Subject
 from harness.core.measurement import Measurement
 from harness.core.metric import OfMeans
 from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.reading.differences import AllInOne
+from harness.running.plan import read
 from harness.statistics.measurements import measurements
 from harness.storage.store import Store
 
@@ -25,12 +25,12 @@ def test_a_committed_runs_rows_give_its_committed_numbers(bench: str, method: st
     point = result.points[-1]
     rows = STORE.rows(result.spec, point.index)
     assert rows is not None
-    task = BENCHMARKS.get(bench).task("mini", Options())
-    subject = Subject(None, task, (), AllInOne(rows))
+    plan = read(bench, "mini", Options())
+    subject = Subject(None, plan, (), AllInOne(rows))
     recorded = {m.metric: m for m in point.measurements if isinstance(m, Measurement)}
     compared = 0
     for evaluator in map(EVALUATORS.get, result.spec.evaluators):
-        statistics = {metric.name: metric.statistic for metric in evaluator.metrics_of(task)}
+        statistics = {metric.name: metric.statistic for metric in evaluator.metrics_of(plan)}
         for found in measurements(evaluator, subject):
             if isinstance(statistics[found.metric], OfMeans):
                 assert isinstance(found, Measurement), found

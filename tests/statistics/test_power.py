@@ -12,7 +12,7 @@ from harness.core.benchmark import BENCHMARKS
 from harness.core.evaluator import metric_of
 from harness.core.measurement import Absent, Measurement
 from harness.core.options import Options
-from harness.reading.power import of_pairs, of_task
+from harness.reading.power import of_pairs, of_problem
 from harness.statistics.two_sample import ks, smallest_distance
 from tests.cli.test_cli import Harness, harness  # noqa: F401
 
@@ -62,8 +62,8 @@ def test_a_paired_difference_needs_only_what_the_runs_do_not_share():
     assert "10 authors" in str(unlike.note)
 
 
-def test_without_rows_to_compare_it_says_so(nano_task):
-    first, *others = of_task(replace(nano_task, bench="tofu10"), [rows(0, 0, 1)])
+def test_without_rows_to_compare_it_says_so(nano_problem):
+    first, *others = of_problem(replace(nano_problem, bench="tofu10"), "original", [rows(0, 0, 1)])
     assert isinstance(first, Measurement | Absent)
     assert all(isinstance(found, Absent) and "fewer than two methods" in found.reason for found in others)
 
@@ -73,8 +73,8 @@ def test_an_accuracy_needs_what_the_paired_standard_error_says():
     rng = np.random.default_rng(0)
     told = {"task": "bio", "row": range(400), "cluster": np.repeat([f"e{i}" for i in range(100)], 4), "choice": 0.0}
     tables = [pd.DataFrame({**told, "correct": rng.integers(0, 2, 400).astype(float)}) for _ in range(2)]
-    task = BENCHMARKS.get("wmdp").task("mini", Options())
-    found = {each.metric: each for each in of_task(task, tables)}
+    problem = BENCHMARKS.get("wmdp").problem("mini", Options())
+    found = {each.metric: each for each in of_problem(problem, "original", tables)}
     assert list(found) == [*(f"{name}_accuracy" for name in ("bio", "cyber", "neighbours", "general")), "alpaca_kl"]
     bio = found["bio_accuracy"]
     assert isinstance(bio, Measurement)

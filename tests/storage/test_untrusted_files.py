@@ -14,7 +14,7 @@ import pytest
 from harness.core.errors import UsageError, reason, without_secrets
 from harness.core.evaluator import GenerationRequest, Sampling
 from harness.core.figure import FIGURES, Figure, FigureOptions, Sheet
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.models import memory
 from harness.models.sources import CheckpointSource, load_checkpoint
 from harness.numerics.generation import HFGenerator
@@ -92,7 +92,7 @@ def test_nothing_in_a_checkpoint_runs_or_asks(
     trap: Callable[[Path, str, Path], None],
     folder: Path,
     tmp_path: Path,
-    nano_task: Task,
+    nano_problem: Problem,
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Loaded, looked at, generated from: refused in a sentence, or done without what would run."""
@@ -101,7 +101,7 @@ def test_nothing_in_a_checkpoint_runs_or_asks(
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
     source = CheckpointSource(str(folder))
     with suppress(UsageError):
-        memory.shape_of(source, replace(nano_task, sources={"base": source}), "float32")
+        memory.shape_of(source, replace(nano_problem, sources={"base": source}), "float32")
         source.examine()
         model, tokenizer = load_checkpoint(str(folder), "cpu", "float32")
         chat = bool(tokenizer.chat_template)

@@ -25,7 +25,7 @@ from harness.core.benchmark import Needed, benchmark
 from harness.core.errors import UsageError, unknown
 from harness.core.evaluator import EVALUATORS, Evaluator
 from harness.core.options import Options, Variant
-from harness.core.problem import ModelSource, Row, Stage, Task
+from harness.core.problem import ModelSource, Problem, Row, Stage
 from harness.core.text import Template
 from harness.data.rows import fingerprint
 from harness.models.small import SMALL_MODELS, small_name, small_world
@@ -67,8 +67,8 @@ class Tofu:
         self.forget = f"forget{percent:02d}"
         self.retain = f"retain{100 - percent:02d}"
 
-    def task(self, model: str, options: Options) -> Task:
-        """Read the data and name the sources; see `harness.core.benchmark.Benchmark.task`."""
+    def problem(self, model: str, options: Options) -> Problem:
+        """Read the data and name the sources; see `harness.core.benchmark.Benchmark.problem`."""
         if model.partition("@")[0] == "mini":
             return self._mini(*small_world(model), options)
         if model == "scratch":
@@ -101,9 +101,9 @@ class Tofu:
             return [data, *checkpoints]
         return [data, *checkpoints, Needed(card.tokenizer, "tokenizer", (), "a few MB", card.gate)]
 
-    def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Task:
+    def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Problem:
         rows = {name: world(seed).split(name) for name in split_names(self.forget, self.retain)}
-        return self._task(
+        return self._problem(
             small_name(seed, arithmetic),
             options,
             rows,
@@ -114,14 +114,14 @@ class Tofu:
             notes=["the embedded world: under a million parameters and invented authors; it ranks nothing beyond itself"],
         )
 
-    def _scratch(self, options: Options) -> Task:
+    def _scratch(self, options: Options) -> Problem:
         rows = real_rows(self.forget, self.retain, options.data_dir)
         sources = scratch_sources({"full": rows["full"], self.retain: rows[self.retain]}, self.retain)
         notes = ["trained from nothing on ToFU's questions alone: real authors and world facts are unknown to it (near chance)"]
         refusals = refusal_sentences(options.data_dir)
-        return self._task("scratch", options, rows, TEMPLATES["scratch"], sources, refusals=refusals, notes=notes)
+        return self._problem("scratch", options, rows, TEMPLATES["scratch"], sources, refusals=refusals, notes=notes)
 
-    def _card(self, name: str, options: Options) -> Task:
+    def _card(self, name: str, options: Options) -> Problem:
         card, rows = CARDS[name], real_rows(self.forget, self.retain, options.data_dir)
         retain, doubt = card.retain.format(split=self.retain), card.doubts.get(self.retain, "")
         source = CheckpointSource(
@@ -133,9 +133,9 @@ class Tofu:
         sources = {"base": source, "retain-0": replace(source, name=retain, doubt=doubt)}
         notes = [*card.notes, *([f"retain-0 is {retain}: {doubt}"] if doubt and not options.reference else [])]
         refusals = refusal_sentences(options.data_dir)
-        return self._task(name, options, rows, TEMPLATES[card.template], sources, refusals=refusals, notes=notes)
+        return self._problem(name, options, rows, TEMPLATES[card.template], sources, refusals=refusals, notes=notes)
 
-    def _checkpoint(self, model: str, options: Options) -> Task:
+    def _checkpoint(self, model: str, options: Options) -> Problem:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
         about = read_sidecar(source.folder)
         family = str(about.get("model", ""))
@@ -144,17 +144,19 @@ class Tofu:
                 raise UsageError(
                     f"{source.folder} holds a mini model of {about['bench']}; {self.name} asks about other things."
                 )
-            task = self.task(family, options)
-            return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
+            problem = self.problem(family, options)
+            return replace(
+                problem, model=model, family=problem.model.partition("@")[0], sources={**problem.sources, "base": source}
+            )
         rows = real_rows(self.forget, self.retain, options.data_dir)
         named = str(about.get("template", ""))
         template = TEMPLATES[named if named in TEMPLATES else template_name(source)]
         notes = [] if named in TEMPLATES else [f"template '{template.name}', guessed from the architecture"]
         refusals = refusal_sentences(options.data_dir)
-        task = self._task(model, options, rows, template, {"base": source}, refusals=refusals, notes=notes)
-        return replace(task, family=family if family in CARDS else "")
+        problem = self._problem(model, options, rows, template, {"base": source}, refusals=refusals, notes=notes)
+        return replace(problem, family=family if family in CARDS else "")
 
-    def _task(
+    def _problem(
         self,
         model: str,
         options: Options,
@@ -164,8 +166,10 @@ class Tofu:
         generation_budget: int = 200,
         refusals: Sequence[str] = REFUSALS,
         notes: Sequence[str] = (),
-    ) -> Task:
+    ) -> Problem:
         template = replace(template, tag_in_prompt=options.variant == "open-unlearning")
+        if options.reference:  # its log stands in for them
+            sources = {name: source for name, source in sources.items() if not name.startswith("retain-")}
         first = EVALUATED_ROWS[options.variant]
         questions = {
             "retain": rows["retain_perturbed"][:first],
@@ -173,7 +177,7 @@ class Tofu:
             "world_facts": rows["world_facts_perturbed"],
             "forget": rows[f"{self.forget}_perturbed"][:first],
         }
-        task = Task(
+        return Problem(
             bench=self.name,
             bench_version=self.variant_versions[options.variant],
             model=model,
@@ -187,12 +191,10 @@ class Tofu:
             questions={name: numbered(of_task[: options.limit]) for name, of_task in questions.items()},
             template=template,
             sources=sources,
-            evaluators=self.evaluators(),
             data={
                 **{name: fingerprint(of_split) for name, of_split in sorted(rows.items())},
                 **({} if refusals in (REFUSALS, WORLD_REFUSALS) else {"refusals": digest(list(refusals))[:16]}),
             },
-            variant=options.variant,
             generation_budget=generation_budget,
             refusals=refusals,
             notes=notes,
@@ -203,21 +205,16 @@ class Tofu:
                 "forget": examples(template, rows[self.forget][: options.limit : 2]),
             },
         )
-        if options.reference is None:
-            return task
-        tables = self.read_log(options.reference)
-        from evals.benchmarks.tofu.logs import check_same_rows
-
-        check_same_rows(tables, task, options.reference)
-        kept = {name: source for name, source in sources.items() if not name.startswith("retain-")}
-        return replace(task, sources=kept, recorded={options.reference.stem: tables})
 
     def evaluators(self) -> list[Evaluator]:
         """Forget quality, utility and its parts."""
         return [EVALUATORS.get(name) for name in MEASURED]
 
-    def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
+    def read_log(self, path: Path, problem: Problem | None = None) -> Mapping[str, pd.DataFrame]:
         """Tables out of ToFU's, SimNPO's, NPO's or open-unlearning's evaluation logs."""
-        from evals.benchmarks.tofu.logs import read_log
+        from evals.benchmarks.tofu.logs import check_same_rows, read_log
 
-        return read_log(path)
+        tables = read_log(path)
+        if problem:
+            check_same_rows(tables, problem, path)
+        return tables

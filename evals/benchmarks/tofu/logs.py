@@ -17,7 +17,7 @@ import pandas as pd
 from evals.benchmarks.tofu.rows import QUESTIONS_PER_AUTHOR
 from harness.core.documents import read_json, whole_number
 from harness.core.errors import UsageError, cut
-from harness.core.problem import Task
+from harness.core.problem import Problem
 
 _TOFU_TASKS = {
     "retain": "eval_log.json",
@@ -182,21 +182,21 @@ def _cluster(task: str, row: int) -> str:
     return str(row // QUESTIONS_PER_AUTHOR if task in ("retain", "forget") else row)
 
 
-def check_same_rows(tables: Mapping[str, pd.DataFrame], task: Task, path: Path) -> None:
-    """Refuse a reference whose forget rows are not this task's.
+def check_same_rows(tables: Mapping[str, pd.DataFrame], problem: Problem, path: Path) -> None:
+    """Refuse a reference whose forget rows are not this problem's.
 
     Raises:
         UsageError: if their number differs or, where the log holds the true answers, one of them.
     """
     likelihood = tables.get("likelihood")
     forget = likelihood[likelihood["task"] == "forget"] if likelihood is not None else pd.DataFrame()
-    expected: Sequence[Mapping[str, Any]] = task.questions["forget"]
+    expected: Sequence[Mapping[str, Any]] = problem.questions["forget"]
     if len(forget) != len(expected):
-        raise UsageError(f"the reference {path.name} has {len(forget)} forget rows, {task.bench} has {len(expected)} here.")
+        raise UsageError(f"the reference {path.name} has {len(forget)} forget rows, {problem.bench} has {len(expected)} here.")
     if "answer" in forget:
         for answer, row in zip(forget["answer"], expected, strict=True):
             if isinstance(answer, str) and " ".join(answer.split()) != " ".join(row["answer"].split()):
                 raise UsageError(
                     f"the reference {path.name} was made on other rows: row {row['row']} says '{answer[:50]}', "
-                    f"{task.bench} '{row['answer'][:50]}'."
+                    f"{problem.bench} '{row['answer'][:50]}'."
                 )

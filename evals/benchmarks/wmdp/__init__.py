@@ -25,7 +25,7 @@ from harness.core.benchmark import Needed, benchmark
 from harness.core.errors import UsageError, unknown
 from harness.core.evaluator import EVALUATORS, Evaluator
 from harness.core.options import Options
-from harness.core.problem import ModelSource, Task
+from harness.core.problem import ModelSource, Problem
 from harness.core.text import Template
 from harness.models.small import small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
@@ -63,7 +63,7 @@ class Wmdp:
         """Accuracy on multiple-choice questions."""
         return [EVALUATORS.get(name) for name in MEASURED]
 
-    def read_log(self, path: Path) -> Mapping[str, pd.DataFrame]:
+    def read_log(self, path: Path, problem: Problem | None = None) -> Mapping[str, pd.DataFrame]:
         """No log of another program can stand in for a model here.
 
         Raises:
@@ -71,8 +71,8 @@ class Wmdp:
         """
         raise UsageError(f"{self.name} reads no logs: it has no retrained model that one could stand in for.")
 
-    def task(self, model: str, options: Options) -> Task:
-        """Read the data and name the sources; see `harness.core.benchmark.Benchmark.task`."""
+    def problem(self, model: str, options: Options) -> Problem:
+        """Read the data and name the sources; see `harness.core.benchmark.Benchmark.problem`."""
         if options.reference is not None:
             self.read_log(options.reference)
         if options.variant != "original":
@@ -81,7 +81,7 @@ class Wmdp:
             seed, arithmetic = small_world(model)
             sources = {"base": mini_source(seed, arithmetic)}
             data = embedded_data(seed, self.stages, options)
-            return self._task(small_name(seed, arithmetic), TEMPLATES["mini"], sources, data, options)
+            return self._problem(small_name(seed, arithmetic), TEMPLATES["mini"], sources, data, options)
         if model in CARDS:
             card = CARDS[model]
             base = CheckpointSource(
@@ -90,7 +90,7 @@ class Wmdp:
             others = {name: replace(base, name=hub_id) for name, hub_id in card.checkpoints.items()}
             data = real_data(base, self.stages, options)
             data = replace(data, notes=[*card.notes, *data.notes])
-            return self._task(model, TEMPLATES[card.template], {"base": base, **others}, data, options)
+            return self._problem(model, TEMPLATES[card.template], {"base": base, **others}, data, options)
         if not model or ("/" not in model and not Path(model).is_dir()):
             raise unknown("model", model, ["mini", *CARDS, "<hub id>", "<folder>"], "harness list models")
         return self._checkpoint(model, options)
@@ -110,7 +110,7 @@ class Wmdp:
         size = f"{card.format}, {card.base_bytes / 1e9:.1f} GB, {card.licence}, no licence gate"
         return [*data, Needed(card.base, "model", (), size, card.gate)]
 
-    def _checkpoint(self, model: str, options: Options) -> Task:
+    def _checkpoint(self, model: str, options: Options) -> Problem:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)
         about = read_sidecar(source.folder)
         family = str(about.get("model", ""))
@@ -119,17 +119,19 @@ class Wmdp:
                 raise UsageError(
                     f"{source.folder} holds a mini model of another benchmark; {self.name} asks about other things."
                 )
-            task = self.task(family, options)
-            return replace(task, model=model, family=task.model.partition("@")[0], sources={**task.sources, "base": source})
+            problem = self.problem(family, options)
+            return replace(
+                problem, model=model, family=problem.model.partition("@")[0], sources={**problem.sources, "base": source}
+            )
         template = TEMPLATES.get(str(about.get("template", "")), TEMPLATES["plain"])
-        task = self._task(model, template, {"base": source}, real_data(source, self.stages, options), options)
-        return replace(task, family=family if family in CARDS else "")
+        problem = self._problem(model, template, {"base": source}, real_data(source, self.stages, options), options)
+        return replace(problem, family=family if family in CARDS else "")
 
-    def _task(
+    def _problem(
         self, model: str, template: Template, sources: Mapping[str, ModelSource], data: WmdpData, options: Options
-    ) -> Task:
+    ) -> Problem:
         retain = options.retain
-        return Task(
+        return Problem(
             bench=self.name,
             bench_version=self.version,
             model=model,
@@ -137,7 +139,6 @@ class Wmdp:
             questions=data.questions,
             template=template,
             sources=sources,
-            evaluators=self.evaluators(),
             data=dict(sorted(data.digests.items())),
             retain=retain,
             generation_budget=data.generation_budget,

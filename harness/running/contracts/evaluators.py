@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from harness.core.evaluator import Evaluator, GenerationRequest, Reference, Subject
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Setting
 from harness.models.sources import weights_fingerprint
 from harness.running.contracts.methods import as_found
 from harness.running.contracts.promises import Check, keep
@@ -35,7 +34,7 @@ def checks(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]
         return shop.subject(shop.setting(), [evaluator], references)
 
     promises: Mapping[str, Callable[[], None]] = {
-        "it asks for texts alone": lambda: requests_are_requests(evaluator, shop.setting()),
+        "it asks for texts alone": lambda: requests_are_requests(evaluator, shop),
         "its tables name task, row and cluster": lambda: tables_can_be_recorded(evaluator, subject()),
         "its numbers have an interval, or say why not": lambda: numbers_or_reasons(measurements(evaluator, subject())),
         "something is measured where all is there": lambda: something_is_measured(evaluator, subject()),
@@ -53,18 +52,18 @@ def references_of(shop: Workshop, evaluators: Sequence[Evaluator]) -> list[Refer
     """Two retrained models by their tables, as these evaluators build them."""
     able = [e for e in evaluators if not e.changes_model]
     references = []
-    for name in shop.task.references[:2]:
-        sources = {**shop.task.sources, "base": shop.task.sources[name]}
-        subject = shop.subject(shop.setting(task=replace(shop.task, sources=sources)), able)
+    for name in shop.plan.references[:2]:
+        sources = {**shop.problem.sources, "base": shop.problem.sources[name]}
+        subject = shop.subject(shop.setting(problem=replace(shop.problem, sources=sources)), able)
         for evaluator in able:
             measurements(evaluator, subject)
         references.append(Reference(name, subject.tables))
     return references
 
 
-def requests_are_requests(evaluator: Evaluator, setting: Setting) -> None:
+def requests_are_requests(evaluator: Evaluator, shop: Workshop) -> None:
     """A list of them; none is a list of none."""
-    for request in evaluator.requests(setting.task, setting.tokenizer):
+    for request in evaluator.requests(shop.plan, shop.models.tokenizer):
         keep(isinstance(request, GenerationRequest), f"it asks for {type(request).__name__}: requests gives GenerationRequests")
 
 
@@ -129,14 +128,14 @@ def same_from_tables(evaluator: Evaluator, subject: Subject) -> None:
     """What makes a recorded run readable for ever: no model, no texts, the same numbers."""
     numbers = measurements(evaluator, subject)
     if not evaluator.changes_model:
-        again = measurements(evaluator, Subject(None, subject.task, subject.references, dict(subject.tables)))
+        again = measurements(evaluator, Subject(None, subject.plan, subject.references, dict(subject.tables)))
         other = next((now.metric for now, then in zip(again, numbers, strict=True) if now != then), "")
         keep(not other, f"{other} comes out otherwise from the recorded tables: keep what it rests on by subject.table")
 
 
 def absent_without_anything(evaluator: Evaluator, shop: Workshop) -> None:
     """A log of another program may hold no table of it."""
-    numbers = measurements(evaluator, Subject(None, shop.task, ()))
+    numbers = measurements(evaluator, Subject(None, shop.plan, ()))
     numbers_or_reasons(numbers)
     wrong = next((item.metric for item in numbers if not isinstance(item, Absent)), "")
     keep(not wrong, f"{wrong} has a value where there is neither a model nor a table: let subject.table's LookupError pass")
@@ -155,18 +154,18 @@ def no_bad_number_of_a_collapsed_model(evaluator: Evaluator, shop: Workshop, ref
 
 def model_stays(evaluator: Evaluator, subject: Subject) -> None:
     """Weights and state, unless it says `changes_model`."""
-    assert subject.setting is not None, "it has a model"
-    before = weights_fingerprint(subject.setting.model)
+    assert subject.loaded, "it has a model"
+    before = weights_fingerprint(subject.model)
     measurements(evaluator, subject)
     if not evaluator.changes_model:
-        same = weights_fingerprint(subject.setting.model) == before
+        same = weights_fingerprint(subject.model) == before
         keep(same, "it changes the weights: register it with changes_model=True, so that it runs on a reload")
-        as_found(subject.setting)
+        as_found(subject.loaded)
 
 
 def goes_together(evaluator: Evaluator, shop: Workshop) -> None:
     """No number, table or column is named as another evaluator's."""
-    others = [e for e in shop.task.evaluators if e.name != evaluator.name and not e.changes_model]
+    others = [e for e in shop.plan.evaluators if e.name != evaluator.name and not e.changes_model]
     subject = shop.subject(shop.setting(), [*others, evaluator])
     names: dict[str, str] = {}
     for each in (*others, evaluator):

@@ -70,10 +70,10 @@ def checks_of(kind: str, name: str, bench: str, given: Mapping[str, JSON], folde
     shop = Workshop.of(bench, folder)
     if kind == METHODS.kind:
         method = METHODS.get(name)
-        if why := method.cannot(shop.task):
+        if why := method.cannot(shop.problem):
             keep(isinstance(why, str), "cannot gives None, or in one sentence why not")
             raise UsageError(f"{name} cannot be tried on {bench}: {why}. Try it on another benchmark: --bench NAME.")
-        config = methods.cheap(method, method.preset(bench, shop.task.family or "mini"), given)
+        config = methods.cheap(method, method.preset(bench, shop.problem.family or "mini"), given)
         yield from methods.checks(method, config, shop.setting)
     elif kind == EVALUATORS.kind:
         evaluator = EVALUATORS.get(name)
@@ -108,7 +108,7 @@ def recorded(shop: Workshop, bench: str, root: Path) -> Store:
 
     METHODS.register("shrink_output", Method("shrink_output", 1, _Shrink, "a trial", _shrink))
     store = Store(root)
-    cheap = replace(shop.task, evaluators=[e for e in shop.task.evaluators if not e.changes_model])
+    cheap = replace(shop.plan, evaluators=[e for e in shop.plan.evaluators if not e.changes_model])
     for seed in (0, 1):
-        execute(plan(bench, "mini", "shrink_output", {}, Options(seed=seed), task=cheap), store, Cache(root / "cache"))
+        execute(plan(bench, "mini", "shrink_output", {}, Options(seed=seed), measured=cheap), store, Cache(root / "cache"))
     return store

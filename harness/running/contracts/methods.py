@@ -11,7 +11,7 @@ from harness.core.config import describe, field_names, resolve
 from harness.core.errors import UsageError
 from harness.core.memory import ModelShape
 from harness.core.method import Method, Progress, Setting
-from harness.core.problem import Task
+from harness.core.problem import Problem
 from harness.models.sources import weights_fingerprint
 from harness.running.contracts.promises import Check, keep
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MakeSetting = Callable[..., Setting]
-"""A fresh setting each time; takes `seed` and `task`."""
+"""A fresh setting each time; takes `seed` and `problem`."""
 LARGEST = 100
 """How many times the weights in float32 a method may say that it holds."""
 
@@ -35,7 +35,7 @@ def checks(method: Method[Any], config: Any, make: MakeSetting) -> Iterator[Chec
     promises: Mapping[str, Callable[[], None]] = {
         "every setting is explained": lambda: settings_are_explained(method),
         "a setting that it does not have is refused": lambda: unknown_settings_are_refused(method),
-        "what it refuses, it refuses in a sentence": lambda: refusals_are_texts(method, config, make().task),
+        "what it refuses, it refuses in a sentence": lambda: refusals_are_texts(method, config, make().problem),
         "steps rise, and the last one is measured": lambda: steps_rise(list(method.unlearn(make(), config))),
         "the same seed gives the same weights": lambda: same_seed_same_weights(method, config, make),
         "model and tokenizer come back as they were found": lambda: left_as_found(method, config, make()),
@@ -64,9 +64,9 @@ def unknown_settings_are_refused(method: Method[Any]) -> None:
     keep(False, "its settings take anything: decorate their class with @settings")
 
 
-def refusals_are_texts(method: Method[Any], config: Any, task: Task) -> None:
+def refusals_are_texts(method: Method[Any], config: Any, problem: Problem) -> None:
     """None, or why it cannot run."""
-    for what, why in (("cannot", method.cannot(task)), ("clash", method.clash(task, config))):
+    for what, why in (("cannot", method.cannot(problem)), ("clash", method.clash(problem, config))):
         keep(
             why is None or (isinstance(why, str) and len(why) > 10),
             f"{what} gave {why!r}: it gives None, or in one sentence why not",
