@@ -22,11 +22,11 @@ from harness.data.rows import Encoded, collate, token_ids
 from harness.models import memory
 from harness.models.sources import weights_fingerprint
 from methods import elm
-from methods._elm import continuations, texts
-from methods._elm.config import ELMConfig
-from methods._elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
-from methods._elm.texts import Concept, Entry, schedule
-from methods._elm.words import EXPERT, NOVICE, TURNS
+from methods.elm import continuations, texts
+from methods.elm.config import ELMConfig
+from methods.elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
+from methods.elm.texts import Concept, Entry, schedule
+from methods.elm.words import EXPERT, NOVICE, TURNS
 from methods.first_order.adapters import Adapters, linear_maps
 from tests.conftest import SettingMaker
 from tests.methods.test_loku import bits, look, same_bits, shift, some_logits

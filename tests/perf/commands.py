@@ -85,10 +85,10 @@ def further_weights(again: int) -> list[Figure]:
     from harness.models.sources import source_digest, weights_fingerprint
     from harness.running.plan import plan
     from harness.storage.cache import Cache
-    from methods._kfade.data import StageData
-    from methods._kfade.fit import fit, forget_gradient
     from methods.curvature.layers import mlp_layers
     from methods.curvature.solve import Solver
+    from methods.kfade.data import StageData
+    from methods.kfade.fit import fit, forget_gradient
 
     todo = plan("tofu10", "mini", "kfade", {}, Options())
     cache = Cache()

@@ -30,9 +30,9 @@ from harness.data.rows import Batch, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
 from harness.storage.cache import Cache
 from methods import rmu
-from methods._elm.config import ELMConfig
-from methods._elm.continuations import continuations
-from methods._elm.texts import Concept, schedule
+from methods.elm.config import ELMConfig
+from methods.elm.continuations import continuations
+from methods.elm.texts import Concept, schedule
 from methods.first_order.adapters import Adapters, linear_maps
 from tests.perf._machine import gemm_rate, machine, table, write
 from tests.perf.first_order import seconds

@@ -15,6 +15,8 @@ Departures: contexts, sentences and concepts are this project's own words, that 
 sampled once for each forget text, before training; a step's texts go through the model together; masters of the adapters are
 float32. `contexts=texts` is ours, for models that are too small to take a context at its word: another forget text stands for
 P⁺, a retain text for P⁻, and a retain text changes the subject.
+
+Its parts: the settings (`config`), `words`, which texts are due (`texts`), `continuations`, `losses`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from collections.abc import Iterator
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
 from harness.core.problem import Problem
-from methods._elm.config import ELMConfig, absent_stages
 from methods._settings import absent_layers
+from methods.elm.config import ELMConfig, absent_stages
 from methods.first_order.adapters import Adapters, linear_maps
 from methods.first_order.recipe import evenly
 
@@ -66,8 +68,8 @@ def elm(setting: Setting, config: ELMConfig) -> Iterator[Progress]:
         Diverged: at a loss or gradient that is not finite.
     """
     from harness.numerics import training
-    from methods._elm.terms import Terms
-    from methods._elm.texts import Concept, schedule
+    from methods.elm.terms import Terms
+    from methods.elm.texts import Concept, schedule
 
     model = setting.model
     maps = linear_maps(model, config.target_modules, config.layers)

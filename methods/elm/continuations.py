@@ -20,8 +20,8 @@ from harness.models.sources import weights_fingerprint
 from harness.numerics.identity import answerer_fingerprint, end_tokens
 from harness.numerics.likelihood import drawn_tokens
 from harness.storage.cache import digest
-from methods._elm.config import ELMConfig
-from methods._elm.texts import Concept, Entry
+from methods.elm.config import ELMConfig
+from methods.elm.texts import Concept, Entry
 
 GENERATED_AT_ONCE = 16
 """Continuations that are sampled together, each in three contexts."""

@@ -13,10 +13,10 @@ from harness.core.method import Setting
 from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
-from methods._elm.config import ELMConfig
-from methods._elm.continuations import continuations
-from methods._elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
-from methods._elm.texts import Concept, Entry
+from methods.elm.config import ELMConfig
+from methods.elm.continuations import continuations
+from methods.elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
+from methods.elm.texts import Concept, Entry
 from methods.first_order.adapters import Adapters
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from harness.core.config import JSON
 from harness.models.saving import save_tensors
 from harness.numerics.identity import versions
-from methods._kfade.data import StageData, sequences_digest
 from methods.curvature.by_curvlinops import curvlinops_curvatures
 from methods.curvature.factors import covariance_sums
 from methods.curvature.files import load_curvatures, save_curvatures
@@ -24,6 +23,7 @@ from methods.curvature.layers import Layer
 from methods.curvature.passes import LogitGradient
 from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
 from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
+from methods.kfade.data import StageData, sequences_digest
 
 CURVATURE_VERSION = 1
 """Raised when what is cached of a fit changes."""

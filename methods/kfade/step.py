@@ -16,9 +16,9 @@ from torch import Tensor
 
 from harness.core.errors import Diverged
 from harness.numerics.likelihood import AnswerDistributions
-from methods._kfade.data import StageData, memoised
 from methods.curvature.layers import Layer
 from methods.curvature.solve import Solver
+from methods.kfade.data import StageData, memoised
 
 log = logging.getLogger(__name__)
 

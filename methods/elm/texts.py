@@ -14,8 +14,8 @@ from harness.core.method import Setting
 from harness.core.problem import Stage
 from harness.core.streams import streams
 from harness.data.rows import Encoded, token_ids
-from methods._elm.config import ELMConfig, absent_stages
-from methods._elm.words import EXPERT, NOVICE, TURNS
+from methods.elm.config import ELMConfig, absent_stages
+from methods.elm.words import EXPERT, NOVICE, TURNS
 
 UNKNOWN_SHARE = 0.25
 """From this share of unknown words on a context says nothing."""
@@ -133,6 +133,11 @@ class Concept:
 
 
 def check_words(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> None:
+    """Refuse a tokenizer to which the sentences say nothing.
+
+    Raises:
+        UsageError: if too many of their tokens are unknown to it.
+    """
     ids = [token for sentence in token_ids(tokenizer, sentences) for token in sentence]
     unknown = sum(token == tokenizer.unk_token_id for token in ids)
     if unknown > UNKNOWN_SHARE * len(ids):

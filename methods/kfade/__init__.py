@@ -8,6 +8,8 @@ G is the Gauss-Newton matrix of the retain set over the MLP weights, in a Kronec
 (`methods/curvature/`). L_F is the cross-entropy of the forget set, or minus its margin; either way it is raised.
 Departures: the paper's appendix C.3 ends with a minus sign, which its own derivation does not give; `target_kl` chooses α by
 the KL that is measured, since α²/2 underestimates it; G is per token, so a summed loss would rescale λ and α.
+
+Its parts: the settings (`config`), which sequences serve for what (`data`), curvature and gradient (`fit`), `step`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from typing import TYPE_CHECKING
 from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
 from harness.core.problem import Problem, Stage
-from methods._kfade.config import KFADEConfig, missing_back_end
 from methods._settings import absent_layers, of_stage, uneven
+from methods.kfade.config import KFADEConfig, missing_back_end
 
 if TYPE_CHECKING:
     from methods.curvature.layers import Layer
@@ -88,10 +90,10 @@ def _steps(
     """One stage's steps; what is recorded of each."""
     from harness.models.sources import weights_fingerprint
     from harness.numerics.identity import network_fingerprint
-    from methods._kfade.data import StageData
-    from methods._kfade.fit import fit, forget_gradient
-    from methods._kfade.step import monitoring, take_step
     from methods.curvature.solve import Solver, warn_if_thin
+    from methods.kfade.data import StageData
+    from methods.kfade.fit import fit, forget_gradient
+    from methods.kfade.step import monitoring, take_step
 
     model, costs = setting.model, setting.costs
     data = StageData(setting, stage, config)

@@ -14,7 +14,7 @@ from harness.core.streams import streams
 from harness.data.rows import Encoded, encode, pad_id
 from harness.numerics.likelihood import AnswerDistributions, answer_nll, check_length
 from harness.storage.cache import digest
-from methods._kfade.config import KFADEConfig
+from methods.kfade.config import KFADEConfig
 
 log = logging.getLogger(__name__)
 

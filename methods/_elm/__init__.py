@@ -1,1 +1,0 @@
-"""ELM in parts: its settings (`config`), `words`, which texts are due (`texts`), `continuations`, `losses`."""
