@@ -19,6 +19,7 @@ accuracy ± 1.96 s, kept within 0 and 1.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -293,9 +294,9 @@ def _cloze(name: str, rows: Sequence[Row], plan: EvalPlan) -> dict[str, Any]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without lm-eval's log, and with one bar like this project's others in place of its own."""
+    """Without lm-eval's log, with one bar like this project's others in place of its own, and all random numbers left alone."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "evaluate")]
-    levels = [logger.level for logger in loggers]
+    levels, random_numbers = [logger.level for logger in loggers], random.getstate()
     with ExitStack() as stack:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -306,6 +307,7 @@ def _quietly() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+            random.setstate(random_numbers)
 
 
 def _bar(*args: Any, hide: bool, **options: Any) -> Any:

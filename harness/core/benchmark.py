@@ -91,15 +91,17 @@ def benchmark(*names: str) -> Callable[[type[Any]], type[Any]]:
 
 
 def eval_plan(benchmark: Benchmark, problem: Problem, options: Options) -> EvalPlan:
-    """What is measured on a problem: by the benchmark's own evaluators where the options name none.
+    """What is measured on a problem: by the benchmark's own evaluators where the options name none, or one written `+name`.
 
     Raises:
         UsageError: for an evaluator that is not there, or a reference's log that is none, or of other rows.
     """
     log = options.reference
+    own = [e.name for e in benchmark.evaluators()] if any(name.startswith("+") for name in options.evals) else []
+    names = dict.fromkeys([*own, *(name.removeprefix("+") for name in options.evals)])
     return EvalPlan(
         problem,
-        [EVALUATORS.get(name) for name in dict.fromkeys(options.evals)] or benchmark.evaluators(),
+        [EVALUATORS.get(name) for name in names] or benchmark.evaluators(),
         options.variant,
         recorded={log.stem: benchmark.read_log(log, problem)} if log else {},
         judge=options.judge,

@@ -90,6 +90,7 @@ def plan(
     problem = measured.problem
     if problem.retain != options.retain:
         raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
+    _check_rows(problem)
     if reason := chosen.cannot(problem):
         raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
     _check_metrics(measured)
@@ -119,6 +120,15 @@ def _check_metrics(measured: EvalPlan) -> None:
                     f"the evaluators {owner} and {evaluator.name} both give a number '{metric.name}'. Leave one of them out "
                     "of --evals, or give one number another name."
                 )
+
+
+def _check_rows(problem: Problem) -> None:
+    """Refuse questions that name no row or no cluster: evaluators need both, and would say so after hours."""
+    for of, rows in problem.questions.items():
+        for index, row in enumerate(rows):
+            for key, kind, what in (("row", int, "a whole number"), ("cluster", str, "a text: what rises and falls together")):
+                if not isinstance(row.get(key), kind):
+                    raise UsageError(f"the questions '{of}' of {problem.bench} lack '{key}' in row {index}: give each {what}.")
 
 
 def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned"]) -> RunSpec:

@@ -96,7 +96,7 @@ class Request:
     limit: RowLimit = None
     """At most this many rows per split."""
     evals: Annotated[tuple[str, ...], Field(names("an evaluator"), MEASURING, completes="evals")] = ()
-    """Only these evaluators, parted by commas; see harness list evals."""
+    """Only these evaluators, parted by commas; +name comes to the benchmark's own. See harness list evals."""
     rows: WhichPoints = "all"
     """Keep rows and texts of every point (all), or of the last one only (last)."""
     reference: ReferenceLog = None

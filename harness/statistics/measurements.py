@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.core.errors import UsageError
 from harness.core.evaluator import Evaluator, Subject
 from harness.core.measurement import Absent, Measurement
-from harness.core.metric import Given, Interval, Metric, Number, OfMeans, Rows, TwoSample
+from harness.core.metric import Given, Interval, Metric, Number, OfMeans, Plain, Rows, TwoSample
 from harness.statistics.bootstrap import FEWEST_CLUSTERS, METHOD, interval
 
 if TYPE_CHECKING:
@@ -41,11 +41,44 @@ def given_by(evaluator: Evaluator, subject: Subject, metric: Metric) -> Given:
 
     Raises:
         LookupError: where it has nothing; why. A KeyError or IndexError inside an evaluator is a fault of it and no reason.
+        UsageError: for what is neither rows nor a number, or not what the metric is declared to follow from.
     """
     try:
-        return evaluator.measure(subject, metric)
+        given: object = evaluator.measure(subject, metric)
     except (KeyError, IndexError) as error:
         raise RuntimeError(f"evaluator {evaluator.name}, metric {metric.name}: {type(error).__name__}: {error}") from error
+    groups = [given] if isinstance(given, Rows | Number) else given
+    if not isinstance(groups, list | tuple) or not groups or not all(isinstance(rows, Rows | Number) for rows in groups):
+        what = type(given).__name__ + (f" of {type(groups[0]).__name__}" if isinstance(groups, list | tuple) and groups else "")
+        raise _wrong(
+            evaluator, metric, what, "give Rows, a value and a cluster for each row, or a Number (harness.core.metric)"
+        )
+    for rows in groups:
+        _check_given(evaluator, metric, rows)
+    return given  # type: ignore[return-value]
+
+
+def _check_given(evaluator: Evaluator, metric: Metric, given: Rows | Number) -> None:
+    """Refuse rows that are not of numpy, or lack clusters; and what a metric's statistic cannot be taken of."""
+    import numpy as np
+
+    statistic = type(metric.statistic)
+    if isinstance(given, Number):
+        if statistic is TwoSample:
+            raise _wrong(evaluator, metric, "a Number", "a comparison of two samples needs Rows")
+        return
+    if statistic is Plain:
+        raise _wrong(evaluator, metric, "Rows", "leave out statistic=Plain(…), or give a Number")
+    for name, part in (("values", given.values), ("clusters", given.clusters)):
+        if not isinstance(part, np.ndarray):
+            raise _wrong(evaluator, metric, f"{name} of type {type(part).__name__}", "give numpy arrays, as by .to_numpy()")
+    if len(given.values) != len(given.clusters):
+        sizes = f"{len(given.values)} values and {len(given.clusters)} clusters"
+        raise _wrong(evaluator, metric, sizes, "each row has one of both")
+
+
+def _wrong(evaluator: Evaluator, metric: Metric, what: str, way_out: str) -> UsageError:
+    return UsageError(f"the evaluator {evaluator.name} gives {what} for '{metric.name}': {way_out}.")
 
 
 def groups_of(given: Given) -> Sequence[Rows]:

@@ -17,6 +17,7 @@ from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS, title_of
 from harness.core.measurement import Measurement
 from harness.core.method import METHODS, Progress
+from harness.core.options import Options
 from harness.core.plugins import VARIABLE, add_plugins
 from harness.core.registry import ROOT
 from harness.running.executors import in_turn, needs, on_ray, on_workers
@@ -333,3 +334,16 @@ def measure(subject, metric):
     table = subject.table("counted", build)
     return Rows(table["counted"].to_numpy(dtype=float), table["cluster"].to_numpy())
 '''
+
+
+def test_an_evaluator_comes_to_the_benchmarks_own_or_stands_alone(bench: Bench, folder: Path):
+    (folder / "beside.py").write_text(EVALUATOR.format(name="beside"))
+    add_plugins(folder)
+    own = [each.name for each in bench.base.evaluators]
+
+    def measured(*names: str) -> list[str]:
+        return list(bench.plan(lambda *_: iter(()), options=Options(evals=names)).spec.evaluators)
+
+    assert measured("+beside") == [*own, "beside"]
+    assert measured("beside") == ["beside"]
+    assert measured(f"+{own[0]}") == own

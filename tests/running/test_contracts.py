@@ -180,7 +180,7 @@ def test_an_evaluator_is_its_file(name: str, nano_problem: Problem):
 
 @pytest.mark.parametrize("name", EVALUATORS.names())
 def test_an_evaluator_keeps_what_plugins_promise(name: str, shop: Workshop, references: list[Reference]):
-    for check in evaluators.checks(EVALUATORS.get(name), shop, references):
+    for check in evaluators.checks(EVALUATORS.get(name), shop, lambda: references):
         check.run()
 
 

@@ -12,6 +12,7 @@ from harness.core.evaluator import Evaluator, GenerationRequest, Reference, Subj
 from harness.core.measurement import Absent, Measurement
 from harness.models.sources import weights_fingerprint
 from harness.running.contracts.methods import as_found
+from harness.running.contracts.process import ProcessBefore, process_put_back
 from harness.running.contracts.promises import Check, keep
 from harness.running.contracts.workshop import Workshop
 from harness.running.measuring import check_tables
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def checks(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]) -> Iterator[Check]:
+def checks(evaluator: Evaluator, shop: Workshop, references: Callable[[], Sequence[Reference]]) -> Iterator[Check]:
     """All of them.
 
     Args:
         evaluator: whose.
         shop: where it is tried.
-        references: two retrained models by their tables, as this evaluator builds them.
+        references: makes two retrained models by their tables, as this evaluator builds them.
     """
 
     def subject() -> Subject:
-        return shop.subject(shop.setting(), [evaluator], references)
+        return shop.subject(shop.setting(), [evaluator], references())
 
     promises: Mapping[str, Callable[[], None]] = {
         "it asks for texts alone": lambda: requests_are_requests(evaluator, shop),
@@ -40,12 +41,13 @@ def checks(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]
         "something is measured where all is there": lambda: something_is_measured(evaluator, subject()),
         "the same numbers come from its recorded tables alone": lambda: same_from_tables(evaluator, subject()),
         "what cannot be measured is absent, with the reason": lambda: absent_without_anything(evaluator, shop),
-        "a collapsed model gets no bad number": lambda: no_bad_number_of_a_collapsed_model(evaluator, shop, references),
+        "a collapsed model gets no bad number": lambda: no_bad_number_of_a_collapsed_model(evaluator, shop, references()),
         "the model stays as it is": lambda: model_stays(evaluator, subject()),
+        "the process is left as it was found": lambda: process_left_as_found(evaluator, subject()),
         "it goes together with the benchmark's own evaluators": lambda: goes_together(evaluator, shop),
     }
     for promise, run in promises.items():
-        yield Check(f"evaluator {evaluator.name}", promise, run)
+        yield Check(f"evaluator {evaluator.name}", promise, process_put_back()(run))
 
 
 def references_of(shop: Workshop, evaluators: Sequence[Evaluator]) -> list[Reference]:
@@ -161,6 +163,13 @@ def model_stays(evaluator: Evaluator, subject: Subject) -> None:
         same = weights_fingerprint(subject.model) == before
         keep(same, "it changes the weights: register it with changes_model=True, so that it runs on a reload")
         as_found(subject.loaded)
+
+
+def process_left_as_found(evaluator: Evaluator, subject: Subject) -> None:
+    """Random numbers' seeds, default type, gradients, threads."""
+    before = ProcessBefore.now()
+    measurements(evaluator, subject)
+    before.keep()
 
 
 def goes_together(evaluator: Evaluator, shop: Workshop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def checks_of(kind: str, name: str, bench: str, given: Mapping[str, JSON], folde
         yield from methods.checks(method, config, shop.setting)
     elif kind == EVALUATORS.kind:
         evaluator = EVALUATORS.get(name)
-        yield from evaluators.checks(evaluator, shop, evaluators.references_of(shop, [evaluator]))
+        yield from evaluators.checks(evaluator, shop, cache(lambda: evaluators.references_of(shop, [evaluator])))
     else:
         store = recorded(shop, bench, folder / "results")
         yield from figures.checks(FIGURES.get(name), store.frame(), store.root)

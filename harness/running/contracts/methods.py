@@ -13,6 +13,7 @@ from harness.core.memory import ModelShape
 from harness.core.method import Method, Progress, Setting
 from harness.core.problem import Problem
 from harness.models.sources import weights_fingerprint
+from harness.running.contracts.process import ProcessBefore, process_put_back
 from harness.running.contracts.promises import Check, keep
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ def checks(method: Method[Any], config: Any, make: MakeSetting) -> Iterator[Chec
         "the same seed gives the same weights": lambda: same_seed_same_weights(method, config, make),
         "model and tokenizer come back as they were found": lambda: left_as_found(method, config, make()),
         "so they do when it is stopped early": lambda: left_as_found_when_stopped(method, config, make()),
+        "the process is left as it was found": lambda: process_left_as_found(method, config, make()),
         "it says what it holds in memory": lambda: memory_is_told(method, config, make()),
     }
     for promise, run in promises.items():
-        yield Check(f"method {method.name}", promise, run)
+        yield Check(f"method {method.name}", promise, process_put_back()(run))
 
 
 def settings_are_explained(method: Method[Any]) -> None:
@@ -142,6 +144,14 @@ def as_found(setting: Setting, frozen: Sequence[str] = ()) -> None:
     for module in model.modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         keep(not any(hooks), "it leaves hooks on the model: remove them in 'finally'")
+
+
+def process_left_as_found(method: Method[Any], config: Any, setting: Setting) -> None:
+    """Random numbers' seeds, default type, gradients, threads: at each yield, when others go on, and at the end."""
+    before = ProcessBefore.now()
+    for _ in method.unlearn(setting, config):
+        before.keep(", and goes on so while a point is measured")
+    before.keep()
 
 
 def memory_is_told(method: Method[Any], config: Any, setting: Setting) -> None:

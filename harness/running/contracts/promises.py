@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from harness.core.errors import reason
+from harness.core.errors import UsageError, reason
+from harness.core.plugins import plugin_files
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,14 @@ def keep(kept: object, otherwise: str) -> None:
     """
     if not kept:
         raise Broken(otherwise)
+
+
+def _place(error: BaseException) -> str:
+    """The line of a plug-in's file that an error comes from, if it comes from one."""
+    files = {str(file) for file in plugin_files()}
+    frames = [frame for each in (error, error.__cause__) if each for frame in traceback.extract_tb(each.__traceback__)]
+    lines = [f", {Path(frame.filename).name} line {frame.lineno}" for frame in frames if frame.filename in files]
+    return lines[-1] if lines else ""
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,9 @@ def outcomes(checks: Iterable[Check]) -> Iterator[Outcome]:
         broken = ""
         try:
             check.run()
-        except Broken as error:
+        except (Broken, UsageError) as error:
             broken = str(error)
         except Exception as error:
             log.debug("a check broke off", exc_info=True)
-            broken = f"it breaks off ({reason(error)})"
+            broken = f"it breaks off ({reason(error)}{_place(error)})"
         yield Outcome(check.plugin, check.promise, broken)
