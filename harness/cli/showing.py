@@ -109,7 +109,7 @@ def _show_run(folder: Path, result: RunResult, as_json: bool) -> None:
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
         for plugin, files in result.provenance.plugins.items():
             code = ", ".join(f"{file} (SHA-256 {digest[:12]}…)" for file, digest in files.items())
-            console.print(f"{plugin} is a plug-in: {code}", soft_wrap=True, highlight=False)
+            console.print(f"with --plugins: {plugin}, {code}", soft_wrap=True, highlight=False)
         packages = ", ".join(f"{package} {version}" for package, version in result.provenance.packages.items())
         console.print(f"made with {packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False)
         if kind := in_words(result.provenance.arithmetic):

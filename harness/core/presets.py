@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field
 from harness.core.config import JSON, check, resolve, settings
 from harness.core.documents import place, read_toml
 from harness.core.errors import UsageError, unknown
-from harness.core.plugins import plugin_files, plugin_folders, plugin_name
+from harness.core.plugins import files_of, plugin_files, plugin_folders, plugin_name
 from harness.core.registry import ROOT
 
 Preset = Literal["published", "tuned"]
@@ -86,8 +86,10 @@ def presets_of(method: str, config: type, methods: Collection[str]) -> list[Pres
         UsageError: for a file that cannot be read, an unknown method in it; for a setting of this one that it does not have, or
             whose value is not allowed.
     """
-    # A plug-in that cannot be read is named by the registry; what belongs to it is no reason to stop.
-    known = {*methods, *(plugin_name(file.path) for file in plugin_files())}
+    # A plug-in that cannot be read is named by the registry, and of a folder one file may be asked for alone: what belongs to
+    # the others is no reason to stop.
+    beside = [*(file.path for file in plugin_files()), *(file for folder in plugin_folders() for file in files_of(folder))]
+    known = {*methods, *map(plugin_name, beside)}
     entries = []
     for entry in (entry for file in preset_files() for entry in _read(file, file.stat().st_mtime_ns)):
         for name in entry.methods:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.core.measurement import Absent, Difference
+from harness.reading.added import added
 from harness.reading.compared import Protocol, Run
 from harness.reading.differences import LEVEL
 from harness.reading.formats import NO_NUMBER, arrow, interval, number, of_unit
@@ -60,7 +61,9 @@ def differences_in_one_line(preset: Protocol, pairs: Sequence[Difference]) -> st
 
 def headline(section: Section) -> list[str]:
     """The metrics that are always shown."""
-    return [m for m in section.metrics if m in section.roles.headline] or section.metrics
+    declared = [m for m in section.metrics if m in section.roles.headline]
+    beside = added(str(section.identity["benchmark"]), section.metrics)
+    return [*dict.fromkeys([*declared, *beside])] if declared else section.metrics
 
 
 def heading(section: Section, metric: str) -> str:

@@ -12,6 +12,7 @@ from harness.core.benchmark import roles_of
 from harness.core.evaluator import metric_of, title_of
 from harness.core.measurement import Absent, Difference, Measurement
 from harness.core.metric import MetricRoles, in_text
+from harness.reading.added import added
 from harness.reading.columns import Columns
 from harness.reading.differences import LEVEL
 from harness.reading.formats import NO_NUMBER, arrow, gibibytes, interval, number, of_unit, seconds
@@ -97,7 +98,7 @@ def _shown(results: Sequence[RunResult]) -> dict[str, tuple[str, str]]:
     measured = {metric: value for result in results for metric, value in at_last(result).items()}
     brief = roles_of(results[0].spec.bench).brief
     if brief and (not measured or measured.keys() & set(brief)):
-        return {metric: heading(metric) for metric in brief}
+        return {metric: heading(metric) for metric in (*brief, *added(results[0].spec.bench, measured))}
     signs = {metric: arrow(value.better) if isinstance(value, Measurement) else "" for metric, value in measured.items()}
     return {metric: (metric.replace("_", " "), sign) for metric, sign in signs.items()}
 
@@ -145,6 +146,8 @@ def in_short(result: RunResult) -> str:
     names = {metric: in_text(title_of(metric)) for metric in (*roles.forgetting, *roles.kept)} if roles.brief else {}
     if not names or (values and not values.keys() & set(roles.brief)):
         names = {metric: metric.replace("_", " ") for metric in values}
+    elif values:
+        names |= {metric: metric.replace("_", " ") for metric in added(result.spec.bench, values)}
     return ", ".join(f"{name} {_number(values.get(metric))}" for metric, name in names.items())
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from harness.core.benchmark import roles_of
 from harness.core.costs import Phase
 from harness.core.measurement import Absent, Measurement
+from harness.reading.added import added
 from harness.reading.columns import Columns
 from harness.reading.formats import NO_NUMBER, arrow, gibibytes, interval, number, of_unit, seconds
 from harness.storage.records import Point, RunResult
@@ -32,11 +33,13 @@ def at_last(result: RunResult) -> Values:
 def first_screen(result: RunResult) -> RenderableType:
     """The benchmark's headline of a run between its references, at most 80 columns wide, and how to see the rest.
 
-    The metrics are the first ones of the benchmark's headline that were measured, or of all where none of it was.
+    The metrics are the first ones of the benchmark's headline that were measured, or of all where none of it was; and of those
+    of plug-ins that it does not know.
     """
     values, parts = at_last(result), _head(result)
     headline = [metric for metric in roles_of(result.spec.bench).headline if metric in values]
-    shown = (headline or list(values))[:FIRST]
+    beside = added(result.spec.bench, values)
+    shown = [*dict.fromkeys([*(headline or values)][:FIRST] + beside[:FIRST])]
     if shown:
         arms = {arm: by_name(measured) for arm, measured in result.arms.items()}
         table = Columns(("metric", result.spec.method, *arms))

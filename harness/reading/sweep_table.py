@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -11,6 +11,7 @@ from harness.core.benchmark import roles_of
 from harness.core.config import written
 from harness.core.evaluator import metric_of
 from harness.core.measurement import Measurement
+from harness.reading.added import added
 from harness.reading.columns import Columns
 from harness.reading.comparison_table import heading
 from harness.reading.formats import of_unit
@@ -39,7 +40,7 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
         by: the metric; the order of the tries if empty, or if no try measured it.
     """
     measured = {metric for result in results for metric in at_last(result)}
-    swept = _swept(results)
+    swept = _swept(results, measured)
     shown = _shown(measured, swept, by)
     order = list(zip(settings, results, strict=True))
     if by in measured:
@@ -62,10 +63,11 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
     return Group(table, Text(f"no try measured '{by}'; in the order of the tries. Measured were: {names}", style="red"))
 
 
-def _swept(results: Sequence[RunResult]) -> list[str]:
-    """The metrics that the benchmarks want to see of a sweep."""
-    all_roles = [roles_of(bench) for bench in dict.fromkeys(result.spec.bench for result in results)]
-    return [metric for roles in all_roles for metric in (roles.selection, *roles.brief)]
+def _swept(results: Sequence[RunResult], measured: Collection[str]) -> list[str]:
+    """The metrics that the benchmarks want to see of a sweep, and those of plug-ins that they do not know."""
+    benches = dict.fromkeys(result.spec.bench for result in results)
+    wanted = [metric for bench in benches if (roles := roles_of(bench)) for metric in (roles.selection, *roles.brief)]
+    return [*wanted, *(metric for bench in benches for metric in added(bench, sorted(measured)))] if any(wanted) else wanted
 
 
 def _shown(measured: set[str], swept: Sequence[str], by: str) -> list[str]:

@@ -188,6 +188,19 @@ def test_presets_of_a_plugin_that_is_broken_stop_nobody(folder: Path):
     assert METHODS.get("ga").preset("tofu10", "mini")
 
 
+def test_presets_for_another_file_of_the_folder_stop_nobody_who_asks_for_one_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("asked_alone", "its_neighbour"):
+        (folder.parent / f"{name}.py").write_text(METHOD.format(name=name))
+    (folder / "both.toml").write_text(
+        entry(methods='["its_neighbour"]', settings="{ steps = 4 }")
+        + entry(methods='["asked_alone"]', settings="{ steps = 5 }")
+    )
+    monkeypatch.setenv(VARIABLE, str(folder.parent / "asked_alone.py"))
+    assert METHODS.get("asked_alone").preset("tofu10", "mine") == {"steps": 5}
+
+
 def test_a_file_that_is_written_anew_is_read_anew(folder: Path):
     import os
 

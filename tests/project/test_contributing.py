@@ -1,60 +1,97 @@
-"""The worked examples of CONTRIBUTING.md, run exactly as they are printed."""
+"""The worked examples of CONTRIBUTING.md, run exactly as they are printed, out of a folder of their own."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from harness.core.registry import ROOT
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLES = dict(re.findall(r"`(my/[\w/]+\.(?:py|toml))`:\n\n```(?:python|toml)\n(.*?)```", TEXT, flags=re.DOTALL))
+MOST_LINES = {"my/noise.py": 60, "my/max_entropy.py": 60, "my/answer_words.py": 30}
+Harness = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def printed(tmp_path: Path) -> Harness:
+    """Runs `harness …` in a folder that holds the examples, outside the checkout."""
+    for name, code in EXAMPLES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HARNESS_CACHE": str(tmp_path / "cache")}
+
+    def run(words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", *shlex.split(words)]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_the_examples_are_short():
+    assert set(EXAMPLES) == {*MOST_LINES, "my/presets/max_entropy.toml", "my/colours.py"}
+    assert {
+        name: len(EXAMPLES[name].splitlines()) for name, most in MOST_LINES.items() if EXAMPLES[name].count("\n") > most
+    } == {}
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name.endswith(".py")])
+def test_the_examples_keep_their_promises(printed: Harness, name: str):
+    done = printed(f"harness test-plugin {name}")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert done.stdout.endswith(" checks, all kept\n")
+
+
+def test_the_printed_commands_find_the_examples(printed: Harness):
+    listed = json.loads(printed("harness list methods --json --plugins my").stdout)
+    assert {"noise", "max_entropy"} <= {row["name"] for row in listed}
+    assert "Standard deviation of the noise" in printed("harness show noise --plugins my").stdout
+    assert "published for any benchmark on mini, scratch: lr=0.001" in printed("harness show max_entropy --plugins my").stdout
+    commands = [line.split("  #")[0].strip() for line in TEXT.splitlines() if line.startswith("harness ")]
+    assert [words.split()[1] for words in commands] == ["test-plugin", "run", "run", "leaderboard"]
+    for words in commands[1:3]:  # planned with all that they name, then refused for a setting that there is not
+        assert "no setting of noise called 'loudness'" in printed(f"{words} --set loudness=1").stderr
 
 
 @pytest.mark.mini
-def test_the_printed_methods_evaluator_and_benchmark_work(tmp_path):
-    for package in ("harness", "methods", "evals"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    examples = re.findall(r"`((?:methods|evals)/[\w/]+\.(?:py|toml))`:\n\n```(?:python|toml)\n(.*?)```", text, flags=re.DOTALL)
-    assert [name for name, _ in examples] == [
-        "methods/noise.py",
-        "methods/max_entropy.py",
-        "methods/presets/max_entropy.toml",
-        "evals/answer_words.py",
-        "evals/benchmarks/colours.py",
-    ]
-    for name, code in examples:
-        (tmp_path / name).write_text(code, encoding="utf-8")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "HARNESS_CACHE": str(tmp_path / "cache")}
-    words = ["run", "--method", "noise,max_entropy", "--bench", "colours", "--results", str(tmp_path / "results"), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
+def test_the_examples_run_and_are_shown_wherever_a_number_is(printed: Harness, tmp_path: Path):
+    done = printed("harness run --plugins my --method noise,max_entropy --bench colours --evals +answer_words --json")
     assert done.returncode == 0, done.stderr[-2000:]
-    result, other = json.loads(done.stdout)
-    assert (result["status"], len(result["points"])) == ("done", 2)
-    assert (other["status"], len(other["points"])) == ("done", 5)
+    noise, other = json.loads(done.stdout)
+    assert [(run["status"], len(run["points"])) for run in (noise, other)] == [("done", 2), ("done", 5)]
     assert other["spec"]["config"]["lr"] == 1e-3, "its preset's"
-    found = {m["metric"]: m for m in result["points"][-1]["measurements"]}
-    assert found["answer_words"]["n"] == 2, "the two questions to forget, whatever else was answered"
-    kept = pd.read_parquet(next((tmp_path / "results").rglob("noise/*/per_example.parquet")))
+    assert list(noise["spec"]["evaluators"]) == ["forget_quality", "probability", "rouge", "answer_words"]
+    found: dict[str, Any] = {m["metric"]: m for m in noise["points"][-1]["measurements"]}["answer_words"]
+    assert found["n"] == 5, "the five questions to forget, whatever else was answered"
+    kept = pd.read_parquet(next((tmp_path / "harness-results").rglob("noise/*/per_example.parquet")))
     words = kept.loc[(kept["point"] == 1) & (kept["task"] == "forget"), "answer_words"]
-    assert found["answer_words"]["value"] == words.mean()
-    arms = [{m["metric"]: m for m in arm}["answer_words"]["value"] for arm in result["arms"].values()]
-    assert arms == [3.0, 3.0], "It is red: the untouched and the retrained model answer in three words"
-    assert 0 <= found["forget_quality"]["value"] <= 1
-    listed = subprocess.run(
-        [sys.executable, "-m", "harness", "list", "methods", "--json"],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert {"noise", "max_entropy"} <= {row["name"] for row in json.loads(listed.stdout)}
+    assert found["value"] == words.mean()
+    assert found["interval_95"]
+    assert (found["reference"], found["floor"]) == (3.0, 0.0), "It is red: whoever learnt the form answers in three words"
+    assert sorted(noise["provenance"]["plugins"]) == ["benchmark colours", "evaluator answer_words", "method noise"]
+
+    again = printed("harness run --plugins my --method noise --bench colours --evals +answer_words")
+    assert "answer_words →" in again.stdout
+    page = printed("harness leaderboard --plugins my")
+    assert page.returncode == 0, page.stderr
+    folder = tmp_path / "harness-results" / "leaderboard"
+    rows = list(csv.DictReader((folder / "leaderboard.csv").read_text(encoding="utf-8").splitlines()))
+    shown = {row["method"]: row for row in rows if row["metric"] == "answer_words"}
+    assert set(shown) == {"untouched", "retrained", "noise", "max_entropy"}
+    assert (shown["noise"]["low"], shown["noise"]["floor"]) == (str(found["interval_95"][0]), "0.0")
+    assert "<dd>Words: how long the answers to the forget questions are</dd>" in (folder / "index.html").read_text("utf-8")
+
+    limited = printed("harness run --plugins my --method noise --bench colours --limit 2 --json")
+    (forget,) = [m for m in json.loads(limited.stdout)["points"][-1]["measurements"] if m["metric"] == "forget_probability"]
+    assert forget["n"] == 2, "--limit cuts every split"

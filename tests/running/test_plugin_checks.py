@@ -56,7 +56,7 @@ from harness.core.evaluator import evaluator
 from harness.core.metric import Metric, Rows
 
 
-def build(setting):
+def build(subject):
     """Two rows."""
     return pd.DataFrame({built})
 
@@ -173,7 +173,7 @@ def test_a_benchmark_whose_questions_name_no_rows_is_refused_when_a_run_is_plann
         ({"row": 0, "cluster": 1}, "lack 'cluster'"),
     ):
         with pytest.raises(UsageError, match=said):
-            bench.plan(lambda *_: iter(()), task=replace(bench.base, questions={"forget": [row]}))
+            bench.plan(lambda *_: iter(()), problem=replace(bench.base, questions={"forget": [row]}))
 
 
 def test_one_check_that_breaks_off_does_not_stop_the_next():
