@@ -143,6 +143,16 @@ def test_a_connection_that_breaks_off_is_said_to_have(what: str):
         post(url, seconds=A_HANG)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError, ConnectionAbortedError, BrokenPipeError])
+def test_so_is_one_that_breaks_off_before_all_was_sent(error: type[OSError], monkeypatch: pytest.MonkeyPatch):
+    def breaks(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("http.client.HTTPConnection.send", breaks)
+    with raw_server(sends()) as url, pytest.raises(BrokenOff):
+        post(url, seconds=A_HANG)
+
+
 @pytest.mark.parametrize("length", [b"-5", b"many", b"2", b"9" * 30], ids=str)
 def test_a_length_that_is_not_right_ends_in_an_answer_or_an_error_of_ours(length: bytes):
     with raw_server(sends(OK + b"Content-Length: " + length + b"\r\n\r\nabcd")) as url, suppress(BrokenOff):
