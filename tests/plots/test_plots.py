@@ -206,13 +206,8 @@ def test_figure_contract(name: str, filled: Maker, tmp_path: Path):
     assert made
     assert all(file.startswith(name) for file in made)
     assert filled.store.frame().equals(before), "a figure changes no record"
-
-
-@pytest.mark.parametrize("name", FIGURES.names())
-def test_an_unchanged_store_gives_the_same_bytes(name: str, filled: Maker, tmp_path: Path):
-    one = written(name, filled, tmp_path / "one", by=BY.get(name, ""))
-    assert one == written(name, filled, tmp_path / "two", by=BY.get(name, ""))
-    for file, content in one.items():
+    assert made == written(name, filled, tmp_path / "two", by=BY.get(name, "")), "an unchanged store gives the same bytes"
+    for file, content in made.items():
         if not file.endswith(".png"):
             assert b"<dc:date>" not in content
             assert str(tmp_path).encode() not in content
