@@ -80,9 +80,7 @@ def exchange(
                 reply = Reply(response.status, response.headers, response.read(most_bytes + 1))
         except URLError as error:
             late = limit.passed or isinstance(error.reason, TimeoutError)
-            ended = isinstance(
-                error.reason, ConnectionResetError | ConnectionAbortedError | BrokenPipeError
-            )  # while it was sent
+            ended = isinstance(error.reason, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
             raise (TooLate if late else BrokenOff if ended else Unreachable) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = limit.passed or isinstance(error, TimeoutError)
