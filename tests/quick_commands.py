@@ -6,6 +6,7 @@ A process that imports everything takes ten seconds of a core before it does any
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -62,9 +63,17 @@ def begin(words: tuple[str, ...], folder: Path, environment: Mapping[str, str], 
     return running
 
 
+def hear_signals() -> None:
+    """As whoever is begun from a terminal: the tests may have been begun in the background or by nohup, which passes over some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _command(words: tuple[str, ...], folder: Path, environment: dict[str, str], moment: str) -> None:
     from harness.cli.entry import main
 
+    hear_signals()
     os.environ.update(environment)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -31,6 +31,7 @@ from harness.storage.validate import problems
 from tests import nano_sweep
 from tests.clock import A_HANG
 from tests.nano_sweep import quick_context
+from tests.quick_commands import hear_signals
 
 
 def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bool) -> NoReturn:
@@ -56,6 +57,7 @@ def command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bo
 
 def quick_command(here: Path, settings: Sequence[dict[str, Any]], jobs: int, force: bool) -> None:
     """The same in a process that was forked: as one that was begun for it, it has its own standard error and temporary files."""
+    hear_signals()
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]  # the one that forked it will do
     executors.START_METHOD = "forkserver"
     tempfile.tempdir = str(here / "tmp")
@@ -92,7 +94,15 @@ class Program:
     def sweep(self, *settings: dict[str, Any]) -> subprocess.Popen[str]:
         """On two workers, begun as a user does."""
         words = [sys.executable, self.file(*settings, jobs=2)]
-        return subprocess.Popen(words, env=self.env, cwd=self.here, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            words,
+            env=self.env,
+            cwd=self.here,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=hear_signals,
+        )
 
     def quick(self, *settings: dict[str, Any], jobs: int = 0, force: bool = False) -> BaseProcess:
         """A run, or a sweep on workers, whose processes begin quickly."""
@@ -256,6 +266,7 @@ def test_a_terminal_that_is_lost_ends_a_run_as_well(program: Program):
     file = program.file({"wait": A_HANG}, before="import tqdm, os; os.environ['TQDM_DISABLE'] = '0'")
     child, terminal = pty.fork()
     if child == 0:
+        hear_signals()
         os.chdir(program.here)
         os.execve(sys.executable, [sys.executable, str(file)], program.env)
     until, said = time.monotonic() + A_HANG, b""
