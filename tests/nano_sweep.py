@@ -44,7 +44,7 @@ PRELOADED = [
         "harness.numerics.likelihood",
         "harness.models.memory",
         "methods.kfade",
-        "methods.kfade.fit",
+        "methods.gauss_newton.fit",
     ),
     *("harness.cli.entry", "tests.nano_sweep"),
 ]
@@ -132,7 +132,7 @@ FITS = "fits.txt"
 
 def count_fits() -> None:
     """Note in the cache when a worker writes down a curvature that it has fitted."""
-    from methods.kfade import fit
+    from methods.gauss_newton import fit
 
     real = fit.save_curvatures
 

@@ -38,6 +38,7 @@ KIN = {
     "jensun": "dpo",
     "pdu": "soul",
     "npo_sam": "npo",
+    "predictor_corrector": "kfade",
 }
 """Methods that share the colour of another one, and differ in their marker."""
 LOOKS = {
@@ -58,9 +59,10 @@ LOOKS = {
     "satimp": Look("#0066ca", "2"),
     "ceu": Look("#011996", "3"),
     "undial": Look("#7c3783", "4"),
-    "jensun": Look("#c694c2", "H"),
+    "jensun": Look("#c694c2", "|"),
     "pdu": Look("#dca45d", "x"),
     "npo_sam": Look("#004a43", "+"),
+    "predictor_corrector": Look("#d55e00", "H"),
     "untouched": Look("#000000", "s"),
     "retrained": Look("#000000", "*"),
 }

@@ -18,10 +18,10 @@ from harness.numerics.anatomy import LinearMap
 from harness.numerics.likelihood import answer_nll
 from methods.curvature.layers import Layer, mlp_layers
 from methods.curvature.signals import SequenceObjective, true_labels
-from methods.kfade import fit, unlearn
-from methods.kfade.config import KFADEConfig, missing_back_end
-from methods.kfade.data import StageData
-from methods.kfade.step import KL_TOLERANCE, rounding_losses, step_for_kl
+from methods.gauss_newton import fit, unlearn
+from methods.gauss_newton.config import KFADEConfig, missing_back_end
+from methods.gauss_newton.data import StageData
+from methods.gauss_newton.step import KL_TOLERANCE, rounding_losses, step_for_kl
 
 
 def config(**settings):
@@ -242,7 +242,7 @@ def test_a_curvature_is_named_by_the_release_of_the_library_that_fitted_it(nano_
 
 def test_a_back_end_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):
     assert missing_back_end("curvlinops") is None
-    monkeypatch.setattr("methods.kfade.config.find_spec", lambda name: None)
+    monkeypatch.setattr("methods.gauss_newton.config.find_spec", lambda name: None)
     assert "pip install 'curvlinops-for-pytorch" in missing_back_end("curvlinops")
     assert missing_back_end("own") is None
 

@@ -87,8 +87,8 @@ def further_weights(again: int) -> list[Figure]:
     from harness.storage.cache import Cache
     from methods.curvature.layers import mlp_layers
     from methods.curvature.solve import Solver
-    from methods.kfade.data import StageData
-    from methods.kfade.fit import fit, forget_gradient
+    from methods.gauss_newton.data import StageData
+    from methods.gauss_newton.fit import fit, forget_gradient
 
     todo = plan("tofu10", "mini", "kfade", {}, Options())
     cache = Cache()

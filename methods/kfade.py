@@ -9,45 +9,23 @@ G is the Gauss-Newton matrix of the retain set over the MLP weights, in a Kronec
 Departures: the paper's appendix C.3 ends with a minus sign, which its own derivation does not give; `target_kl` chooses α by
 the KL that is measured, since α²/2 underestimates it; G is per token, so a summed loss would rescale λ and α.
 
-Its parts: the settings (`config`), which sequences serve for what (`data`), curvature and gradient (`fit`), `step`.
+Its parts lie in `methods/gauss_newton/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.memory import Held, ModelShape
 from harness.core.method import Progress, Setting, method
 from harness.core.problem import Problem, Stage
 from methods._settings import absent_layers, of_stage, uneven
-from methods.kfade.config import KFADEConfig, missing_back_end
+from methods.gauss_newton.config import KFADEConfig, missing_back_end
+from methods.gauss_newton.memory import held
 
 if TYPE_CHECKING:
     from methods.curvature.layers import Layer
     from methods.curvature.spectrum import LayerCurvature
-
-
-def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
-    """What a step holds: the curvature, and beside it what the fit needs or what the solve needs, whichever is larger."""
-    from harness.models.memory import activations
-    from methods.curvature.layers import mlp_layers, sizes
-
-    size = sizes(mlp_layers(shape.model, config.layers))
-    kronecker = config.estimator in ("kfac", "ekfac")
-    rows = min(config.kl_rows, shape.retain_rows)
-    # The solve: the rotated gradient, the direction, and the weights as they were. A pass over data comes before it and holds a
-    # gradient and its activations.
-    solve = max(3 * size.spectrum, size.decomposition if kronecker else 0)
-    passes = activations(shape, trained=False)
-    return [
-        Held("factors", size.factors if kronecker else 0),
-        Held("spectrum", size.spectrum, while_measured=config.estimator in ("ekfac", "diagonal")),
-        Held("gradient and step", solve, while_measured=False),
-        Held("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
-        replace(passes, bytes=max(0, size.spectrum + passes.bytes - solve)),
-    ]
 
 
 def clash(problem: Problem, config: KFADEConfig) -> str | None:
@@ -91,9 +69,9 @@ def _steps(
     from harness.models.sources import weights_fingerprint
     from harness.numerics.identity import network_fingerprint
     from methods.curvature.solve import Solver, warn_if_thin
-    from methods.kfade.data import StageData
-    from methods.kfade.fit import fit, forget_gradient
-    from methods.kfade.step import monitoring, take_step
+    from methods.gauss_newton.data import StageData
+    from methods.gauss_newton.fit import fit, forget_gradient
+    from methods.gauss_newton.step import monitoring, take_step
 
     model, costs = setting.model, setting.costs
     data = StageData(setting, stage, config)

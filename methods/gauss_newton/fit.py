@@ -23,7 +23,7 @@ from methods.curvature.layers import Layer
 from methods.curvature.passes import LogitGradient
 from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
 from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
-from methods.kfade.data import StageData, sequences_digest
+from methods.gauss_newton.data import StageData, sequences_digest
 
 CURVATURE_VERSION = 1
 """Raised when what is cached of a fit changes."""

@@ -14,7 +14,7 @@ from harness.core.streams import streams
 from harness.data.rows import Encoded, encode, pad_id
 from harness.numerics.likelihood import AnswerDistributions, answer_nll, check_length
 from harness.storage.cache import digest
-from methods.kfade.config import KFADEConfig
+from methods.gauss_newton.config import KFADEConfig
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class StageData:
         rng = streams(setting.seed, "kfade rows").numpy()
         order = rng.permutation(len(retain)).tolist()
         fitted = len(retain) if config.retain_rows is None else min(config.retain_rows, len(retain))
+        self.retain = retain
         self.fit = [retain[i] for i in sorted(order[:fitted])]
         if config.curvature_on == "retain+forget":
             self.fit = [*self.fit, *forget]

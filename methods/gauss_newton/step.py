@@ -18,7 +18,7 @@ from harness.core.errors import Diverged
 from harness.numerics.likelihood import AnswerDistributions
 from methods.curvature.layers import Layer
 from methods.curvature.solve import Solver
-from methods.kfade.data import StageData, memoised
+from methods.gauss_newton.data import StageData, memoised
 
 log = logging.getLogger(__name__)
 

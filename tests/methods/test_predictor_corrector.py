@@ -1,0 +1,230 @@
+"""The predictor and the corrector: exact on a linear forget objective with a quadratic KL, and as promised on a nano model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.core.config import resolve
+from harness.core.errors import UsageError
+from harness.core.method import METHODS, Progress, Setting
+from harness.data.rows import collate, encode, pad_id
+from harness.models.sources import weights_fingerprint
+from harness.numerics.anatomy import LinearMap
+from harness.numerics.likelihood import AnswerDistributions
+from methods.curvature.gradients import gradient_matrices
+from methods.curvature.layers import Layer, mlp_layers
+from methods.curvature.solve import Solver
+from methods.curvature.spectrum import LayerCurvature
+from methods.first_order.losses import frozen_copy
+from methods.gauss_newton.corrector import kl_gradient, line_search, moves
+from methods.gauss_newton.step import KL_TOLERANCE
+from tests.conftest import SettingMaker
+
+GAMMA = 0.7
+
+
+class Quadratic:
+    """L_F(θ) = ⟨g, θ⟩ and KL(θ) = ½ dᵀGd, d = θ − θ0, with a Kronecker-factored G on two layers; λ = 0."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        shapes = [(3, 4), (4, 2)]
+        self.layers = [
+            Layer(LinearMap(str(i), nn.Linear(n, m, bias=False).double(), transposed=False), block=0)
+            for i, (m, n) in enumerate(shapes)
+        ]
+        self.curvatures = [
+            LayerCurvature(self._basis(n), self._basis(m), torch.rand(n) + 0.1, torch.rand(m) + 0.1) for m, n in shapes
+        ]
+        self.g = [torch.randn(shape) for shape in shapes]
+        self.first = [layer.matrix() for layer in self.layers]
+
+    @staticmethod
+    def _basis(n: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(n, n)).Q
+
+    def times_g(self, d: Sequence[Tensor]) -> list[Tensor]:
+        return [
+            c.rotate_back(c.rotate(x) * c.spectrum((x.shape[0], x.shape[1]), x.device))
+            for c, x in zip(self.curvatures, d, strict=True)
+        ]
+
+    @property
+    def moved(self) -> list[Tensor]:
+        return [layer.matrix() - start for layer, start in zip(self.layers, self.first, strict=True)]
+
+    def kl(self) -> float:
+        return 0.5 * sum(float((x * y).sum()) for x, y in zip(self.moved, self.times_g(self.moved), strict=True))
+
+    def solve(self, gradient: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+        direction = Solver(self.layers, self.curvatures, gradient).direction(damping=0.0)
+        return direction.matrices, direction.g_norm
+
+    def predict(self) -> list[Tensor]:
+        """A predictor of length α = ‖r‖_G / γ; r."""
+        r, norm = self.solve(self.g)
+        moves(self.layers, r)(norm / GAMMA / norm)
+        return r
+
+    def corrector(self) -> list[Tensor]:
+        return self.solve(self.times_g(self.moved))[0]
+
+
+def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_predictor_of_the_right_length_lands_on_the_optimum_of_equation_1():
+    """Where the gradient g − γ G d is 0."""
+    on = Quadratic()
+    r = on.predict()
+    same(on.moved, [x / GAMMA for x in r])
+    same([GAMMA * x for x in on.times_g(on.moved)], on.g)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_joint_step_lands_there_from_anywhere(seed: int):
+    """r/γ − q with both gradients at the same θ."""
+    on = Quadratic()
+    torch.manual_seed(seed)
+    moves(on.layers, [torch.randn(x.shape) for x in on.first])(1.0)
+    (r, _), q = on.solve(on.g), on.corrector()
+    moves(on.layers, [x / GAMMA - y for x, y in zip(r, q, strict=True)])(1.0)
+    same(on.moved, [x / GAMMA for x in r])
+
+
+@pytest.mark.parametrize("eta", [0.25, 0.5, 1.0])
+def test_a_corrector_scales_the_way_and_squares_that_for_the_kl(eta: float):
+    on = Quadratic()
+    on.predict()
+    before, kl = on.moved, on.kl()
+    moves(on.layers, on.corrector())(-eta)
+    same(on.moved, [(1 - eta) * x for x in before])
+    assert on.kl() == pytest.approx((1 - eta) ** 2 * kl, rel=1e-3, abs=1e-6)
+
+
+def test_with_an_exact_g_the_line_search_undoes_the_predictor():
+    on = Quadratic()
+    on.predict()
+    move, kl = moves(on.layers, on.corrector()), on.kl()
+
+    def kl_at(length: float) -> float:
+        move(-length)
+        return on.kl()
+
+    length, least, _ = line_search(kl_at, kl, 2.0**-10)
+    assert length == pytest.approx(1.0)
+    assert least == pytest.approx(0, abs=1e-6)
+
+
+def test_identity_is_plain_ascent_and_descent():
+    on = Quadratic()
+    on.curvatures = [LayerCurvature(None, None, None, None) for _ in on.layers]
+    r, norm = on.solve(on.g)
+    same(r, on.g)
+    assert norm == pytest.approx(sum(float(x.square().sum()) for x in on.g) ** 0.5)
+
+
+# ---------------------------------------------------------------- the gradient of the KL
+
+
+def test_the_gradient_of_the_kl_is_autograds(nano_setting: Setting):
+    model, (stage,) = nano_setting.model.double(), nano_setting.stages
+    rows, pad = encode(stage.retain[:6], nano_setting.tokenizer), pad_id(nano_setting.tokenizer)
+    before = frozen_copy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(int(p.numel())), dtype=p.dtype))
+    layers = mlp_layers(model)
+    found = gradient_matrices(model, layers, rows, pad, kl_gradient(before, rows))
+    batch = collate(rows, range(len(rows)), pad)
+
+    def log_probs(of: Any) -> Tensor:
+        return of(input_ids=batch.input_ids).logits[:, :-1][batch.scored].log_softmax(-1)
+
+    p0, p = log_probs(before).detach(), log_probs(model)
+    kl = (p0.exp() * (p0 - p)).sum(-1).mean()
+    for matrix, expected in zip(found, torch.autograd.grad(kl, [layer.module.weight for layer in layers]), strict=True):
+        torch.testing.assert_close(matrix.double(), expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
+    assert float(kl) == pytest.approx(AnswerDistributions(before, rows, pad).kl(model), rel=1e-4)
+
+
+# ---------------------------------------------------------------- on a nano model
+
+FEW = {"steps": 2, "corrections": 2, "peak_kl": 0.02, "kl_rows": 12}
+
+
+def run(setting: Setting, **settings: Any) -> list[Progress]:
+    method = METHODS.get("predictor_corrector")
+    return list(method.unlearn(setting, resolve(method.config, FEW, settings, owner="predictor_corrector")))
+
+
+@pytest.mark.parametrize("predictor", ["kfac", "ekfac", "diagonal", "identity"])
+@pytest.mark.parametrize("corrector", [None, "identity", "kfac"])
+def test_it_goes_up_to_the_peak_and_comes_down(predictor: str, corrector: str | None, nano_setting: Setting):
+    loss = run_loss(nano_setting)
+    progress = run(nano_setting, predictor=predictor, corrector=corrector)
+    assert [p.measure_here for p in progress] == [True, True]
+    for p in progress:
+        assert p.logged["peak_kl"] == pytest.approx(0.02, rel=KL_TOLERANCE * 1.01)
+        assert p.logged["measured_kl"] < 0.95 * p.logged["peak_kl"]
+        assert p.logged["corrections"] == 2
+    assert progress[-1].logged["forget_loss"] > loss + 1e-3
+
+
+def run_loss(setting: Setting) -> float:
+    (stage,) = setting.stages
+    from harness.numerics.likelihood import answer_nll
+
+    sums, counts = answer_nll(setting.model, encode(stage.forget, setting.tokenizer), pad_id(setting.tokenizer))
+    return float(sums.sum() / counts.sum())
+
+
+def test_without_correctors_it_is_kfade_at_that_kl(make_setting: SettingMaker):
+    one, other = make_setting(), make_setting()
+    run(one, steps=1, corrections=0)
+    kfade = METHODS.get("kfade")
+    same_settings = {"target_kl": 0.02, "kl_rows": 12, "damping": 0.1, "damping_scale": "mean_eigenvalue"}
+    list(kfade.unlearn(other, resolve(kfade.config, same_settings, owner="kfade")))
+    for found, expected in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_same_seed_gives_the_same_weights_and_a_part_of_the_rows_is_drawn_by_it(make_setting: SettingMaker):
+    found = []
+    for seed in (0, 0, 1):
+        setting = make_setting(seed=seed)
+        run(setting, corrector_rows=8)
+        found.append(weights_fingerprint(setting.model))
+    assert found[0] == found[1] != found[2]
+
+
+def test_all_that_is_recorded_is_of_this_step(nano_setting: Setting):
+    logged = [p.logged for p in run(nano_setting)]
+    assert all(0 < step["kl_measurements"] < 60 for step in logged)
+    assert logged[0]["kl_tokens"] == logged[1]["kl_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"damping": 0}, "damping=0 divides by eigenvalues that are 0"),
+        ({"damping": 0, "predictor": "identity", "corrector": "kfac"}, "damping=0 divides"),
+        ({"margin_clip": 0.1}, "margin_clip belongs to objective=margin"),
+        ({"peak_kl": 0}, "peak_kl"),
+        ({"predictor": "newton"}, "predictor"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
+        resolve(METHODS.get("predictor_corrector").config, settings, owner="predictor_corrector")
+
+
+def test_identity_needs_no_damping(nano_setting: Setting):
+    run(nano_setting, predictor="identity", damping=0)
