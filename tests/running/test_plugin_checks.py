@@ -201,6 +201,18 @@ def test_a_file_that_is_no_plugin_is_refused(tmp_path: Path, text: str, said: st
         plugins_of(tmp_path / "nowhere.py")
 
 
+def test_a_folder_is_checked_as_the_plugin_that_its_init_file_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(VARIABLE, "")
+    (tmp_path / "parted").mkdir()
+    with pytest.raises(
+        UsageError, match=r"parted is a folder, and has no __init__\.py that registers something\. Give one file"
+    ):
+        plugins_of(tmp_path / "parted")
+    (tmp_path / "parted" / "__init__.py").write_text('@method("parted", version=1)\ndef unlearn(): ...\n')
+    (tmp_path / "parted" / "steps.py").write_text("")
+    assert plugins_of(tmp_path / "parted") == [("method", "parted")]
+
+
 def test_the_command_tells_line_by_line_and_by_its_exit_code(tmp_path: Path, harness_cli: HarnessCli):
     (tmp_path / "theirs.py").write_text(METHOD.format(name="theirs", **{**GOOD, "end": "setting.model.train()"}))
     done = harness_cli("test-plugin", str(tmp_path / "theirs.py"), "--set", "steps=1")
