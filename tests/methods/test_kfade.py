@@ -18,10 +18,11 @@ from harness.numerics.anatomy import LinearMap
 from harness.numerics.likelihood import answer_nll
 from methods.curvature.layers import Layer, mlp_layers
 from methods.curvature.signals import SequenceObjective, true_labels
-from methods.gauss_newton import fit, unlearn
+from methods.gauss_newton import fit
 from methods.gauss_newton.config import KFADEConfig, missing_back_end
 from methods.gauss_newton.data import StageData
 from methods.gauss_newton.step import KL_TOLERANCE, rounding_losses, step_for_kl
+from methods.kfade import unlearn
 
 
 def config(**settings):
