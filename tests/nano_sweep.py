@@ -46,7 +46,7 @@ PRELOADED = [
         "methods.kfade",
         "methods.gauss_newton.fit",
     ),
-    *("harness.cli.entry", "tests.nano_sweep"),
+    *("harness.cli.entry", "harness.cli.runs", "harness.cli.sweeps", "tests.nano_sweep"),
 ]
 """All that a run imports."""
 

@@ -6,6 +6,8 @@ Torch is imported only by the commands that need it: listing, showing and findin
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -20,6 +22,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 RUN, READ, LOOK, KEEP = "Run", "Read results", "Look around", "Keep house"
 PANELS = (RUN, READ, LOOK, KEEP)
 """Headings of `harness --help`, in order."""
+COMMANDS: Mapping[str, str] = {
+    **{"run": "runs", "transfer": "runs", "sweep": "sweeps", "study": "sweeps", "leaderboard": "pages", "plot": "pages"},
+    **{"show": "showing", "score": "showing", "power": "showing", "list": "listing", "test-plugin": "testing"},
+    **{"doctor": "keeping", "validate": "keeping", "cache": "keeping", "results": "keeping"},
+}
+"""Command → the module of this package that registers it."""
 
 app = typer.Typer(
     cls=Group,
@@ -51,3 +59,11 @@ def program(
     ] = "",
 ) -> None:
     """Unlearning methods for language models behind one interface, measured alike."""
+
+
+def register(command: str = "") -> typer.Typer:
+    """The program with the commands of one module, which is all that running one of them takes; with all for any other word."""
+    for module in [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values()):
+        import_module(f"harness.cli.{module}")
+    app.registered_commands.sort(key=lambda each: PANELS.index(str(each.rich_help_panel)))  # what one comes for first
+    return app

@@ -9,13 +9,10 @@ import sys
 
 import typer
 
-from harness.cli import keeping, listing, pages, runs, showing, sweeps, testing  # noqa: F401  (they register their commands)
-from harness.cli.app import PANELS, app
+from harness.cli.app import app, register
 from harness.cli.mistyped import in_a_sentence
 from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut
 from harness.core.plugins import add_plugins
-
-app.registered_commands.sort(key=lambda each: PANELS.index(str(each.rich_help_panel)))  # what one comes for first
 
 INTERRUPTED = 130
 """What typer gives back of a command that was ended, from the keyboard or by a signal."""
@@ -66,7 +63,10 @@ def main() -> None:
     if not sys.stderr.isatty():  # in a log file libraries draw no bars; transformers asks the hub's library
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        code = app(_with_plugins(sys.argv[1:]), standalone_mode=False) or 0
+        words = _with_plugins(sys.argv[1:])
+        completing = "_HARNESS_COMPLETE" in os.environ
+        register("" if completing else next((word for word in words if not word.startswith("-")), ""))
+        code = app(words, standalone_mode=False) or 0
         _flush()
     except (typer.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any file that ends early for the end of the terminal's input

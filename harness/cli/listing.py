@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from harness.cli.control import Json, Results, print_json, results_root
 from harness.cli.flags import Words, command
 from harness.core.errors import UsageError, unknown
 from harness.core.fields import Field, names, read, text, word
+
+if TYPE_CHECKING:
+    from harness.core.registry import Registry
 
 KINDS = ("methods", "benches", "models", "evals", "studies", "figures", "runs")
 """What `harness list` can list."""
@@ -93,21 +96,34 @@ def _rows(kind: str) -> list[dict[str, Any]]:
         from harness.running.studies import STUDIES
 
         return [{"name": name, "about": study.about} for name, study in STUDIES.items()]
-    from harness.core.benchmark import BENCHMARKS
-
     if kind == "models":
+        from harness.core.benchmark import BENCHMARKS
+
         known: dict[str, tuple[str, list[str]]] = {}
         for bench, benchmark in BENCHMARKS.all().items():
             for name, about in benchmark.models.items():
                 known.setdefault(name, (about, []))[1].append(bench)
         return [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
-    from harness.core.evaluator import EVALUATORS
-    from harness.core.figure import FIGURES
-    from harness.core.method import METHODS
+    return [{"name": entry.name, "about": entry.summary} for entry in _registry(kind).entries.values()]
 
-    registries = {"methods": METHODS, "benches": BENCHMARKS, "evals": EVALUATORS, "figures": FIGURES}
-    registry: Any = registries[kind]
-    return [{"name": entry.name, "about": entry.summary} for entry in registry.entries.values()]
+
+def _registry(kind: str) -> Registry[Any]:
+    """What registers a kind; of the others nothing is imported."""
+    if kind == "methods":
+        from harness.core.method import METHODS
+
+        return METHODS
+    if kind == "benches":
+        from harness.core.benchmark import BENCHMARKS
+
+        return BENCHMARKS
+    if kind == "evals":
+        from harness.core.evaluator import EVALUATORS
+
+        return EVALUATORS
+    from harness.core.figure import FIGURES
+
+    return FIGURES
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

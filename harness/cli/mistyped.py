@@ -11,11 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from typer.core import TyperGroup
+from typer.main import get_command
 
-from harness.core.config import field_names
 from harness.core.errors import UsageError, cut, unknown
-from harness.core.method import METHODS
-from harness.running.request import flag_for
 
 ELSEWHERE = {
     "benchmark": "--bench",
@@ -67,8 +65,10 @@ def in_a_sentence(error: Any) -> str:
 
 
 def _unknown_flag(flag: str, context: Any) -> UsageError:
+    from harness.cli.app import register
+
     known = [name for option in _options(context.command) for name in option.opts]
-    if of := sorted(path for path, command in _commands(context.find_root().command) if flag in _flags(command)):
+    if of := sorted(path for path, command in _commands(get_command(register())) if flag in _flags(command)):
         if context.command is context.find_root().command:
             return UsageError(f"{flag} is a flag of {_several(of)}: write it after the command's name.")
         return UsageError(f"{_path(context)} has no flag {flag}; it is one of {_several(of)}.")
@@ -85,11 +85,16 @@ def _settings_of(command: Any) -> dict[str, str]:
     """The settings of all methods, and how they are given, where a command takes settings."""
     if not any("--set" in option.opts for option in _options(command)):
         return {}
+    from harness.core.config import field_names
+    from harness.core.method import METHODS
+
     names = {name for method in METHODS.all().values() for name in field_names(method.config)}
     return {name.replace("_", "-"): f"--set {name}=VALUE" for name in names}
 
 
 def _too_many(words: str, context: Any) -> str:
+    from harness.running.request import flag_for
+
     # What was taken for an argument before may be a method just as well.
     arguments = [p.name for p in context.command.params if p.param_type_name == "argument"]
     taken = [str(value) for name in arguments if (value := context.params.get(name)) is not None]

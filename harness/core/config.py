@@ -7,7 +7,8 @@ A settings class is a plain class with annotated fields and a line of text under
         damping: PositiveFloat = 1e-8
         \"\"\"λ in G + λI.\"\"\"
 
-Unknown keys, wrong types, values out of range and contradictions are refused in one sentence.
+Unknown keys, wrong types, values out of range and contradictions are refused in one sentence. What validates them is imported
+when the first class is made: listing what there is does without.
 """
 
 from __future__ import annotations
@@ -18,10 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, dataclass_transform
 
-import pydantic
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as pydantic_dataclass
-
 from harness.core.documents import Malformed, parse_json
 from harness.core.errors import UsageError, cut, unknown
 
@@ -29,17 +26,19 @@ JSON = Any
 """Plain JSON data: what `json` can write. (Precise recursive types would be invariant and fit nothing.)"""
 T = TypeVar("T")
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, strict=False)
 
-
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(pydantic.Field,))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only, validated settings class.
 
     A class attribute `_alternatives`, a tuple of tuples of field names, names settings of which only one can hold:
     a later layer that sets one of them clears the others.
     """
-    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=_STRICT)  # type: ignore[return-value]
+    from pydantic import ConfigDict
+    from pydantic.dataclasses import dataclass
+
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, strict=False)
+    return dataclass(cls, frozen=True, kw_only=True, config=strict)  # type: ignore[return-value]
 
 
 def parse(assignments: Iterable[str]) -> dict[str, JSON]:
@@ -97,6 +96,8 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
         UsageError: for an unknown key (with the nearest one), a wrong type, a value out of range, or
             settings that contradict each other.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     merged: dict[str, JSON] = {}
     for layer in layers:
         _known(cls, layer, owner)
@@ -119,6 +120,8 @@ def check(cls: type, values: Mapping[str, JSON], *, owner: str) -> None:
     Raises:
         UsageError: for an unknown key (with the nearest one), a wrong type or a value out of range.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     _known(cls, values, owner)
     try:
         TypeAdapter(cls).validate_python(dict(values))
@@ -162,6 +165,8 @@ def describe(cls: type) -> Sequence[tuple[str, JSON, str]]:
 
 @cache
 def _described(cls: Any) -> Sequence[tuple[str, JSON, str]]:
+    from pydantic import TypeAdapter
+
     schema = TypeAdapter(cls).json_schema()
     # A class knows only the lines under its own settings, not those it inherits.
     descriptions = {
@@ -178,4 +183,6 @@ def _described(cls: Any) -> Sequence[tuple[str, JSON, str]]:
 
 def to_json(config: Any) -> dict[str, JSON]:
     """Plain JSON data out of a settings object; `resolve` gives it back."""
+    from pydantic import TypeAdapter
+
     return TypeAdapter(type(config)).dump_python(config, mode="json")  # type: ignore[no-any-return]

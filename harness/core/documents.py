@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json  # what json.loads gives, in half the time, and with bounds on depth and digits
-
 from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +73,8 @@ def parse_json(text: str | bytes, where: str, line: int = 1, finite: bool = True
     Raises:
         Malformed: naming the line and what is wrong with it.
     """
+    from pydantic_core import from_json  # what json.loads gives, in half the time, and with bounds on depth and digits
+
     try:
         value = from_json(text, allow_inf_nan=not finite)
     except TypeError:  # of a str that no UTF-8 can hold

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from harness.core.config import JSON
 from harness.core.memory import Held, ModelShape
-from harness.core.presets import Preset, PresetEntry, preset_settings, presets_of
+from harness.core.options import Preset
 from harness.core.problem import ModelSource, Problem, Stage
 from harness.core.registry import Registry
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.core.costs import Costs
+    from harness.core.presets import PresetEntry
     from harness.storage.cache import Cache
 
 C = TypeVar("C")
@@ -102,6 +103,8 @@ class Method(Generic[C]):
     @property
     def presets(self) -> list[PresetEntry]:
         """What is published and what was tuned for it; see `harness.core.presets`."""
+        from harness.core.presets import presets_of
+
         return presets_of(self.name, self.config, METHODS.names())
 
     def preset(self, bench: str, family: str, preset: Preset = "published") -> Mapping[str, JSON]:
@@ -112,6 +115,8 @@ class Method(Generic[C]):
         Raises:
             UsageError: for tuned settings that the method does not have there; for a faulty file of presets.
         """
+        from harness.core.presets import preset_settings
+
         return preset_settings(self.presets, self.name, bench, family, preset)
 
 

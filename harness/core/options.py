@@ -9,6 +9,7 @@ from typing import Literal
 Variant = Literal["original", "open-unlearning"]
 Points = Literal["all", "last"]
 Retain = Literal["all", "general", "neighbours"]
+Preset = Literal["published", "tuned"]
 MOST_SEED = 2**32 - 1
 """The largest seed: all generators take it, and what is computed from it stays under 2^64."""
 

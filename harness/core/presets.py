@@ -17,17 +17,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from harness.core.config import JSON, check, resolve, settings
 from harness.core.documents import place, read_toml
 from harness.core.errors import UsageError, unknown
+from harness.core.options import Preset
 from harness.core.plugins import files_of, plugin_files, plugin_folders, plugin_name
 from harness.core.registry import ROOT
 
-Preset = Literal["published", "tuned"]
 ANY = "*"
 """Any benchmark."""
 _Word = Annotated[str, Field(min_length=1)]

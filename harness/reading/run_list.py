@@ -16,7 +16,7 @@ from harness.core.config import JSON, departures, written
 from harness.core.errors import UsageError
 from harness.core.measurement import Measurement
 from harness.core.method import METHODS
-from harness.core.presets import Preset
+from harness.core.options import Preset
 from harness.reading.columns import wrapped
 from harness.reading.compared import Protocol, protocol
 from harness.reading.formats import NO_NUMBER, of_unit

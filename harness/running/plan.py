@@ -13,8 +13,7 @@ from harness.core.config import JSON, departures, resolve, to_json
 from harness.core.errors import UsageError, cut
 from harness.core.evaluator import EvalPlan
 from harness.core.method import METHODS, Method
-from harness.core.options import MOST_SEED, Options
-from harness.core.presets import Preset
+from harness.core.options import MOST_SEED, Options, Preset
 from harness.core.problem import Problem
 from harness.numerics.placement import ALL_GPUS
 from harness.storage.cache import canonical, file_digest

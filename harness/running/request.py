@@ -20,8 +20,7 @@ from harness.core.errors import UsageError, cut
 from harness.core.fields import Field, Given, from_document, names, number, path, seeds, switch, text, word
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
 from harness.core.method import METHODS
-from harness.core.options import MOST_SEED, Options, Points, Retain, Variant
-from harness.core.presets import Preset
+from harness.core.options import MOST_SEED, Options, Points, Preset, Retain, Variant
 
 if TYPE_CHECKING:
     from harness.running.plan import Plan

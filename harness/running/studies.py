@@ -18,8 +18,7 @@ from harness.core.config import JSON, resolve, to_json
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
 from harness.core.method import METHODS
-from harness.core.options import Options
-from harness.core.presets import Preset
+from harness.core.options import Options, Preset
 from harness.running.plan import Plan
 from harness.running.trials import EvalPlans, Sweep, TrialSpec
 from harness.storage.cache import canonical

@@ -9,8 +9,7 @@ from itertools import product
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.core.evaluator import EvalPlan
-from harness.core.options import Options
-from harness.core.presets import Preset
+from harness.core.options import Options, Preset
 from harness.running.grid import Axes, Search, axes_of, draws, size
 from harness.running.plan import Plan, plan, read
 from harness.storage.records import Trial

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from harness.cli.entry import app
+from harness.cli.app import COMMANDS, register
 from harness.cli.mistyped import ELSEWHERE
+from harness.core.registry import ROOT
 from tests.cli.test_cli import Harness, harness, refused  # noqa: F401
 from tests.records import numbers, run, write
 
@@ -72,13 +76,12 @@ def test_a_figure_by_a_setting_that_no_run_has_is_refused_by_its_name(harness: H
 
 
 def test_every_command_answers_an_unknown_flag_with_the_way_out(harness: Harness):  # noqa: F811
-    import typer
 
     def paths(group, path=()):
         for name, command in group.commands.items():
             yield from paths(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
 
-    every = list(paths(typer.main.get_command(app)))
+    every = list(paths(typer.main.get_command(register())))
     assert len(every) > 15
     for path in every:
         refused(harness(*path, "--frobnicate"), f"harness {' '.join(path)} has no flag --frobnicate.", "--help tells of all.")
@@ -86,3 +89,41 @@ def test_every_command_answers_an_unknown_flag_with_the_way_out(harness: Harness
         told = harness("run", f"--{word}", "x")
         assert "harness run has no flag" in told.err or "is a method's setting" in told.err, told
         assert "write " in told.err, told
+
+
+def test_each_command_is_registered_by_the_module_that_it_is_looked_for_in():
+    """A command imports the module that registers it and none of the others."""
+    program = register()
+    assert set(typer.main.get_command(program).commands) == set(COMMANDS)
+    modules = {each.callback.__module__ for each in program.registered_commands} - {"harness.cli.flags"}
+    assert modules <= {f"harness.cli.{module}" for module in COMMANDS.values()}
+    script = (
+        "import sys; from harness.cli.entry import main; sys.argv = ['harness', {word!r}, '--help']\n"
+        "try: main()\nexcept SystemExit as left: code = left.code\n"
+        "print(code, *sorted(m for m in sys.modules if m.startswith('harness.cli.')))"
+    )
+    always = {f"harness.cli.{name}" for name in ("app", "entry", "mistyped")}
+    beside = {f"harness.cli.{name}" for name in ("control", "flags", "listing")}  # what commands share
+    for word in ("list", "validate", "leaderboard"):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(word=word)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        code, *imported = done.stdout.splitlines()[-1].split()
+        assert code == "0"
+        assert f"harness.cli.{COMMANDS[word]}" in imported
+        assert set(imported) <= always | beside | {f"harness.cli.{COMMANDS[word]}"}
+
+
+def test_listing_methods_imports_little():
+    """What it costs is what the parser and the table cost; see docs/performance.md."""
+    script = (
+        "import sys; from harness.cli.entry import main; sys.argv = ['harness', 'list', 'methods', '--json']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.splitlines()[-1].split())
+    ours = {module for module in imported if module.startswith("harness.")}
+    assert not imported & {"torch", "numpy", "pandas", "yaml", "rich", "rich.table"}
+    assert not ours & {"harness.core.presets", "harness.core.benchmark", "harness.core.evaluator", "harness.running.request"}
+    assert len(ours) < 30

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 import harness
-from harness.cli import entry
+from harness.cli.app import register
 from harness.core.benchmark import BENCHMARKS
 from harness.core.evaluator import EVALUATORS
 from harness.core.figure import FIGURES
@@ -61,7 +61,7 @@ def test_the_pages_hold_commands():
 def test_every_command_is_one(words: list[str]):
     if words[0] == "COMMAND" or any("|" in word for word in words):
         return
-    asked = CliRunner().invoke(entry.app, [*words, "--help"])  # reads all words, then shows what they may be
+    asked = CliRunner().invoke(register(), [*words, "--help"])  # reads all words, then shows what they may be
     assert asked.exit_code == 0, asked.output
     for flag, value in pairwise(words):
         for name in value.split(",") if flag in KNOWN else ():
@@ -73,7 +73,7 @@ def test_every_command_is_one(words: list[str]):
 
 
 def test_a_flag_that_is_none_would_be_noticed():
-    asked = CliRunner().invoke(entry.app, ["run", "--method", "kfade", "--banch", "tofu10", "--help"])
+    asked = CliRunner().invoke(register(), ["run", "--method", "kfade", "--banch", "tofu10", "--help"])
     assert asked.exit_code == 2
 
 

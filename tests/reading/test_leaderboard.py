@@ -531,7 +531,7 @@ def test_the_command_and_its_check(store: Path, harness_cli):
 
 def test_the_command_needs_nothing_heavy(store: Path):
     script = (
-        "import sys; from harness.cli.entry import app; app(['leaderboard', '--results', sys.argv[1]], standalone_mode=False);"
+        "import sys; from harness.cli.app import register; register()(['leaderboard', '--results', sys.argv[1]], standalone_mode=False);"
         # Not numpy: the metrics' headings stand beside their formulas.
         "print(sorted({'torch', 'transformers', 'matplotlib', 'scipy', 'pandas'} & set(sys.modules)))"
     )
