@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> Store:
     write(tmp_path, run(measured, spec={"config": usual("kfade")}))
     write(tmp_path, run(measured, spec={"config": usual("kfade", step_size=0.01, layers=[1])}, selection=BY_HAND))
     write(tmp_path, run(measured, spec={"config": usual("npo"), "method": "npo", "form": "tuned"}, selection=TUNED))
-    write(tmp_path, run(measured, spec={"config": {"strength": 1}, "method": "nobodys"}, status="failed", error="it broke"))
+    write(tmp_path, run(measured, spec={"config": {"strength": 1}, "method": "yours"}, status="failed", error="it broke"))
     wmdp = [number(f"{name}_accuracy", value) for name, value in (("bio", 0.2222), ("cyber", 0.6778), ("general", 0.9))]
     write(tmp_path, run(wmdp, spec={"bench": "wmdp", "method": "rmu", "config": {}}))
     return Store(tmp_path)
@@ -56,7 +56,7 @@ def test_runs_are_sorted_and_say_which_settings_they_were_given(store: Store):
         ("tofu10", "kfade", "published", {}, 0),
         ("tofu10", "kfade", "published", {}, 1),
         ("tofu10", "npo", "tuned", rows[3]["settings"], 0),
-        ("tofu10", "nobodys", "published", {}, 0),
+        ("tofu10", "yours", "published", {}, 0),
         ("wmdp", "rmu", "published", {}, 0),
     ]
     assert rows[0]["forget_quality"] == 2.77e-26
@@ -70,7 +70,7 @@ def test_runs_are_sorted_and_say_which_settings_they_were_given(store: Store):
         ({"bench": "wmdp"}, 1),
         ({"bench": "tofu05"}, 0),
         ({"methods": ["kfade", "npo"]}, 4),
-        ({"methods": ["nobodys"]}, 1),
+        ({"methods": ["yours"]}, 1),
         ({"preset": "published"}, 4),
         ({"preset": "by hand", "methods": ["kfade"]}, 1),
         ({"preset": "tuned", "bench": "wmdp"}, 0),
@@ -81,8 +81,8 @@ def test_runs_are_picked_by_benchmark_method_and_preset(store: Store, picked: di
 
 
 def test_a_name_that_nobody_and_no_run_has_is_refused(store: Store):
-    with pytest.raises(UsageError, match=r"no method called 'nobody'. Did you mean 'nobodys'"):
-        listed_runs(store, never, methods=["nobody"])
+    with pytest.raises(UsageError, match=r"no method called 'your'. Did you mean 'yours'"):
+        listed_runs(store, never, methods=["your"])
     with pytest.raises(UsageError, match=r"no benchmark called 'wmpd'. Did you mean 'wmdp'"):
         listed_runs(store, never, bench="wmpd")
 
@@ -122,7 +122,7 @@ def test_a_value_that_was_taken_away_is_a_departure_and_one_that_gave_way_is_non
 
 
 def test_a_run_of_a_method_that_is_not_here_has_no_settings_to_tell(store: Store):
-    (theirs,) = listed_runs(store, never, methods=["nobodys"])
+    (theirs,) = listed_runs(store, never, methods=["yours"])
     assert given_settings(theirs.result) == {}
 
 
