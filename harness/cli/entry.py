@@ -8,6 +8,7 @@ import os
 import sys
 
 import typer
+from typer.main import get_command
 
 from harness.cli.app import app, register
 from harness.cli.mistyped import in_a_sentence
@@ -78,7 +79,7 @@ def main() -> None:
     except Exception as error:
         # Options that typer itself refuses: unknown flags, wrong choices.
         if hasattr(error, "format_message"):
-            if message := in_a_sentence(error):
+            if message := in_a_sentence(error, lambda: get_command(register())):
                 print(f"error: {cut(message, LONGEST_MESSAGE)}", file=sys.stderr)
             sys.exit(2)
         if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from typer.core import TyperGroup
-from typer.main import get_command
 
 from harness.core.errors import UsageError, cut, unknown
 
@@ -48,15 +47,20 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def in_a_sentence(error: Any) -> str:
-    """The message of an error of the parser's; empty where the help was shown for want of a command."""
+def in_a_sentence(error: Any, whole: Callable[[], Any]) -> str:
+    """The message of an error of the parser's; empty where the help was shown for want of a command.
+
+    Args:
+        error: the parser's.
+        whole: makes the program with all its commands, to look for a flag in.
+    """
     context, kind = getattr(error, "ctx", None), type(error).__name__
     if kind == "BadOptionUsage":  # it knows no command
         return f"{error.option_name} {'lacks its' if 'requires' in error.message else 'takes no'} value."
     if context is None:
         return str(error.format_message())
     if kind == "NoSuchOption":
-        return str(_unknown_flag(error.option_name, context))
+        return str(_unknown_flag(error.option_name, context, whole))
     if kind == "MissingParameter" and error.param is not None:
         return f"{_path(context)} lacks {_called(error.param)}: {_first(error.param.help or '')}"
     if extra := _EXTRA.match(error.format_message()):
@@ -64,11 +68,9 @@ def in_a_sentence(error: Any) -> str:
     return str(error.format_message())
 
 
-def _unknown_flag(flag: str, context: Any) -> UsageError:
-    from harness.cli.app import register
-
+def _unknown_flag(flag: str, context: Any, whole: Callable[[], Any]) -> UsageError:
     known = [name for option in _options(context.command) for name in option.opts]
-    if of := sorted(path for path, command in _commands(get_command(register())) if flag in _flags(command)):
+    if of := sorted(path for path, command in _commands(whole()) if flag in _flags(command)):
         if context.command is context.find_root().command:
             return UsageError(f"{flag} is a flag of {_several(of)}: write it after the command's name.")
         return UsageError(f"{_path(context)} has no flag {flag}; it is one of {_several(of)}.")
