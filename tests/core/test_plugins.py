@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.core import plugins
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS, title_of
 from harness.core.measurement import Measurement
 from harness.core.method import METHODS, Progress
 from harness.core.options import Options
-from harness.core.plugins import VARIABLE, add_plugins
+from harness.core.plugins import GROUP, VARIABLE, add_plugins
 from harness.core.registry import ROOT
 from harness.running.executors import in_turn, needs, on_ray, on_workers
 from harness.running.provenance import made_by_other_code, plugin_digests
@@ -81,6 +82,34 @@ def test_a_plugin_may_be_a_folder_whose_files_import_one_another(folder: Path, n
     assert METHODS.get(name).config.kept == 3
     assert METHODS.entries[name].file.path == init.resolve()
     assert set(METHODS.digests(name)) == {"__init__.py", "base.py"}, "all its files are its code"
+
+
+def test_an_installed_package_registers_by_itself_by_its_files_and_by_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = tmp_path / "installed_for_a_test"
+    (package / "parts").mkdir(parents=True)
+    for place, name in {"__init__.py": "of_itself", "file.py": "of_its_file", "parts/__init__.py": "of_its_folder"}.items():
+        (package / place).write_text(METHOD.format(name=name))
+    (package / "parts" / "helper.py").write_text(METHOD.format(name="of_nothing"))
+    about = tmp_path / "installed_for_a_test-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: installed-for-a-test\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(f"[{GROUP}]\nmine = {package.name}\n")
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins._installed.cache_clear()
+    try:
+        names = {name: entry.module for name, entry in METHODS.entries.items() if entry.file}
+        assert names == {
+            "of_itself": package.name,
+            "of_its_file": f"{package.name}.file",
+            "of_its_folder": f"{package.name}.parts",
+        }
+        assert [METHODS.get(name).config().steps for name in names] == [1, 1, 1]
+        assert set(METHODS.digests("of_itself")) == {"__init__.py", "file.py", "parts/__init__.py", "parts/helper.py"}
+    finally:
+        plugins._installed.cache_clear()
 
 
 def test_a_folder_that_is_named_twice_over_registers_once(folder: Path):
