@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject
+from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject, rows_of
 from harness.core.metric import Metric, Rows, harmonic_mean
 from harness.core.options import Variant
 from harness.core.problem import Row
@@ -203,17 +203,6 @@ def rouge_recall(truth: str, answer: str) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------- what a row is worth
-
-
-def rows_of(table: pd.DataFrame, task: str, *columns: str) -> pd.DataFrame:
-    """A task's rows; raises LookupError where there are none, or a column was not measured."""
-    rows = table if table.empty else table[table["task"] == task]
-    if rows.empty:
-        raise LookupError(f"there are no {task} rows")
-    for column in columns:
-        if column not in rows or rows[column].isna().all():
-            raise LookupError(f"there is no {column} for {task}")
-    return rows
 
 
 def wrong_losses(rows: pd.DataFrame) -> np.ndarray:

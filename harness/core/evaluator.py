@@ -310,6 +310,26 @@ def evaluator(
     return register
 
 
+def rows_of(table: pd.DataFrame, questions: str, *columns: str) -> pd.DataFrame:
+    """A set of questions' rows of a table. A record keeps all tables as one, with other evaluators' rows in it.
+
+    Args:
+        table: as `Subject.table` gives it.
+        questions: the set's name, what the column `task` holds.
+        columns: what is needed of them.
+
+    Raises:
+        LookupError: where there are none, or a column was not measured.
+    """
+    rows = table if table.empty else table[table["task"] == questions]
+    if rows.empty:
+        raise LookupError(f"there are no {questions} rows")
+    for column in columns:
+        if column not in rows or rows[column].isna().all():
+            raise LookupError(f"there is no {column} for {questions}")
+    return rows
+
+
 def metric_of(name: str) -> tuple[Evaluator, Metric] | None:
     """The evaluator that gives a metric of that name, and the metric as it is declared; None if no evaluator does."""
     whole_names_first = sorted(EVALUATORS.all().values(), key=lambda each: isinstance(each.metrics, MetricFamily))

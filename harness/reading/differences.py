@@ -17,6 +17,7 @@ from harness.core.metric import Metric, OfMeans
 from harness.core.options import Variant
 from harness.statistics.measurements import given_by, groups_of, matrix
 from harness.statistics.paired import Group, Resampling, gaps
+from harness.storage.frames import AllInOne
 from harness.storage.records import RunSpec
 from harness.storage.store import Store
 
@@ -61,20 +62,6 @@ def differences(
     pairs = of_rows(recorded, roles_of(specs[0].bench).compared, specs[0].variant, against)
     corrected = holm([each.p for each in pairs])
     return [replace(each, p_corrected=p) for each, p in zip(pairs, corrected, strict=True)]
-
-
-class AllInOne(dict[str, "pd.DataFrame"]):
-    """The rows of a record, which keeps all tables as one: whichever table is asked for."""
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        super().__init__()
-        self._rows = rows
-
-    def __missing__(self, name: str) -> pd.DataFrame:
-        return self._rows
-
-    def __contains__(self, name: object) -> bool:
-        return True
 
 
 def of_rows(

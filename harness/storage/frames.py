@@ -6,11 +6,37 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from harness.core.measurement import Absent, Measurement
+from harness.core.problem import ROW_KEYS
 from harness.storage.cache import canonical, digest
 from harness.storage.records import RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class AllInOne(dict[str, "pd.DataFrame"]):
+    """The rows of a record, which keeps all tables as one: whichever table is asked for."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        return self._rows
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def in_one(tables: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
+    """Tables of rows as a record keeps them: what belongs to one row side by side; None if there are no rows."""
+    keys, merged = list(ROW_KEYS), None
+    for table in (table for table in tables if len(table)):
+        if merged is not None and set(table) & set(merged) > set(keys):  # two tables fill a column for different tasks
+            merged = merged.set_index(keys).combine_first(table.set_index(keys)).reset_index()
+        else:
+            merged = table if merged is None else merged.merge(table, on=keys, how="outer", sort=False)
+    return merged
 
 
 def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:

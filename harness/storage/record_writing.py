@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.documents import Malformed
 from harness.core.evaluator import GenerationRequest
 from harness.storage.cache import disk_errors, flush
+from harness.storage.frames import in_one
 from harness.storage.record_files import POINTS, ROWS, RUN, TEXTS, lines_of, point_of, read_rows
 from harness.storage.records import Point, RunResult, to_json
 
@@ -137,13 +138,7 @@ class Record:
     def _keep_rows(self, index: int, tables: Mapping[str, pd.DataFrame]) -> int:
         import pandas as pd
 
-        merged: pd.DataFrame | None = None
-        for table in (table for table in tables.values() if len(table)):
-            keys = ["task", "row", "cluster"]
-            if merged is not None and set(table) & set(merged) > set(keys):  # two tables fill a column for different tasks
-                merged = merged.set_index(keys).combine_first(table.set_index(keys)).reset_index()
-            else:
-                merged = table if merged is None else merged.merge(table, on=keys, how="outer", sort=False)
+        merged = in_one(tables.values())
         if merged is None:
             return 0
         merged = merged.assign(point=index)

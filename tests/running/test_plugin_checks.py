@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS
@@ -102,6 +103,7 @@ def test_a_method_that_keeps_all_promises(tmp_path: Path):
             SHARED,
             "it changes torch's default type: put it back in 'finally'",
         ),
+        ({"end": "torch.set_default_device('meta')"}, SHARED, "it changes torch's default device"),
         ({"end": "torch.set_num_threads(3)"}, SHARED, "it changes torch's number of threads"),
         ({"end": "torch.use_deterministic_algorithms(True)"}, SHARED, "it changes torch's choice of deterministic"),
         ({"end": "torch.set_grad_enabled(False)"}, SHARED, "it changes whether gradients are taken"),
@@ -121,6 +123,9 @@ def test_what_a_method_does_not_keep_is_named(tmp_path: Path, changes: dict[str,
     before = ProcessBefore.now()
     assert said in told(tmp_path, f"breaks_{abs(hash(str(changes)))}", **changes)[promise]
     before.keep()  # whatever it did, the checks after it, and this process, are none the worse
+    assert not torch.overrides._get_current_function_mode_stack(), (
+        "nor slower: a default device that is set looks at every call"
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,6 +168,16 @@ def test_what_is_no_rows_and_no_number_is_refused(tmp_path: Path, bench: Bench, 
     assert said in found["something is measured where all is there"]
     with pytest.raises(UsageError, match=re.escape(said)):
         execute(bench.plan(lambda *_: iter(()), [EVALUATORS.get("their_numbers")]), bench.store, bench.cache)
+
+
+def test_an_evaluator_that_takes_all_rows_for_its_own_is_told(tmp_path: Path):
+    """A record keeps all tables as one: whoever averages over it whole averages over other evaluators' rows."""
+    built = "{'task': 'mine', 'row': [0, 1], 'cluster': ['a', 'b'], 'words': [1.0, 2.0]}"
+    (tmp_path / "all_rows.py").write_text(EVALUATOR.format(name="all_rows", built=built, given=ROWS_OF_TABLE))
+    plugins_of(tmp_path / "all_rows.py")
+    found = {o.promise: o.broken for o in outcomes(checks_of("evaluator", "all_rows", "tofu10", {}, tmp_path))}
+    assert "others' rows stand beside its own" in found.pop("so they do from a record, which keeps all tables as one")
+    assert not any(found.values()), found
 
 
 def test_a_benchmark_whose_questions_name_no_rows_is_refused_when_a_run_is_planned(bench: Bench):

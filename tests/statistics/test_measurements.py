@@ -9,9 +9,9 @@ from harness.core.measurement import Measurement
 from harness.core.metric import OfMeans
 from harness.core.options import Options
 from harness.core.registry import ROOT
-from harness.reading.differences import AllInOne
 from harness.running.plan import read
 from harness.statistics.measurements import measurements
+from harness.storage.frames import AllInOne
 from harness.storage.store import Store
 
 STORE = Store(ROOT / "results")

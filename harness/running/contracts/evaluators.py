@@ -17,6 +17,7 @@ from harness.running.contracts.promises import Check, keep
 from harness.running.contracts.workshop import Workshop
 from harness.running.measuring import check_tables
 from harness.statistics.measurements import measurements
+from harness.storage.frames import AllInOne, in_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,7 @@ def checks(evaluator: Evaluator, shop: Workshop, references: Callable[[], Sequen
         "its numbers have an interval, or say why not": lambda: numbers_or_reasons(measurements(evaluator, subject())),
         "something is measured where all is there": lambda: something_is_measured(evaluator, subject()),
         "the same numbers come from its recorded tables alone": lambda: same_from_tables(evaluator, subject()),
+        "so they do from a record, which keeps all tables as one": lambda: same_from_record(evaluator, shop),
         "what cannot be measured is absent, with the reason": lambda: absent_without_anything(evaluator, shop),
         "a collapsed model gets no bad number": lambda: no_bad_number_of_a_collapsed_model(evaluator, shop, references()),
         "the model stays as it is": lambda: model_stays(evaluator, subject()),
@@ -133,6 +135,34 @@ def same_from_tables(evaluator: Evaluator, subject: Subject) -> None:
         again = measurements(evaluator, Subject(None, subject.plan, subject.references, dict(subject.tables)))
         other = next((now.metric for now, then in zip(again, numbers, strict=True) if now != then), "")
         keep(not other, f"{other} comes out otherwise from the recorded tables: keep what it rests on by subject.table")
+
+
+def same_from_record(evaluator: Evaluator, shop: Workshop) -> None:
+    """Rows of other evaluators and of other sets of questions are no rows of its own."""
+    if evaluator.changes_model:
+        return
+    numbers, subject = _beside_others(evaluator, shop)
+    if (rows := in_one(subject.tables.values())) is None:
+        return
+    again = measurements(evaluator, Subject(None, subject.plan, (), AllInOne(rows)))
+    for now, then in zip(again, numbers, strict=True):
+        same = isinstance(now, Absent) and isinstance(then, Absent)
+        if isinstance(now, Measurement) and isinstance(then, Measurement):
+            same = now.n == then.n and math.isclose(now.value, then.value, rel_tol=1e-9)
+        keep(
+            same,
+            f"{now.metric} comes out otherwise from a record, where others' rows stand beside its own: take its own by "
+            "harness.core.evaluator.rows_of(table, 'forget', 'my_column')",
+        )
+
+
+def _beside_others(evaluator: Evaluator, shop: Workshop) -> tuple[Sequence[Measurement | Absent], Subject]:
+    """Its numbers where the benchmark's own evaluators measure as well, and what holds the tables of all."""
+    others = [e for e in shop.plan.evaluators if e.name != evaluator.name and not e.changes_model]
+    subject = shop.subject(shop.setting(), [*others, evaluator])
+    for other in others:
+        measurements(other, subject)
+    return measurements(evaluator, subject), subject
 
 
 def absent_without_anything(evaluator: Evaluator, shop: Workshop) -> None:

@@ -37,7 +37,7 @@ def _shared() -> list[_Shared]:
 
     return [
         _Shared("torch's default type", torch.get_default_dtype, torch.set_default_dtype, restore),
-        _Shared("torch's default device", torch.get_default_device, torch.set_default_device, restore),
+        _Shared("torch's default device", torch.get_default_device, lambda _: torch.set_default_device(None), restore),
         _Shared(
             "whether gradients are taken",
             torch.is_grad_enabled,
@@ -68,7 +68,8 @@ def process_put_back() -> Iterator[None]:
             yield
         finally:
             for each, then in before:
-                each.put_back(then)
+                if each.now() != then:
+                    each.put_back(then)
 
 
 @dataclass(frozen=True)
