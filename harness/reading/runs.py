@@ -12,6 +12,7 @@ from harness.core.measurement import Difference, Measurement
 from harness.reading.differences import differences
 from harness.reading.formats import of_unit
 from harness.reading.samples import samples_of
+from harness.storage.identity import comparable
 from harness.storage.records import RunResult
 from harness.storage.store import Store
 
@@ -122,7 +123,7 @@ class Runs(Sequence[RunResult]):
                 named.setdefault(result.spec.method, []).append((result.spec, result.points[-1].index))
         if against and against not in named:
             raise UsageError(f"none of these runs is of {against}; there are: {', '.join(sorted(named)) or 'none'}.")
-        if len({result.spec.comparable for result in self}) > 1:
+        if len({comparable(result.spec) for result in self}) > 1:
             raise UsageError("these runs are not all on one benchmark, model and data; load_runs(path, bench=…) picks them.")
         for method, runs in named.items():
             if len({str(sorted(spec.config.items(), key=str)) for spec, _ in runs}) > 1:

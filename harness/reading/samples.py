@@ -13,6 +13,7 @@ from harness.core.benchmark import roles_of
 from harness.core.errors import UsageError
 from harness.core.evaluator import metric_of
 from harness.reading.formats import NO_NUMBER, plain
+from harness.storage.identity import comparable
 from harness.storage.records import RunResult, RunSpec
 from harness.storage.store import Store
 
@@ -85,7 +86,7 @@ def _answers(result: RunResult, store: Store) -> Mapping[Turns, str]:
 def _reference(spec: RunSpec, method: str, store: Store) -> Mapping[Turns, str]:
     """The answers of a recorded run of a reference method on the same data, of the lowest seed that has any."""
     runs = [store.read(place) for place in store.places(f"{spec.bench}/*/{method}/*")]
-    alike = [run for run in runs if run.spec.comparable == spec.comparable]
+    alike = [run for run in runs if comparable(run.spec) == comparable(spec)]
     return next((texts for run in sorted(alike, key=lambda run: run.spec.seed) if (texts := _answers(run, store))), {})
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.measurement import Absent, Measurement
 from harness.core.problem import ROW_KEYS
 from harness.storage.cache import canonical, digest
+from harness.storage.identity import comparable
 from harness.storage.records import RunResult
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:
             "status": result.status,
             "folder": folder,
             "config": canonical(spec.config),
-            "comparable": spec.comparable,
+            "comparable": comparable(spec),
         }
         places: list[tuple[Any, ...]] = [
             ("method", p.index, p.step, p.unlearn_seconds, canonical(p.logged), p.measurements) for p in result.points

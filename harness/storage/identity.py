@@ -6,12 +6,11 @@ A new dimension of identity is a field of `RunSpec` and a line here; besides the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from harness.core.config import to_json
 from harness.storage.cache import digest
-
-if TYPE_CHECKING:
-    from harness.storage.records import RunSpec
+from harness.storage.records import LATER_FIELDS, RunSpec, without_later
 
 
 class Part(NamedTuple):
@@ -46,3 +45,9 @@ FIELDS = tuple(dict.fromkeys(field for part in IDENTITY for field in part.fields
 """The fields of a spec that they are made of."""
 NAME = ("benchmark", "model", "variant", "retain set")
 """What of it stands in a table's heading."""
+
+
+def comparable(spec: RunSpec) -> str:
+    """Eight digits that are equal for runs on one benchmark, model, data and definitions, whatever unlearned and how."""
+    fields = without_later(LATER_FIELDS, to_json(spec))
+    return digest({name: fields[name] for name in (*FIELDS, "basis") if name in fields})[:8]

@@ -21,7 +21,6 @@ from harness.core.costs import Phase
 from harness.core.measurement import Absent, Measurement
 from harness.core.options import Points, Retain, Variant
 from harness.storage.cache import digest
-from harness.storage.identity import FIELDS
 
 SCHEMA_VERSION = 7
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
@@ -87,14 +86,8 @@ class RunSpec:
     @cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits."""
-        fields = _without(LATER_FIELDS, to_json(self))
-        return digest({**fields, "config": _without(LATER_SETTINGS, fields["config"])})[:12]
-
-    @cached_property
-    def comparable(self) -> str:
-        """Eight digits that are equal for runs on one benchmark, model, data and definitions, whatever unlearned and how."""
-        fields = _without(LATER_FIELDS, to_json(self))
-        return digest({name: fields[name] for name in (*FIELDS, "basis") if name in fields})[:8]
+        fields = without_later(LATER_FIELDS, to_json(self))
+        return digest({**fields, "config": without_later(LATER_SETTINGS, fields["config"])})[:12]
 
     @property
     def questions_file(self) -> Path:
@@ -109,8 +102,8 @@ class RunSpec:
         return Path(self.bench, f"{slug}-{digest(self.sources.get('base'))[:8]}", self.method, self.run_id)
 
 
-def _without(later: Mapping[str, JSON], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What was told, as it was before there were the later parts: those that leave everything as it was are left out."""
+def without_later(later: Mapping[str, JSON], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as they were before there were the later ones: those that leave everything as it was are left out."""
     return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 

@@ -30,6 +30,7 @@ from harness.running.measuring import measure, source_tables
 from harness.running.run import execute
 from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
+from harness.storage.identity import comparable
 from harness.storage.records import to_json
 from tests.conftest import Bench, SettingMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server
@@ -605,7 +606,7 @@ def test_the_judge_names_a_run_only_where_it_decides_numbers(bench: Bench, data:
     assert spec(evals=("mt_bench",), judge=replace(judge, url="http://elsewhere/v1")).run_id == judged.run_id
     assert spec(evals=("mt_bench",), judge=replace(judge, model="gpt-5")).run_id != judged.run_id
     assert spec(evals=("mt_bench",), judge=replace(judge, repetitions=5)).run_id != judged.run_id
-    assert judged.comparable != plain.comparable
+    assert comparable(judged) != comparable(plain)
     write(data, "question.jsonl", QUESTIONS[:5])
     assert spec(evals=("mt_bench",), judge=judge).run_id != judged.run_id
     assert "elsewhere" not in json.dumps(to_json(judged))

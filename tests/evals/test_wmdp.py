@@ -22,6 +22,7 @@ from harness.running.doctor import examine
 from harness.running.plan import plan
 from harness.running.run import execute
 from harness.storage.cache import Cache, digest
+from harness.storage.identity import comparable
 from harness.storage.store import Store
 from tests.conftest import Nano
 
@@ -108,7 +109,7 @@ def test_one_kind_of_text_guards_every_stage_where_it_is_asked_for(retain: str):
 def test_runs_with_other_retain_sets_are_other_runs_and_not_compared():
     plans = [plan("wmdp", "mini", "grad_diff", {}, Options(retain=retain)) for retain in ("all", "general", "neighbours")]
     specs = [todo.spec for todo in plans]
-    assert len({spec.run_id for spec in specs}) == len({spec.comparable for spec in specs}) == 3
+    assert len({spec.run_id for spec in specs}) == len({comparable(spec) for spec in specs}) == 3
     assert len({spec.questions_file for spec in specs}) == 1
     assert [todo.command.partition(" --retain ")[2] for todo in plans] == ["", "general", "neighbours"]
 

@@ -15,6 +15,7 @@ from harness.core.evaluator import EVALUATORS
 from harness.core.method import Progress, Setting
 from harness.core.registry import ROOT
 from harness.reading.runs import Runs
+from harness.storage.identity import comparable
 from tests.conftest import Bench
 
 MEASURED = ("rouge", "probability")
@@ -133,7 +134,7 @@ def test_methods_are_compared_on_the_same_rows():
     with pytest.raises(harness.UsageError, match=r"differ in their settings|not all on one benchmark"):
         harness.compare(every)
     first = every[0].spec
-    alike = [r for r in every if r.spec.comparable == first.comparable and r.spec.seed == first.seed]
+    alike = [r for r in every if comparable(r.spec) == comparable(first) and r.spec.seed == first.seed]
     usual = {r.spec.method: r for r in alike}
     found = harness.compare(Runs(list(usual.values()), every.store), "npo")
     assert {(each.first, each.second) for each in found} == {("ga", "npo")}
