@@ -39,6 +39,16 @@ def _flush() -> None:
         raise UsageError(f"the output cannot be written: {error.strerror}. Write it elsewhere.") from error
 
 
+def _open_streams() -> bool:
+    """Give what is printed somewhere to go where the program was begun without streams; whether it had an output."""
+    had_output = sys.stdout is not None
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  (open as long as the program runs)
+    if sys.stderr is None:  # else `file=sys.stderr` means stdout
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    return had_output
+
+
 def _with_plugins(words: list[str]) -> list[str]:
     """The words without `--plugins DIR`, which may stand anywhere, since what a command knows depends on it."""
     kept, folders = [], []
@@ -59,6 +69,7 @@ def main() -> None:
     """Run the command that was typed and leave with its exit status."""
     from harness.core.signals import exit_status, stop_on_signals
 
+    had_output = _open_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     stop_on_signals()
     if not sys.stderr.isatty():  # in a log file libraries draw no bars; transformers asks the hub's library
@@ -69,6 +80,8 @@ def main() -> None:
         register("" if completing else next((word for word in words if not word.startswith("-")), ""))
         code = app(words, standalone_mode=False) or 0
         _flush()
+        if not had_output:
+            raise UsageError("the output cannot be written: it is closed. Write it somewhere.")
     except (typer.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any file that ends early for the end of the terminal's input
             raise error.__cause__ from None

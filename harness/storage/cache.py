@@ -362,7 +362,9 @@ def disk_trouble(error: Exception) -> str | None:
     if isinstance(name, str | bytes | os.PathLike):
         what = cut(os.fsdecode(name))
     else:
-        places = [Path.cwd(), Path(os.environ.get("HARNESS_CACHE") or _usual_root()), temporary.temporary_place()]
+        places = [Path.cwd(), Path(os.environ.get("HARNESS_CACHE") or _usual_root())]
+        with suppress(UsageError):  # nothing can be written there either
+            places.append(temporary.temporary_place())
         full = [place for place in places if place.is_dir() and shutil.disk_usage(place).free < _LITTLE]
         what = "a file in " + " or ".join(dict.fromkeys(cut(str(place)) for place in full or places))
         what = what if full or sys.stdout.isatty() else f"the output, or {what},"

@@ -27,8 +27,16 @@ _TRIES = 100
 
 
 def temporary_place() -> Path:
-    """The system's temporary folder: TMPDIR, if it is set."""
-    return Path(tempfile.gettempdir())
+    """The system's temporary folder: TMPDIR, if it is set.
+
+    Raises:
+        UsageError: if none can be written, as on a full disk.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        message = "no folder for temporary files can be written. Free some space, or set TMPDIR to a folder that can."
+        raise UsageError(message) from error
 
 
 @contextmanager

@@ -88,9 +88,26 @@ def ended(words: list[str], stdout: int | Path = subprocess.PIPE, before: str = 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_that_cannot_be_written_is_told():
-    done = ended(["list", "methods"], Path("/dev/full"))
+@pytest.mark.parametrize("words", [["list", "methods"], ["list", "methods", "--json"], ["--version"], ["show", "--help"]])
+def test_output_that_cannot_be_written_is_told(words: list[str]):
+    done = ended(words, Path("/dev/full"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: the output, or a file in ")
     assert "cannot be written: No space left on device." in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_output_larger_than_files_may_be_is_told_though_no_folder_can_be_written(tmp_path: Path):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    done = ended(["list", "methods"], tmp_path / "list", limited)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the output, or a file in ")
+    assert "cannot be written: File too large." in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_output_is_told_and_a_closed_error_stream_spoils_nothing():
+    done = ended(["list", "methods"], before="sys.stdout = None")
+    assert (done.returncode, done.stderr) == (2, "error: the output cannot be written: it is closed. Write it somewhere.\n")
+    done = ended(["show", "kfde"], before="sys.stderr = None")
+    assert (done.returncode, done.stdout) == (2, ""), "what is wrong is no output"
