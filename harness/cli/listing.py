@@ -23,6 +23,12 @@ KINDS = ("methods", "benches", "models", "evals", "studies", "figures", "runs")
 """What `harness list` can list."""
 PRESETS = ("published", "tuned", "by hand", "other")
 """On what a run's settings stand."""
+ELSEWHERE = {
+    **{"benchmarks": "harness list benches", "datasets": "harness list benches"},
+    **{"metrics": "harness list evals", "evaluators": "harness list evals", "plots": "harness list figures"},
+    **{"presets": "harness show METHOD", "settings": "harness show METHOD"},
+}
+"""What one may look for under another name → the command that lists it."""
 OF_RUNS = "Of runs alone"
 """A heading of `--help`."""
 
@@ -61,6 +67,8 @@ def list_(
 
     harness list runs --bench tofu10 --method kfade,npo
     """
+    if kind in ELSEWHERE:
+        raise UsageError(f"{kind} are listed by {ELSEWHERE[kind]}.")
     if kind not in KINDS:
         raise unknown("kind of thing to list", kind, KINDS)
     if kind == "runs":

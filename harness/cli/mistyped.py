@@ -42,6 +42,8 @@ class Group(TyperGroup):
         Raises:
             UsageError: if none is called so.
         """
+        if args and args[0] in ("help", "version"):
+            raise UsageError(f"there is no command {args[0]}: write {_path(ctx)} --{args[0]}.")
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             raise unknown("command", args[0], self.commands, f"{_path(ctx)} --help")
         return super().resolve_command(ctx, args)
@@ -95,7 +97,7 @@ def _settings_of(command: Any) -> dict[str, str]:
 
 
 def _too_many(words: str, context: Any) -> str:
-    from harness.running.request import flag_for
+    from harness.running.misplaced import flag_for
 
     # What was taken for an argument before may be a method just as well.
     arguments = [p.name for p in context.command.params if p.param_type_name == "argument"]

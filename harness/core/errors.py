@@ -75,8 +75,9 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str = "") -> Us
         listing: the command that lists them all.
     """
     names, name = sorted(known), cut(name)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{cut(near[0])}'?" if near else ""
+    alike = {each.lower(): each for each in names}  # KFADE is near kfade
+    near = difflib.get_close_matches(name.lower(), alike, n=1, cutoff=0.5)
+    hint = f" Did you mean '{cut(alike[near[0]])}'?" if near else ""
     shown = names if len(", ".join(names)) <= LONGEST_LIST else sorted(difflib.get_close_matches(name, names, NEAREST, 0.0))
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     where = f"; {listing} tells of all" if listing else ""

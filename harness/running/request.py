@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
-from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut
 from harness.core.fields import Field, Given, from_document, names, number, path, seeds, switch, text, word
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
-from harness.core.method import METHODS
 from harness.core.options import MOST_SEED, Options, Points, Preset, Retain, Variant
+from harness.running.misplaced import check_places, flag_for
 
 if TYPE_CHECKING:
     from harness.running.plan import Plan
@@ -48,6 +47,13 @@ def grid(given: Given) -> Mapping[str, Any]:
     if isinstance(given.value, Mapping):
         return listed_axes(given.value, given.text.partition(":")[0] if given.origin == "file" else "grid")
     return axes(cast("Sequence[str]", given.value or ()))
+
+
+def seed(given: Given) -> int | None:
+    """A seed."""
+    if "," in str(given.value):
+        raise UsageError(f"{given.text}: a run has one seed; harness sweep --seeds {cut(str(given.value))} makes one for each.")
+    return number(0, MOST_SEED)(given)
 
 
 def _check_mapping(given: Given, entry: str) -> None:
@@ -193,7 +199,7 @@ class RunRequest(Request):
     """What to unlearn with, or several parted by commas; see harness list methods."""
     bench: BenchName = ""
     """The benchmark; see harness list benches."""
-    seed: Annotated[int, Field(number(0, MOST_SEED), WHAT, metavar="NUMBER")] = 0
+    seed: Annotated[int, Field(seed, WHAT, metavar="NUMBER")] = 0
     """Unlearning seed."""
     settings: Settings = field(default_factory=dict)
     """A setting, key=value; lists as [3,4]. See harness show METHOD."""
@@ -216,7 +222,9 @@ class RunRequest(Request):
         from harness.running.plan import plan
 
         if not self.method or not self.bench:
-            raise UsageError(f"{NEEDED}, or --spec.")
+            meant = f"; {self.model} is no model, write {flag}" if (flag := flag_for(self.model)) else ""
+            raise UsageError(f"{NEEDED}, or --spec{meant}.")
+        check_places(self.method, self.bench)
         options = self.options(self.seed, self.points, self.trust_remote_code)
         return [
             plan(self.bench, self.model, method, self.settings, options, recorded=recorded, preset=self.preset)
@@ -372,13 +380,6 @@ class StudyRequest(Request):
     """Other unlearning seeds than the study's, parted by commas."""
 
 
-def flag_for(word: str) -> str:
-    """What to write for methods or a benchmark that stand where no flag is before them; empty for any other word."""
-    given = set(word.split(","))
-    kinds = ((METHODS, "--method"), (BENCHMARKS, "--bench"))
-    return next((f"{flag} {word}" for registry, flag in kinds if given <= set(registry.entries)), "")
-
-
 def request_file(kind: type[Request], file: Path) -> dict[str, Given]:
     """A layer out of a YAML file.
 
@@ -387,6 +388,7 @@ def request_file(kind: type[Request], file: Path) -> dict[str, Given]:
     """
     what = {RunRequest: "run", SweepRequest: "sweep"}.get(kind, "study")
     if not file.exists() and file.suffix not in (".yaml", ".yml"):
-        advice = f"write {flag}" if (flag := flag_for(str(file))) else "a setting is one word, --set key=value"
+        several = " (several parted by commas)" if flag_for(str(file)).startswith("--method") else ""
+        advice = f"write {flag}{several}" if (flag := flag_for(str(file))) else "a setting is one word, --set key=value"
         raise UsageError(f"there is no file {cut(str(file))}; {advice}.")
     return from_document(kind, read_yaml(file, file.name), file.name, what)
