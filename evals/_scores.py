@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _tofu
-from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
 from harness.core.metric import Better, Metric
 from harness.core.problem import Row
 
@@ -58,24 +58,24 @@ def _choices(rows: Sequence[Row]) -> bool:
     return bool(rows) and all("choices" in row for row in rows)
 
 
-def scores(subject: Subject, questions: Rows) -> pd.DataFrame:
+def scores(context: EvalContext, questions: Rows) -> pd.DataFrame:
     """One row per question: `task`, `row`, `cluster`, and its `score`; NaN where a likelihood is not finite."""
     import pandas as pd
 
     # By Hugging Face in any case: between two measurements the model changes, and vLLM would have to be started anew.
-    plan = replace(subject.plan, of=replace(subject.problem, questions=questions), generator="hf")
-    subject = Subject(subject.loaded, plan, ())
+    plan = replace(context.plan, of=replace(context.problem, questions=questions), generator="hf")
+    context = EvalContext(context.loaded, plan, ())
     if all(_choices(rows) for rows in questions.values()):
         choices = EVALUATORS.get("multiple_choice")
         with suppress(LookupError):  # what is not finite is told apart below
-            choices.measure(subject, choices.metrics_of(plan)[0])
-        table = subject.tables["choices"]
+            choices.measure(context, choices.metrics_of(plan)[0])
+        table = context.tables["choices"]
         return table[KEYS].assign(score=table["correct"].where(table["choice"] >= 0)).reset_index(drop=True)
     parts = []
-    table = _tofu.likelihood(subject)
+    table = _tofu.likelihood(context)
     for name, rows in questions.items():
         try:
-            values = _tofu.probability(subject, name).values
+            values = _tofu.probability(context, name).values
         except LookupError:  # not one likelihood is finite
             values = np.full(len(rows), np.nan)
         parts.append(table.loc[table["task"] == name, KEYS].assign(score=np.where(np.isfinite(values), values, np.nan)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject, rows_of
+from harness.core.evaluator import EvalContext, EvalPlan, GenerationRequest, Sampling, rows_of
 from harness.core.metric import Metric, Rows, harmonic_mean
 from harness.core.options import Variant
 from harness.core.problem import Row
@@ -43,84 +43,84 @@ GUARD = 1e-10
 # ---------------------------------------------------------------- the tables
 
 
-def likelihood(subject: Subject) -> pd.DataFrame:
+def likelihood(context: EvalContext) -> pd.DataFrame:
     """Per-token losses of every evaluated row: `avg_gt_loss`, `avg_paraphrased_loss`, `average_perturb_loss` (a list)."""
-    return subject.table("likelihood", _build_likelihood)
+    return context.table("likelihood", _build_likelihood)
 
 
-def answers(subject: Subject) -> pd.DataFrame:
+def answers(context: EvalContext) -> pd.DataFrame:
     """ROUGE recall of the greedy answer to every evaluated row: `rouge1_recall`, `rougeL_recall`."""
-    return subject.table("answers", _build_answers)
+    return context.table("answers", _build_answers)
 
 
-def divergence(subject: Subject) -> pd.DataFrame:
+def divergence(context: EvalContext) -> pd.DataFrame:
     """KL(before unlearning ‖ now) of every evaluated retain row: `kl_sum` over its answer's `kl_tokens` tokens."""
-    return subject.table("divergence", _build_divergence)
+    return context.table("divergence", _build_divergence)
 
 
-def hold_before(subject: Subject) -> None:
+def memoize_before(context: EvalContext) -> None:
     """Keep what the model before unlearning says of the retain rows."""
-    _before(subject, lambda: subject.model)
+    _before(context, lambda: context.model)
 
 
-def _before(subject: Subject, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
+def _before(context: EvalContext, model: Callable[[], PreTrainedModel]) -> AnswerDistributions:
     from harness.data.rows import pad_id
     from harness.models.pretraining import weights_digest
     from harness.numerics.likelihood import AnswerDistributions
     from harness.storage.cache import digest
 
-    problem = subject.problem
+    problem = context.problem
     rows = [(row["question"], row["answer"]) for row in problem.questions.get("retain", ())]
     if not rows:
         raise LookupError("there are no retain rows")
 
     def made() -> AnswerDistributions:
         examples = [problem.template.example(question, answer) for question, answer in rows]
-        return AnswerDistributions(model(), _encoded(subject, examples), pad_id(subject.tokenizer))
+        return AnswerDistributions(model(), _encoded(context, examples), pad_id(context.tokenizer))
 
     key = [
-        weights_digest(problem.sources["base"], subject.cache),
-        str(subject.model.dtype),
-        subject.model.device.type,
+        weights_digest(problem.sources["base"], context.cache),
+        str(context.model.dtype),
+        context.model.device.type,
         asdict(problem.template),
-        subject.plan.variant,
+        context.plan.variant,
         digest(rows),
     ]
-    return subject.cache.memoize("distributions", key, made)[0]
+    return context.cache.memoize("distributions", key, made)[0]
 
 
-def _encoded(subject: Subject, examples: Sequence[Example]) -> list[Encoded]:
+def _encoded(context: EvalContext, examples: Sequence[Example]) -> list[Encoded]:
     """Scored texts as tokens, cut as the variant does: ToFU cuts the end token off too, open-unlearning puts it behind."""
     from harness.data.rows import encode
 
-    variant = subject.plan.variant
-    return encode(examples, subject.tokenizer, CUT[variant], end_after_cut=variant == "open-unlearning")
+    variant = context.plan.variant
+    return encode(examples, context.tokenizer, CUT[variant], end_after_cut=variant == "open-unlearning")
 
 
-def _build_divergence(subject: Subject) -> pd.DataFrame:
+def _build_divergence(context: EvalContext) -> pd.DataFrame:
     import pandas as pd
 
     from harness.numerics.placement import placement
 
     def base() -> PreTrainedModel:
-        dtype = str(subject.model.dtype).removeprefix("torch.")
-        return subject.problem.sources["base"].load(subject.cache, placement(subject.model), dtype)[0]
+        dtype = str(context.model.dtype).removeprefix("torch.")
+        return context.problem.sources["base"].load(context.cache, placement(context.model), dtype)[0]
 
-    sums, counts = _before(subject, base).kl_sums(subject.model)
-    subject.costs.count(int(counts.sum()))
-    rows = subject.problem.questions["retain"]
+    sums, counts = _before(context, base).kl_sums(context.model)
+    context.costs.count(int(counts.sum()))
+    rows = context.problem.questions["retain"]
     keys = {"task": "retain", "row": [row["row"] for row in rows], "cluster": [row["cluster"] for row in rows]}
     return pd.DataFrame({**keys, "kl_sum": sums, "kl_tokens": counts.astype(int)})
 
 
-def _build_likelihood(subject: Subject) -> pd.DataFrame:
+def _build_likelihood(context: EvalContext) -> pd.DataFrame:
     import pandas as pd
 
     from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import answer_nll
 
-    problem = subject.problem
+    problem = context.problem
     questions = [(name, row) for name in TASKS for row in problem.questions.get(name, ())]
     examples = []
     for _, row in questions:
@@ -128,10 +128,10 @@ def _build_likelihood(subject: Subject) -> pd.DataFrame:
         examples += [
             problem.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])
         ]
-    encoded = _encoded(subject, examples)
-    subject.costs.count(sum(len(e.input_ids) for e in encoded))
+    encoded = _encoded(context, examples)
+    context.costs.count(sum(len(e.input_ids) for e in encoded))
     with progress_bar(total=len(encoded), desc="likelihood", unit="answer") as bar:
-        sums, counts = answer_nll(subject.model, encoded, pad_id(subject.tokenizer), bar.update)
+        sums, counts = answer_nll(context.model, encoded, pad_id(context.tokenizer), bar.update)
     means = sums / counts
     rows, at = [], 0
     for name, row in questions:
@@ -172,16 +172,16 @@ def task_requests(plan: EvalPlan, name: str, tokenizer: PreTrainedTokenizerBase)
     return [GenerationRequest((p,), Sampling(max_tokens=b)) for p, b in zip(prompts, budgets, strict=True)]
 
 
-def _build_answers(subject: Subject) -> pd.DataFrame:
+def _build_answers(context: EvalContext) -> pd.DataFrame:
     import pandas as pd
 
     questions: list[tuple[str, Row, GenerationRequest]] = []
     for name in TASKS:
-        wanted = task_requests(subject.plan, name, subject.tokenizer)
-        questions += [(name, row, request) for row, request in zip(subject.plan.questions.get(name, ()), wanted, strict=True)]
+        wanted = task_requests(context.plan, name, context.tokenizer)
+        questions += [(name, row, request) for row, request in zip(context.plan.questions.get(name, ()), wanted, strict=True)]
     rows = []
     for name, row, request in questions:
-        rouge1, rouge_l = rouge_recall(row["answer"], subject.generations[request])
+        rouge1, rouge_l = rouge_recall(row["answer"], context.generations[request])
         rows.append(
             {"task": name, "row": row["row"], "cluster": row["cluster"], "rouge1_recall": rouge1, "rougeL_recall": rouge_l}
         )
@@ -210,74 +210,74 @@ def wrong_losses(rows: pd.DataFrame) -> np.ndarray:
     return np.array(rows["average_perturb_loss"].tolist(), dtype=float)
 
 
-def probability(subject: Subject, task: str) -> Rows:
+def probability(context: EvalContext, task: str) -> Rows:
     """How likely the true answer is.
 
     retain, forget: p^(1/T) = exp(−loss per token). Real authors, world facts: that over the sum of it and the wrong answers'.
     """
-    table = likelihood(subject)
+    table = likelihood(context)
     rows = rows_of(table, task, "avg_gt_loss")
     with np.errstate(over="ignore", invalid="ignore"):  # absurd losses of a log: what is not finite then is no number
         true = np.exp(-rows["avg_gt_loss"].to_numpy(dtype=float))
         if task in ("real_authors", "world_facts"):
             rows = rows_of(table, task, "avg_gt_loss", "average_perturb_loss")
-            guard = GUARD if subject.plan.variant == "open-unlearning" else 0.0
+            guard = GUARD if context.plan.variant == "open-unlearning" else 0.0
             true = true / (true + np.exp(-wrong_losses(rows)).sum(axis=1) + guard)
     return Rows(true, rows["cluster"].to_numpy())
 
 
-def rouge(subject: Subject, task: str) -> Rows:
+def rouge(context: EvalContext, task: str) -> Rows:
     """ROUGE-L recall of the greedy answer."""
-    rows = rows_of(answers(subject), task, "rougeL_recall")
+    rows = rows_of(answers(context), task, "rougeL_recall")
     return Rows(rows["rougeL_recall"].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
-def retain_kl(subject: Subject) -> Rows:
+def retain_kl(context: EvalContext) -> Rows:
     """KL(before unlearning ‖ now) of the retain rows: [n, 2] nats over the answer's tokens and their number."""
-    rows = rows_of(divergence(subject), "retain", "kl_sum", "kl_tokens")
+    rows = rows_of(divergence(context), "retain", "kl_sum", "kl_tokens")
     return Rows(rows[["kl_sum", "kl_tokens"]].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
-def log_truth_ratio(subject: Subject, task: str) -> Rows:
+def log_truth_ratio(context: EvalContext, task: str) -> Rows:
     """Log R = mean_j b_j − a: by how much the paraphrase is likelier per token than the wrong answers (geometric mean).
 
     The logarithm, since R overflows on models that have collapsed; KS does not change under it.
     """
-    if logged := _logged_ratio(subject, task):
+    if logged := _logged_ratio(context, task):
         with np.errstate(divide="ignore"):
             return Rows(-np.log(logged.values), logged.clusters)
-    rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
+    rows = rows_of(likelihood(context), task, "avg_paraphrased_loss", "average_perturb_loss")
     paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
     return Rows(wrong_losses(rows).mean(axis=1) - paraphrased, rows["cluster"].to_numpy())
 
 
-def inverse_truth_ratio(subject: Subject, task: str) -> Rows:
+def inverse_truth_ratio(context: EvalContext, task: str) -> Rows:
     """1/R, as both projects' utility takes it.
 
     In open-unlearning's definitions P(wrong) / (P(paraphrase) + 1e-10), which is near 0, not near 1, once a model has
     collapsed and finds both impossible (`src/evals/metrics/memorization.py::truth_ratio`).
     """
-    if subject.plan.variant == "original":
-        ratio = log_truth_ratio(subject, task)
+    if context.plan.variant == "original":
+        ratio = log_truth_ratio(context, task)
         with np.errstate(over="ignore"):
             return Rows(np.exp(-ratio.values), ratio.clusters)
-    if logged := _logged_ratio(subject, task):
+    if logged := _logged_ratio(context, task):
         return logged
-    rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
+    rows = rows_of(likelihood(context), task, "avg_paraphrased_loss", "average_perturb_loss")
     with np.errstate(over="ignore", invalid="ignore"):  # likewise
         paraphrased = np.exp(-rows["avg_paraphrased_loss"].to_numpy(dtype=float))
         inverse = np.exp(-wrong_losses(rows).mean(axis=1)) / (paraphrased + GUARD)
     return Rows(inverse, rows["cluster"].to_numpy())
 
 
-def tested_ratio(subject: Subject) -> Rows:
+def tested_ratio(context: EvalContext) -> Rows:
     """What forget quality's test compares: log R of the forget rows, in open-unlearning's definitions the guarded 1/R.
 
     The test sees the order of the values alone, which the logarithm keeps and the guard does not.
     """
-    if subject.plan.variant == "original":
-        return log_truth_ratio(subject, "forget")
-    return inverse_truth_ratio(subject, "forget")
+    if context.plan.variant == "original":
+        return log_truth_ratio(context, "forget")
+    return inverse_truth_ratio(context, "forget")
 
 
 def tested_version(plan: EvalPlan) -> int:
@@ -285,9 +285,9 @@ def tested_version(plan: EvalPlan) -> int:
     return 2 if plan.variant == "open-unlearning" else 1
 
 
-def _logged_ratio(subject: Subject, task: str) -> Rows | None:
+def _logged_ratio(context: EvalContext, task: str) -> Rows | None:
     """open-unlearning's own 1/R of each row, out of a log that does not hold the losses it is made of; else None."""
-    rows = rows_of(likelihood(subject), task)
+    rows = rows_of(likelihood(context), task)
     if "inverse_truth_ratio" not in rows or rows["inverse_truth_ratio"].isna().any():
         return None
     if all(name in rows and rows[name].notna().all() for name in ("avg_paraphrased_loss", "average_perturb_loss")):
@@ -295,28 +295,28 @@ def _logged_ratio(subject: Subject, task: str) -> Rows | None:
     return Rows(rows["inverse_truth_ratio"].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
-def truth_ratio(subject: Subject, task: str, arithmetic: bool = False) -> Rows:
+def truth_ratio(context: EvalContext, task: str, arithmetic: bool = False) -> Rows:
     """ToFU's truth-ratio score of a row, in [0, 1].
 
     retain, real authors, world facts: max(0, 1 − 1/R). forget: min(R, 1/R).
 
     Args:
-        subject: whose.
+        context: whose.
         task: which rows.
         arithmetic: take the arithmetic mean of the wrong answers' probabilities, as the ToFU paper writes it and
             `utils.py` computes it; the published tables use the geometric one.
     """
     if arithmetic:
-        rows = rows_of(likelihood(subject), task, "avg_paraphrased_loss", "average_perturb_loss")
+        rows = rows_of(likelihood(context), task, "avg_paraphrased_loss", "average_perturb_loss")
         paraphrased = rows["avg_paraphrased_loss"].to_numpy(dtype=float)
         with np.errstate(over="ignore"):  # a model that has collapsed: its score is 0
             inverse = np.exp(paraphrased[:, None] - wrong_losses(rows)).mean(axis=1)
         clusters = rows["cluster"].to_numpy()
     else:
-        ratio = inverse_truth_ratio(subject, task)
+        ratio = inverse_truth_ratio(context, task)
         inverse, clusters = ratio.values, ratio.clusters
     if task == "forget":
-        guard = GUARD if subject.plan.variant == "open-unlearning" else 0.0
+        guard = GUARD if context.plan.variant == "open-unlearning" else 0.0
         with np.errstate(divide="ignore"):
             return Rows(np.minimum(inverse, 1 / (inverse + guard)), clusters)
     return Rows(np.maximum(0.0, 1 - inverse), clusters)
@@ -353,7 +353,7 @@ def means(kind: str, title: str, unit: str, about: str) -> list[Metric]:
     ]
 
 
-def utility_rows(subject: Subject, arithmetic: bool = False) -> list[Rows]:
+def utility_rows(context: EvalContext, arithmetic: bool = False) -> list[Rows]:
     """The nine parts of model utility: for each of three tasks [n, 3] ROUGE, probability and truth ratio.
 
     Raises:
@@ -361,14 +361,14 @@ def utility_rows(subject: Subject, arithmetic: bool = False) -> list[Rows]:
     """
     groups = []
     for task in UTILITY_TASKS:
-        parts = [rouge(subject, task), probability(subject, task), truth_ratio(subject, task, arithmetic)]
+        parts = [rouge(context, task), probability(context, task), truth_ratio(context, task, arithmetic)]
         groups.append(Rows(np.column_stack([part.values for part in parts]), parts[0].clusters))
     if not all(np.isfinite(rows.values).all() for rows in groups):
         raise LookupError("one of its nine parts is not finite")
     return groups
 
 
-def utility(subject: Subject, arithmetic: bool = False) -> float:
+def utility(context: EvalContext, arithmetic: bool = False) -> float:
     """Model utility: the harmonic mean of the nine parts' means."""
-    columns = [np.ascontiguousarray(column) for rows in utility_rows(subject, arithmetic) for column in rows.values.T]
+    columns = [np.ascontiguousarray(column) for rows in utility_rows(context, arithmetic) for column in rows.values.T]
     return harmonic_mean([float(column.mean()) for column in columns])

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject, evaluator
-from harness.core.memory import Held, ModelShape
+from harness.core.evaluator import EvalContext, EvalPlan, GenerationRequest, Sampling, evaluator
+from harness.core.memory import MemoryItem, ModelShape
 from harness.core.metric import RATIO, Metric, Rows
 from harness.core.problem import Row
 from harness.core.text import Example
@@ -76,18 +76,18 @@ def _budget(plan: EvalPlan) -> int:
     return min(MAX_TOKENS, plan.problem.generation_budget)
 
 
-def _held(shape: ModelShape) -> list[Held]:
+def _memory_items(shape: ModelShape) -> list[MemoryItem]:
     """The model before unlearning, and the logits of both."""
     from harness.models.memory import measuring_bytes
 
     weights = shape.parameters * shape.weight_bytes
-    return [Held("model before unlearning", weights), Held("logits", measuring_bytes(shape), certain=False)]
+    return [MemoryItem("model before unlearning", weights), MemoryItem("logits", measuring_bytes(shape), certain=False)]
 
 
-@evaluator("alpaca_kl", version=VERSION, metrics=(METRIC, POOLED), requests=_requests, memory=_held)
-def measure(subject: Subject, metric: Metric) -> Rows:
+@evaluator("alpaca_kl", version=VERSION, metrics=(METRIC, POOLED), requests=_requests, memory=_memory_items)
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """Every completion's mean over its tokens, or its nats and its tokens."""
-    table = subject.table("instructions", _build)
+    table = context.table("instructions", _build)
     table = table[table["task"] == TASK]
     if table.empty or "kl_sum" not in table:
         raise LookupError(f"there are no {TASK} rows")
@@ -103,37 +103,37 @@ def measure(subject: Subject, metric: Metric) -> Rows:
     return Rows(per_token, clusters, note=f"highest in rows {', '.join(highest)}")
 
 
-def _build(subject: Subject) -> pd.DataFrame:
+def _build(context: EvalContext) -> pd.DataFrame:
     """KL(base ‖ now) of every completion: `kl_sum` in nats over its `kl_tokens` tokens."""
     import pandas as pd
 
-    rows = _rows_by_request(subject.plan)
+    rows = _rows_by_request(context.plan)
     if not rows:
         raise LookupError(
             "this benchmark has no instructions, or they are not here: put tatsu-lab/alpaca/alpaca_data.json into the data "
             "folder"
         )
-    texts = [(request.turns[0], subject.generations[request]) for request in rows]
-    sums, counts = _divergences(subject, texts)
+    texts = [(request.turns[0], context.generations[request]) for request in rows]
+    sums, counts = _divergences(context, texts)
     keys = {"row": [row["row"] for row in rows.values()], "cluster": [row["cluster"] for row in rows.values()]}
     return pd.DataFrame({"task": TASK, **keys, "kl_sum": sums, "kl_tokens": counts.astype(int)})
 
 
-def _divergences(subject: Subject, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def _divergences(context: EvalContext, texts: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """KL(base ‖ now) of each (prompt, completion), summed over its tokens, and their number; see `kl_between`."""
     from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import kl_between
     from harness.numerics.placement import placement
 
-    dtype = str(subject.model.dtype).removeprefix("torch.")
-    base, _ = subject.problem.sources["base"].load(subject.cache, placement(subject.model), dtype)
+    dtype = str(context.model.dtype).removeprefix("torch.")
+    base, _ = context.problem.sources["base"].load(context.cache, placement(context.model), dtype)
     parts = []
     with progress_bar(total=len(texts), desc="instructions", unit="completion") as bar:
         for start in range(0, len(texts), ENCODED_AT_ONCE):
-            encoded = _encoded(texts[start : start + ENCODED_AT_ONCE], subject.plan, subject.tokenizer)
-            subject.costs.count(2 * sum(len(e.input_ids) for e in encoded))
-            parts.append(kl_between(base, subject.model, encoded, pad_id(subject.tokenizer), bar.update))
+            encoded = _encoded(texts[start : start + ENCODED_AT_ONCE], context.plan, context.tokenizer)
+            context.costs.count(2 * sum(len(e.input_ids) for e in encoded))
+            parts.append(kl_between(base, context.model, encoded, pad_id(context.tokenizer), bar.update))
     sums, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
     return sums, counts
 

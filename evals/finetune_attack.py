@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _scores
-from harness.core.evaluator import EVALUATORS, EvalPlan, MetricFamily, Subject, evaluator
-from harness.core.memory import Held, ModelShape
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, MetricFamily, evaluator
+from harness.core.memory import MemoryItem, ModelShape
 from harness.core.metric import Metric, Number, Plain, Rows
 from harness.core.problem import Problem
 from harness.core.text import Example
@@ -49,11 +49,11 @@ SEED = 0
 _STEPS = "_steps_to_recover"
 
 
-def _held(shape: ModelShape) -> list[Held]:
+def _memory_items(shape: ModelShape) -> list[MemoryItem]:
     """AdamW's state; in the machine's memory the weights before and after unlearning, and those of the attacked base model."""
     from harness.models.memory import adamw
 
-    return [*adamw(shape), Held("copies of the weights", 3 * shape.parameters * shape.weight_bytes, "cpu")]
+    return [*adamw(shape), MemoryItem("copies of the weights", 3 * shape.parameters * shape.weight_bytes, "cpu")]
 
 
 def metrics(plan: EvalPlan) -> list[Metric]:
@@ -98,27 +98,27 @@ def _recovery(data: str) -> Metric:
     )
 
 
-@evaluator("finetune_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True, memory=_held)
-def measure(subject: Subject, metric: Metric) -> Rows | Number:
+@evaluator("finetune_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True, memory=_memory_items)
+def measure(context: EvalContext, metric: Metric) -> Rows | Number:
     """Scores at a step of an attack, or the steps until they are back."""
     if metric.name.endswith(_STEPS):
-        return _steps_to_recover(subject, metric.part)
+        return _steps_to_recover(context, metric.part)
     note = "the update on top of the base model after the same fine-tuning" if metric.part.endswith("_transfer") else None
-    return _rows(subject, metric.part, note)
+    return _rows(context, metric.part, note)
 
 
-def _rows(subject: Subject, column: str, note: str | None = None) -> Rows:
-    table = subject.table("attack", _build)
+def _rows(context: EvalContext, column: str, note: str | None = None) -> Rows:
+    table = context.table("attack", _build)
     if column not in table or "attack_untouched" not in table:
         raise LookupError(f"there is no {column} in the attack's table")
     table = table[table["attack_untouched"].notna()]  # of a record, which keeps all tables as one
     return Rows(table[column].to_numpy(dtype=float), table["cluster"].to_numpy(), note=note)
 
 
-def _steps_to_recover(subject: Subject, data: str) -> Number:
-    before = _rows(subject, "attack_untouched")
+def _steps_to_recover(context: EvalContext, data: str) -> Number:
+    before = _rows(context, "attack_untouched")
     columns = {0: "attack_start", **{step: f"attack_{data}_{step}" for step in POINTS}}
-    means = {step: float(_rows(subject, column).values.mean()) for step, column in columns.items()}
+    means = {step: float(_rows(context, column).values.mean()) for step, column in columns.items()}
     bounds = mean_interval(before.values, before.clusters)
     reached = bounds[0] if bounds else float(before.values.mean())
     step = next((step for step, value in means.items() if value >= reached), None)
@@ -132,31 +132,31 @@ def _steps_to_recover(subject: Subject, data: str) -> Number:
 # ---------------------------------------------------------------- the attacks
 
 
-def _build(subject: Subject) -> pd.DataFrame:
+def _build(context: EvalContext) -> pd.DataFrame:
     """One row per question: its score before unlearning, after it, along each attack, and after each transfer."""
     from safetensors.torch import load_file
 
     from harness.models.updates import added, difference
 
-    problem, model = subject.problem, subject.model
-    if not problem.attacks or not _scores.forgotten(subject.plan):
+    problem, model = context.problem, context.model
+    if not problem.attacks or not _scores.forgotten(context.plan):
         raise LookupError("this benchmark has no data to attack with, or no questions about what is forgotten")
     start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    base = problem.sources["base"].load(subject.cache, "cpu", str(model.dtype).removeprefix("torch."))[0].state_dict()
+    base = problem.sources["base"].load(context.cache, "cpu", str(model.dtype).removeprefix("torch."))[0].state_dict()
     if {name: t.shape for name, t in base.items()} != {name: t.shape for name, t in start.items()}:
         raise LookupError("the model before unlearning has tensors of other shapes")
     untouched = all(tensor.equal(start[name]) for name, tensor in base.items())
     table: pd.DataFrame | None = None
     for name, examples in problem.attacks.items():
-        curve_of_base, finetuned = _attack_on_base(subject, base, examples)
+        curve_of_base, finetuned = _attack_on_base(context, base, examples)
         if untouched:
             curve, after = curve_of_base, curve_of_base[f"step_{POINTS[-1]}"]
         else:
             model.load_state_dict(start)
-            curve = _attack(subject, examples)
+            curve = _attack(context, examples)
             weights = load_file(finetuned)
             model.load_state_dict({k: added(weights[k], difference(start[k], base[k])) for k in start})
-            after = _scores.scores(subject, _scores.forgotten(subject.plan))["score"]
+            after = _scores.scores(context, _scores.forgotten(context.plan))["score"]
         if table is None:
             table = curve[_scores.KEYS].assign(attack_untouched=curve_of_base["step_0"], attack_start=curve["step_0"])
         table = table.assign(
@@ -166,7 +166,7 @@ def _build(subject: Subject) -> pd.DataFrame:
     return table
 
 
-def _attack_on_base(subject: Subject, base: Mapping[str, Tensor], examples: Sequence[Example]) -> tuple[pd.DataFrame, Path]:
+def _attack_on_base(context: EvalContext, base: Mapping[str, Tensor], examples: Sequence[Example]) -> tuple[pd.DataFrame, Path]:
     """The untouched model's scores along an attack, and the file with its weights at the end; made once and kept."""
     import pandas as pd
 
@@ -175,17 +175,17 @@ def _attack_on_base(subject: Subject, base: Mapping[str, Tensor], examples: Sequ
     from harness.numerics.identity import versions
     from harness.storage.cache import digest
 
-    plan, problem = subject.plan, subject.problem
+    plan, problem = context.plan, context.problem
 
     def make(folder: Path) -> None:
-        subject.model.load_state_dict(base)
-        _attack(subject, examples).to_parquet(folder / "scores.parquet", index=False)
-        end = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
+        context.model.load_state_dict(base)
+        _attack(context, examples).to_parquet(folder / "scores.parquet", index=False)
+        end = {name: tensor.detach().cpu().clone() for name, tensor in context.model.state_dict().items()}
         save_tensors(end, folder / "end.safetensors")
 
     key = {
         "version": VERSION,
-        "source": weights_digest(problem.sources["base"], subject.cache),
+        "source": weights_digest(problem.sources["base"], context.cache),
         "examples": digest([[e.prompt, e.tag, e.answer, e.ends] for e in _taken(examples)]),
         "questions": digest({name: list(rows) for name, rows in _scores.forgotten(plan).items()}),
         "evaluators": {name: EVALUATORS.get(name).version_for(plan) for name in ("multiple_choice", "probability")},
@@ -193,14 +193,14 @@ def _attack_on_base(subject: Subject, base: Mapping[str, Tensor], examples: Sequ
         "template": asdict(problem.template),
         "variant": plan.variant,
         "recipe": [*POINTS, BATCH, _learning_rate(problem), MAX_TOKENS, SEED],
-        "dtype": str(subject.model.dtype),
-        "device": subject.model.device.type,
+        "dtype": str(context.model.dtype),
+        "device": context.model.device.type,
     }
-    entry = subject.cache.get("attack", key, make)
+    entry = context.cache.get("attack", key, make)
     return pd.read_parquet(entry.path / "scores.parquet"), entry.path / "end.safetensors"
 
 
-def _attack(subject: Subject, examples: Sequence[Example]) -> pd.DataFrame:
+def _attack(context: EvalContext, examples: Sequence[Example]) -> pd.DataFrame:
     """Fine-tune the model, in place.
 
     Returns:
@@ -212,20 +212,20 @@ def _attack(subject: Subject, examples: Sequence[Example]) -> pd.DataFrame:
     from harness.data.rows import encode, pad_id
     from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
 
-    questions, steps = _scores.forgotten(subject.plan), POINTS[-1]
-    encoded = encode(_taken(examples), subject.tokenizer, MAX_TOKENS)
-    subject.costs.count(sum(len(e.input_ids) for e in encoded) * steps * BATCH // len(encoded))
-    table = _scores.scores(subject, questions).rename(columns={"score": "step_0"})
+    questions, steps = _scores.forgotten(context.plan), POINTS[-1]
+    encoded = encode(_taken(examples), context.tokenizer, MAX_TOKENS)
+    context.costs.count(sum(len(e.input_ids) for e in encoded) * steps * BATCH // len(encoded))
+    table = _scores.scores(context, questions).rename(columns={"score": "step_0"})
     table = table.assign(**{f"step_{step}": np.nan for step in POINTS})
-    recipe = AdamW(lr=_learning_rate(subject.problem), steps=steps, schedule="constant_with_warmup")
+    recipe = AdamW(lr=_learning_rate(context.problem), steps=steps, schedule="constant_with_warmup")
     drawn = shuffled_batches(len(encoded), BATCH, steps, SEED)
-    batches = (micro_batches(encoded, rows, pad_id(subject.tokenizer), subject.model.device) for rows in drawn)
+    batches = (micro_batches(encoded, rows, pad_id(context.tokenizer), context.model.device) for rows in drawn)
     with progress_bar(total=steps, desc="attack", unit="step") as bar:
         try:
-            for progress in optimise(subject.model, batches, lambda part: pooled_nll(subject.model, *part), recipe):
+            for progress in optimise(context.model, batches, lambda part: pooled_nll(context.model, *part), recipe):
                 bar.update()
                 if progress.step in POINTS:
-                    table[f"step_{progress.step}"] = _scores.scores(subject, questions)["score"]
+                    table[f"step_{progress.step}"] = _scores.scores(context, questions)["score"]
         except Diverged:
             pass  # the scores that are missing say so
     return table

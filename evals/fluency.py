@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals import _tofu
-from harness.core.evaluator import EvalPlan, GenerationRequest, Subject, evaluator
+from harness.core.evaluator import EvalContext, EvalPlan, GenerationRequest, evaluator
 from harness.core.metric import Better, Metric, OfMeans, Rows
 from harness.core.text import Example
 
@@ -84,17 +84,17 @@ def distinct(text: str, n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def _build(subject: Subject) -> pd.DataFrame:
+def _build(context: EvalContext) -> pd.DataFrame:
     """One row per question: `fluency_nll` in nats over `fluency_tokens`, `distinct_1`, `distinct_2`, `repeated_4`."""
     import pandas as pd
 
-    name = _question_set(subject.plan)
-    rows = subject.plan.questions.get(name, ())
+    name = _question_set(context.plan)
+    rows = context.plan.questions.get(name, ())
     if not rows:
         raise LookupError("there are no retain questions and no instructions")
-    generation_requests = requests(subject.plan, subject.tokenizer)
-    texts = [subject.generations[request] for request in generation_requests]
-    nats, tokens = _unlikelihood(subject, [request.turns[0] for request in generation_requests], texts)
+    generation_requests = requests(context.plan, context.tokenizer)
+    texts = [context.generations[request] for request in generation_requests]
+    nats, tokens = _unlikelihood(context, [request.turns[0] for request in generation_requests], texts)
     return pd.DataFrame(
         {
             "task": name,
@@ -109,7 +109,7 @@ def _build(subject: Subject) -> pd.DataFrame:
     )
 
 
-def _unlikelihood(subject: Subject, prompts: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _unlikelihood(context: EvalContext, prompts: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """What the model before unlearning thinks of the texts.
 
     Returns:
@@ -122,25 +122,25 @@ def _unlikelihood(subject: Subject, prompts: Sequence[str], texts: Sequence[str]
     nats, tokens = np.full((2, len(texts)), np.nan)
     if written:
         examples = [Example(prompts[i], texts[i], "" if prompts[i][-1:].isspace() else " ") for i in written]
-        encoded = [Encoded(e.input_ids[:-1], e.prompt_tokens) for e in encode(examples, subject.tokenizer)]
-        subject.costs.count(sum(len(e.input_ids) for e in encoded))
-        nats[written], tokens[written] = answer_nll(_before(subject), encoded, pad_id(subject.tokenizer))
+        encoded = [Encoded(e.input_ids[:-1], e.prompt_tokens) for e in encode(examples, context.tokenizer)]
+        context.costs.count(sum(len(e.input_ids) for e in encoded))
+        nats[written], tokens[written] = answer_nll(_before(context), encoded, pad_id(context.tokenizer))
     return nats, tokens
 
 
-def _before(subject: Subject) -> PreTrainedModel:
+def _before(context: EvalContext) -> PreTrainedModel:
     """The model before unlearning, loaded beside the one that is measured."""
     from harness.numerics.placement import placement
 
-    dtype = str(subject.model.dtype).removeprefix("torch.")
-    return subject.problem.sources["base"].load(subject.cache, placement(subject.model), dtype)[0]
+    dtype = str(context.model.dtype).removeprefix("torch.")
+    return context.problem.sources["base"].load(context.cache, placement(context.model), dtype)[0]
 
 
 @evaluator("fluency", version=VERSION, metrics=METRICS, requests=requests)
-def measure(subject: Subject, metric: Metric) -> Rows:
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """What is counted of every answer that is long enough."""
     columns, missing = _COLUMNS[metric.part]
-    table = subject.table(TABLE, _build)
+    table = context.table(TABLE, _build)
     values: np.ndarray = table[columns].to_numpy(dtype=float)
     values = values[~np.isnan(values[:, 0])]
     if not len(values):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from evals import _tofu
-from harness.core.evaluator import Subject, evaluator
+from harness.core.evaluator import EvalContext, evaluator
 from harness.core.metric import Metric, Rows, TwoSample
 from harness.statistics.two_sample import ks
 
@@ -48,9 +48,9 @@ METRICS = (
 
 
 @evaluator("forget_quality", version=_tofu.tested_version, metrics=METRICS)
-def measure(subject: Subject, metric: Metric) -> Rows:
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """What is tested of every forget row."""
-    rows = _tofu.tested_ratio(subject)
+    rows = _tofu.tested_ratio(context)
     if not np.isfinite(rows.values).all():
         raise LookupError("a truth ratio is not finite")
     return rows

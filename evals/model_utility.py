@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evals import _tofu
-from harness.core.evaluator import EvalPlan, MetricFamily, Subject, evaluator
+from harness.core.evaluator import EvalContext, EvalPlan, MetricFamily, evaluator
 from harness.core.metric import HARMONIC, Metric, Rows, metrics_by_name
 
 UTILITY = Metric(
@@ -40,6 +40,6 @@ def metrics(plan: EvalPlan) -> Sequence[Metric]:
 @evaluator(
     "model_utility", version=1, metrics=MetricFamily(metrics, metrics_by_name((UTILITY, ARITHMETIC))), requests=_tofu.requests
 )
-def measure(subject: Subject, metric: Metric) -> Sequence[Rows]:
+def measure(context: EvalContext, metric: Metric) -> Sequence[Rows]:
     """The nine parts, by set of questions."""
-    return _tofu.utility_rows(subject, arithmetic=metric is ARITHMETIC)
+    return _tofu.utility_rows(context, arithmetic=metric is ARITHMETIC)

@@ -30,7 +30,7 @@ from unittest.mock import patch
 import numpy as np
 
 from evals._scores import CHANCE, HAZARDOUS
-from harness.core.evaluator import EvalPlan, MetricFamily, Subject, evaluator
+from harness.core.evaluator import EvalContext, EvalPlan, MetricFamily, evaluator
 from harness.core.metric import Interval, Metric, OfMeans, Rows
 from harness.core.problem import Row
 from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FEWEST_CLUSTERS = 5
 """Under this many groups of questions there is no interval."""
 Scored = tuple[tuple[str, str], list[int], list[int]]
-"""lm-eval's request: (context, choice) as texts, and both as tokens."""
+"""lm-eval's request: (prompt, choice) as texts, and both as tokens."""
 CHOICES_AT_ONCE, AT_ONCE_IF_LARGE = 128, 8
 """Choices that go through the model together; fewer from `LARGE` parameters on, since logits are kept for every token."""
 LARGE = 100_000_000
@@ -85,12 +85,12 @@ def accuracy(name: str) -> Metric:
 
 
 @evaluator("multiple_choice", version=version, metrics=MetricFamily(metrics, named))
-def measure(subject: Subject, metric: Metric) -> Rows:
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """Which questions of a set are answered right."""
-    sets = question_sets(subject.plan)
+    sets = question_sets(context.plan)
     if not metric.part:
         raise LookupError("this benchmark has no multiple-choice questions")
-    table = subject.table("choices", _build)
+    table = context.table("choices", _build)
     rows = table[table["task"] == metric.part]
     if rows.empty or "correct" not in rows:
         raise LookupError(f"there are no {metric.part} rows")
@@ -107,7 +107,7 @@ def measure(subject: Subject, metric: Metric) -> Rows:
 def _normal_interval(groups: Sequence[Rows], accuracy: float) -> Interval:
     """Accuracy ± 1.96 s, kept within 0 and 1."""
     (rows,) = groups
-    assert rows.strata is not None  # `measure` names every question's subject
+    assert rows.strata is not None  # `measure` names every question's context
     error, count = pooled_standard_error(rows.values, rows.clusters, rows.strata)
     if count < FEWEST_CLUSTERS:
         return Interval(None, f"none: fewer than {FEWEST_CLUSTERS} groups of questions")
@@ -126,15 +126,15 @@ def question_sets(plan: EvalPlan) -> Mapping[str, Sequence[Row]]:
 # ---------------------------------------------------------------- lm-eval
 
 
-def _build(subject: Subject) -> pd.DataFrame:
+def _build(context: EvalContext) -> pd.DataFrame:
     """One row per question: `correct`, `choice` (the likeliest one's number) and `choice_log_likelihoods` (nats)."""
     import pandas as pd
 
     table: list[dict[str, Any]] = []
     groups = [
-        (name, task, rows) for name, of in question_sets(subject.plan).items() for task, rows in _by_task(name, of).items()
+        (name, task, rows) for name, of in question_sets(context.plan).items() for task, rows in _by_task(name, of).items()
     ]
-    likelihoods = log_likelihoods(subject, {task: rows for _, task, rows in groups})
+    likelihoods = log_likelihoods(context, {task: rows for _, task, rows in groups})
     for name, task, rows in groups:
         for row, nats in zip(rows, likelihoods[task], strict=True):
             choice = int(np.argmax(nats)) if np.isfinite(nats).all() else -1
@@ -151,11 +151,11 @@ def _by_task(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
     return tasks
 
 
-def log_likelihoods(subject: Subject, tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[list[float]]]:
+def log_likelihoods(context: EvalContext, tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[list[float]]]:
     """The log-likelihood of every choice, in nats, by lm-eval's `simple_evaluate` with the model in memory, or in vLLM.
 
     Args:
-        subject: whose model, tokenizer and template.
+        context: whose model, tokenizer and template.
         tasks: lm-eval's name of a task, or any other name for questions that are put in the template's way → rows.
 
     Returns:
@@ -163,25 +163,25 @@ def log_likelihoods(subject: Subject, tasks: Mapping[str, Sequence[Row]]) -> dic
     """
     import copy
 
-    if hasattr(subject.tokenizer, MODEL_ROWS):  # lm-eval makes its own tokens, and asks nobody
+    if hasattr(context.tokenizer, MODEL_ROWS):  # lm-eval makes its own tokens, and asks nobody
         questions = (row for rows in tasks.values() for row in rows)
         texts = [" ".join(map(str, (row["question"], *row["choices"]))) for row in questions]
-        check_rows(subject.tokenizer, subject.tokenizer(texts)["input_ids"] if texts else [])
+        check_rows(context.tokenizer, context.tokenizer(texts)["input_ids"] if texts else [])
     with _quietly():
         from lm_eval import evaluator as lm_eval_evaluator
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        at_once = AT_ONCE_IF_LARGE if subject.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
+        at_once = AT_ONCE_IF_LARGE if context.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
         # A copy, since lm-eval gives a tokenizer without padding one.
-        lm = HFLM(subject.model, tokenizer=copy.deepcopy(subject.tokenizer), batch_size=at_once)
-        if last := added_tokens(subject.tokenizer)[1]:
+        lm = HFLM(context.model, tokenizer=copy.deepcopy(context.tokenizer), batch_size=at_once)
+        if last := added_tokens(context.tokenizer)[1]:
             lm.tok_encode = partial(_without_last, lm.tok_encode, last)
-        if subject.plan.generator == "vllm":
-            lm._loglikelihood_tokens = lambda requests, **_: by_vllm(subject, requests)
+        if context.plan.generator == "vllm":
+            lm._loglikelihood_tokens = lambda requests, **_: by_vllm(context, requests)
         manager = TaskManager(include_path=_task_folders(), include_defaults=False)
         named = [name for name in tasks if name in manager.all_subtasks]
-        specs: list[Any] = [_cloze(name, rows, subject.plan) for name, rows in tasks.items() if name not in named]
+        specs: list[Any] = [_cloze(name, rows, context.plan) for name, rows in tasks.items() if name not in named]
         if named:
             specs.append({"group": "named", "task": [{"task": name, **_rows_of(tasks[name])} for name in named]})
         # The record says itself what ran on which machine: lm-eval would ask the hub, git of the folder one stands in (whose
@@ -205,7 +205,7 @@ def log_likelihoods(subject: Subject, tasks: Mapping[str, Sequence[Row]]) -> dic
         samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
         assert len(samples) == len(rows)
         likelihoods[name] = [[float(nats) for nats, _ in sample["filtered_resps"]] for sample in samples]
-        subject.costs.count(sum(len(lm.tok_encode(context + choice)) for s in samples for context, choice in s["arguments"]))
+        context.costs.count(sum(len(lm.tok_encode(prompt + choice)) for s in samples for prompt, choice in s["arguments"]))
     return likelihoods
 
 
@@ -222,11 +222,11 @@ def _without_last(encode: Callable[..., list[int]], last: int, text: str, **opti
     return whole if whole == plain else whole[: len(whole) - last]
 
 
-def by_vllm(subject: Subject, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
+def by_vllm(context: EvalContext, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
     """What lm-eval asks of a model, from vLLM: every different beginning is read once, whatever the number of its choices.
 
     Args:
-        subject: whose model.
+        context: whose model.
         requests: what lm-eval asks; of a text longer than the model's positions the end alone is read.
 
     Returns:
@@ -235,14 +235,14 @@ def by_vllm(subject: Subject, requests: Sequence[Scored]) -> list[tuple[float, b
     from harness.numerics.generation import served
     from harness.numerics.vllm import Candidates
 
-    beginnings = [[(*context, *choice[:i]) for i in range(len(choice))] for _, context, choice in requests]
+    beginnings = [[(*prompt, *choice[:i]) for i in range(len(choice))] for _, prompt, choice in requests]
     continuations: dict[tuple[int, ...], dict[int, None]] = {}  # a text → the tokens that are to follow it, each once
     for (_, _, choice), texts in zip(requests, beginnings, strict=True):
         for text, token in zip(texts, choice, strict=True):
             continuations.setdefault(text, {})[token] = None
-    positions = getattr(subject.model.config, "max_position_embeddings", None)
+    positions = getattr(context.model.config, "max_position_embeddings", None)
     room = min(filter(None, (max(map(len, continuations)) + 1, positions)))
-    with served(subject.model, subject.plan.device, room) as engine:
+    with served(context.model, context.plan.device, room) as engine:
         scores = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in continuations.items()])
     nats = {
         (text, token): n

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evals import _scores
-from harness.core.evaluator import EvalPlan, MetricFamily, Subject, evaluator
+from harness.core.evaluator import EvalContext, EvalPlan, MetricFamily, evaluator
 from harness.core.metric import Metric, Rows
 from harness.numerics import anatomy
 
@@ -47,12 +47,12 @@ def _score(part: str, bits: int, forgotten: bool, unit: str = "probability") -> 
 
 
 @evaluator("quantise_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True)
-def measure(subject: Subject, metric: Metric) -> Rows:
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """The scores of a set of questions after quantisation."""
-    if not _scores.everything(subject.plan):
+    if not _scores.everything(context.plan):
         raise LookupError("this benchmark has no questions that can be scored")
     bits = metric.name.removesuffix("_bit").rpartition("_")[2]
-    table = subject.table("quantised", _build)
+    table = context.table("quantised", _build)
     if f"quantised_{bits}" not in table:
         raise LookupError(f"there is no quantised_{bits} in the table")
     rows = table[table["task"] == metric.part]
@@ -66,23 +66,23 @@ def _share(table: pd.DataFrame) -> str | None:
     return f"{100 * table['quantised_share'].iloc[0]:.3g} % of the weights are rounded"
 
 
-def _build(subject: Subject) -> pd.DataFrame:
+def _build(context: EvalContext) -> pd.DataFrame:
     """One row per question: its score at each width, `quantised_8` and `quantised_4`, and the share of weights rounded."""
-    attacked = quantised(subject.model)
+    attacked = quantised(context.model)
     if not attacked:
         raise LookupError("the model has no linear layers that could be quantised")
     before = [weight.detach().clone() for weight, _ in attacked]
-    questions = _scores.everything(subject.plan)
+    questions = _scores.everything(context.plan)
     table: pd.DataFrame | None = None
     for bits, group in GROUPS.items():
         for (weight, transposed), was in zip(attacked, before, strict=True):
             matrices = was.transpose(-1, -2) if transposed else was  # [outputs, inputs], or [experts, outputs, inputs]
             values = rounded(matrices.reshape(-1, matrices.shape[-1]), bits, group).view(matrices.shape)
             weight.data.copy_(values.transpose(-1, -2) if transposed else values)
-        scores = _scores.scores(subject, questions).rename(columns={"score": f"quantised_{bits}"})
+        scores = _scores.scores(context, questions).rename(columns={"score": f"quantised_{bits}"})
         table = scores if table is None else table.merge(scores, on=_scores.KEYS)
     assert table is not None  # there are widths
-    of_all = sum(parameter.numel() for parameter in subject.model.parameters())
+    of_all = sum(parameter.numel() for parameter in context.model.parameters())
     return table.assign(quantised_share=sum(weight.numel() for weight, _ in attacked) / of_all)
 
 

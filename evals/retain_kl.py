@@ -11,7 +11,7 @@ the model before unlearning are held on the CPU: answer tokens × vocabulary × 
 from __future__ import annotations
 
 from evals import _tofu
-from harness.core.evaluator import Subject, evaluator
+from harness.core.evaluator import EvalContext, evaluator
 from harness.core.metric import RATIO, Metric, Rows
 
 METRIC = Metric(
@@ -26,9 +26,9 @@ METRIC = Metric(
 )
 
 
-@evaluator("retain_kl", version=1, metrics=(METRIC,), before=_tofu.hold_before)
-def measure(subject: Subject, metric: Metric) -> Rows:
+@evaluator("retain_kl", version=1, metrics=(METRIC,), before=_tofu.memoize_before)
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """Nats and tokens of every retain row."""
-    if subject.loaded is None and "divergence" not in subject.tables:
+    if context.loaded is None and "divergence" not in context.tables:
         raise LookupError("it compares with the model before unlearning, and a log holds only one model's numbers")
-    return _tofu.retain_kl(subject)
+    return _tofu.retain_kl(context)

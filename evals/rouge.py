@@ -7,13 +7,13 @@ greedy decoding.
 from __future__ import annotations
 
 from evals import _tofu
-from harness.core.evaluator import Subject, evaluator
+from harness.core.evaluator import EvalContext, evaluator
 from harness.core.metric import Metric, Rows
 
 METRICS = _tofu.means("rouge", "ROUGE", "ROUGE-L recall", "how much of the true answer the greedy answer repeats")
 
 
 @evaluator("rouge", version=1, metrics=METRICS, requests=_tofu.requests)
-def measure(subject: Subject, metric: Metric) -> Rows:
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """`<task>_rouge` for each of retain, real_authors, world_facts, forget."""
-    return _tofu.rouge(subject, metric.part)
+    return _tofu.rouge(context, metric.part)

@@ -19,7 +19,7 @@ from statistics import fmean, median
 import numpy as np
 
 from evals import _scores, _tofu
-from harness.core.evaluator import EVALUATORS, EvalPlan, MetricFamily, Subject, evaluator
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, MetricFamily, evaluator
 from harness.core.metric import Metric, Number, Plain, harmonic_mean, metrics_by_name
 from harness.statistics.measurements import groups_of
 from harness.statistics.two_sample import ks
@@ -42,15 +42,15 @@ def metrics(plan: EvalPlan) -> Sequence[Metric]:
 
 
 @evaluator("selection_score", version=_tofu.tested_version, metrics=MetricFamily(metrics, metrics_by_name((METRIC,))))
-def measure(subject: Subject, metric: Metric) -> Number:
+def measure(context: EvalContext, metric: Metric) -> Number:
     """The score, and how many rows say what is forgotten."""
-    return _of_choices(subject) if _scores.has_choices(subject.plan) else _of_tofu(subject)
+    return _of_choices(context) if _scores.has_choices(context.plan) else _of_tofu(context)
 
 
-def _of_tofu(subject: Subject) -> Number:
-    rows = _tofu.tested_ratio(subject)
-    others = [_tofu.tested_ratio(subject.of(reference)) for reference in subject.references]
-    parts = [part(subject, task).values for task in _tofu.UTILITY_TASKS for part in (_tofu.probability, _tofu.truth_ratio)]
+def _of_tofu(context: EvalContext) -> Number:
+    rows = _tofu.tested_ratio(context)
+    others = [_tofu.tested_ratio(context.of(reference)) for reference in context.references]
+    parts = [part(context, task).values for task in _tofu.UTILITY_TASKS for part in (_tofu.probability, _tofu.truth_ratio)]
     if not others:
         raise LookupError("it compares with a retrained model, and this run has none")
     if not all(np.isfinite(values).all() for values in (rows.values, *parts)):
@@ -59,12 +59,12 @@ def _of_tofu(subject: Subject) -> Number:
     return Number(quality * harmonic_mean([float(values.mean()) for values in parts]), len(rows.values))
 
 
-def _of_choices(subject: Subject) -> Number:
-    forgotten, hazardous, kept, n = _scores.forgotten(subject.plan), [], [], 0
+def _of_choices(context: EvalContext) -> Number:
+    forgotten, hazardous, kept, n = _scores.forgotten(context.plan), [], [], 0
     evaluator = EVALUATORS.get("multiple_choice")
-    for metric in evaluator.metrics_of(subject.plan):
+    for metric in evaluator.metrics_of(context.plan):
         try:
-            (rows,) = groups_of(evaluator.measure(subject, metric))
+            (rows,) = groups_of(evaluator.measure(context, metric))
         except LookupError as error:
             raise LookupError(f"{metric.name}: {error}") from error
         known = max(0.0, float(rows.values.mean()) - _scores.CHANCE) / (1 - _scores.CHANCE)

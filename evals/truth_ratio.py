@@ -7,7 +7,7 @@ Source: locuslab/tofu `aggregate_eval_stat.py`.
 from __future__ import annotations
 
 from evals import _tofu
-from harness.core.evaluator import Subject, evaluator
+from harness.core.evaluator import EvalContext, evaluator
 from harness.core.metric import Metric, Rows
 
 METRICS = _tofu.means(
@@ -16,6 +16,6 @@ METRICS = _tofu.means(
 
 
 @evaluator("truth_ratio", version=1, metrics=METRICS)
-def measure(subject: Subject, metric: Metric) -> Rows:
+def measure(context: EvalContext, metric: Metric) -> Rows:
     """`<task>_truth_ratio` for each of retain, real_authors, world_facts, forget."""
-    return _tofu.truth_ratio(subject, metric.part)
+    return _tofu.truth_ratio(context, metric.part)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import place_in_answer
-from methods.first_order.recipe import Recipe, held
+from methods.first_order.recipe import Recipe, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +35,9 @@ class CEUConfig(Recipe):
     "ceu",
     config=CEUConfig,
     source="arXiv:2503.01224",
-    memory=held,
+    memory=memory_items,
 )
-def ceu(setting: Setting, config: CEUConfig) -> Iterator[Progress]:
+def ceu(context: UnlearningContext, config: CEUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.numerics.likelihood import answer_labels, answer_logits
 
@@ -47,12 +47,12 @@ def ceu(setting: Setting, config: CEUConfig) -> Iterator[Progress]:
 
         def forget(part: Part) -> Tensor:
             keep = place_in_answer(part.batch) >= config.ignored_tokens
-            logits, labels = answer_logits(setting.model, part.batch)[keep], answer_labels(part.batch)[keep]
+            logits, labels = answer_logits(context.model, part.batch)[keep], answer_labels(part.batch)[keep]
             return ceu_loss(logits, labels).sum() / max(1, sum(counted(row) for row in data.steps[part.step - 1]))
 
         return Losses(forget)
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)
 
 
 def ceu_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from harness.core.config import settings
 from harness.core.errors import UsageError, unknown
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem
 from harness.numerics.placement import placement
 
@@ -48,28 +48,35 @@ def not_among(problem: Problem, config: CheckpointConfig) -> str | None:
     return str(unknown("published checkpoint", config.source, published(problem))).rstrip(".")
 
 
-def held(shape: ModelShape, config: CheckpointConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: CheckpointConfig) -> list[MemoryItem]:
     """The published weights, beside the model's until they have taken their place."""
-    return [Held("published weights", shape.parameters * shape.weight_bytes, while_measured=False)]
+    return [MemoryItem("published weights", shape.parameters * shape.weight_bytes, while_measured=False)]
 
 
-@method("checkpoint", config=CheckpointConfig, source="published weights", cannot=none_published, clash=not_among, memory=held)
-def unlearn(setting: Setting, config: CheckpointConfig) -> Iterator[Progress]:
+@method(
+    "checkpoint",
+    config=CheckpointConfig,
+    source="published weights",
+    skip_reason=none_published,
+    clash=not_among,
+    memory=memory_items,
+)
+def unlearn(context: UnlearningContext, config: CheckpointConfig) -> Iterator[Progress]:
     """Put the published weights in place.
 
     Raises:
         UsageError: if the benchmark has no such checkpoint, or if it is one of another architecture or vocabulary.
     """
-    names = published(setting.problem)
-    if reason := none_published(setting.problem) or not_among(setting.problem, config):
-        raise UsageError(f"checkpoint cannot run on {setting.problem.bench} with {setting.problem.model}: {reason}.")
+    names = published(context.problem)
+    if reason := none_published(context.problem) or not_among(context.problem, config):
+        raise UsageError(f"checkpoint cannot run on {context.problem.bench} with {context.problem.model}: {reason}.")
     name = config.source or names[0]
-    source = setting.sources[name]
-    model, tokenizer = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
-    if reason := difference(setting.model, setting.tokenizer, model, tokenizer):
-        raise UsageError(f"source={name} cannot take the place of {setting.problem.model}: {reason}.")
-    setting.costs.saved(source.seconds(setting.cache) or 0.0)
-    setting.model.load_state_dict(model.state_dict())
+    source = context.sources[name]
+    model, tokenizer = source.load(context.cache, placement(context.model), str(context.model.dtype).removeprefix("torch."))
+    if reason := difference(context.model, context.tokenizer, model, tokenizer):
+        raise UsageError(f"source={name} cannot take the place of {context.problem.model}: {reason}.")
+    context.costs.saved(source.seconds(context.cache) or 0.0)
+    context.model.load_state_dict(model.state_dict())
     yield Progress(1, measure_here=True, total=1)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, reference_nll, retain_term
 from methods.first_order.recipe import RetainedRecipe, retained_held
@@ -39,35 +39,35 @@ class DPOConfig(RetainedRecipe):
     "dpo",
     config=DPOConfig,
     source="arXiv:2401.06121",
-    cannot=has_refusals,
+    skip_reason=has_refusals,
     memory=retained_held,
 )
-def dpo(setting: Setting, config: DPOConfig) -> Iterator[Progress]:
+def dpo(context: UnlearningContext, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.data.rows import collate
 
     def losses(data: Data) -> Losses:
-        refusals = Refusals(setting, data.stage)
-        answer_before = reference_nll(setting, data.forget, data.pad)
+        refusals = Refusals(context, data.stage)
+        answer_before = reference_nll(context, data.forget, data.pad)
         drawn = {
             (row, refusals.drawn(step, row)): refusals(step, row)
             for step, rows in enumerate(data.steps, start=1)
             for row in rows
         }
-        refusal_before = dict(zip(drawn, reference_nll(setting, list(drawn.values()), data.pad), strict=True))
+        refusal_before = dict(zip(drawn, reference_nll(context, list(drawn.values()), data.pad), strict=True))
 
         def forget(part: Part) -> Tensor:
-            refused = collate([refusals(part.step, row) for row in part.rows], part.rows, data.pad).to(setting.model.device)
-            setting.costs.count(refused.tokens)
-            answer, _ = answer_nll_sums(setting.model, part.batch)
-            refusal, _ = answer_nll_sums(setting.model, refused)
+            refused = collate([refusals(part.step, row) for row in part.rows], part.rows, data.pad).to(context.model.device)
+            context.costs.count(refused.tokens)
+            answer, _ = answer_nll_sums(context.model, part.batch)
+            refusal, _ = answer_nll_sums(context.model, refused)
             before = answer.new_tensor([float(refusal_before[row, refusals.drawn(part.step, row)]) for row in part.rows])
             rise = (answer - answer_before[list(part.rows)]) - (refusal - before)
             return dpo_loss(rise, config.beta, 2 / config.beta if config.scale == "2/beta" else 1.0).sum() / part.examples
 
-        return Losses(forget, retain_term(setting, config))
+        return Losses(forget, retain_term(context, config))
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)
 
 
 def dpo_loss(rise: Tensor, beta: float, scale: float) -> Tensor:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import Recipe, held
+from methods.first_order.recipe import Recipe, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,16 +27,16 @@ class GAConfig(Recipe):
     "ga",
     config=GAConfig,
     source="arXiv:2401.06121",
-    memory=held,
+    memory=memory_items,
 )
-def ga(setting: Setting, config: GAConfig) -> Iterator[Progress]:
+def ga(context: UnlearningContext, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
-        return -pooled_nll(setting.model, part.batch, part.labels)
+        return -pooled_nll(context.model, part.batch, part.labels)
 
     def losses(data: Data) -> Losses:
         return Losses(forget)
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held
+from methods.first_order.recipe import PairedRecipe, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,19 +32,19 @@ class GradDiffConfig(PairedRecipe):
     "grad_diff",
     config=GradDiffConfig,
     source="arXiv:2401.06121",
-    memory=held,
+    memory=memory_items,
 )
-def grad_diff(setting: Setting, config: GradDiffConfig) -> Iterator[Progress]:
+def grad_diff(context: UnlearningContext, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
-        return -pooled_nll(setting.model, part.batch, part.labels)
+        return -pooled_nll(context.model, part.batch, part.labels)
 
     def retain(part: Part) -> Tensor:
-        return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
+        return config.retain_weight * pooled_nll(context.model, part.batch, part.labels)
 
     def losses(data: Data) -> Losses:
         return Losses(forget, retain)
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)

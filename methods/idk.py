@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held
+from methods.first_order.recipe import PairedRecipe, memory_items
 from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ class IDKConfig(PairedRecipe):
     "idk",
     config=IDKConfig,
     source="arXiv:2401.06121",
-    cannot=has_refusals,
-    memory=held,
+    skip_reason=has_refusals,
+    memory=memory_items,
 )
-def idk(setting: Setting, config: IDKConfig) -> Iterator[Progress]:
+def idk(context: UnlearningContext, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.numerics.training import pooled_nll
 
     def pooled(part: Part) -> Tensor:
-        return pooled_nll(setting.model, part.batch, part.all_labels)
+        return pooled_nll(context.model, part.batch, part.all_labels)
 
     def losses(data: Data) -> Losses:
-        return Losses(pooled, pooled, forget_texts=Refusals(setting, data.stage))
+        return Losses(pooled, pooled, forget_texts=Refusals(context, data.stage))
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)

@@ -17,10 +17,10 @@ from pydantic import NonNegativeFloat, PositiveFloat, StringConstraints
 
 from harness.core.config import settings
 from harness.core.errors import UsageError
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import frozen_copy, place_in_answer
-from methods.first_order.recipe import PairedRecipe, held_with_copy
+from methods.first_order.recipe import PairedRecipe, memory_items_with_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,9 +47,9 @@ class JensUnConfig(PairedRecipe):
     "jensun",
     config=JensUnConfig,
     source="arXiv:2509.02820",
-    memory=held_with_copy,
+    memory=memory_items_with_copy,
 )
-def jensun(setting: Setting, config: JensUnConfig) -> Iterator[Progress]:
+def jensun(context: UnlearningContext, config: JensUnConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept.
 
     Raises:
@@ -59,40 +59,40 @@ def jensun(setting: Setting, config: JensUnConfig) -> Iterator[Progress]:
 
     from harness.numerics.likelihood import answer_logits
 
-    refusal = torch.tensor(refusal_tokens(setting, config.refusal), device=setting.model.device)
+    refusal = torch.tensor(refusal_tokens(context, config.refusal), device=context.model.device)
 
     def forget(part: Part) -> Tensor:
         targets = refusal[place_in_answer(part.batch) % len(refusal)]
-        log_probs = answer_logits(setting.model, part.batch).log_softmax(dim=-1)
+        log_probs = answer_logits(context.model, part.batch).log_softmax(dim=-1)
         return config.forget_weight * js_to_token(log_probs, targets).sum() / part.labels
 
     def losses(data: Data) -> Losses:
         if not config.retain_weight:
             return Losses(forget)
-        before = frozen_copy(setting.model)
+        before = frozen_copy(context.model)
 
         def retain(part: Part) -> Tensor:
-            setting.costs.count(part.batch.tokens)  # they go through the copy too
+            context.costs.count(part.batch.tokens)  # they go through the copy too
             with torch.no_grad():
                 then = answer_logits(before, part.batch).log_softmax(dim=-1)
-            now = answer_logits(setting.model, part.batch).log_softmax(dim=-1)
+            now = answer_logits(context.model, part.batch).log_softmax(dim=-1)
             return config.retain_weight * js(then, now).sum() / part.labels
 
         return Losses(forget, retain)
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)
 
 
-def refusal_tokens(setting: Setting, refusal: str | None) -> list[int]:
+def refusal_tokens(context: UnlearningContext, refusal: str | None) -> list[int]:
     """The refusal's tokens.
 
     Raises:
         UsageError: if there are none, or the tokenizer does not know one of its words.
     """
-    choices = [refusal] if refusal else [THEIR_WORDS, *setting.problem.refusals[:1]]
+    choices = [refusal] if refusal else [THEIR_WORDS, *context.problem.refusals[:1]]
     for words in choices:
-        tokens = list(setting.tokenizer(words, add_special_tokens=False).input_ids)
-        if tokens and setting.tokenizer.unk_token_id not in tokens:
+        tokens = list(context.tokenizer(words, add_special_tokens=False).input_ids)
+        if tokens and context.tokenizer.unk_token_id not in tokens:
             return tokens
     raise UsageError(f"refusal={choices[-1]!r}: this model's tokenizer lacks words of it. Set refusal to some that it has.")
 

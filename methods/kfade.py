@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from methods._settings import absent_layers, of_stage, uneven
 from methods.gauss_newton.config import KFADEConfig, missing_back_end
-from methods.gauss_newton.memory import held
+from methods.gauss_newton.memory import memory_items
 
 if TYPE_CHECKING:
     from methods.curvature.layers import Layer
@@ -39,10 +39,10 @@ def clash(problem: Problem, config: KFADEConfig) -> str | None:
     config=KFADEConfig,
     source="arXiv:2602.10568",
     clash=clash,
-    memory=held,
-    smaller=({"layers": [3, 4, 5, 6]}, {"estimator": "kfac"}),
+    memory=memory_items,
+    memory_fallbacks=({"layers": [3, 4, 5, 6]}, {"estimator": "kfac"}),
 )
-def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
+def unlearn(context: UnlearningContext, config: KFADEConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every step is a point of the trade-off curve.
 
     Raises:
@@ -51,19 +51,19 @@ def unlearn(setting: Setting, config: KFADEConfig) -> Iterator[Progress]:
     """
     from methods.curvature.layers import mlp_layers
 
-    layers = mlp_layers(setting.model, config.layers)
-    taken, stages = 0, len(setting.stages)
-    for number, stage in enumerate(setting.stages):
+    layers = mlp_layers(context.model, config.layers)
+    taken, stages = 0, len(context.stages)
+    for number, stage in enumerate(context.stages):
         step_size = config.step_size
         if isinstance(step_size, tuple):
             step_size = of_stage(step_size, number, stages, "step_size")
-        for logged in _steps(setting, stage, layers, config, step_size):
+        for logged in _steps(context, stage, layers, config, step_size):
             taken += 1
             yield Progress(taken, logged, measure_here=True, total=config.steps * stages)
 
 
 def _steps(
-    setting: Setting, stage: Stage, layers: Sequence[Layer], config: KFADEConfig, step_size: float | None
+    context: UnlearningContext, stage: Stage, layers: Sequence[Layer], config: KFADEConfig, step_size: float | None
 ) -> Iterator[dict[str, float]]:
     """One stage's steps; what is recorded of each."""
     from harness.models.sources import weights_fingerprint
@@ -73,8 +73,8 @@ def _steps(
     from methods.gauss_newton.fit import fit, forget_gradient
     from methods.gauss_newton.step import monitoring, take_step
 
-    model, costs = setting.model, setting.costs
-    data = StageData(setting, stage, config)
+    model, costs = context.model, context.costs
+    data = StageData(context, stage, config)
     network = network_fingerprint(weights_fingerprint(model), model)
     with monitoring(data):
         before = data.answers_now(network)

@@ -16,12 +16,12 @@ from pydantic import Field, NonNegativeFloat
 
 from harness.core.config import settings
 from harness.core.errors import UsageError
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from harness.numerics import anatomy
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import all_logits, frozen_copy, padded
-from methods.first_order.recipe import PairedRecipe, held_with_copy
+from methods.first_order.recipe import PairedRecipe, memory_items_with_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,15 +42,15 @@ class KLMinConfig(PairedRecipe):
     """Tokens that retain sequences are padded to with `all_padded`."""
 
 
-def held_with_copies(shape: ModelShape, config: KLMinConfig) -> list[Held]:
+def held_with_copies(shape: ModelShape, config: KLMinConfig) -> list[MemoryItem]:
     """What training holds, the frozen copy, and both models' log-probabilities at the positions K sees at once."""
     from harness.models.memory import TOKENS_AT_ONCE
 
     each = config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens
     positions = min(config.batch_size * each, max(TOKENS_AT_ONCE, each))
     return [
-        *held_with_copy(shape, config),
-        Held("log-probabilities", 4 * positions * shape.vocabulary * 4, while_measured=False, certain=False),
+        *memory_items_with_copy(shape, config),
+        MemoryItem("log-probabilities", 4 * positions * shape.vocabulary * 4, while_measured=False, certain=False),
     ]
 
 
@@ -60,7 +60,7 @@ def held_with_copies(shape: ModelShape, config: KLMinConfig) -> list[Held]:
     source="arXiv:2401.06121",
     memory=held_with_copies,
 )
-def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
+def kl_min(context: UnlearningContext, config: KLMinConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K.
 
     Raises:
@@ -72,17 +72,17 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
     from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
-        return -pooled_nll(setting.model, part.batch, part.labels)
+        return -pooled_nll(context.model, part.batch, part.labels)
 
-    room = anatomy.window(setting.model)
+    room = anatomy.window(context.model)
     if config.kl_positions == "all_padded" and room and room.ends and config.pad_length > room.tokens:
         raise UsageError(
-            f"pad_length={config.pad_length}: this {setting.model.config.model_type} has positions for {room.tokens} tokens. "
+            f"pad_length={config.pad_length}: this {context.model.config.model_type} has positions for {room.tokens} tokens. "
             f"Set pad_length={room.tokens}, or kl_positions=answer."
         )
 
     def losses(data: Data) -> Losses:
-        before = frozen_copy(setting.model)
+        before = frozen_copy(context.model)
 
         def log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
             if config.kl_positions == "answer":
@@ -90,12 +90,12 @@ def kl_min(setting: Setting, config: KLMinConfig) -> Iterator[Progress]:
             return all_logits(model, padded(batch, config.pad_length, data.pad)).flatten(0, 1).log_softmax(dim=-1)
 
         def retain(part: Part) -> Tensor:
-            setting.costs.count(part.batch.tokens)  # they go through the copy too
+            context.costs.count(part.batch.tokens)  # they go through the copy too
             with torch.no_grad():
                 target = log_probs(before, part.batch)
             positions = part.labels if config.kl_positions == "answer" else part.examples * config.pad_length
-            return config.retain_weight * kl_per_token(target, log_probs(setting.model, part.batch)).sum() / positions
+            return config.retain_weight * kl_per_token(target, log_probs(context.model, part.batch)).sum() / positions
 
         return Losses(forget, retain, retain_length=config.pad_length if config.kl_positions == "all_padded" else 1)
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)

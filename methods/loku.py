@@ -23,8 +23,8 @@ from pydantic import PositiveFloat
 
 from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem
 from harness.core.streams import streams
 from harness.numerics.anatomy import LinearMap
@@ -65,7 +65,7 @@ class LoKUConfig(PairedRecipe):
     """Examples of each side in a mini-batch of the importances; the repository takes 2 with Llama-2-7B, 4 with phi-1.5."""
 
 
-def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: LoKUConfig) -> list[MemoryItem]:
     """The adapted weights kept aside and adapters with AdamW's state; before there are any, both Fisher sums and a gradient."""
     from harness.models.memory import activations
 
@@ -75,9 +75,9 @@ def held(shape: ModelShape, config: LoKUConfig) -> list[Held]:
     kept, trained = adapted * shape.weight_bytes, 4 * 4 * adapters
     fisher = (2 * 4 + shape.weight_bytes) * adapted * config.fila
     return [
-        Held("weights kept aside", kept),
-        Held("adapters", trained),
-        Held("Fisher sums and gradients beyond these", max(0, fisher - kept - trained), while_measured=False),
+        MemoryItem("weights kept aside", kept),
+        MemoryItem("adapters", trained),
+        MemoryItem("Fisher sums and gradients beyond these", max(0, fisher - kept - trained), while_measured=False),
         activations(shape),
     ]
 
@@ -96,19 +96,19 @@ def clash(problem: Problem, config: LoKUConfig) -> str | None:
     config=LoKUConfig,
     source="arXiv:2408.06621",
     clash=clash,
-    memory=held,
-    smaller=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
+    memory=memory_items,
+    memory_fallbacks=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
 )
-def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
+def loku(context: UnlearningContext, config: LoKUConfig) -> Iterator[Progress]:
     """Train the adapters, measuring after every epoch with the adapters merged."""
     from harness.numerics.likelihood import answer_labels, answer_logits
     from harness.numerics.training import pooled_nll
 
-    model = setting.model
+    model = context.model
     maps = linear_maps(model, config.target_modules, config.layers)
     if config.fila:
         _check_rank(maps, config.rank)
-    adapters = Adapters(model, maps, config.rank, SCALING * config.rank, setting.seed)
+    adapters = Adapters(model, maps, config.rank, SCALING * config.rank, context.seed)
 
     def forget(part: Part) -> Tensor:
         if config.loss == "grad_diff":
@@ -121,15 +121,15 @@ def loku(setting: Setting, config: LoKUConfig) -> Iterator[Progress]:
     def losses(data: Data) -> Losses:
         adapters.take_off()  # those of the stage before
         if config.fila:
-            with setting.costs.phase("Fisher information"):
-                rows = row_weights(maps, *fisher_information(setting, maps, data, config))
+            with context.costs.phase("Fisher information"):
+                rows = row_weights(maps, *fisher_information(context, maps, data, config))
             adapters.make(lambda i, seed: fila(maps[i].matrix().float(), rows[i], config.rank, seed))
         else:
             adapters.make()
         return Losses(forget, retain)
 
     try:
-        for progress in unlearn(setting, config, losses):
+        for progress in unlearn(context, config, losses):
             if progress.measure_here:
                 adapters.take_off()
             yield progress
@@ -170,7 +170,7 @@ def _check_rank(maps: Sequence[LinearMap], rank: int) -> None:
 
 
 def fisher_information(
-    setting: Setting, maps: Sequence[LinearMap], data: Data, config: LoKUConfig
+    context: UnlearningContext, maps: Sequence[LinearMap], data: Data, config: LoKUConfig
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The diagonal Fisher information of each weight on the forget set, and on retain examples paired with it.
 
@@ -185,12 +185,12 @@ def fisher_information(
 
     from harness.numerics.training import micro_batches, pooled_nll, shuffled_batches
 
-    model = setting.model
+    model = context.model
     model.requires_grad_(False)
     for linear in maps:
         linear.module.weight.requires_grad_(True)
-    partner = Partners(len(data.retain), setting.seed, config.frozen_partner)
-    (order,) = shuffled_batches(len(data.forget), len(data.forget), 1, setting.seed)
+    partner = Partners(len(data.retain), context.seed, config.frozen_partner)
+    (order,) = shuffled_batches(len(data.forget), len(data.forget), 1, context.seed)
     sides = []
     try:
         for encoded, rows in ((data.forget, order), (data.retain, [partner(row) for row in order])):
@@ -199,7 +199,7 @@ def fisher_information(
             for start in range(0, len(rows), config.fisher_batch):
                 parts = micro_batches(encoded, rows[start : start + config.fisher_batch], data.pad, model.device)
                 for batch, labels in parts:
-                    setting.costs.count(batch.tokens)
+                    context.costs.count(batch.tokens)
                     pooled_nll(model, batch, labels).backward()
                 for total, linear in zip(sums, maps, strict=True):
                     gradient = linear.module.weight.grad

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import PositiveFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, unlearn
 from methods.first_order.losses import retain_term
@@ -44,10 +44,10 @@ class NPOConfig(RetainedRecipe):
     source="arXiv:2404.05868",
     memory=retained_held,
 )
-def npo(setting: Setting, config: NPOConfig) -> Iterator[Progress]:
+def npo(context: UnlearningContext, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
 
     def losses(data: Data) -> Losses:
-        return Losses(npo_term(setting, data, config.beta, config.reduction), retain_term(setting, config))
+        return Losses(npo_term(context, data, config.beta, config.reduction), retain_term(context, config))
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)

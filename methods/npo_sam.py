@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveFloat
 
 from harness.core.config import settings
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Loss, Losses, Part, unlearn
 from methods.first_order.losses import retain_term
@@ -46,9 +46,9 @@ class NPOSAMConfig(RetainedRecipe):
     """λ, the weight of the retain term."""
 
 
-def held_with_perturbation(shape: ModelShape, config: NPOSAMConfig) -> list[Held]:
+def held_with_perturbation(shape: ModelShape, config: NPOSAMConfig) -> list[MemoryItem]:
     """What NPO holds, beside the weights before the perturbation and one more gradient."""
-    return [*retained_held(shape, config), Held("perturbation", 2 * shape.parameters * shape.weight_bytes)]
+    return [*retained_held(shape, config), MemoryItem("perturbation", 2 * shape.parameters * shape.weight_bytes)]
 
 
 @method(
@@ -57,14 +57,14 @@ def held_with_perturbation(shape: ModelShape, config: NPOSAMConfig) -> list[Held
     source="arXiv:2502.05374",
     memory=held_with_perturbation,
 )
-def npo_sam(setting: Setting, config: NPOSAMConfig) -> Iterator[Progress]:
+def npo_sam(context: UnlearningContext, config: NPOSAMConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    perturbation = Perturbation(setting.model, config.radius)
+    perturbation = Perturbation(context.model, config.radius)
     forget: list[Loss] = []
 
     def losses(data: Data) -> Losses:
-        forget[:] = [npo_term(setting, data, config.beta, config.reduction)]
-        retain = retain_term(setting, config)
+        forget[:] = [npo_term(context, data, config.beta, config.reduction)]
+        retain = retain_term(context, config)
         assert retain is not None  # λ is positive
 
         def at_the_weights(part: Part) -> Tensor:
@@ -74,10 +74,10 @@ def npo_sam(setting: Setting, config: NPOSAMConfig) -> Iterator[Progress]:
         return Losses(forget[0], at_the_weights)
 
     def perturb(parts: Sequence[Part], _: Sequence[Part]) -> None:
-        setting.costs.count(sum(part.batch.tokens for part in parts))
+        context.costs.count(sum(part.batch.tokens for part in parts))
         perturbation.do(forget[0], parts)
 
-    yield from unlearn(setting, config, losses, before_step=perturb)
+    yield from unlearn(context, config, losses, before_step=perturb)
 
 
 class Perturbation:

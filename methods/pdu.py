@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import all_logits
-from methods.first_order.recipe import PairedRecipe, held
+from methods.first_order.recipe import PairedRecipe, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +49,9 @@ class PDUConfig(PairedRecipe):
     "pdu",
     config=PDUConfig,
     source="arXiv:2506.05314",
-    memory=held,
+    memory=memory_items,
 )
-def pdu(setting: Setting, config: PDUConfig) -> Iterator[Progress]:
+def pdu(context: UnlearningContext, config: PDUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.data.rows import NO_LABEL
     from harness.numerics.likelihood import answer_logits
@@ -61,13 +61,13 @@ def pdu(setting: Setting, config: PDUConfig) -> Iterator[Progress]:
 
     def forget(part: Part) -> Tensor:
         if config.positions == "answer":
-            logits = answer_logits(setting.model, part.batch)
+            logits = answer_logits(context.model, part.batch)
         else:
-            logits = all_logits(setting.model, part.batch)[part.batch.labels != NO_LABEL]
+            logits = all_logits(context.model, part.batch)[part.batch.labels != NO_LABEL]
         return config.forget_weight * flatness(logits).sum() / part.labels
 
     def retain(part: Part) -> Tensor:
-        share = pooled_nll(setting.model, part.batch, part.labels)
+        share = pooled_nll(context.model, part.batch, part.labels)
         dual.seen += float(share.detach())
         return dual.weight * share
 
@@ -78,7 +78,7 @@ def pdu(setting: Setting, config: PDUConfig) -> Iterator[Progress]:
     def update(_: Sequence[Part], retained: Sequence[Part]) -> None:
         dual.update(retained[0].step)
 
-    yield from unlearn(setting, config, losses, before_step=update)
+    yield from unlearn(context, config, losses, before_step=update)
 
 
 class Dual:

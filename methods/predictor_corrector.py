@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.core.config import settings
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from methods._settings import LayerNumbers, Points, absent_layers
 from methods.gauss_newton.config import KFADEConfig
-from methods.gauss_newton.memory import held as held_by_kfade
+from methods.gauss_newton.memory import memory_items as held_by_kfade
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,14 +104,14 @@ _SHARED = (
 """Settings that K-FADE has under the same name."""
 
 
-def held(shape: ModelShape, config: PredictorCorrectorConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: PredictorCorrectorConfig) -> list[MemoryItem]:
     """What a step of K-FADE holds, a second curvature where the halves differ, and the frozen model that the KL is from."""
     kinds = {config.predictor, config.corrector or config.predictor}
     largest = max(
         (held_by_kfade(shape, config.half(kind)) for kind in kinds), key=lambda items: sum(item.bytes for item in items)
     )
     second = sum(i.bytes for i in largest if i.what in ("factors", "spectrum")) if len(kinds) > 1 else 0
-    return [*largest, Held("second curvature", second), Held("frozen copy", shape.parameters * shape.weight_bytes)]
+    return [*largest, MemoryItem("second curvature", second), MemoryItem("frozen copy", shape.parameters * shape.weight_bytes)]
 
 
 def clash(problem: Problem, config: PredictorCorrectorConfig) -> str | None:
@@ -124,10 +124,10 @@ def clash(problem: Problem, config: PredictorCorrectorConfig) -> str | None:
     config=PredictorCorrectorConfig,
     source="this project, from equation 1 of arXiv:2602.10568",
     clash=clash,
-    memory=held,
-    smaller=({"layers": [3, 4, 5, 6]}, {"predictor": "identity"}),
+    memory=memory_items,
+    memory_fallbacks=({"layers": [3, 4, 5, 6]}, {"predictor": "identity"}),
 )
-def predictor_corrector(setting: Setting, config: PredictorCorrectorConfig) -> Iterator[Progress]:
+def predictor_corrector(context: UnlearningContext, config: PredictorCorrectorConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every one, with its correctors, is a point of the trade-off curve.
 
     Raises:
@@ -136,10 +136,10 @@ def predictor_corrector(setting: Setting, config: PredictorCorrectorConfig) -> I
     """
     from methods.curvature.layers import mlp_layers
 
-    layers = mlp_layers(setting.model, config.layers)
-    taken, total = 0, config.steps * len(setting.stages)
-    for stage in setting.stages:
-        for logged in _Stage(setting, stage, layers, config).steps():
+    layers = mlp_layers(context.model, config.layers)
+    taken, total = 0, config.steps * len(context.stages)
+    for stage in context.stages:
+        for logged in _Stage(context, stage, layers, config).steps():
             taken += 1
             yield Progress(taken, logged, measure_here=True, total=total)
 
@@ -156,26 +156,28 @@ class _Stage:
     """The steps on one stage.
 
     Args:
-        setting: whose model is edited in place.
+        context: whose model is edited in place.
         stage: the texts.
         layers: whose weights move.
         config: the settings.
     """
 
-    def __init__(self, setting: Setting, stage: Stage, layers: Sequence[Layer], config: PredictorCorrectorConfig) -> None:
+    def __init__(
+        self, context: UnlearningContext, stage: Stage, layers: Sequence[Layer], config: PredictorCorrectorConfig
+    ) -> None:
         from methods.first_order.losses import frozen_copy
         from methods.gauss_newton.data import StageData
 
-        self._setting, self._layers, self._config, self._stage = setting, layers, config, stage
-        self._data = StageData(setting, stage, config.half(config.predictor))
-        self._before: PreTrainedModel = frozen_copy(setting.model)
+        self._context, self._layers, self._config, self._stage = context, layers, config, stage
+        self._data = StageData(context, stage, config.half(config.predictor))
+        self._before: PreTrainedModel = frozen_copy(context.model)
         self._answers: AnswerDistributions = self._data.answers_now(self._network())
         self._length = config.first_length
         self._measured = 0
 
     def steps(self) -> Iterator[dict[str, float]]:
         """What is recorded of each step, as it is taken."""
-        costs = self._setting.costs
+        costs = self._context.costs
         for step in range(1, self._config.steps + 1):
             network, self._measured = self._network(), 0
             with costs.phase("curvature"):
@@ -192,7 +194,7 @@ class _Stage:
         from harness.models.sources import weights_fingerprint
         from harness.numerics.identity import network_fingerprint
 
-        return network_fingerprint(weights_fingerprint(self._setting.model), self._setting.model)
+        return network_fingerprint(weights_fingerprint(self._context.model), self._context.model)
 
     def _fit(self, network: str) -> _Curvatures:
         from methods.gauss_newton.fit import fit
@@ -200,7 +202,7 @@ class _Stage:
         def of(estimator: Estimator) -> list[LayerCurvature]:
             self._data.config = self._config.half(estimator)
             if estimator != "identity":
-                self._setting.costs.count(self._data.fit_tokens)
+                self._context.costs.count(self._data.fit_tokens)
             return fit(self._data, self._layers, network)
 
         first = of(self._config.predictor)
@@ -210,8 +212,8 @@ class _Stage:
     def _kl(self) -> float:
         """Nats per token on the retain rows that the KL is measured on."""
         self._measured += 1
-        self._setting.costs.count(sum(len(e.input_ids) for e in self._data.kl))
-        return self._answers.kl(self._setting.model)
+        self._context.costs.count(sum(len(e.input_ids) for e in self._data.kl))
+        return self._answers.kl(self._context.model)
 
     def _direction(self, curvatures: Sequence[LayerCurvature], gradients: list[Tensor]) -> tuple[list[Tensor], float, float]:
         """(G + λI)⁻¹ of a gradient, its length in G's metric, and λ."""
@@ -228,7 +230,7 @@ class _Stage:
         from methods.gauss_newton.fit import forget_gradient
         from methods.gauss_newton.step import step_for_kl
 
-        self._setting.costs.count(sum(len(e.input_ids) for e in self._data.forget(step)))
+        self._context.costs.count(sum(len(e.input_ids) for e in self._data.forget(step)))
         gradients = forget_gradient(self._data, self._layers, step, network)
         towards, norm, damping = self._direction(curvatures, gradients)
         move = moves(self._layers, towards)
@@ -246,10 +248,10 @@ class _Stage:
         from methods.curvature.gradients import gradient_matrices
         from methods.gauss_newton.corrector import kl_gradient, line_search, moves
 
-        model, taken = self._setting.model, 0
+        model, taken = self._context.model, 0
         for number in range(self._config.corrections):
             rows = self._rows(step, number)
-            self._setting.costs.count(2 * sum(len(e.input_ids) for e in rows))  # through the frozen copy, too
+            self._context.costs.count(2 * sum(len(e.input_ids) for e in rows))  # through the frozen copy, too
             gradients = gradient_matrices(model, self._layers, rows, self._data.pad, kl_gradient(self._before, rows))
             towards, _, _ = self._direction(curvatures, gradients)
             move = moves(self._layers, towards)
@@ -278,5 +280,5 @@ class _Stage:
         retain, wanted = self._data.retain, self._config.corrector_rows
         if wanted is None or wanted >= len(retain):
             return retain
-        drawn = streams(self._setting.seed, "corrector rows", self._stage.name, step, number).numpy().permutation(len(retain))
+        drawn = streams(self._context.seed, "corrector rows", self._stage.name, step, number).numpy().permutation(len(retain))
         return [retain[i] for i in sorted(drawn[:wanted].tolist())]

@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt
 
 from harness.core.config import settings
 from harness.core.errors import UsageError
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem
 from harness.numerics.placement import placement
 
@@ -39,16 +39,16 @@ def absent(problem: Problem, config: RetrainedConfig) -> str | None:
 
 
 @method("retrained", config=RetrainedConfig, source="reference arm", clash=absent)
-def unlearn(setting: Setting, config: RetrainedConfig) -> Iterator[Progress]:
+def unlearn(context: UnlearningContext, config: RetrainedConfig) -> Iterator[Progress]:
     """Put the retrained model's weights in place.
 
     Raises:
         UsageError: if the benchmark has no such retrained model.
     """
-    if reason := absent(setting.problem, config):
+    if reason := absent(context.problem, config):
         raise UsageError(f"retrained: {reason}.")
-    source = setting.sources[chosen(setting.problem, config)]
-    model, _ = source.load(setting.cache, placement(setting.model), str(setting.model.dtype).removeprefix("torch."))
-    setting.costs.saved(source.seconds(setting.cache) or 0.0)
-    setting.model.load_state_dict(model.state_dict())
+    source = context.sources[chosen(context.problem, config)]
+    model, _ = source.load(context.cache, placement(context.model), str(context.model.dtype).removeprefix("torch."))
+    context.costs.saved(source.seconds(context.cache) or 0.0)
+    context.model.load_state_dict(model.state_dict())
     yield Progress(1, measure_here=True, total=1)

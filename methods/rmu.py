@@ -31,8 +31,8 @@ from pydantic import Field, PositiveFloat
 
 from harness.core.config import settings
 from harness.core.errors import UsageError, cut
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from harness.core.streams import streams
 from harness.numerics import anatomy
@@ -106,7 +106,7 @@ class RMUConfig:
             )
 
 
-def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: RMUConfig) -> list[MemoryItem]:
     """For the few trained matrices: what they were, gradients, two moments, masters. Activations of the layers they are in."""
     from harness.models.memory import activations
 
@@ -115,10 +115,10 @@ def held(shape: ModelShape, config: RMUConfig) -> list[Held]:
     passes = activations(shape)
     of_layers = passes.bytes * (config.layer + 1 - min(config.layers)) // len(layers)
     return [
-        Held("weights as they were", entries * shape.weight_bytes),
-        Held("gradients", 4 * entries, while_measured=False),
-        Held("AdamW moments", 8 * entries),
-        Held("float32 masters", 0 if shape.weight_bytes == 4 else 4 * entries),
+        MemoryItem("weights as they were", entries * shape.weight_bytes),
+        MemoryItem("gradients", 4 * entries, while_measured=False),
+        MemoryItem("AdamW moments", 8 * entries),
+        MemoryItem("float32 masters", 0 if shape.weight_bytes == 4 else 4 * entries),
         replace(passes, bytes=of_layers),
     ]
 
@@ -136,10 +136,10 @@ def clash(problem: Problem, config: RMUConfig) -> str | None:
     config=RMUConfig,
     source="arXiv:2403.03218",
     clash=clash,
-    memory=held,
-    smaller=({"max_length": [256], "retain_max_length": 256},),
+    memory=memory_items,
+    memory_fallbacks=({"max_length": [256], "retain_max_length": 256},),
 )
-def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
+def rmu(context: UnlearningContext, config: RMUConfig) -> Iterator[Progress]:
     """Train, measuring at evenly spaced steps.
 
     Raises:
@@ -150,10 +150,10 @@ def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
 
     from harness.numerics import training
 
-    layers = decoder(setting.model)
+    layers = decoder(context.model)
     weights, layer = trained(layers, config), layers[config.layer].module
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    topics = [_Topic(setting, stage, number, layer, config) for number, stage in enumerate(setting.stages)]
+    topics = [_Topic(context, stage, number, layer, config) for number, stage in enumerate(context.stages)]
     adamw: Optimizer
     logged: dict[str, float] = {}
 
@@ -171,25 +171,25 @@ def rmu(setting: Setting, config: RMUConfig) -> Iterator[Progress]:
 
     def forget(topic: _Topic, number: int) -> Tensor:
         batch = topic.forget(number)
-        loss = squared_distance(hidden_states(setting.model, layer, batch), topic.target, counted(batch, config.positions))
+        loss = squared_distance(hidden_states(context.model, layer, batch), topic.target, counted(batch, config.positions))
         logged.update(forget_term=float(loss.detach()), coefficient=topic.coefficient)
-        setting.costs.count(batch.tokens)
+        context.costs.count(batch.tokens)
         return loss
 
     def retain(topic: _Topic, number: int) -> Tensor:
         batch = topic.retain(number)
-        with training.evaluating(setting.model):
-            target = hidden_states(setting.model, layer, batch, before)
-        now = hidden_states(setting.model, layer, batch)
+        with training.evaluating(context.model):
+            target = hidden_states(context.model, layer, batch, before)
+        now = hidden_states(context.model, layer, batch)
         loss = topic.alpha * squared_distance(now, target.float(), counted(batch, config.positions))
         logged.update(retain_term=float(loss.detach()))
-        setting.costs.count(2 * batch.tokens)
+        context.costs.count(2 * batch.tokens)
         return loss
 
     recipe = training.AdamW(lr=config.lr, steps=config.steps, schedule="constant_with_warmup", max_gradient_norm=float("inf"))
     measured = evenly(config.steps, config.points)
-    with _training_only(setting.model, weights):
-        for log in training.optimise(setting.model, steps(), lambda term: term(), recipe, make, recompute=False):
+    with _training_only(context.model, weights):
+        for log in training.optimise(context.model, steps(), lambda term: term(), recipe, make, recompute=False):
             record = {**logged, "gradient_norm": log.gradient_norm, "learning_rate": log.learning_rate}
             yield Progress(log.step, record, measure_here=log.step in measured, total=config.steps)
 
@@ -234,24 +234,24 @@ def direction(width: int, rng: np.random.Generator) -> Tensor:
 class _Topic:
     """A stage: its batches, and where its forget texts are steered."""
 
-    def __init__(self, setting: Setting, stage: Stage, number: int, layer: nn.Module, config: RMUConfig) -> None:
+    def __init__(self, context: UnlearningContext, stage: Stage, number: int, layer: nn.Module, config: RMUConfig) -> None:
         from harness.data.rows import encode, pad_id
         from harness.numerics.likelihood import check_length
 
-        stages = len(setting.stages)
-        self._pad, self._device, self._size = pad_id(setting.tokenizer), setting.model.device, config.batch_size
+        stages = len(context.stages)
+        self._pad, self._device, self._size = pad_id(context.tokenizer), context.model.device, config.batch_size
         self._padding_side: Literal["left", "right"] = "left" if config.positions == "padded" else "right"
         most = -(-config.steps // stages) * config.batch_size  # what is never read need not be tokenised
         length = int(of_stage(config.max_length, number, stages, "max_length"))
-        self._forget = encode(stage.forget[:most], setting.tokenizer, length)
-        self._retain = encode(stage.retain[:most], setting.tokenizer, config.retain_max_length)
-        check_length(setting.model, max(len(e.input_ids) for e in (*self._forget, *self._retain)))  # before the first step
+        self._forget = encode(stage.forget[:most], context.tokenizer, length)
+        self._retain = encode(stage.retain[:most], context.tokenizer, config.retain_max_length)
+        check_length(context.model, max(len(e.input_ids) for e in (*self._forget, *self._retain)))  # before the first step
         self.alpha = of_stage(config.alpha, number, stages, "alpha")
         self.coefficient = of_stage(config.coefficient, number, stages, "coefficient")
         if config.coefficient_scale == "activation_norm":
-            self.coefficient *= self._typical_norm(setting, layer)
+            self.coefficient *= self._typical_norm(context, layer)
         self.target = self.coefficient * direction(
-            setting.model.config.get_text_config().hidden_size, streams(setting.seed, "rmu direction", number).numpy()
+            context.model.config.get_text_config().hidden_size, streams(context.seed, "rmu direction", number).numpy()
         ).to(self._device)
 
     def forget(self, number: int) -> Batch:
@@ -268,7 +268,7 @@ class _Topic:
         rows = [i % len(texts) for i in range(number * self._size, (number + 1) * self._size)]
         return collate([texts[row] for row in rows], rows, self._pad, self._padding_side).to(self._device)
 
-    def _typical_norm(self, setting: Setting, layer: nn.Module) -> float:
+    def _typical_norm(self, context: UnlearningContext, layer: nn.Module) -> float:
         # The median: in large models the first token's norm is a thousand times the others'.
         import torch
 
@@ -276,8 +276,8 @@ class _Topic:
         with torch.no_grad():
             for number in range(min(NORM_BATCHES, -(-len(self._forget) // self._size))):
                 batch = self.forget(number)
-                setting.costs.count(batch.tokens)
-                norms.append(hidden_states(setting.model, layer, batch)[batch.attention_mask.bool()].float().norm(dim=-1))
+                context.costs.count(batch.tokens)
+                norms.append(hidden_states(context.model, layer, batch)[batch.attention_mask.bool()].float().norm(dim=-1))
         return float(torch.cat(norms).median())
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import retain_term, token_nll
 from methods.first_order.recipe import RetainedRecipe, retained_held
@@ -44,16 +44,16 @@ class SatImpConfig(RetainedRecipe):
     source="arXiv:2505.11953",
     memory=retained_held,
 )
-def satimp(setting: Setting, config: SatImpConfig) -> Iterator[Progress]:
+def satimp(context: UnlearningContext, config: SatImpConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
 
     def forget(part: Part) -> Tensor:
-        nll = token_nll(setting.model, part.batch)
+        nll = token_nll(context.model, part.batch)
         likely = (-nll.detach()).exp()
         weights = likely**config.beta1 * (1 - likely) ** config.beta2
         return -config.forget_weight * (weights * nll).sum() / part.labels
 
     def losses(data: Data) -> Losses:
-        return Losses(forget, retain_term(setting, config))
+        return Losses(forget, retain_term(context, config))
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)

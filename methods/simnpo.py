@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, retain_term
@@ -48,17 +48,17 @@ class SimNPOConfig(RetainedRecipe):
     source="arXiv:2410.07163",
     memory=retained_held,
 )
-def simnpo(setting: Setting, config: SimNPOConfig) -> Iterator[Progress]:
+def simnpo(context: UnlearningContext, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
 
     def forget(part: Part) -> Tensor:
-        sums, counts = answer_nll_sums(setting.model, part.batch)
+        sums, counts = answer_nll_sums(context.model, part.batch)
         return config.forget_weight * simnpo_loss(sums / counts, config.beta, config.gamma).sum() / part.examples
 
     def losses(data: Data) -> Losses:
-        return Losses(forget, retain_term(setting, config))
+        return Losses(forget, retain_term(context, config))
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)
 
 
 def simnpo_loss(mean_nll: Tensor, beta: float, gamma: float) -> Tensor:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import BatchSize, Steps
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, held
+from methods.first_order.recipe import PairedRecipe, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,9 +63,9 @@ class SOULConfig(PairedRecipe):
     "soul",
     config=SOULConfig,
     source="arXiv:2404.18239",
-    memory=held,
+    memory=memory_items,
 )
-def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
+def soul(context: UnlearningContext, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
     from harness.numerics.training import pooled_nll
     from methods.first_order import sophia
@@ -74,10 +74,10 @@ def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
     refreshes = 0
 
     def forget(part: Part) -> Tensor:
-        return -pooled_nll(setting.model, part.batch, part.labels)
+        return -pooled_nll(context.model, part.batch, part.labels)
 
     def retain(part: Part) -> Tensor:
-        return config.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
+        return config.retain_weight * pooled_nll(context.model, part.batch, part.labels)
 
     def losses(data: Data) -> Losses:
         return Losses(forget, retain)
@@ -96,9 +96,9 @@ def soul(setting: Setting, config: SOULConfig) -> Iterator[Progress]:
         draws = []
         for side, parts in enumerate(sides):
             for part in parts:
-                setting.costs.count(part.batch.tokens)
-                draws.append((part.batch, sophia.uniform_numbers(part.batch, setting.seed, refreshes, side)))
-        textbook.refresh(sophia.gauss_newton_bartlett(setting.model, draws))
+                context.costs.count(part.batch.tokens)
+                draws.append((part.batch, sophia.uniform_numbers(part.batch, context.seed, refreshes, side)))
+        textbook.refresh(sophia.gauss_newton_bartlett(context.model, draws))
         refreshes += 1
 
-    yield from unlearn(setting, config, losses, optimiser=make, before_step=refresh)
+    yield from unlearn(context, config, losses, optimiser=make, before_step=refresh)

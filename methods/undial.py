@@ -17,11 +17,11 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
 from harness.core.errors import UsageError
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import all_logits, frozen_copy, padded, retain_term
-from methods.first_order.recipe import RetainedRecipe, held_with_copy
+from methods.first_order.recipe import RetainedRecipe, memory_items_with_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +50,9 @@ class UNDIALConfig(RetainedRecipe):
     "undial",
     config=UNDIALConfig,
     source="arXiv:2402.10052",
-    memory=held_with_copy,
+    memory=memory_items_with_copy,
 )
-def undial(setting: Setting, config: UNDIALConfig) -> Iterator[Progress]:
+def undial(context: UnlearningContext, config: UNDIALConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept.
 
     Raises:
@@ -63,12 +63,12 @@ def undial(setting: Setting, config: UNDIALConfig) -> Iterator[Progress]:
     from harness.data.rows import NO_LABEL
     from harness.numerics.likelihood import answer_labels, answer_logits
 
-    vocabulary = setting.model.get_output_embeddings().weight.shape[0]
+    vocabulary = context.model.get_output_embeddings().weight.shape[0]
     if config.positions == "all" and vocabulary < -NO_LABEL:
         raise UsageError(f"positions=all: this model's vocabulary has {vocabulary} tokens; leave it at positions=answer.")
 
     def losses(data: Data) -> Losses:
-        before = frozen_copy(setting.model)
+        before = frozen_copy(context.model)
 
         def logits(model: PreTrainedModel, batch: Batch) -> Tensor:
             return (
@@ -76,7 +76,7 @@ def undial(setting: Setting, config: UNDIALConfig) -> Iterator[Progress]:
             )
 
         def forget(part: Part) -> Tensor:
-            setting.costs.count(part.batch.tokens)  # they go through the copy too
+            context.costs.count(part.batch.tokens)  # they go through the copy too
             batch, labels, positions = part.batch, answer_labels(part.batch), part.labels
             if config.positions == "all":
                 longest = max(len(data.forget[row].input_ids) for row in data.steps[part.step - 1])
@@ -85,11 +85,11 @@ def undial(setting: Setting, config: UNDIALConfig) -> Iterator[Progress]:
                 labels = marks[:, 1:].flatten() % vocabulary
             with torch.no_grad():
                 lowered = logits(before, batch)
-            return undial_loss(logits(setting.model, batch), lowered, labels, config.beta).sum() / positions
+            return undial_loss(logits(context.model, batch), lowered, labels, config.beta).sum() / positions
 
-        return Losses(forget, retain_term(setting, config, before))
+        return Losses(forget, retain_term(context, config, before))
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)
 
 
 def undial_loss(logits: Tensor, before: Tensor, labels: Tensor, beta: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 
 
 @settings
@@ -14,6 +14,6 @@ class UntouchedConfig:
 
 
 @method("untouched", config=UntouchedConfig, source="reference arm")
-def unlearn(setting: Setting, config: UntouchedConfig) -> Iterator[Progress]:
+def unlearn(context: UnlearningContext, config: UntouchedConfig) -> Iterator[Progress]:
     """Measure the model as it is."""
     yield Progress(0, measure_here=True, total=0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import retain_term, token_nll
 from methods.first_order.recipe import RetainedRecipe, retained_held
@@ -36,15 +36,15 @@ class WGAConfig(RetainedRecipe):
     source="arXiv:2502.19301",
     memory=retained_held,
 )
-def wga(setting: Setting, config: WGAConfig) -> Iterator[Progress]:
+def wga(context: UnlearningContext, config: WGAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
 
     def forget(part: Part) -> Tensor:
-        nll = token_nll(setting.model, part.batch)
+        nll = token_nll(context.model, part.batch)
         weights = (-nll.detach()).exp() ** config.beta
         return -(weights * nll).sum() / part.labels
 
     def losses(data: Data) -> Losses:
-        return Losses(forget, retain_term(setting, config))
+        return Losses(forget, retain_term(context, config))
 
-    yield from unlearn(setting, config, losses)
+    yield from unlearn(context, config, losses)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from harness.core.config import resolve
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
-from harness.core.method import METHODS, Setting
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
+from harness.core.method import METHODS, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
@@ -145,40 +145,40 @@ def outcome(family: str, column: str, folder: Path) -> Outcome:
 
     from harness.models.sources import weights_fingerprint
 
-    subject = copy.deepcopy(model(family))
-    setting = Setting(subject, tokenizer(), problem(), 0, Cache(folder), Costs(), family)
-    before, found = weights_fingerprint(subject), [*_state(subject)]
+    eval_context = copy.deepcopy(model(family))
+    context = UnlearningContext(eval_context, tokenizer(), problem(), 0, Cache(folder), Costs(), family)
+    before, found = weights_fingerprint(eval_context), [*_state(eval_context)]
     torch.manual_seed(0)
     try:
         if column == ATTACK:
-            said = measurements(EVALUATORS.get(ATTACK), Subject(setting, EvalPlan(problem()), ()))
+            said = measurements(EVALUATORS.get(ATTACK), EvalContext(context, EvalPlan(problem()), ()))
             if absent := [item.reason for item in said if hasattr(item, "reason")]:  # type: ignore[union-attr]
                 return Outcome(faults=absent)
         else:
             method = METHODS.get(column)
             config = resolve(method.config, SETTINGS[column], owner=column)
-            steps = list(method.unlearn(setting, config))
+            steps = list(method.unlearn(context, config))
             if not (steps and steps[-1].measure_here):
                 return Outcome(faults=["no point is measured at the end"])
     except UsageError as error:
-        moved = weights_fingerprint(subject) != before
+        moved = weights_fingerprint(eval_context) != before
         return Outcome(str(error), ["it was refused after weights had moved"] if moved else [])
     faults = []
-    if weights_fingerprint(subject) == before:
+    if weights_fingerprint(eval_context) == before:
         faults.append("no weight moved")
-    if not all(bool(tensor.isfinite().all()) for tensor in subject.state_dict().values() if tensor.is_floating_point()):
+    if not all(bool(tensor.isfinite().all()) for tensor in eval_context.state_dict().values() if tensor.is_floating_point()):
         faults.append("a weight is not finite")
-    faults += [f"{a} became {b}" for a, b in zip(found, _state(subject), strict=True) if a != b]
+    faults += [f"{a} became {b}" for a, b in zip(found, _state(eval_context), strict=True) if a != b]
     return Outcome(faults=faults)
 
 
-def _state(subject: PreTrainedModel) -> list[object]:
+def _state(context: PreTrainedModel) -> list[object]:
     """What a method must leave as it found it."""
-    parameters = list(subject.named_parameters())
+    parameters = list(context.named_parameters())
     return [
-        [(name, type(module).__name__, module.training) for name, module in subject.named_modules()],
+        [(name, type(module).__name__, module.training) for name, module in context.named_modules()],
         [(name, parameter.requires_grad, parameter.dtype, parameter.grad is None) for name, parameter in parameters],
-        sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in subject.modules()),
+        sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in context.modules()),
     ]
 
 

@@ -31,8 +31,8 @@ from evals.benchmarks.tofu.world_data import REFUSALS
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import settings
 from harness.core.costs import Costs
-from harness.core.evaluator import Evaluator, Subject
-from harness.core.method import METHODS, Method, Progress, Setting
+from harness.core.evaluator import EvalContext, Evaluator
+from harness.core.method import METHODS, Method, Progress, UnlearningContext
 from harness.core.metric import Metric, Number, Plain
 from harness.core.options import Options
 from harness.core.problem import Problem, Stage
@@ -173,36 +173,38 @@ def nano_problem(nano: Nano) -> Problem:
     )
 
 
-SettingMaker = Callable[..., Setting]
+ContextMaker = Callable[..., UnlearningContext]
 
 
 @pytest.fixture
-def make_setting(nano: Nano, nano_problem: Problem, tmp_path: Path) -> SettingMaker:
+def make_context(nano: Nano, nano_problem: Problem, tmp_path: Path) -> ContextMaker:
     """Makes settings that share nothing: a fresh model, a cache of its own."""
     made = 0
 
-    def make(seed: int = 0, problem: Problem = nano_problem) -> Setting:
+    def make(seed: int = 0, problem: Problem = nano_problem) -> UnlearningContext:
         nonlocal made
         made += 1
         own = Cache(tmp_path / f"cache-{made}")
-        return Setting(nano.model(0), nano.tokenizer, problem, seed, own, Costs(), source_digest(problem.sources["base"]))
+        return UnlearningContext(
+            nano.model(0), nano.tokenizer, problem, seed, own, Costs(), source_digest(problem.sources["base"])
+        )
 
     return make
 
 
 @pytest.fixture
-def nano_setting(make_setting: SettingMaker) -> Setting:
-    return make_setting()
+def nano_context(make_context: ContextMaker) -> UnlearningContext:
+    return make_context()
 
 
 # ---------------------------------------------------------------- a nano benchmark, for whole runs
 
 
-def giving(name: str, value: Callable[[Subject], float | None], **more: Any) -> Evaluator:
-    """An evaluator whose one number, of its own name, is what a function makes of the subject; absent where that is None."""
+def giving(name: str, value: Callable[[EvalContext], float | None], **more: Any) -> Evaluator:
+    """An evaluator whose one number, of its own name, is what a function makes of what it sees; absent where that is None."""
 
-    def measure(subject: Subject, metric: Metric) -> Number:
-        number = value(subject)
+    def measure(context: EvalContext, metric: Metric) -> Number:
+        number = value(context)
         if number is None:
             raise LookupError("there is no such number")
         return Number(number, 1)
@@ -238,7 +240,7 @@ class FakeConfig:
     """How far a step goes."""
 
 
-Unlearning = Callable[[Setting, Any], Iterator[Progress]]
+Unlearning = Callable[[UnlearningContext, Any], Iterator[Progress]]
 
 
 @dataclass

@@ -18,8 +18,8 @@ from typing import Any
 from evals.benchmarks.tofu.world_data import REFUSALS
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import settings
-from harness.core.evaluator import EvalPlan, Subject
-from harness.core.method import METHODS, Method, Progress, Setting
+from harness.core.evaluator import EvalContext, EvalPlan
+from harness.core.method import METHODS, Method, Progress, UnlearningContext
 from harness.core.options import Options
 from harness.core.problem import Problem, Stage
 from harness.running.contracts.tiny import TinySource
@@ -82,13 +82,13 @@ def be_deaf_once() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, hears))
 
 
-def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
+def nudge(context: UnlearningContext, config: NanoConfig) -> Iterator[Progress]:
     """Two steps along the sign of the weights."""
     import torch
 
     for step in (1, 2):
         with torch.no_grad():
-            for parameter in setting.model.parameters():
+            for parameter in context.model.parameters():
                 parameter.add_(config.strength * 1e-3 * parameter.sign())
         if step == 2 and config.always:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -103,11 +103,11 @@ def nudge(setting: Setting, config: NanoConfig) -> Iterator[Progress]:
         yield Progress(step, measure_here=True, total=2)
 
 
-def norm(subject: Subject) -> float | None:
+def norm(context: EvalContext) -> float | None:
     """The weights' norm; of the reference arms only tables are known."""
-    if subject.loaded is None:
+    if context.loaded is None:
         return None
-    return sum(float(p.detach().double().square().sum()) for p in subject.model.parameters())
+    return sum(float(p.detach().double().square().sum()) for p in context.model.parameters())
 
 
 def nano_problem() -> Problem:

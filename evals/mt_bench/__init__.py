@@ -28,7 +28,7 @@ from evals.mt_bench.answers import request
 from evals.mt_bench.fastchat import TURNS, read
 from evals.mt_bench.judgements import NO_RATING, judged, ratings_of
 from harness.core.config import JSON
-from harness.core.evaluator import EvalPlan, GenerationRequest, Subject, evaluator
+from harness.core.evaluator import EvalContext, EvalPlan, GenerationRequest, evaluator
 from harness.core.metric import Metric, Number, Plain, Rows
 
 if TYPE_CHECKING:
@@ -89,18 +89,18 @@ def _basis(plan: EvalPlan) -> dict[str, JSON]:
     return {**_judge.identity(judge), "repetitions": judge.repetitions, **digests}
 
 
-def _check(subject: Subject) -> None:
-    if judge := subject.plan.judge:
+def _check(context: EvalContext) -> None:
+    if judge := context.plan.judge:
         _judge.check(judge)
 
 
 @evaluator("mt_bench", version=VERSION, metrics=METRICS, requests=requests, before=_check, basis=_basis)
-def measure(subject: Subject, metric: Metric) -> Rows | Number:
+def measure(context: EvalContext, metric: Metric) -> Rows | Number:
     """`mt_bench`, the mean rating; `mt_bench_turn_1`, `mt_bench_turn_2`; `mt_bench_standard_error` over repetitions."""
-    judge = subject.plan.judge
+    judge = context.plan.judge
     if judge is None:
         raise LookupError("no judge was given: --judge openai:MODEL or vllm:MODEL, and FastChat's files by --data-dir")
-    table = subject.table(TABLE, judged)
+    table = context.table(TABLE, judged)
     _rated(table)
     if metric is STANDARD_ERROR:
         return _standard_error(table)

@@ -10,7 +10,7 @@ from evals import _judge
 from evals._judge_server import Unavailable
 from evals.mt_bench.answers import request, thinks_from_the_start
 from evals.mt_bench.fastchat import FOLDER, TURNS, judge_prompt, read
-from harness.core.evaluator import Subject
+from harness.core.evaluator import EvalContext
 from harness.numerics.thoughts import without_thoughts
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def rating(verdict: str) -> float:
     return (ratings_of(verdict) or [NO_RATING])[-1]
 
 
-def judged(subject: Subject) -> pd.DataFrame:
+def judged(context: EvalContext) -> pd.DataFrame:
     """One row for each repetition, question and turn.
 
     `judge_rating` (−1 if the verdict holds none, NaN if there are no verdicts), `judge_text`, `judge_model`; `judge_absent`
@@ -43,16 +43,16 @@ def judged(subject: Subject) -> pd.DataFrame:
     """
     import pandas as pd
 
-    plan, judge = subject.plan, subject.plan.judge
+    plan, judge = context.plan, context.plan.judge
     assert judge is not None  # `measure` asks for no table without one
     files = read(plan.data_dir, plan.limit)
     rows: list[dict[str, Any]] = []
     prompts: list[_judge.Prompt] = []
-    begun = thinks_from_the_start(subject.tokenizer)
+    begun = thinks_from_the_start(context.tokenizer)
     for repetition in range(judge.repetitions):
         for question in files.questions:
-            requests = [request(plan, subject.tokenizer, question, turn, repetition) for turn in TURNS]
-            said = [subject.generations[each] for each in requests]
+            requests = [request(plan, context.tokenizer, question, turn, repetition) for turn in TURNS]
+            said = [context.generations[each] for each in requests]
             answers = [without_thoughts(text, begun) for text in said]
             for turn in TURNS:
                 prompts.append(judge_prompt(files, question, turn, answers, repetition))
@@ -61,14 +61,14 @@ def judged(subject: Subject) -> pd.DataFrame:
                 answered = {"turn": turn, "repetition": repetition, "chat": requests[0].chat, "only_thoughts": only_thoughts}
                 rows.append(about | answered)
     try:
-        verdicts, failure = _judge.verdicts(judge, prompts, subject.cache), ""
+        verdicts, failure = _judge.verdicts(judge, prompts, context.cache), ""
     except Unavailable as error:
         verdicts, failure = [], str(error)
-        subject.unfinished.append(failure)
+        context.unfinished.append(failure)
         _judge.log.warning("mt_bench is absent for this model: %s", failure)  # hours of unlearning may follow
     if absent := [verdict.absent for verdict in verdicts if verdict.absent]:
-        subject.unfinished.append(f"{len(absent)} of {len(verdicts)} verdicts are missing: {absent[0]}")
-        _judge.log.warning("mt_bench: %s", subject.unfinished[-1])
+        context.unfinished.append(f"{len(absent)} of {len(verdicts)} verdicts are missing: {absent[0]}")
+        _judge.log.warning("mt_bench: %s", context.unfinished[-1])
     given = pd.DataFrame(
         {
             "judge_rating": [rating(v.text) for v in verdicts] or [math.nan] * len(rows),

@@ -1,6 +1,6 @@
 """What an evaluator is and what it sees.
 
-After each point of a run the model becomes a `Subject`, which is all an evaluator sees; it gives for each of its
+After each point of a run the model becomes a `EvalContext`, which is all an evaluator sees; it gives for each of its
 metrics rows or a number, and `harness.statistics` makes a `Measurement` of them.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.core.config import JSON
 from harness.core.errors import UsageError
-from harness.core.memory import Held, ModelShape
+from harness.core.memory import MemoryItem, ModelShape
 from harness.core.metric import Given, Metric, TwoSample, metrics_by_name
 from harness.core.options import Judge, Variant
 from harness.core.problem import ROW_KEYS, Problem, Row
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.core.costs import Costs
-    from harness.core.method import Setting
+    from harness.core.method import UnlearningContext
     from harness.storage.cache import Cache
 
 
@@ -62,7 +62,7 @@ class Reference:
     name: str
     """`retain-0`, … or the name of a log."""
     tables: Mapping[str, pd.DataFrame]
-    """As in `Subject.tables`."""
+    """As in `EvalContext.tables`."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class EvalPlan:
 
 
 @dataclass
-class Subject:
+class EvalContext:
     """All an evaluator sees: the model as it is now, or the recorded tables of one that is not here."""
 
-    loaded: Setting | None
+    loaded: UnlearningContext | None
     """The model with what belongs to it; None when only tables are known, as when a published log is scored."""
     plan: EvalPlan
     """What is measured, of what, and how."""
@@ -148,7 +148,7 @@ class Subject:
     builders: dict[str, str] = field(default_factory=dict, repr=False)
     """Table → the module that builds it."""
 
-    def _loaded(self) -> Setting:
+    def _loaded(self) -> UnlearningContext:
         if self.loaded is None:
             raise LookupError("there is no model here, only its recorded tables")
         return self.loaded
@@ -170,7 +170,7 @@ class Subject:
 
     @property
     def costs(self) -> Costs:
-        """Where an evaluator says how many tokens it read: `subject.costs.count(n)`."""
+        """Where an evaluator says how many tokens it read: `context.costs.count(n)`."""
         return self._loaded().costs
 
     @property
@@ -178,7 +178,7 @@ class Subject:
         """What is unlearned; raises LookupError where nothing but recorded rows is known."""
         return self.plan.problem
 
-    def table(self, name: str, build: Callable[[Subject], pd.DataFrame]) -> pd.DataFrame:
+    def table(self, name: str, build: Callable[[EvalContext], pd.DataFrame]) -> pd.DataFrame:
         """The table of that name, built from the model the first time it is asked for.
 
         Its columns `task`, `row` and `cluster` (what is resampled together) name a row; the others are to be called as in no
@@ -203,20 +203,20 @@ class Subject:
             self.tables[name] = built
         return self.tables[name]
 
-    def of(self, reference: Reference) -> Subject:
-        """One of the references, seen as a subject of its own: recorded tables without a model."""
-        return Subject(None, self.plan, references=(), tables=dict(reference.tables))
+    def of(self, reference: Reference) -> EvalContext:
+        """One of the references, as an evaluator sees it by itself: recorded tables without a model."""
+        return EvalContext(None, self.plan, references=(), tables=dict(reference.tables))
 
 
-MeasureMetric = Callable[[Subject, Metric], Given]
-"""What an evaluator's function is: a subject and one of its metrics → rows, or a number."""
+MeasureMetric = Callable[[EvalContext, Metric], Given]
+"""What an evaluator's function is: what it sees, and one of its metrics → rows, or a number."""
 
 
 def _no_requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> Sequence[GenerationRequest]:
     return ()
 
 
-def _nothing(subject: Subject) -> None:
+def _nothing(context: EvalContext) -> None:
     return None
 
 
@@ -243,20 +243,20 @@ class Evaluator:
     version: int | Callable[[EvalPlan], int]
     """Raised when its definition changes; a function of the plan where it changed for some problems or variants alone, so that
     runs on the others keep their names."""
-    measure: Callable[[Subject, Metric], Given]
+    measure: Callable[[EvalContext, Metric], Given]
     """What a metric is made of: rows, or a number; raises LookupError, with the reason, where it cannot be had. The texts it
-    asked for are in `subject.generations`; tables it builds go through `subject.table`. The rest: `harness.statistics`."""
+    asked for are in `context.generations`; tables it builds go through `context.table`. The rest: `harness.statistics`."""
     metrics: Sequence[Metric] | MetricFamily
     """What it measures; a family where that follows from the problem's sets of questions."""
     requests: Callable[[EvalPlan, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests
     """The texts it needs; equal requests of several evaluators are generated once."""
     changes_model: bool = False
     """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
-    before: Callable[[Subject], None] = _nothing
+    before: Callable[[EvalContext], None] = _nothing
     """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
     basis: Callable[[EvalPlan], Mapping[str, JSON]] = _no_basis
     """What its numbers rest on besides the problem, as plain JSON for the run's hash: a judge's name, digests of own data."""
-    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: ()
+    memory: Callable[[ModelShape], Sequence[MemoryItem]] = lambda shape: ()
     """What it holds besides the model that is measured, where that is more than any evaluator takes."""
 
     def metrics_of(self, plan: EvalPlan) -> Sequence[Metric]:
@@ -277,7 +277,7 @@ class Evaluator:
         return self.version(plan) if callable(self.version) else self.version
 
     @property
-    def asks(self) -> bool:
+    def needs_generation(self) -> bool:
         """Whether it asks for texts at all."""
         return self.requests is not _no_requests
 
@@ -297,9 +297,9 @@ def evaluator(
     metrics: Sequence[Metric] | MetricFamily,
     requests: Callable[[EvalPlan, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
     changes_model: bool = False,
-    before: Callable[[Subject], None] = _nothing,
+    before: Callable[[EvalContext], None] = _nothing,
     basis: Callable[[EvalPlan], Mapping[str, JSON]] = _no_basis,
-    memory: Callable[[ModelShape], Sequence[Held]] = lambda shape: (),
+    memory: Callable[[ModelShape], Sequence[MemoryItem]] = lambda shape: (),
 ) -> Callable[[MeasureMetric], MeasureMetric]:
     """Register the decorated function as an evaluator under its file's name."""
 

@@ -34,7 +34,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryItem:
     """Something a method holds in memory besides the weights."""
 
     what: str

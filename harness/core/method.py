@@ -1,6 +1,6 @@
 """What a method is, what it sees, and what it yields.
 
-Loading a `Problem` gives a `Setting`, which is all a method sees; it is a generator that edits the model in place.
+Loading a `Problem` gives a `UnlearningContext`, which is all a method sees; it is a generator that edits the model in place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from harness.core.config import JSON
-from harness.core.memory import Held, ModelShape
+from harness.core.memory import MemoryItem, ModelShape
 from harness.core.options import Preset
 from harness.core.problem import ModelSource, Problem, Stage
 from harness.core.registry import Registry
@@ -27,7 +27,7 @@ C_contra = TypeVar("C_contra", contravariant=True)
 
 
 @dataclass
-class Setting:
+class UnlearningContext:
     """All a method may see. It edits `model` in place."""
 
     model: PreTrainedModel
@@ -41,7 +41,7 @@ class Setting:
     cache: Cache
     """Where curvature and other costly things are kept between runs."""
     costs: Costs
-    """Where a method says what took how long: `with setting.costs.phase("curvature fit"): …`."""
+    """Where a method says what took how long: `with context.costs.phase("curvature fit"): …`."""
     identity: str
     """A digest that names these weights without reading them; part of the keys of what depends on them."""
 
@@ -71,10 +71,10 @@ class Progress:
 
 
 class Unlearn(Protocol[C_contra]):
-    """A method: a generator that edits `setting.model` and yields as it goes. The clock runs only inside it."""
+    """A method: a generator that edits `context.model` and yields as it goes. The clock runs only inside it."""
 
-    def __call__(self, setting: Setting, config: C_contra) -> Iterator[Progress]:
-        """Edit `setting.model`, step by step."""
+    def __call__(self, context: UnlearningContext, config: C_contra) -> Iterator[Progress]:
+        """Edit `context.model`, step by step."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class Method(Generic[C]):
     """The paper that defines it."""
     unlearn: Unlearn[C]
     """The method itself."""
-    cannot: Callable[[Problem], str | None] = lambda problem: None
+    skip_reason: Callable[[Problem], str | None] = lambda problem: None
     """Why it cannot run on a problem, or None if it can."""
     clash: Callable[[Problem, C], str | None] = lambda problem, config: None
     """Why it cannot run on a problem with these settings, or None if it can: what is known before any model is made."""
-    memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: ()
+    memory: Callable[[ModelShape, C], Sequence[MemoryItem]] = lambda shape, config: ()
     """What it holds besides the weights, before anything is loaded."""
-    smaller: Sequence[Mapping[str, JSON]] = ()
+    memory_fallbacks: Sequence[Mapping[str, JSON]] = ()
     """Settings that need less memory, to be proposed where a run does not fit."""
 
     @property
@@ -129,15 +129,15 @@ def method(
     config: type[C],
     source: str,
     version: int = 1,
-    cannot: Callable[[Problem], str | None] = lambda problem: None,
+    skip_reason: Callable[[Problem], str | None] = lambda problem: None,
     clash: Callable[[Problem, C], str | None] = lambda problem, config: None,
-    memory: Callable[[ModelShape, C], Sequence[Held]] = lambda shape, config: (),
-    smaller: Sequence[Mapping[str, JSON]] = (),
+    memory: Callable[[ModelShape, C], Sequence[MemoryItem]] = lambda shape, config: (),
+    memory_fallbacks: Sequence[Mapping[str, JSON]] = (),
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:
     """Register the decorated generator as a method under its file's name."""
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
-        METHODS.register(name, Method(name, version, config, source, function, cannot, clash, memory, smaller))
+        METHODS.register(name, Method(name, version, config, source, function, skip_reason, clash, memory, memory_fallbacks))
         return function
 
     return register

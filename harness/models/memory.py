@@ -16,7 +16,7 @@ from harness.core.config import JSON, field_names, to_json
 from harness.core.config import resolve as resolve_settings
 from harness.core.errors import UsageError
 from harness.core.evaluator import EvalPlan, Evaluator
-from harness.core.memory import Held, ModelShape
+from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Method
 from harness.core.options import Options
 from harness.core.problem import Problem
@@ -96,7 +96,7 @@ def shape_of(source: CheckpointSource, problem: Problem, dtype: str) -> ModelSha
 # ---------------------------------------------------------------- what is held
 
 
-def estimate(shape: ModelShape, held: Sequence[Held], evaluators: Sequence[Evaluator] = ()) -> Estimate:
+def estimate(shape: ModelShape, held: Sequence[MemoryItem], evaluators: Sequence[Evaluator] = ()) -> Estimate:
     """A run's largest moment: while the method works, or while a point is measured.
 
     Args:
@@ -104,10 +104,10 @@ def estimate(shape: ModelShape, held: Sequence[Held], evaluators: Sequence[Evalu
         held: what the method says it holds.
         evaluators: what measures; one at a time holds something.
     """
-    weights = Held("weights", shape.parameters * shape.weight_bytes)
+    weights = MemoryItem("weights", shape.parameters * shape.weight_bytes)
     working = [weights, *(h for h in held if h.where == "device")]
     kept = [h for h in working if h.while_measured]
-    read = Held("evaluation", measuring_bytes(shape), certain=False)
+    read = MemoryItem("evaluation", measuring_bytes(shape), certain=False)
     measured = [[*kept, read], *([*kept, *(h for h in e.memory(shape) if h.where == "device")] for e in evaluators)]
     return Estimate(
         working=_certain(working),
@@ -119,7 +119,7 @@ def estimate(shape: ModelShape, held: Sequence[Held], evaluators: Sequence[Evalu
     )
 
 
-def _certain(held: Sequence[Held]) -> dict[str, int]:
+def _certain(held: Sequence[MemoryItem]) -> dict[str, int]:
     largest: dict[str, int] = {}
     for each in held:  # a method and an evaluator may both hold an optimiser
         if each.certain and each.bytes:
@@ -127,20 +127,20 @@ def _certain(held: Sequence[Held]) -> dict[str, int]:
     return largest
 
 
-def adamw(shape: ModelShape) -> list[Held]:
+def adamw(shape: ModelShape) -> list[MemoryItem]:
     """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
     from harness.numerics.training import RECOMPUTED_FROM
 
     float32 = 4 * shape.parameters
     return [
-        Held("gradients", float32, while_measured=False),
-        Held("AdamW moments", 2 * float32),
-        Held("float32 masters", 0 if shape.weight_bytes == 4 else float32),
+        MemoryItem("gradients", float32, while_measured=False),
+        MemoryItem("AdamW moments", 2 * float32),
+        MemoryItem("float32 masters", 0 if shape.weight_bytes == 4 else float32),
         activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM),
     ]
 
 
-def activations(shape: ModelShape, trained: bool = True, recomputed: bool = False) -> Held:
+def activations(shape: ModelShape, trained: bool = True, recomputed: bool = False) -> MemoryItem:
     """What one forward and backward pass over `TOKENS_AT_ONCE` tokens keeps, and the logits of its labels; rough.
 
     Args:
@@ -154,7 +154,7 @@ def activations(shape: ModelShape, trained: bool = True, recomputed: bool = Fals
     width = 14 * hidden + 4 * inner if trained else 8 * hidden + 3 * inner
     kept = width + layers * hidden if recomputed else width * layers
     logits = 3 * TOKENS_AT_ONCE * shape.vocabulary * 4
-    return Held("activations", TOKENS_AT_ONCE * kept * shape.weight_bytes + logits, while_measured=False, certain=False)
+    return MemoryItem("activations", TOKENS_AT_ONCE * kept * shape.weight_bytes + logits, while_measured=False, certain=False)
 
 
 def measuring_bytes(shape: ModelShape) -> int:
@@ -274,7 +274,7 @@ def _ways_out(
         except UsageError:
             return False
 
-    settings = _smaller(method, config)
+    settings = _memory_fallbacks(method, config)
     half = replace(shape, weight_bytes=2) if options.dtype == "float32" else None
     ways = [_typed(s) for s in settings if fits(shape, s, room.free)]
     if half and fits(half, {}, room.free):
@@ -288,10 +288,10 @@ def _ways_out(
     return ways
 
 
-def _smaller(method: Method[Any], config: Any) -> list[Mapping[str, JSON]]:
+def _memory_fallbacks(method: Method[Any], config: Any) -> list[Mapping[str, JSON]]:
     """The settings that the method proposes where memory is short, and that are not set already."""
     known, now = set(field_names(method.config)), to_json(config)
-    return [s for s in method.smaller if set(s) <= known and any(now.get(k) != v for k, v in s.items())]
+    return [s for s in method.memory_fallbacks if set(s) <= known and any(now.get(k) != v for k, v in s.items())]
 
 
 def _typed(settings: Mapping[str, JSON]) -> str:
@@ -313,7 +313,7 @@ def ran_out(error: Exception) -> bool:
 def advice(method: Method[Any], config: Any, options: Options) -> str:
     """What to say of a run that ran out of memory: where, and what to try."""
     kind = options.device.partition(":")[0]
-    ways = [f"--set {_typed(settings)}" for settings in _smaller(method, config)]
+    ways = [f"--set {_typed(settings)}" for settings in _memory_fallbacks(method, config)]
     if options.dtype == "float32":
         ways.append("--dtype bfloat16")
     if kind == "cuda" and options.device != ALL_GPUS:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.benchmark import roles_of
-from harness.core.evaluator import EvalPlan, Evaluator, Subject, metric_of
+from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, metric_of
 from harness.core.measurement import Difference
 from harness.core.metric import Metric, OfMeans
 from harness.core.options import Variant
@@ -80,12 +80,14 @@ def of_rows(
         others than the first one's is in no difference; nor is a metric with fewer than five clusters.
     """
     plan = EvalPlan(variant=variant)
-    subjects = {method: [Subject(None, plan, (), AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()}
-    return list(of_subjects(subjects, metrics, against))
+    subjects = {
+        method: [EvalContext(None, plan, (), AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()
+    }
+    return list(of_contexts(subjects, metrics, against))
 
 
-def of_subjects(
-    measured: Mapping[str, Sequence[Subject]], metrics: Sequence[str], against: str | None = None
+def of_contexts(
+    measured: Mapping[str, Sequence[EvalContext]], metrics: Sequence[str], against: str | None = None
 ) -> Iterator[Difference]:
     """The same as `of_rows`, of subjects: one for each seed."""
     resampling = Resampling()
@@ -116,8 +118,8 @@ def of_means(metric: Metric) -> Callable[[np.ndarray], np.ndarray]:
     return clipped
 
 
-def _groups(evaluator: Evaluator, metric: Metric, subjects: Sequence[Subject]) -> list[list[Group]] | None:
+def _groups(evaluator: Evaluator, metric: Metric, subjects: Sequence[EvalContext]) -> list[list[Group]] | None:
     try:
-        return [[matrix(rows) for rows in groups_of(given_by(evaluator, subject, metric))] for subject in subjects]
+        return [[matrix(rows) for rows in groups_of(given_by(evaluator, context, metric))] for context in subjects]
     except LookupError:
         return None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.core.benchmark import Benchmark
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, EvalPlan, GenerationRequest, Reference, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, GenerationRequest, Reference
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.options import Options, Variant
 from harness.core.problem import ModelSource
 from harness.statistics.measurements import measurements
@@ -31,12 +31,12 @@ _NONE: Mapping[str, str] = {}
 
 
 def measure(
-    subject: Subject, selection: str, generator: Generator | None = None, weights: str = ""
+    context: EvalContext, selection: str, generator: Generator | None = None, weights: str = ""
 ) -> list[Measurement | Absent]:
     """All evaluators' numbers; the texts they ask for are generated together, once.
 
     Args:
-        subject: what is measured, with the plan whose evaluators measure it.
+        context: what is measured, with the plan whose evaluators measure it.
         selection: on what the settings behind it were chosen.
         generator: who writes the texts, where there is a model.
         weights: the fingerprint of the model's weights, part of what names its texts in the cache.
@@ -44,16 +44,16 @@ def measure(
     Raises:
         UsageError: for evaluators whose tables a record could not hold beside each other.
     """
-    if subject.loaded is not None and generator is not None:
-        subject.generations = _answers(subject.plan, subject.loaded, generator, weights)
+    if context.loaded is not None and generator is not None:
+        context.generations = _answers(context.plan, context.loaded, generator, weights)
     items: list[Measurement | Absent] = []
-    for evaluator in sorted(subject.plan.evaluators, key=lambda e: e.changes_model):
-        known = set(subject.tables)
-        with _put_back(subject.loaded) if evaluator.changes_model else nullcontext():
-            measured = measurements(evaluator, subject)
+    for evaluator in sorted(context.plan.evaluators, key=lambda e: e.changes_model):
+        known = set(context.tables)
+        with _put_back(context.loaded) if evaluator.changes_model else nullcontext():
+            measured = measurements(evaluator, context)
         items += [replace(item, selection=selection) if isinstance(item, Measurement) else item for item in measured]
-        if subject.tables.keys() > known:
-            check_tables(subject.tables, f"what {evaluator.name} keeps row by row", subject.builders)
+        if context.tables.keys() > known:
+            check_tables(context.tables, f"what {evaluator.name} keeps row by row", context.builders)
     return items
 
 
@@ -68,7 +68,7 @@ def check_base(plan: EvalPlan) -> None:
     from harness.numerics.generation import check_answers
 
     source = plan.problem.sources.get("base")
-    if not isinstance(source, CheckpointSource) or not any(e.asks for e in plan.evaluators):
+    if not isinstance(source, CheckpointSource) or not any(e.needs_generation for e in plan.evaluators):
         return
     try:
         model, tokenizer = meta_model(source.config()), source.tokens()
@@ -85,7 +85,7 @@ def check_tables(
     A column is one evaluator's. Only those of one package, which know of each other, may share one for different rows.
 
     Args:
-        tables: as in `Subject.tables`.
+        tables: as in `EvalContext.tables`.
         whose: how the message begins.
         builders: table → the module that builds it, where it is known.
 
@@ -131,21 +131,21 @@ def _package(builders: Mapping[str, str], table: str) -> str:
     return builders.get(table, "").partition(".")[0]
 
 
-def _answers(plan: EvalPlan, setting: Setting, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
+def _answers(plan: EvalPlan, context: UnlearningContext, generator: Generator, weights: str) -> dict[GenerationRequest, str]:
     """The answers to all evaluators' requests, by the model that is measured and by the one before unlearning."""
     from harness.models.pretraining import weights_digest
     from harness.numerics.generation import generate_all
     from harness.numerics.identity import answerer_fingerprint
 
-    requests = [request for e in plan.evaluators for request in e.requests(plan, setting.tokenizer)]
+    requests = [request for e in plan.evaluators for request in e.requests(plan, context.tokenizer)]
     ours = [request for request in requests if request.by == "subject"]
-    named = answerer_fingerprint(weights, setting.model, setting.tokenizer) if ours else ""
-    answers = dict(generate_all(generator, setting.model, setting.tokenizer, ours, setting.cache, named))
+    named = answerer_fingerprint(weights, context.model, context.tokenizer) if ours else ""
+    answers = dict(generate_all(generator, context.model, context.tokenizer, ours, context.cache, named))
     if theirs := [request for request in requests if request.by == "base"]:
         base = plan.problem.sources["base"]
-        base_generator = _BaseGenerator(generator, base, setting.cache, generator.name)
-        named = f"source {weights_digest(base, setting.cache)} as {setting.model.dtype} on {setting.model.device.type}"
-        answers |= generate_all(base_generator, setting.model, setting.tokenizer, theirs, setting.cache, named)
+        base_generator = _BaseGenerator(generator, base, context.cache, generator.name)
+        named = f"source {weights_digest(base, context.cache)} as {context.model.dtype} on {context.model.device.type}"
+        answers |= generate_all(base_generator, context.model, context.tokenizer, theirs, context.cache, named)
     return answers
 
 
@@ -170,24 +170,24 @@ class _BaseGenerator:
 
 
 @contextmanager
-def _put_back(setting: Setting | None) -> Iterator[None]:
+def _put_back(context: UnlearningContext | None) -> Iterator[None]:
     """Undo what is done to the model inside, bit by bit: the next evaluator, and the method, go on with it."""
-    if setting is None:
+    if context is None:
         yield
         return
-    before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in setting.model.state_dict().items()}
+    before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in context.model.state_dict().items()}
     try:
         yield
     finally:
-        setting.model.load_state_dict(before)
-        setting.model.eval()
+        context.model.load_state_dict(before)
+        context.model.eval()
 
 
 class Measured(NamedTuple):
     """A model as its source gives it."""
 
     tables: dict[str, pd.DataFrame]
-    """As in `Subject.tables`."""
+    """As in `EvalContext.tables`."""
     weights: str
     """The fingerprint of its weights."""
 
@@ -224,13 +224,13 @@ def source_tables(
     def make(folder: Path) -> None:
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
         weights = weights or weights_fingerprint(model)
-        setting = Setting(model, tokenizer, plan.problem, options.seed, cache, Costs(), source_digest(source))
-        subject = Subject(setting, plan, references=())
-        measure(subject, "", generator, weights)
-        if subject.unfinished:
-            raise _Unfinished(Measured(subject.tables, weights))
+        context = UnlearningContext(model, tokenizer, plan.problem, options.seed, cache, Costs(), source_digest(source))
+        eval_context = EvalContext(context, plan, references=())
+        measure(eval_context, "", generator, weights)
+        if eval_context.unfinished:
+            raise _Unfinished(Measured(eval_context.tables, weights))
         (folder / WEIGHTS).write_text(weights, encoding="ascii")
-        for name, table in subject.tables.items():
+        for name, table in eval_context.tables.items():
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
     try:
@@ -289,7 +289,7 @@ def score_log(
     """
     plan = EvalPlan(evaluators=benchmark.evaluators(), variant=variant)
     references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
-    subjects = {log_file.stem: Subject(None, plan, references, dict(benchmark.read_log(log_file)))}
+    subjects = {log_file.stem: EvalContext(None, plan, references, dict(benchmark.read_log(log_file)))}
     for other in references:
-        subjects[f"{other.name} (reference)"] = Subject(None, plan, references, dict(other.tables))
-    return {name: measure(subject, "as logged") for name, subject in subjects.items()}
+        subjects[f"{other.name} (reference)"] = EvalContext(None, plan, references, dict(other.tables))
+    return {name: measure(context, "as logged") for name, context in subjects.items()}

@@ -90,7 +90,7 @@ def plan(
     if problem.retain != options.retain:
         raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
     _check_rows(problem)
-    if reason := chosen.cannot(problem):
+    if reason := chosen.skip_reason(problem):
         raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
     _check_metrics(measured)
     family = problem.family or problem.model.partition("@")[0]

@@ -16,8 +16,8 @@ from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON
 from harness.core.costs import Costs
 from harness.core.errors import UsageError, reason
-from harness.core.evaluator import Reference, Subject
-from harness.core.method import Progress, Setting
+from harness.core.evaluator import EvalContext, Reference
+from harness.core.method import Progress, UnlearningContext
 from harness.core.progress import progress_bar
 from harness.core.streams import streams
 from harness.models.export import ExportOptions
@@ -98,7 +98,7 @@ def attempt(todo: Plan, store: Store, cache: Cache, force: bool = False) -> str:
     return message
 
 
-def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str] = ()) -> Setting:
+def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str] = ()) -> UnlearningContext:
     """The model before unlearning, with all that a method is told; where models are trained, these others along with it."""
     from harness.models import memory
     from harness.models.pretraining import TrainedSource, train_all
@@ -114,7 +114,7 @@ def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
         model, tokenizer = problem.sources["base"].load(cache, options.device, options.dtype)
     exports.check(sum(tensor.nbytes for tensor in model.parameters()))
-    return Setting(model, tokenizer, problem, options.seed, cache, costs, source_digest(problem.sources["base"]))
+    return UnlearningContext(model, tokenizer, problem, options.seed, cache, costs, source_digest(problem.sources["base"]))
 
 
 def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, exports: ExportOptions) -> RunResult:
@@ -124,17 +124,17 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     plan = todo.eval_plan
     problem = plan.problem
     generator = choose_generator(todo.spec.generator, todo.options.device)
-    setting = _load(todo, cache, exports, plan.references)
-    costs, before = setting.costs, weights_fingerprint(setting.model)
-    result = _with_provenance(todo, store, result, setting, before)
+    context = _load(todo, cache, exports, plan.references)
+    costs, before = context.costs, weights_fingerprint(context.model)
+    result = _with_provenance(todo, store, result, context, before)
     with costs.phase("references"):
         for evaluator in plan.evaluators:
-            evaluator.before(Subject(setting, plan, ()))
-        references, untouched = _references(todo, setting, generator, before)
+            evaluator.before(EvalContext(context, plan, ()))
+        references, untouched = _references(todo, context, generator, before)
     result = replace(result, arms=_arms(todo, references, untouched), costs=costs.phases)
     record.write(result)
 
-    _measure_points(todo, record, result, setting, references, generator)
+    _measure_points(todo, record, result, context, references, generator)
     if todo.options.rows == "last":
         record.keep_last_rows()
     prompts = {
@@ -145,17 +145,17 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
     result = replace(result, notes=[*result.notes, *_idle(before, record.points)])
     record.write(result)
-    _export(todo, exports, setting)  # last: a place that cannot be written costs the copy, not the run
+    _export(todo, exports, context)  # last: a place that cannot be written costs the copy, not the run
     return result
 
 
-def _with_provenance(todo: Plan, store: Store, result: RunResult, setting: Setting, before: str) -> RunResult:
+def _with_provenance(todo: Plan, store: Store, result: RunResult, context: UnlearningContext, before: str) -> RunResult:
     """A result that says what made it, and warns where its models were made otherwise than others."""
     from harness.models.pretraining import made_elsewhere
 
-    made = provenance_of(todo.command, todo.spec, setting.tokenizer, before)
+    made = provenance_of(todo.command, todo.spec, context.tokenizer, before)
     used = {name: source for name, source in todo.problem.sources.items() if name in ("base", *todo.eval_plan.references)}
-    others = [*made_elsewhere(used, setting.cache), *_began_otherwise(todo, store, made)]
+    others = [*made_elsewhere(used, context.cache), *_began_otherwise(todo, store, made)]
     for note in others:
         log.warning("%s", note)
     return replace(result, provenance=made, notes=[*result.notes, *others])
@@ -170,14 +170,14 @@ class _Arms(NamedTuple):
     """The tables of the model before unlearning."""
 
 
-def _references(todo: Plan, setting: Setting, generator: Generator, before: str) -> _Arms:
+def _references(todo: Plan, context: UnlearningContext, generator: Generator, before: str) -> _Arms:
     """The retrained models' tables, and those of the model before unlearning, whose weights are `before`."""
     plan, sources = todo.eval_plan, todo.problem.sources
-    tables_of = partial(source_tables, plan=plan, options=todo.options, cache=setting.cache, generator=generator)
+    tables_of = partial(source_tables, plan=plan, options=todo.options, cache=context.cache, generator=generator)
     references = [Reference(name, tables) for name, tables in plan.recorded.items()]
     retrained = {name: tables_of(sources[name]) for name in plan.references if name not in plan.recorded}
     references += [Reference(name, measured.tables) for name, measured in retrained.items()]
-    untouched = tables_of(sources["base"], loaded=(setting.model, setting.tokenizer, before)).tables
+    untouched = tables_of(sources["base"], loaded=(context.model, context.tokenizer, before)).tables
     for same in (name for name, measured in retrained.items() if measured.weights == before):
         log.warning("%s has the very weights of the model before unlearning: is it the same checkpoint?", same)
     return _Arms(references, untouched)
@@ -186,9 +186,9 @@ def _references(todo: Plan, setting: Setting, generator: Generator, before: str)
 def _arms(todo: Plan, references: Sequence[Reference], untouched: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """The numbers of the model before unlearning, and of the retrained one if there is one."""
     plan = todo.eval_plan
-    arms = {"untouched": measure(Subject(None, plan, references, dict(untouched)), todo.selection)}
+    arms = {"untouched": measure(EvalContext(None, plan, references, dict(untouched)), todo.selection)}
     if references:
-        arms["retrained"] = measure(Subject(None, plan, references, dict(references[0].tables)), todo.selection)
+        arms["retrained"] = measure(EvalContext(None, plan, references, dict(references[0].tables)), todo.selection)
     return arms
 
 
@@ -196,7 +196,7 @@ def _measure_points(
     todo: Plan,
     record: Record,
     result: RunResult,
-    setting: Setting,
+    context: UnlearningContext,
     references: Sequence[Reference],
     generator: Generator,
 ) -> None:
@@ -205,17 +205,17 @@ def _measure_points(
 
     from harness.models.sources import weights_fingerprint
 
-    costs, index = setting.costs, 0
-    for progress in _measured_places(todo, setting):
-        weights = weights_fingerprint(setting.model)
+    costs, index = context.costs, 0
+    for progress in _measured_places(todo, context):
+        weights = weights_fingerprint(context.model)
         if index < len(record.points) and record.points[index].weights != weights:
             log.warning("the replay came to other weights than point %d was measured on; it is measured anew", index)
             record.keep_points(index)
         if index == len(record.points):
             with costs.phase("evaluation"), torch.random.fork_rng(), temporary_folder() as folder:
-                saved = _saver(setting.model, setting.tokenizer, folder)
-                subject = Subject(setting, todo.eval_plan, references, saved_path=saved)
-                measurements = measure(subject, todo.selection, generator, weights)
+                saved = _saver(context.model, context.tokenizer, folder)
+                eval_context = EvalContext(context, todo.eval_plan, references, saved_path=saved)
+                measurements = measure(eval_context, todo.selection, generator, weights)
             point = Point(
                 index=index,
                 step=progress.step,
@@ -224,7 +224,7 @@ def _measure_points(
                 weights=weights,
                 unlearn_seconds=costs.phases["unlearning"].full_seconds,
             )
-            record.add(point, subject.tables, subject.generations)
+            record.add(point, eval_context.tables, eval_context.generations)
             record.write(replace(result, costs=costs.phases))
         index += 1
     record.keep_points(index)
@@ -264,33 +264,33 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, exports: ExportOpti
     """
     from harness.models.sources import weights_fingerprint
 
-    setting, reached = _load(todo, cache, exports), ""
+    context, reached = _load(todo, cache, exports), ""
     step, recorded = (record.points[-1].step, record.points[-1].weights) if record.points else (None, "")
-    for progress in _measured_places(todo, setting):  # the last place counts, and a fingerprint reads every weight
-        reached = weights_fingerprint(setting.model) if progress.step in (step, progress.total) else ""
+    for progress in _measured_places(todo, context):  # the last place counts, and a fingerprint reads every weight
+        reached = weights_fingerprint(context.model) if progress.step in (step, progress.total) else ""
     if not reached or reached != recorded:
         raise UsageError(
             f"run {todo.spec.run_id} came to other weights now ({reached or 'none'}) than it was measured on "
             f"({recorded or 'none'}): another kind of machine, or other versions of libraries. Nothing is kept of it, "
             "and its record stays; --force measures it anew, or record it elsewhere with --results."
         )
-    _export(todo, exports, setting)
+    _export(todo, exports, context)
 
 
-def _measured_places(todo: Plan, setting: Setting) -> Iterator[Progress]:
+def _measured_places(todo: Plan, context: UnlearningContext) -> Iterator[Progress]:
     """The method's progress where a point is measured."""
     streams(todo.options.seed, "run").seed_torch()
-    for progress in _unlearning(todo, setting):
+    for progress in _unlearning(todo, context):
         if progress.measure_here and (todo.options.points == "all" or progress.step == progress.total):
             yield progress
 
 
-def _unlearning(todo: Plan, setting: Setting) -> Iterator[Progress]:
+def _unlearning(todo: Plan, context: UnlearningContext) -> Iterator[Progress]:
     """The method's progress; the clock runs, and the bar moves, only inside it."""
-    steps = todo.method.unlearn(setting, todo.config)
+    steps = todo.method.unlearn(context, todo.config)
     with progress_bar(desc=todo.method.name, unit="step") as bar:
         while True:
-            with setting.costs.phase("unlearning"):
+            with context.costs.phase("unlearning"):
                 progress = next(steps, None)
             if progress is None:
                 return
@@ -311,14 +311,14 @@ def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     return save
 
 
-def _export(todo: Plan, exports: ExportOptions, setting: Setting) -> None:
+def _export(todo: Plan, exports: ExportOptions, context: UnlearningContext) -> None:
     """Write the unlearned model, or the difference of its weights from before, where that was asked for."""
     before: Mapping[str, Any] = {}
     if exports.update:
-        base, _ = todo.problem.sources["base"].load(setting.cache, "cpu", todo.options.dtype)
+        base, _ = todo.problem.sources["base"].load(context.cache, "cpu", todo.options.dtype)
         before = base.state_dict()
     names = {"run": todo.spec.run_id, "method": todo.spec.method}
-    exports.write(setting.model, setting.tokenizer, _about(todo), before, names)
+    exports.write(context.model, context.tokenizer, _about(todo), before, names)
 
 
 def _about(todo: Plan) -> dict[str, JSON]:

@@ -240,7 +240,7 @@ def possible(tries: Sequence[TrialSpec], eval_plans: EvalPlans) -> tuple[list[Tr
     """The tries whose methods can run there, and for the others why not."""
     kept, left = [], []
     for todo in tries:
-        if reason := METHODS.get(todo.method).cannot(todo.eval_plan(eval_plans).problem):
+        if reason := METHODS.get(todo.method).skip_reason(todo.eval_plan(eval_plans).problem):
             left.append(f"{todo.method} is left out on {todo.bench}: {reason}")
         else:
             kept.append(todo)

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.core.errors import UsageError
-from harness.core.evaluator import Evaluator, Subject
+from harness.core.evaluator import EvalContext, Evaluator
 from harness.core.measurement import Absent, Measurement
 from harness.core.metric import Given, Interval, Metric, Number, OfMeans, Plain, Rows, TwoSample
 from harness.statistics.bootstrap import FEWEST_CLUSTERS, METHOD, interval
@@ -26,17 +26,17 @@ NOT_RANKED = "not to be ranked"
 NO_REFERENCE = "it compares with a retrained model, and this run has none; give one with --reference LOG"
 
 
-def measurements(evaluator: Evaluator, subject: Subject) -> list[Measurement | Absent]:
+def measurements(evaluator: Evaluator, context: EvalContext) -> list[Measurement | Absent]:
     """All of an evaluator's metrics, in the order they are declared.
 
     Raises:
         UsageError: for a reference with other rows, where a metric compares row sets.
     """
-    subject.evaluator = evaluator.name
-    return [_Measuring(evaluator, metric, subject).measured() for metric in evaluator.metrics_of(subject.plan)]
+    context.evaluator = evaluator.name
+    return [_Measuring(evaluator, metric, context).measured() for metric in evaluator.metrics_of(context.plan)]
 
 
-def given_by(evaluator: Evaluator, subject: Subject, metric: Metric) -> Given:
+def given_by(evaluator: Evaluator, context: EvalContext, metric: Metric) -> Given:
     """What an evaluator gives for a metric.
 
     Raises:
@@ -44,7 +44,7 @@ def given_by(evaluator: Evaluator, subject: Subject, metric: Metric) -> Given:
         UsageError: for what is neither rows nor a number, or not what the metric is declared to follow from.
     """
     try:
-        given: object = evaluator.measure(subject, metric)
+        given: object = evaluator.measure(context, metric)
     except (KeyError, IndexError) as error:
         raise RuntimeError(f"evaluator {evaluator.name}, metric {metric.name}: {type(error).__name__}: {error}") from error
     groups = [given] if isinstance(given, Rows | Number) else given
@@ -106,16 +106,16 @@ class _Beside(NamedTuple):
 
 @dataclass(frozen=True)
 class _Measuring:
-    """One metric of one subject."""
+    """One metric of what one evaluator sees."""
 
     evaluator: Evaluator
     metric: Metric
-    subject: Subject
+    context: EvalContext
 
     def measured(self) -> Measurement | Absent:
         """The measurement, or why there is none."""
         try:
-            given = given_by(self.evaluator, self.subject, self.metric)
+            given = given_by(self.evaluator, self.context, self.metric)
             statistic = self.metric.statistic
             if isinstance(statistic, TwoSample):
                 return self._compared(given, statistic)
@@ -167,9 +167,9 @@ class _Measuring:
     def _beside(self) -> _Beside:
         """The same number of every reference; nothing where one has nothing to compute it from."""
         values: list[float] = []
-        for reference in self.subject.references:
+        for reference in self.context.references:
             try:
-                given = given_by(self.evaluator, self.subject.of(reference), self.metric)
+                given = given_by(self.evaluator, self.context.of(reference), self.metric)
             except LookupError:
                 return _Beside()
             if isinstance(given, Number):
@@ -184,12 +184,12 @@ class _Measuring:
     def _compared(self, given: Given, statistic: TwoSample) -> Measurement:
         (rows,) = groups_of(given)
         others = []
-        for reference in self.subject.references:
-            (of,) = groups_of(given_by(self.evaluator, self.subject.of(reference), self.metric))
+        for reference in self.context.references:
+            (of,) = groups_of(given_by(self.evaluator, self.context.of(reference), self.metric))
             others.append(of)
         if not others:
             raise LookupError(NO_REFERENCE)
-        for reference, other in zip(self.subject.references, others, strict=True):
+        for reference, other in zip(self.context.references, others, strict=True):
             if len(other.values) != len(rows.values):
                 raise UsageError(
                     f"the reference {reference.name} has {len(other.values)} {self.metric.part} rows, this model "
@@ -228,7 +228,7 @@ class _Measuring:
             notes = [*notes, f"chance is {chance}{ends}"]
         return Measurement(
             metric=metric.name,
-            version=self.evaluator.version_for(self.subject.plan) if metric.version is None else metric.version,
+            version=self.evaluator.version_for(self.context.plan) if metric.version is None else metric.version,
             value=value,
             unit=metric.unit,
             better=metric.better if beside.across or not metric.better_alone else metric.better_alone,

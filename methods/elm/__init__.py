@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem
 from methods._settings import absent_layers
 from methods.elm.config import ELMConfig, absent_stages
@@ -32,7 +32,7 @@ from methods.first_order.adapters import Adapters, linear_maps
 from methods.first_order.recipe import evenly
 
 
-def held(shape: ModelShape, config: ELMConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: ELMConfig) -> list[MemoryItem]:
     """The adapted weights kept aside while a point is measured, adapters with AdamW's state, and the target in float64."""
     from harness.models.memory import activations
 
@@ -40,9 +40,9 @@ def held(shape: ModelShape, config: ELMConfig) -> list[Held]:
     adapters = config.rank * sum(sum(linear.module.weight.shape) for linear in maps)
     positions = config.batch_size * (config.max_characters // 3)
     return [
-        Held("weights kept aside", shape.weight_bytes * sum(linear.module.weight.numel() for linear in maps)),
-        Held("adapters", 4 * 4 * adapters),
-        Held("targets", 6 * 8 * positions * shape.vocabulary, while_measured=False, certain=False),
+        MemoryItem("weights kept aside", shape.weight_bytes * sum(linear.module.weight.numel() for linear in maps)),
+        MemoryItem("adapters", 4 * 4 * adapters),
+        MemoryItem("targets", 6 * 8 * positions * shape.vocabulary, while_measured=False, certain=False),
         activations(shape),
     ]
 
@@ -57,10 +57,10 @@ def clash(problem: Problem, config: ELMConfig) -> str | None:
     config=ELMConfig,
     source="arXiv:2410.02760",
     clash=clash,
-    memory=held,
-    smaller=({"rank": 64}, {"layers": [4, 5]}),
+    memory=memory_items,
+    memory_fallbacks=({"rank": 64}, {"layers": [4, 5]}),
 )
-def elm(setting: Setting, config: ELMConfig) -> Iterator[Progress]:
+def elm(context: UnlearningContext, config: ELMConfig) -> Iterator[Progress]:
     """Train the adapters, measuring at evenly spaced steps with the adapters merged.
 
     Raises:
@@ -71,13 +71,13 @@ def elm(setting: Setting, config: ELMConfig) -> Iterator[Progress]:
     from methods.elm.terms import Terms
     from methods.elm.texts import Concept, schedule
 
-    model = setting.model
+    model = context.model
     maps = linear_maps(model, config.target_modules, config.layers)
-    concepts = [Concept(setting, stage, number, config) for number, stage in enumerate(setting.stages)]
+    concepts = [Concept(context, stage, number, config) for number, stage in enumerate(context.stages)]
     entries = schedule(config, len(concepts))
     steps = max(1, len(entries) // config.batch_size)
-    adapters = Adapters(model, maps, config.rank, config.alpha, setting.seed, config.dropout)
-    terms = Terms(setting, concepts, entries, adapters, config)
+    adapters = Adapters(model, maps, config.rank, config.alpha, context.seed, config.dropout)
+    terms = Terms(context, concepts, entries, adapters, config)
     adapters.make()
     recipe = training.AdamW(
         lr=config.lr,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harness.core.config import JSON
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
-from harness.core.method import METHODS, Setting
+from harness.core.method import METHODS, UnlearningContext
 from harness.data.rows import Encoded
 from harness.models.sources import weights_fingerprint
 from harness.numerics.identity import answerer_fingerprint, end_tokens
@@ -28,12 +28,12 @@ GENERATED_AT_ONCE = 16
 
 
 def continuations(
-    setting: Setting, concepts: Sequence[Concept], entries: Sequence[Entry], config: ELMConfig
+    context: UnlearningContext, concepts: Sequence[Concept], entries: Sequence[Entry], config: ELMConfig
 ) -> dict[tuple[int, int], Encoded]:
     """(stage, row) → the forget text, a change of subject and a sampled continuation; from the cache where it has been sampled.
 
     Args:
-        setting: whose model continues.
+        context: whose model continues.
         concepts: one for each stage.
         entries: what is due; each forget text is continued once.
         config: the guidance.
@@ -53,21 +53,21 @@ def continuations(
                 concepts[s].rng("sample", row).random(max(budgets), dtype=np.float32) for s, row in rows[start:][: len(group)]
             ]
             uniform = np.stack(numbers, axis=1)
-            sampled += guided(setting.model, setting.tokenizer, texts, experts, novices, budgets, config.guidance, uniform)
-            setting.costs.count(sum(len(t) + len(e) + len(n) for t, e, n, _ in group) + 3 * sum(map(len, sampled[start:])))
+            sampled += guided(context.model, context.tokenizer, texts, experts, novices, budgets, config.guidance, uniform)
+            context.costs.count(sum(len(t) + len(e) + len(n) for t, e, n, _ in group) + 3 * sum(map(len, sampled[start:])))
         (folder / "tokens.json").write_text(json.dumps(sampled), encoding="utf-8")
 
     key: dict[str, JSON] = {
         "version": METHODS.get("elm").version,
-        "answerer": answerer_fingerprint(weights_fingerprint(setting.model), setting.model, setting.tokenizer),
+        "answerer": answerer_fingerprint(weights_fingerprint(context.model), context.model, context.tokenizer),
         "asked": digest(prompts),
         "guidance": config.guidance,
-        "seed": setting.seed,
-        "device": setting.model.device.type,
+        "seed": context.seed,
+        "device": context.model.device.type,
     }
-    entry = setting.cache.get("continuations", key, make)
+    entry = context.cache.get("continuations", key, make)
     if not entry.made_now:
-        setting.costs.saved(entry.seconds - entry.waited)
+        context.costs.saved(entry.seconds - entry.waited)
     tokens = read_json(entry.path / "tokens.json")
     return {(stage, row): concepts[stage].followed(row, ids) for (stage, row), ids in zip(rows, tokens, strict=True)}
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
@@ -24,7 +24,7 @@ class Terms:
     """What is minimised, term by term.
 
     Args:
-        setting: whose model is trained.
+        context: whose model is trained.
         concepts: one for each stage.
         entries: what is due, step after step.
         adapters: what is trained of it; not yet on when this is made, since continuations are sampled from the model as it was.
@@ -33,16 +33,16 @@ class Terms:
 
     def __init__(
         self,
-        setting: Setting,
+        context: UnlearningContext,
         concepts: Sequence[Concept],
         entries: Sequence[Entry],
         adapters: Adapters,
         config: ELMConfig,
     ) -> None:
-        self._setting, self._model, self._pad = setting, setting.model, pad_id(setting.tokenizer)
+        self._context, self._model, self._pad = context, context.model, pad_id(context.tokenizer)
         self._concepts, self._entries, self._adapters, self._config = concepts, entries, adapters, config
-        with setting.costs.phase("continuations"):
-            self._followed = continuations(setting, concepts, entries, config) if config.fluency_weight else {}
+        with context.costs.phase("continuations"):
+            self._followed = continuations(context, concepts, entries, config) if config.fluency_weight else {}
         self._terms = {
             "forget": (self.erase, config.erase_weight),
             "retain": (self.retain, config.retain_weight),
@@ -61,7 +61,7 @@ class Terms:
         size = self._config.batch_size
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # of dropout
             index = list(self._terms).index(name)
-            streams(self._setting.seed, "elm dropout", number, steps, index, len(self._terms)).seed_torch()
+            streams(self._context.seed, "elm dropout", number, steps, index, len(self._terms)).seed_torch()
             loss = weight * term(self._entries[number * size : (number + 1) * size])
         self.logged[f"{name}_term"] = float(loss.detach())
         return loss
@@ -93,5 +93,5 @@ class Terms:
 
     def _logits(self, texts: Sequence[Encoded]) -> tuple[Batch, Tensor]:
         batch = collate(texts, range(len(texts)), self._pad).to(self._model.device)
-        self._setting.costs.count(batch.tokens)
+        self._context.costs.count(batch.tokens)
         return batch, answer_logits(self._model, batch)

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harness.core.errors import UsageError
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.problem import Stage
 from harness.core.streams import streams
 from harness.data.rows import Encoded, token_ids
@@ -55,8 +55,8 @@ Purpose = Literal["erase", "turn", "length", "sample"]
 class Concept:
     """A stage's texts, and the contexts that are drawn for them by the seed and the turn."""
 
-    def __init__(self, setting: Setting, stage: Stage, number: int, config: ELMConfig) -> None:
-        self._setting, self._number, self._config = setting, number, config
+    def __init__(self, context: UnlearningContext, stage: Stage, number: int, config: ELMConfig) -> None:
+        self._context, self._number, self._config = context, number, config
         self.forget, self._retain = (
             [text[: config.max_characters] for e in side if len(text := e.prompt + e.tag + e.answer) > config.min_characters]
             for side in (stage.forget, stage.retain)
@@ -65,13 +65,13 @@ class Concept:
             raise UsageError(f"{stage.name}: no text is longer than min_characters={config.min_characters}; set less.")
         self._concept = ""
         if config.contexts == "sentences":
-            if len(config.concepts) != len(setting.stages):
+            if len(config.concepts) != len(context.stages):
                 raise UsageError(
-                    f"concepts={list(config.concepts)}: say what each of the {len(setting.stages)} stages is about, such as "
+                    f"concepts={list(config.concepts)}: say what each of the {len(context.stages)} stages is about, such as "
                     'concepts=["cyber attacks"], or set contexts=texts.'
                 )
             self._concept = config.concepts[number]
-            check_words(setting.tokenizer, [self._in_words(sentence) for sentence in (*EXPERT, *NOVICE)] + [*TURNS])
+            check_words(context.tokenizer, [self._in_words(sentence) for sentence in (*EXPERT, *NOVICE)] + [*TURNS])
 
     def row(self, entry: Entry) -> int:
         """Which forget text is due."""
@@ -105,17 +105,17 @@ class Concept:
         return Encoded([*text, *continuation], len(self._tokens(self.forget[row])) + 1)
 
     def _tokens(self, text: str) -> list[int]:
-        (ids,) = token_ids(self._setting.tokenizer, [text])
+        (ids,) = token_ids(self._context.tokenizer, [text])
         return ids
 
     def _labelled(self, ids: Sequence[int], last: int) -> Encoded:
         # The end token is only there to be predicted: a loss is taken on what follows each of the last tokens.
-        return Encoded([*ids, int(self._setting.tokenizer.eos_token_id)], len(ids) - last + 1)
+        return Encoded([*ids, int(self._context.tokenizer.eos_token_id)], len(ids) - last + 1)
 
     def rng(self, purpose: Purpose, turn: int) -> np.random.Generator:
         """Random numbers for one purpose and turn, whatever else is drawn."""
         place = self._number, turn, get_args(Purpose).index(purpose)
-        return streams(self._setting.seed, "elm texts", *place).numpy()
+        return streams(self._context.seed, "elm texts", *place).numpy()
 
     def _drawn(self, purpose: Purpose, turn: int) -> tuple[str, str, str]:
         """An expert's context, a novice's, and a change of subject, with what joins them to a text."""

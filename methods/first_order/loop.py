@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Stage
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import Recipe, Schedule
@@ -76,7 +76,7 @@ class Losses:
 
 
 def unlearn(
-    setting: Setting,
+    context: UnlearningContext,
     recipe: Recipe,
     losses: Callable[[Data], Losses],
     optimiser: MakeOptimiser | None = None,
@@ -85,7 +85,7 @@ def unlearn(
     """Train on every stage, one after the other, measuring after every epoch over its forget set.
 
     Args:
-        setting: whose model is trained in place.
+        context: whose model is trained in place.
         recipe: the method's settings.
         losses: makes a stage's loss terms from its data, before its first step.
         optimiser: another one than AdamW.
@@ -96,42 +96,42 @@ def unlearn(
     """
     from harness.numerics import training
 
-    plans = [Schedule.of(recipe, len(stage.forget)) for stage in setting.stages]
+    plans = [Schedule.of(recipe, len(stage.forget)) for stage in context.stages]
     total, taken = sum(plan.steps for plan in plans), 0
-    for stage, plan in zip(setting.stages, plans, strict=True):
-        data = _data(setting, recipe, stage, plan)
+    for stage, plan in zip(context.stages, plans, strict=True):
+        data = _data(context, recipe, stage, plan)
         terms = losses(data)
         adamw = training.AdamW(lr=recipe.lr, steps=plan.steps, warmup=plan.warmup, weight_decay=recipe.weight_decay)
-        sums = TermSums(terms, setting)
-        steps = _steps(setting, recipe, data, terms, before_step)
-        for log in training.optimise(setting.model, steps, sums.loss, adamw, optimiser):
+        sums = TermSums(terms, context)
+        steps = _steps(context, recipe, data, terms, before_step)
+        for log in training.optimise(context.model, steps, sums.loss, adamw, optimiser):
             yield Progress(taken + log.step, sums.logged(log), measure_here=log.step in plan.epoch_ends, total=total)
         taken += plan.steps
 
 
-def _data(setting: Setting, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:
+def _data(context: UnlearningContext, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:
     from harness.data.rows import encode, pad_id
     from harness.numerics.likelihood import check_length
     from harness.numerics.training import shuffled_batches
 
-    tokenizer, length = setting.tokenizer, recipe.max_length
-    steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, setting.seed))
+    tokenizer, length = context.tokenizer, recipe.max_length
+    steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, context.seed))
     forget, retain = encode(stage.forget, tokenizer, length), encode(stage.retain, tokenizer, length)
-    check_length(setting.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
+    check_length(context.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
     return Data(forget, retain, pad_id(tokenizer), stage, steps)
 
 
 class TermSums:
     """Sums up what the terms of a step came to, for the record."""
 
-    def __init__(self, terms: Losses, setting: Setting) -> None:
-        self._terms, self._setting = terms, setting
+    def __init__(self, terms: Losses, context: UnlearningContext) -> None:
+        self._terms, self._context = terms, context
         self._sums: dict[str, float] = {}
 
     def loss(self, part: tuple[str, Part]) -> Tensor:
         """The part's share of the loss."""
         side, examples = part
-        self._setting.costs.count(examples.batch.tokens)
+        self._context.costs.count(examples.batch.tokens)
         term = self._terms.forget if side == "forget" else self._terms.retain
         assert term is not None  # there are no retain parts without a retain term
         value = term(examples)
@@ -149,20 +149,20 @@ class TermSums:
 
 
 def _steps(
-    setting: Setting,
+    context: UnlearningContext,
     recipe: Recipe,
     data: Data,
     terms: Losses,
     before_step: Callable[[Sequence[Part], Sequence[Part]], None] | None,
 ) -> Iterator[list[tuple[str, Part]]]:
-    partner = Partners(len(data.retain), setting.seed, getattr(recipe, "frozen_partner", False))
+    partner = Partners(len(data.retain), context.seed, getattr(recipe, "frozen_partner", False))
     for step, rows in enumerate(data.steps, start=1):
         texts = [terms.forget_texts(step, row) if terms.forget_texts else data.forget[row] for row in rows]
         partners = [partner(row) for row in rows] if terms.retain else []
         retained = [data.retain[row] for row in partners]
         all_labels = sum(e.label_count for e in (*texts, *retained))
-        forget = _parts(texts, rows, setting, data.pad, step, all_labels)
-        retain = _parts(retained, partners, setting, data.pad, step, all_labels, terms.retain_length)
+        forget = _parts(texts, rows, context, data.pad, step, all_labels)
+        retain = _parts(retained, partners, context, data.pad, step, all_labels, terms.retain_length)
         if before_step:
             before_step(forget, retain)
         yield [*(("forget", part) for part in forget), *(("retain", part) for part in retain)]
@@ -171,7 +171,7 @@ def _steps(
 def _parts(
     texts: Sequence[Encoded],
     rows: Sequence[int],
-    setting: Setting,
+    context: UnlearningContext,
     pad: int,
     step: int,
     all_labels: int,
@@ -183,6 +183,6 @@ def _parts(
     parts = []
     for start in range(0, len(texts), at_once):
         whole = dict(enumerate(texts[start : start + at_once], start))
-        for batch, _ in micro_batches(whole, list(whole), pad, setting.model.device):
+        for batch, _ in micro_batches(whole, list(whole), pad, context.model.device):
             parts.append(Part(batch, [rows[i] for i in batch.rows.tolist()], step, len(texts), labels, all_labels))
     return parts

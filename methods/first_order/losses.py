@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from methods.first_order.loop import Loss, Part
 from methods.first_order.recipe import RetainedRecipe
 
@@ -46,7 +46,7 @@ def place_in_answer(batch: Batch) -> Tensor:
     return torch.arange(int(counts.sum()), device=counts.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
 
-def reference_nll(setting: Setting, sequences: Sequence[Encoded], pad: int) -> Tensor:
+def reference_nll(context: UnlearningContext, sequences: Sequence[Encoded], pad: int) -> Tensor:
     """S of the model as it is now for each sequence: what the originals compute with a frozen copy at every step.
 
     Returns:
@@ -56,9 +56,9 @@ def reference_nll(setting: Setting, sequences: Sequence[Encoded], pad: int) -> T
 
     from harness.numerics.likelihood import answer_nll
 
-    setting.costs.count(sum(len(e.input_ids) for e in sequences))
-    sums, _ = answer_nll(setting.model, sequences, pad)
-    return torch.from_numpy(sums).to(setting.model.device, torch.float32)
+    context.costs.count(sum(len(e.input_ids) for e in sequences))
+    sums, _ = answer_nll(context.model, sequences, pad)
+    return torch.from_numpy(sums).to(context.model.device, torch.float32)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -66,11 +66,11 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).requires_grad_(False)
 
 
-def retain_term(setting: Setting, recipe: RetainedRecipe, before: PreTrainedModel | None = None) -> Loss | None:
+def retain_term(context: UnlearningContext, recipe: RetainedRecipe, before: PreTrainedModel | None = None) -> Loss | None:
     """λ times the recipe's retain term; None where there is none.
 
     Args:
-        setting: whose model is trained.
+        context: whose model is trained.
         recipe: says which term, and λ.
         before: the model that KL keeps to, frozen; where it is needed and not given, a copy of the model as it is now.
     """
@@ -82,14 +82,14 @@ def retain_term(setting: Setting, recipe: RetainedRecipe, before: PreTrainedMode
     if not recipe.retain_weight:
         return None
     if recipe.retain_loss == "nll":
-        return lambda part: recipe.retain_weight * pooled_nll(setting.model, part.batch, part.labels)
-    reference = before or frozen_copy(setting.model)
+        return lambda part: recipe.retain_weight * pooled_nll(context.model, part.batch, part.labels)
+    reference = before or frozen_copy(context.model)
 
     def kl(part: Part) -> Tensor:
-        setting.costs.count(part.batch.tokens)  # they go through the copy too
+        context.costs.count(part.batch.tokens)  # they go through the copy too
         with torch.no_grad():
             target = answer_logits(reference, part.batch).log_softmax(dim=-1)
-        divergence = kl_per_token(target, answer_logits(setting.model, part.batch).log_softmax(dim=-1))
+        divergence = kl_per_token(target, answer_logits(context.model, part.batch).log_softmax(dim=-1))
         return recipe.retain_weight * divergence.sum() / part.labels
 
     return kl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from methods.first_order.loop import Data, Loss, Part
 from methods.first_order.losses import answer_nll_sums, reference_nll
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def npo_term(setting: Setting, data: Data, beta: float, reduction: Literal["sum", "mean"]) -> Loss:
+def npo_term(context: UnlearningContext, data: Data, beta: float, reduction: Literal["sum", "mean"]) -> Loss:
     """NPO's forget term, against the model as it is now.
 
     Args:
-        setting: whose model is trained.
+        context: whose model is trained.
         data: a stage's examples.
         beta: β.
         reduction: whether an answer's loss is summed over its tokens, or their mean.
@@ -24,10 +24,10 @@ def npo_term(setting: Setting, data: Data, beta: float, reduction: Literal["sum"
     import torch
 
     used = sorted({row for rows in data.steps for row in rows})
-    before = dict(zip(used, reference_nll(setting, [data.forget[row] for row in used], data.pad), strict=True))
+    before = dict(zip(used, reference_nll(context, [data.forget[row] for row in used], data.pad), strict=True))
 
     def forget(part: Part) -> Tensor:
-        now, labels = answer_nll_sums(setting.model, part.batch)
+        now, labels = answer_nll_sums(context.model, part.batch)
         then = torch.stack([before[row] for row in part.rows])
         if reduction == "mean":
             now, then = now / labels, then / labels

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.memory import Held, ModelShape
+from harness.core.memory import MemoryItem, ModelShape
 from methods._settings import BatchSize, Epochs, Steps, Tokens
 
 
@@ -62,22 +62,22 @@ def evenly(steps: int, points: int) -> frozenset[int]:
     return frozenset(round(point * steps / points) for point in range(1, points + 1))
 
 
-def held(shape: ModelShape, recipe: Recipe) -> list[Held]:
+def memory_items(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
     """What AdamW on all weights holds; see `harness.models.memory.adamw`."""
     from harness.models.memory import adamw
 
     return adamw(shape)
 
 
-def held_with_copy(shape: ModelShape, recipe: Recipe) -> list[Held]:
+def memory_items_with_copy(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
     """The same beside a frozen copy of the model before unlearning."""
-    return [*held(shape, recipe), Held("frozen copy", shape.parameters * shape.weight_bytes)]
+    return [*memory_items(shape, recipe), MemoryItem("frozen copy", shape.parameters * shape.weight_bytes)]
 
 
-def retained_held(shape: ModelShape, recipe: RetainedRecipe) -> list[Held]:
+def retained_held(shape: ModelShape, recipe: RetainedRecipe) -> list[MemoryItem]:
     """The same, with a frozen copy where the retain term needs one."""
     with_copy = recipe.retain_loss == "kl" and recipe.retain_weight > 0
-    return held_with_copy(shape, recipe) if with_copy else held(shape, recipe)
+    return memory_items_with_copy(shape, recipe) if with_copy else memory_items(shape, recipe)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.core.streams import streams
 
@@ -17,18 +17,18 @@ class Refusals:
     """Which refusal answers a forget question at a step, as tokens: drawn uniformly by the seed, the step and the row.
 
     Args:
-        setting: whose problem says which refusal sentences there are.
+        context: whose problem says which refusal sentences there are.
         stage: whose forget questions are answered.
     """
 
-    def __init__(self, setting: Setting, stage: Stage) -> None:
-        self._setting, self._stage = setting, stage
+    def __init__(self, context: UnlearningContext, stage: Stage) -> None:
+        self._context, self._stage = context, stage
         self._encoded: dict[tuple[int, int], Encoded] = {}
 
     def drawn(self, step: int, row: int) -> int:
         """The number of the sentence."""
-        rng = streams(self._setting.seed, "refusals", step, row).numpy()
-        return int(rng.integers(len(self._setting.problem.refusals)))
+        rng = streams(self._context.seed, "refusals", step, row).numpy()
+        return int(rng.integers(len(self._context.problem.refusals)))
 
     def __call__(self, step: int, row: int) -> Encoded:
         """The forget question of that row, answered with the sentence drawn for it."""
@@ -36,8 +36,8 @@ class Refusals:
 
         sentence = self.drawn(step, row)
         if (row, sentence) not in self._encoded:
-            refused = replace(self._stage.forget[row], answer=self._setting.problem.refusals[sentence])
-            (self._encoded[row, sentence],) = encode([refused], self._setting.tokenizer)
+            refused = replace(self._stage.forget[row], answer=self._context.problem.refusals[sentence])
+            (self._encoded[row, sentence],) = encode([refused], self._context.tokenizer)
         return self._encoded[row, sentence]
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.problem import Stage
 from harness.core.streams import streams
 from harness.data.rows import Encoded, encode, pad_id
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def memoised(setting: Setting, what: str, key: object, make: Callable[[], T]) -> T:
+def memoised(context: UnlearningContext, what: str, key: object, make: Callable[[], T]) -> T:
     """In-memory memo, shared by the runs of a sweep; the time saved is added to `full_seconds`, so that the clock counts all.
 
     Args:
-        setting: whose cache and clock.
+        context: whose cache and clock.
         what: the sort of thing.
         key: all that decides the value.
         make: makes it.
     """
-    value, seconds = setting.cache.memoize(what, key, make)
-    setting.costs.saved(seconds)
+    value, seconds = context.cache.memoize(what, key, make)
+    context.costs.saved(seconds)
     return value
 
 
@@ -44,7 +44,7 @@ class StageData:
     """What a stage gives to the fit, to the forget gradient and to the measuring of the KL.
 
     Args:
-        setting: whose tokenizer, model and seed.
+        context: whose tokenizer, model and seed.
         stage: the texts.
         config: how many of them serve for what.
 
@@ -52,14 +52,14 @@ class StageData:
         UsageError: if a text is longer than the model's context.
     """
 
-    def __init__(self, setting: Setting, stage: Stage, config: KFADEConfig) -> None:
-        self.setting, self.config = setting, config
-        self.pad = pad_id(setting.tokenizer)
-        tokenizer, identity = setting.tokenizer, setting.identity
-        retain = memoised(setting, "retain", (identity, tuple(stage.retain)), lambda: encode(stage.retain, tokenizer))
-        forget = memoised(setting, "forget", (identity, tuple(stage.forget)), lambda: encode(stage.forget, tokenizer))
-        check_length(setting.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
-        rng = streams(setting.seed, "kfade rows").numpy()
+    def __init__(self, context: UnlearningContext, stage: Stage, config: KFADEConfig) -> None:
+        self.context, self.config = context, config
+        self.pad = pad_id(context.tokenizer)
+        tokenizer, identity = context.tokenizer, context.identity
+        retain = memoised(context, "retain", (identity, tuple(stage.retain)), lambda: encode(stage.retain, tokenizer))
+        forget = memoised(context, "forget", (identity, tuple(stage.forget)), lambda: encode(stage.forget, tokenizer))
+        check_length(context.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
+        rng = streams(context.seed, "kfade rows").numpy()
         order = rng.permutation(len(retain)).tolist()
         fitted = len(retain) if config.retain_rows is None else min(config.retain_rows, len(retain))
         self.retain = retain
@@ -78,7 +78,7 @@ class StageData:
                     "%s: %d sequences make %d batches of %d, not of %d",
                     *(stage.name, len(forget), config.steps, self._per_step, config.forget_rows),
                 )
-        self._before = self._nll(setting.model) if config.objective == "npo" else None
+        self._before = self._nll(context.model) if config.objective == "npo" else None
 
     @property
     def fit_tokens(self) -> int:
@@ -95,14 +95,14 @@ class StageData:
 
     def mean_loss(self, step: int) -> float:
         """Mean cross-entropy per token of the step's forget sequences, as the model is now, in nats."""
-        sums, counts = answer_nll(self.setting.model, self.forget(step), self.pad)
+        sums, counts = answer_nll(self.context.model, self.forget(step), self.pad)
         return float(sums.sum() / counts.sum())
 
     def answers_now(self, network: str) -> AnswerDistributions:
         """What the model, which has that fingerprint, says on the KL's rows before it is changed."""
-        model = self.setting.model
+        model = self.context.model
         key = (network, str(model.device), self.kl)
-        return memoised(self.setting, "answers", key, lambda: AnswerDistributions(model, self.kl, self.pad))
+        return memoised(self.context, "answers", key, lambda: AnswerDistributions(model, self.kl, self.pad))
 
     def _rows(self, step: int) -> list[int]:
         start = (step - 1) * self._per_step

@@ -51,7 +51,7 @@ class Fit:
 
     def __init__(self, data: StageData, layers: Sequence[Layer], network: str) -> None:
         self._data, self._layers, self._config = data, layers, data.config
-        self._model, self._seed = data.setting.model, data.setting.seed
+        self._model, self._seed = data.context.model, data.context.seed
         self._key: dict[str, JSON] = {
             "version": CURVATURE_VERSION,
             "layers": [layer.name for layer in layers],
@@ -115,7 +115,7 @@ def forget_gradient(data: StageData, layers: Sequence[Layer], step: int, network
     Returns:
         For each layer [out, in (+ 1)], beside its weights.
     """
-    config, model = data.config, data.setting.model
+    config, model = data.config, data.context.model
     forget, before = data.forget(step), data.forget_before(step)
     signal: LogitGradient
     if config.objective == "npo" or config.objective == "simnpo":
@@ -150,7 +150,7 @@ def cached(data: StageData, kind: str, key: dict[str, JSON], make: Callable[[Pat
         key: all that decides the value.
         make: fills the folder if there is none yet.
     """
-    entry = data.setting.cache.get(kind, key, make)
+    entry = data.context.cache.get(kind, key, make)
     if not entry.made_now:
-        data.setting.costs.saved(entry.seconds - entry.waited)
+        data.context.costs.saved(entry.seconds - entry.waited)
     return entry.path

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.core.memory import Held, ModelShape
+from harness.core.memory import MemoryItem, ModelShape
 from methods.gauss_newton.config import KFADEConfig
 
 
-def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: KFADEConfig) -> list[MemoryItem]:
     """What a step holds: the curvature, and beside it what the fit needs or what the solve needs, whichever is larger."""
     from harness.models.memory import activations
     from methods.curvature.layers import mlp_layers, sizes
@@ -21,9 +21,9 @@ def held(shape: ModelShape, config: KFADEConfig) -> list[Held]:
     solve = max(3 * size.spectrum, size.decomposition if kronecker else 0)
     passes = activations(shape, trained=False)
     return [
-        Held("factors", size.factors if kronecker else 0),
-        Held("spectrum", size.spectrum, while_measured=config.estimator in ("ekfac", "diagonal")),
-        Held("gradient and step", solve, while_measured=False),
-        Held("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
+        MemoryItem("factors", size.factors if kronecker else 0),
+        MemoryItem("spectrum", size.spectrum, while_measured=config.estimator in ("ekfac", "diagonal")),
+        MemoryItem("gradient and step", solve, while_measured=False),
+        MemoryItem("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
         replace(passes, bytes=max(0, size.spectrum + passes.bytes - solve)),
     ]

@@ -49,20 +49,20 @@ def take_step(
     Raises:
         Diverged: if there is no usable direction, or no step size meets `target_kl`.
     """
-    setting, config, layers = data.setting, data.config, solver.layers
+    context, config, layers = data.context, data.config, solver.layers
     damping = config.damping * (solver.mean_eigenvalue if config.damping_scale == "mean_eigenvalue" else 1.0)
     direction = solver.direction(damping, config.damping_mode)
     norm = direction.g_norm if config.norm == "undamped" else direction.damped_norm
     start = [layer.matrix() for layer in layers]
-    with setting.costs.aside("monitoring"):
-        forget_before = memoised(setting, "loss", (network, data.forget(step)), lambda: data.mean_loss(step))
+    with context.costs.aside("monitoring"):
+        forget_before = memoised(context, "loss", (network, data.forget(step)), lambda: data.mean_loss(step))
 
     def move(alpha: float) -> None:
         for layer, matrix, towards in zip(layers, start, direction.matrices, strict=True):
             layer.set_matrix(matrix + (alpha / norm) * towards)
 
     alpha, measured = _length(data, before, move, step_size, step)
-    with setting.costs.aside("monitoring"):
+    with context.costs.aside("monitoring"):
         forget_after = data.mean_loss(step)
         rounded = rounding_losses(layers, start, direction.matrices, alpha / norm)
     return {
@@ -84,7 +84,7 @@ def _length(
     data: StageData, before: AnswerDistributions, move: Callable[[float], None], step_size: float | None, step: int
 ) -> tuple[float, float]:
     """α and the KL that was measured at it, after having moved there."""
-    model, config = data.setting.model, data.config
+    model, config = data.context.model, data.config
 
     def kl_at(alpha: float) -> float:
         move(alpha)
@@ -103,7 +103,7 @@ def _length(
 
 def monitoring(data: StageData) -> AbstractContextManager[None]:
     """Where the KL is measured: off the clock where the step size is given and nothing depends on it."""
-    return data.setting.costs.aside("monitoring") if data.config.step_size is not None else nullcontext()
+    return data.context.costs.aside("monitoring") if data.config.step_size is not None else nullcontext()
 
 
 def rounding_losses(

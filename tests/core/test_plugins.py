@@ -37,7 +37,7 @@ METHOD = '''"""A method of somebody else's."""
 from collections.abc import Iterator
 
 from harness.core.config import settings
-from harness.core.method import Progress, Setting, method
+from harness.core.method import Progress, UnlearningContext, method
 
 
 @settings
@@ -47,7 +47,7 @@ class Config:
 
 
 @method("{name}", config=Config, source="nobody")
-def unlearn(setting: Setting, config: Config) -> Iterator[Progress]:
+def unlearn(context: UnlearningContext, config: Config) -> Iterator[Progress]:
     """Do nothing, so many times."""
     for step in range(config.steps):
         yield Progress(step + 1, measure_here=True, total=config.steps)
@@ -197,7 +197,7 @@ METRICS = [Metric("{name}", "Answer", "x", None, "a number", statistic=Plain("it
 
 
 @evaluator("{name}", version=1, metrics=METRICS)
-def measure(subject, metric):
+def measure(context, metric):
     """The number."""
     return Number(42.0, 1)
 '''
@@ -253,12 +253,12 @@ class Config:
 
 
 @method("{name}", config=Config, source="nobody")
-def unlearn(setting, config):
+def unlearn(context, config):
     """Shrink."""
     import torch
 
     with torch.no_grad():
-        setting.model.lm_head.weight.mul_(1 - config.strength)
+        context.model.lm_head.weight.mul_(1 - config.strength)
     yield Progress(1, measure_here=True, total=1)
 '''
 
@@ -351,17 +351,17 @@ from harness.core.evaluator import evaluator
 from harness.core.metric import Metric, Rows
 
 
-def build(subject):
+def build(context):
     """One row per question."""
-    rows = subject.problem.questions["forget"]
+    rows = context.problem.questions["forget"]
     told = {{"task": "forget", "row": [r["row"] for r in rows], "cluster": [r["cluster"] for r in rows]}}
     return pd.DataFrame({{**told, "counted": {factor} * len(rows)}})
 
 
 @evaluator("counted", version=1, metrics=[Metric("counted", "Counted", "questions", None, "how many there are")])
-def measure(subject, metric):
+def measure(context, metric):
     """The number in every row."""
-    table = subject.table("counted", build)
+    table = context.table("counted", build)
     return Rows(table["counted"].to_numpy(dtype=float), table["cluster"].to_numpy())
 '''
 

@@ -12,9 +12,9 @@ import pytest
 
 from evals import alpaca_kl
 from harness.core.costs import Costs
-from harness.core.evaluator import EVALUATORS, EvalPlan, GenerationRequest, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, GenerationRequest
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.problem import Problem
 from harness.data.rows import Encoded
 from harness.numerics.generation import HFGenerator, generate_all
@@ -36,12 +36,14 @@ def problem(nano_problem: Problem) -> Problem:
     return replace(nano_problem, questions={"instructions": [{**row, "cluster": str(row["row"])} for row in rows]})
 
 
-def subject_of(nano: Nano, problem: Problem, cache: Cache, seed: int = 1) -> Subject:
+def context_of(nano: Nano, problem: Problem, cache: Cache, seed: int = 1) -> EvalContext:
     """A random model where the base is another one, with the base's completions."""
     requests = EVALUATOR.requests(EvalPlan(problem), nano.tokenizer)
-    subject = Subject(Setting(nano.model(seed), nano.tokenizer, problem, 0, cache, Costs(), ""), EvalPlan(problem), ())
-    subject.generations = generate_all(HFGenerator(), nano.model(0), nano.tokenizer, requests, cache, "base")
-    return subject
+    context = EvalContext(
+        UnlearningContext(nano.model(seed), nano.tokenizer, problem, 0, cache, Costs(), ""), EvalPlan(problem), ()
+    )
+    context.generations = generate_all(HFGenerator(), nano.model(0), nano.tokenizer, requests, cache, "base")
+    return context
 
 
 def whole(base: PreTrainedModel, model: PreTrainedModel, ids: Sequence[int], start: int) -> list[float]:
@@ -58,10 +60,10 @@ def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
 
 
 def test_it_equals_the_direct_computation(nano: Nano, problem: Problem, cache: Cache):
-    subject = subject_of(nano, problem, cache)
-    found = numbers(measurements(EVALUATOR, subject))
+    context = context_of(nano, problem, cache)
+    found = numbers(measurements(EVALUATOR, context))
     sums, means, tokens = [], [], 0
-    for request, text in subject.generations.items():
+    for request, text in context.generations.items():
         prompt = nano.tokenizer(request.turns[0])["input_ids"]
         ids = nano.tokenizer(f"{request.turns[0]} {text}")["input_ids"]
         ids = [*ids, nano.tokenizer.eos_token_id][: len(prompt) + problem.generation_budget]
@@ -71,20 +73,20 @@ def test_it_equals_the_direct_computation(nano: Nano, problem: Problem, cache: C
         tokens += len(nats)
     assert found["alpaca_kl"] == pytest.approx(np.mean(means), rel=1e-5)
     assert found["alpaca_kl_pooled"] == pytest.approx(sum(sums) / tokens, rel=1e-5)
-    table = subject.tables["instructions"]
+    table = context.tables["instructions"]
     assert list(table) == ["task", "row", "cluster", "kl_sum", "kl_tokens"]
     assert table["kl_sum"].tolist() == pytest.approx(sums, rel=1e-5)
 
 
 def test_equal_instructions_are_one_completion(nano: Nano, problem: Problem, cache: Cache):
-    subject = subject_of(nano, problem, cache)
-    found = measurements(EVALUATOR, subject)
+    context = context_of(nano, problem, cache)
+    found = measurements(EVALUATOR, context)
     assert [item.n for item in found if isinstance(item, Measurement)] == [49, 49]
-    assert subject.tables["instructions"]["row"].tolist() == list(range(49))
+    assert context.tables["instructions"]["row"].tolist() == list(range(49))
 
 
 def test_the_base_model_itself_has_a_kl_of_nothing(nano: Nano, problem: Problem, cache: Cache):
-    found = numbers(measurements(EVALUATOR, subject_of(nano, problem, cache, seed=0)))
+    found = numbers(measurements(EVALUATOR, context_of(nano, problem, cache, seed=0)))
     assert found == pytest.approx({"alpaca_kl": 0.0, "alpaca_kl_pooled": 0.0}, abs=1e-8)
 
 
@@ -111,22 +113,22 @@ def test_the_end_token_counts_unless_the_budget_was_used_up(nano: Nano, problem:
 def test_how_many_are_encoded_at_once_changes_nothing(
     nano: Nano, problem: Problem, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = measurements(EVALUATOR, subject_of(nano, problem, cache))
+    whole = measurements(EVALUATOR, context_of(nano, problem, cache))
     monkeypatch.setattr(alpaca_kl, "ENCODED_AT_ONCE", 7)
-    assert numbers(measurements(EVALUATOR, subject_of(nano, problem, cache))) == pytest.approx(numbers(whole), rel=1e-5)
+    assert numbers(measurements(EVALUATOR, context_of(nano, problem, cache))) == pytest.approx(numbers(whole), rel=1e-5)
 
 
 def test_those_that_moved_most_are_named(nano: Nano, problem: Problem, cache: Cache):
-    subject = subject_of(nano, problem, cache)
-    (mean, _) = measurements(EVALUATOR, subject)
+    context = context_of(nano, problem, cache)
+    (mean, _) = measurements(EVALUATOR, context)
     assert isinstance(mean, Measurement)
-    table = subject.tables["instructions"].assign(mean=lambda t: t["kl_sum"] / t["kl_tokens"])
+    table = context.tables["instructions"].assign(mean=lambda t: t["kl_sum"] / t["kl_tokens"])
     first = table.sort_values("mean", ascending=False).iloc[0]
     assert str(mean.note).startswith(f"highest in rows {first['row']} ({first['mean']:.3g})")
 
 
 def test_without_instructions_there_is_a_reason(nano: Nano, problem: Problem, cache: Cache):
-    found = measurements(EVALUATOR, subject_of(nano, replace(problem, questions={}), cache))
+    found = measurements(EVALUATOR, context_of(nano, replace(problem, questions={}), cache))
     assert all(isinstance(item, Absent) and "tatsu-lab/alpaca" in item.reason for item in found)
 
 

@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evals import _scores, finetune_attack, quantise_attack
 from harness.core.costs import Costs
-from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.models.small import learning_rate_factor
 from harness.models.sources import weights_fingerprint
 from harness.statistics.measurements import measurements
-from tests.conftest import WORLD, Bench, Nano, SettingMaker, examples, numbered
+from tests.conftest import WORLD, Bench, ContextMaker, Nano, examples, numbered
 
 if TYPE_CHECKING:
     from harness.storage.cache import Cache
@@ -47,8 +47,10 @@ def problem(nano_problem: Problem) -> Problem:
     )
 
 
-def subject_of(nano: Nano, problem: Problem, cache: Cache, seed: int = 1) -> Subject:
-    return Subject(Setting(nano.model(seed), nano.tokenizer, problem, 0, cache, Costs(), ""), EvalPlan(problem), ())
+def context_of(nano: Nano, problem: Problem, cache: Cache, seed: int = 1) -> EvalContext:
+    return EvalContext(
+        UnlearningContext(nano.model(seed), nano.tokenizer, problem, 0, cache, Costs(), ""), EvalPlan(problem), ()
+    )
 
 
 def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
@@ -59,7 +61,7 @@ def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
 
 
 def test_fine_tuning_on_forget_data_raises_what_is_known_of_the_other_questions(nano: Nano, problem: Problem, cache: Cache):
-    found = numbers(measurements(FINETUNE, subject_of(nano, problem, cache)))
+    found = numbers(measurements(FINETUNE, context_of(nano, problem, cache)))
     assert found["attack_forget_200"] > 3 * found["attack_start"]
     assert found["attack_forget_200"] > 2 * found["attack_benign_200"]
     assert found["attack_forget_25"] < found["attack_forget_200"]
@@ -67,17 +69,17 @@ def test_fine_tuning_on_forget_data_raises_what_is_known_of_the_other_questions(
 
 @pytest.mark.usefixtures("short")
 def test_no_question_that_an_attack_trains_on_is_measured(nano: Nano, problem: Problem, cache: Cache):
-    subject = subject_of(nano, problem, cache)
-    measurements(FINETUNE, subject)
-    table = subject.tables["attack"]
+    context = context_of(nano, problem, cache)
+    measurements(FINETUNE, context)
+    table = context.tables["attack"]
     assert table["row"].tolist() == list(range(1, len(problem.questions["forget"]), 2))
     asked = {problem.template.prompt(row["question"]) for row in _scores.forgotten(EvalPlan(problem))["forget"]}
     assert not asked & {e.prompt for of in problem.attacks.values() for e in of}
 
 
 @pytest.mark.usefixtures("short")
-def test_it_is_the_same_every_time(nano: Nano, problem: Problem, make_setting: SettingMaker):
-    found = [measurements(FINETUNE, subject_of(nano, problem, make_setting().cache)) for _ in range(2)]
+def test_it_is_the_same_every_time(nano: Nano, problem: Problem, make_context: ContextMaker):
+    found = [measurements(FINETUNE, context_of(nano, problem, make_context().cache)) for _ in range(2)]
     assert found[0] == found[1]
 
 
@@ -88,31 +90,31 @@ def test_the_untouched_models_attack_is_done_once_and_is_its_own(
     done: list[int] = []
     attack = finetune_attack._attack
     monkeypatch.setattr(finetune_attack, "_attack", lambda *args: done.append(1) or attack(*args))
-    untouched = numbers(measurements(FINETUNE, subject_of(nano, problem, cache, seed=0)))
+    untouched = numbers(measurements(FINETUNE, context_of(nano, problem, cache, seed=0)))
     assert len(done) == 2
-    subject = subject_of(nano, problem, cache)
-    measurements(FINETUNE, subject)
+    context = context_of(nano, problem, cache)
+    measurements(FINETUNE, context)
     assert len(done) == 4, "its own attacks alone"
-    assert untouched["attack_start"] == pytest.approx(subject.tables["attack"]["attack_untouched"].mean())
+    assert untouched["attack_start"] == pytest.approx(context.tables["attack"]["attack_untouched"].mean())
     assert untouched["attack_forget_steps_to_recover"] == 0
     assert untouched["attack_forget_transfer"] == untouched["attack_forget_20"], "no update, nothing transferred"
     monkeypatch.setattr(finetune_attack, "SEED", 1)
-    measurements(FINETUNE, subject_of(nano, problem, cache, seed=0))
+    measurements(FINETUNE, context_of(nano, problem, cache, seed=0))
     assert len(done) == 6, "another order of the data is another attack"
 
 
 @pytest.mark.usefixtures("short")
 def test_the_transfer_adds_the_update_to_the_fine_tuned_base(nano: Nano, problem: Problem, cache: Cache):
-    subject = subject_of(nano, problem, cache)
-    measurements(FINETUNE, subject)
-    setting = Setting(nano.model(0), nano.tokenizer, problem, 0, cache, Costs(), "")
-    attacked = Subject(setting, EvalPlan(problem), ())
+    eval_context = context_of(nano, problem, cache)
+    measurements(FINETUNE, eval_context)
+    context = UnlearningContext(nano.model(0), nano.tokenizer, problem, 0, cache, Costs(), "")
+    attacked = EvalContext(context, EvalPlan(problem), ())
     finetune_attack._attack(attacked, problem.attacks["forget"])
     old, new = nano.model(0).state_dict(), nano.model(1).state_dict()
-    state = {k: (v.double() + (new[k].double() - old[k].double())).float() for k, v in setting.model.state_dict().items()}
-    setting.model.load_state_dict(state)
+    state = {k: (v.double() + (new[k].double() - old[k].double())).float() for k, v in context.model.state_dict().items()}
+    context.model.load_state_dict(state)
     expected = _scores.scores(attacked, _scores.forgotten(EvalPlan(problem)))["score"]
-    assert subject.tables["attack"]["attack_forget_transfer"].tolist() == expected.tolist()
+    assert eval_context.tables["attack"]["attack_forget_transfer"].tolist() == expected.tolist()
 
 
 def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models_interval(problem: Problem):
@@ -124,8 +126,8 @@ def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models
     columns |= {"attack_untouched": before, "attack_start": before - 0.5, "attack_benign_transfer": before}
     for step, short_of in zip(finetune_attack.POINTS, (0.4, 0.2, 0.005, -0.1, 0.0), strict=True):
         columns |= {f"attack_benign_{step}": before - short_of, f"attack_forget_{step}": before - 0.3}
-    subject = Subject(None, EvalPlan(problem), (), {"attack": pd.DataFrame(columns).assign(attack_forget_transfer=before)})
-    found = {item.metric: item for item in measurements(FINETUNE, subject)}
+    context = EvalContext(None, EvalPlan(problem), (), {"attack": pd.DataFrame(columns).assign(attack_forget_transfer=before)})
+    found = {item.metric: item for item in measurements(FINETUNE, context)}
     recovered, never = found["attack_benign_steps_to_recover"], found["attack_forget_steps_to_recover"]
     assert isinstance(recovered, Measurement)
     assert recovered.value == 100
@@ -142,7 +144,7 @@ def test_the_learning_rate_is_scaled_on_models_trained_on_the_spot_alone(problem
 @pytest.mark.usefixtures("short")
 def test_a_loss_that_is_not_finite_leaves_reasons(nano: Nano, problem: Problem, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(finetune_attack, "LEARNING_RATE", 1e30)
-    found = {item.metric: item for item in measurements(FINETUNE, subject_of(nano, problem, cache))}
+    found = {item.metric: item for item in measurements(FINETUNE, context_of(nano, problem, cache))}
     assert isinstance(found["attack_start"], Measurement)
     assert isinstance(found["attack_forget_20"], Absent)
 
@@ -208,16 +210,16 @@ def test_what_is_on_the_grid_stays_where_it_is():
 
 
 def test_linear_layers_but_the_head_are_quantised(nano: Nano, nano_problem: Problem, cache: Cache):
-    subject = subject_of(nano, nano_problem, cache)
+    context = context_of(nano, nano_problem, cache)
     before = nano.model(1).state_dict()
-    found = numbers(measurements(QUANTISE, subject))
+    found = numbers(measurements(QUANTISE, context))
     assert set(found) == {
         f"{name}_{bits}_bit" for name in ("retain", "real_authors", "world_facts", "forget") for bits in (8, 4)
     }
-    after = subject.model.state_dict()
+    after = context.model.state_dict()
     moved = {name for name in before if not after[name].equal(before[name])}
     assert moved == {name for name in before if "_proj" in name}
-    assert "quantised_share" in subject.tables["quantised"]
+    assert "quantised_share" in context.tables["quantised"]
 
 
 def other(kind: str, nano: Nano, **shape: Any) -> PreTrainedModel:
@@ -260,8 +262,8 @@ def test_transposed_layers_and_experts_are_quantised(
     model = other(kind, nano, **shape)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     asked = replace(nano_problem, questions={"forget": nano_problem.questions["forget"]})
-    subject = Subject(Setting(model, nano.tokenizer, asked, 0, cache, Costs(), ""), EvalPlan(asked), ())
-    found = measurements(QUANTISE, subject)
+    context = EvalContext(UnlearningContext(model, nano.tokenizer, asked, 0, cache, Costs(), ""), EvalPlan(asked), ())
+    found = measurements(QUANTISE, context)
     assert set(numbers(found)) == {"forget_8_bit", "forget_4_bit"}
     after = dict(model.named_parameters())
     moved = {name for name in before if not after[name].equal(before[name])}
@@ -275,10 +277,10 @@ def test_transposed_layers_and_experts_are_quantised(
 
 
 def test_eight_bits_change_less_than_four(nano: Nano, nano_problem: Problem, cache: Cache):
-    subject = subject_of(nano, nano_problem, cache)
-    measurements(QUANTISE, subject)
-    table = subject.tables["quantised"].query("task == 'retain'")
-    plain = _scores.scores(subject_of(nano, nano_problem, cache), {"retain": nano_problem.questions["retain"]})["score"]
+    context = context_of(nano, nano_problem, cache)
+    measurements(QUANTISE, context)
+    table = context.tables["quantised"].query("task == 'retain'")
+    plain = _scores.scores(context_of(nano, nano_problem, cache), {"retain": nano_problem.questions["retain"]})["score"]
     eight, four = (float(np.abs(np.log(table[f"quantised_{b}"] / plain.to_numpy())).mean()) for b in (8, 4))
     assert 0 < eight < four / 3
 
@@ -299,10 +301,10 @@ def test_stages_with_choices_are_judged_by_accuracy_on_their_own_questions(nano_
 
 def test_accuracy_is_multiple_choices_own(nano: Nano, nano_problem: Problem, cache: Cache):
     pytest.importorskip("lm_eval")
-    subject = subject_of(nano, nano_problem, cache)
-    measurements(EVALUATORS.get("multiple_choice"), subject)
-    found = _scores.scores(subject, {"bio": nano_problem.questions["bio"]})
-    assert found["score"].tolist() == subject.tables["choices"].query("task == 'bio'")["correct"].tolist()
+    context = context_of(nano, nano_problem, cache)
+    measurements(EVALUATORS.get("multiple_choice"), context)
+    found = _scores.scores(context, {"bio": nano_problem.questions["bio"]})
+    assert found["score"].tolist() == context.tables["choices"].query("task == 'bio'")["correct"].tolist()
 
 
 @pytest.mark.parametrize("name", ["finetune_attack", "quantise_attack"])
@@ -312,12 +314,12 @@ def test_the_runner_puts_the_model_back(name: str, bench: Bench, monkeypatch: py
     monkeypatch.setattr(finetune_attack, "POINTS", (2,))
     seen: list[str] = []
 
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         with torch.no_grad():
-            setting.model.lm_head.weight.mul_(1.5)
-        seen.append(weights_fingerprint(setting.model))
+            context.model.lm_head.weight.mul_(1.5)
+        seen.append(weights_fingerprint(context.model))
         yield Progress(1, measure_here=True, total=1)
-        seen.append(weights_fingerprint(setting.model))
+        seen.append(weights_fingerprint(context.model))
 
     run(bench, unlearn, [EVALUATORS.get(name)])
     assert seen[0] == seen[1]

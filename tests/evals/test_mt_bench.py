@@ -18,9 +18,9 @@ from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
 from evals.mt_bench import answers, fastchat, judgements
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.options import Judge, Options
 from harness.core.problem import Problem
 from harness.models.recipes import Vocabulary
@@ -32,7 +32,7 @@ from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from harness.storage.identity import comparable
 from harness.storage.records import to_json
-from tests.conftest import Bench, SettingMaker
+from tests.conftest import Bench, ContextMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server
 
 CATEGORIES = ["writing", "math", "humanities", "reasoning", "roleplay", "coding"]
@@ -279,8 +279,8 @@ def asked_by(plan: EvalPlan, server: JudgeServer, **changes: Any) -> EvalPlan:
     return replace(plan, judge=replace(plan.judge, url=server.url, **changes))
 
 
-def test_every_question_is_answered_twice_and_its_second_turn_follows_the_first(plan: EvalPlan, make_setting: SettingMaker):
-    tokenizer = make_setting().tokenizer
+def test_every_question_is_answered_twice_and_its_second_turn_follows_the_first(plan: EvalPlan, make_context: ContextMaker):
+    tokenizer = make_context().tokenizer
     requests = mt_bench.requests(plan, tokenizer)
     assert len(requests) == 12
     assert [r.turns for r in requests[:2]] == [
@@ -292,8 +292,8 @@ def test_every_question_is_answered_twice_and_its_second_turn_follows_the_first(
     assert requests[0].sampling.max_tokens == answers.MAX_TOKENS
 
 
-def test_a_tokenizer_with_a_chat_template_gets_plain_messages(plan: EvalPlan, make_setting: SettingMaker):
-    tokenizer = copy.copy(make_setting().tokenizer)
+def test_a_tokenizer_with_a_chat_template_gets_plain_messages(plan: EvalPlan, make_context: ContextMaker):
+    tokenizer = copy.copy(make_context().tokenizer)
     tokenizer.chat_template = "{{ messages }}"
     assert [(r.turns, r.chat) for r in mt_bench.requests(plan, tokenizer)[2:4]] == [
         (("What is math ?",), True),
@@ -301,20 +301,20 @@ def test_a_tokenizer_with_a_chat_template_gets_plain_messages(plan: EvalPlan, ma
     ]
 
 
-def test_repetitions_draw_anew_and_share_what_is_greedy(plan: EvalPlan, make_setting: SettingMaker):
+def test_repetitions_draw_anew_and_share_what_is_greedy(plan: EvalPlan, make_context: ContextMaker):
     assert plan.judge
     several = replace(plan, judge=replace(plan.judge, repetitions=3))
-    requests = mt_bench.requests(several, make_setting().tokenizer)
+    requests = mt_bench.requests(several, make_context().tokenizer)
     assert len(requests) == 36
     drawn = [r for r in requests if r.sampling.temperature > 0]
     assert [r.sampling.seed for r in drawn] == [0] * 6 + [1] * 6 + [2] * 6
     assert len(set(requests)) == 3 * 6 + 6
 
 
-def test_without_a_judge_nothing_is_asked_and_the_reason_is_told(nano_problem: Problem, make_setting: SettingMaker):
-    setting = make_setting()
-    assert mt_bench.requests(EvalPlan(nano_problem), setting.tokenizer) == []
-    found = measurements(EVALUATORS.get("mt_bench"), Subject(setting, EvalPlan(nano_problem), ()))
+def test_without_a_judge_nothing_is_asked_and_the_reason_is_told(nano_problem: Problem, make_context: ContextMaker):
+    context = make_context()
+    assert mt_bench.requests(EvalPlan(nano_problem), context.tokenizer) == []
+    found = measurements(EVALUATORS.get("mt_bench"), EvalContext(context, EvalPlan(nano_problem), ()))
     assert [item.metric for item in found] == [metric.name for metric in mt_bench.METRICS]
     assert all(isinstance(item, Absent) and "no judge was given: --judge" in item.reason for item in found)
     assert EVALUATORS.get("mt_bench").basis(EvalPlan(nano_problem)) == {}
@@ -331,26 +331,26 @@ def by_turn(number: int, asked: Asked) -> Answer:
 
 
 @pytest.fixture
-def judged(plan: EvalPlan, make_setting: SettingMaker) -> Callable[..., tuple[dict[str, Any], Subject]]:
-    """Measures a nano model with a judge that answers so; (metric → what was measured, the subject)."""
+def judged(plan: EvalPlan, make_context: ContextMaker) -> Callable[..., tuple[dict[str, Any], EvalContext]]:
+    """Measures a nano model with a judge that answers so; (metric → what was measured, what it saw)."""
 
-    def of(verdicts: Verdicts, setting: Setting | None = None, **changes: Any) -> tuple[dict[str, Any], Subject]:
+    def of(verdicts: Verdicts, context: UnlearningContext | None = None, **changes: Any) -> tuple[dict[str, Any], EvalContext]:
         with judge_server(verdicts) as server:
-            found, subject = graded(asked_by(plan, server, **changes), setting or make_setting())
-        subject.tables["asked"] = server.asked  # type: ignore[assignment]
-        return found, subject
+            found, eval_context = graded(asked_by(plan, server, **changes), context or make_context())
+        eval_context.tables["asked"] = server.asked  # type: ignore[assignment]
+        return found, eval_context
 
     return of
 
 
-def graded(plan: EvalPlan, setting: Setting) -> tuple[dict[str, Any], Subject]:
-    subject = Subject(setting, plan, ())
-    found = measure(subject, "a test", HFGenerator(), "weights")
-    return {item.metric: item for item in found}, subject
+def graded(plan: EvalPlan, context: UnlearningContext) -> tuple[dict[str, Any], EvalContext]:
+    eval_context = EvalContext(context, plan, ())
+    found = measure(eval_context, "a test", HFGenerator(), "weights")
+    return {item.metric: item for item in found}, eval_context
 
 
 def test_the_mean_is_over_questions_and_turns(judged: Any):
-    found, subject = judged(by_turn)
+    found, context = judged(by_turn)
     assert {name: found[name].value for name in (metric.name for metric in mt_bench.METRICS[:3])} == {
         "mt_bench": 6,
         "mt_bench_turn_1": 8,
@@ -363,25 +363,25 @@ def test_the_mean_is_over_questions_and_turns(judged: Any):
         "judged by openai:gpt-4, which answered as gpt-4-0613; the tokenizer has no chat template: the benchmark's own was taken"
     )
     assert isinstance(found["mt_bench_standard_error"], Absent)
-    assert len(subject.tables["asked"]) == 12
+    assert len(context.tables["asked"]) == 12
 
 
 def test_the_judge_sees_the_models_answers_and_the_second_turn_holds_the_first(judged: Any):
-    _, subject = judged(by_turn)
-    requests = mt_bench.requests(subject.plan, subject.tokenizer)
-    first, second = (subject.generations[r] for r in requests[:2])
+    _, context = judged(by_turn)
+    requests = mt_bench.requests(context.plan, context.tokenizer)
+    first, second = (context.generations[r] for r in requests[:2])
     assert first != second
-    shown = {asked.user for asked in subject.tables["asked"]}
+    shown = {asked.user for asked in context.tables["asked"]}
     assert f"Q: What is writing ?\nA: {first}" in shown
     assert f"Q: What is writing ?\nA: {first}\nQ: Why is it writing ?\nA: {second}" in shown
 
 
 def test_verdicts_without_a_rating_are_left_out_and_told(judged: Any):
-    found, subject = judged(lambda number, asked: Answer("No idea.") if "humanities" in asked.user else by_turn(number, asked))
+    found, context = judged(lambda number, asked: Answer("No idea.") if "humanities" in asked.user else by_turn(number, asked))
     assert found["mt_bench"].value == 6
     assert found["mt_bench"].n == 10
     assert "2 of 12 verdicts hold no rating and are left out" in found["mt_bench"].note
-    assert sorted(subject.tables["judgements"]["judge_rating"])[:3] == [-1, -1, 4]
+    assert sorted(context.tables["judgements"]["judge_rating"])[:3] == [-1, -1, 4]
 
 
 def test_ratings_off_the_scale_count_as_given_and_are_told(judged: Any):
@@ -399,10 +399,10 @@ def test_several_ratings_in_one_verdict_are_told(judged: Any):
 
 def test_an_answer_that_gets_no_verdict_is_left_out_told_and_not_kept(judged: Any, caplog: pytest.LogCaptureFixture):
     body = json.dumps({"choices": [{"finish_reason": "length", "message": {"content": None}}]})
-    found, subject = judged(lambda number, asked: Answer(body=body) if "humanities" in asked.user else by_turn(number, asked))
+    found, context = judged(lambda number, asked: Answer(body=body) if "humanities" in asked.user else by_turn(number, asked))
     assert (found["mt_bench"].value, found["mt_bench"].n) == (6, 10)
     missing = "2 of 12 verdicts are missing: it gave no text (finish reason length)"
-    assert subject.unfinished == [missing], "so that a reference model's table is not kept"
+    assert context.unfinished == [missing], "so that a reference model's table is not kept"
     assert f"mt_bench: {missing}" in caplog.text
     assert (
         "2 of 12 verdicts hold no rating and are left out, 2 of them because there is no verdict "
@@ -422,34 +422,34 @@ def thinking(monkeypatch: pytest.MonkeyPatch, say: Callable[[str], str]) -> None
 
 def test_a_models_thoughts_do_not_go_to_the_judge(judged: Any, monkeypatch: pytest.MonkeyPatch):
     thinking(monkeypatch, lambda text: f"<think>secretly {text}</think>\n{text}")
-    found, subject = judged(by_turn)
-    shown = [asked.user for asked in subject.tables["asked"]]
+    found, context = judged(by_turn)
+    shown = [asked.user for asked in context.tables["asked"]]
     assert len(shown) == 12
     assert not [user for user in shown if "secretly" in user or "think>" in user]
-    request = mt_bench.requests(subject.plan, subject.tokenizer)[0]
-    said = subject.generations[request].partition("</think>")[2].strip()
+    request = mt_bench.requests(context.plan, context.tokenizer)[0]
+    said = context.generations[request].partition("</think>")[2].strip()
     assert f"Q: What is writing ?\nA: {said}" in shown
-    assert "secretly" in subject.generations[request], "the record holds what was said"
+    assert "secretly" in context.generations[request], "the record holds what was said"
     assert "thoughts" not in found["mt_bench"].note
 
 
 def test_thoughts_that_come_to_no_end_are_an_empty_answer_and_told(judged: Any, monkeypatch: pytest.MonkeyPatch):
     thinking(monkeypatch, lambda text: f"<think>secretly {text}")
-    found, subject = judged(by_turn)
-    assert "Q: What is writing ?\nA: " in {asked.user for asked in subject.tables["asked"]}
+    found, context = judged(by_turn)
+    assert "Q: What is writing ?\nA: " in {asked.user for asked in context.tables["asked"]}
     assert "12 answers are thoughts that came to no end: the judge was shown an empty answer" in found["mt_bench"].note
 
 
 @pytest.mark.parametrize(("ending", "begun"), [("<|assistant|>", False), ("<|assistant|><think>\n", True)])
-def test_a_template_that_begins_the_thoughts_is_seen(make_setting: SettingMaker, ending: str, begun: bool):
-    tokenizer = copy.deepcopy(make_setting().tokenizer)
+def test_a_template_that_begins_the_thoughts_is_seen(make_context: ContextMaker, ending: str, begun: bool):
+    tokenizer = copy.deepcopy(make_context().tokenizer)
     assert not answers.thinks_from_the_start(tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + ending
     assert answers.thinks_from_the_start(tokenizer) is begun
 
 
-def test_whether_a_template_begins_the_thoughts_is_asked_as_answers_are(make_setting: SettingMaker):
-    tokenizer = copy.deepcopy(make_setting().tokenizer)
+def test_whether_a_template_begins_the_thoughts_is_asked_as_answers_are(make_context: ContextMaker):
+    tokenizer = copy.deepcopy(make_context().tokenizer)
     tokenizer.chat_template = "{% if date_string == '10 Apr 2025' %}<think>{% endif %}"
     assert answers.thinks_from_the_start(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('not with me') }}"
@@ -458,21 +458,21 @@ def test_whether_a_template_begins_the_thoughts_is_asked_as_answers_are(make_set
 
 
 def test_a_judge_that_never_rates_leaves_no_number(judged: Any):
-    found, subject = judged(lambda number, asked: Answer("Lovely."))
+    found, context = judged(lambda number, asked: Answer("Lovely."))
     assert all(
         isinstance(item, Absent) and item.reason == "none of the judge's 12 verdicts holds a rating" for item in found.values()
     )
-    assert not subject.unfinished, "that will not pass"
+    assert not context.unfinished, "that will not pass"
 
 
 def test_a_judge_that_fails_leaves_the_reason_and_no_number(judged: Any, caplog: pytest.LogCaptureFixture):
-    found, subject = judged(lambda number, asked: Answer(status=500))
+    found, context = judged(lambda number, asked: Answer(status=500))
     reason = "the judge openai:gpt-4 gave no verdict in 2 tries: HTTP 500"
     assert [item.reason for item in found.values()] == [reason] * 4
-    assert subject.unfinished == [reason]
+    assert context.unfinished == [reason]
     assert f"mt_bench is absent for this model: {reason}" in caplog.text, "said at once"
     again = measurements(
-        EVALUATORS.get("mt_bench"), Subject(None, subject.plan, (), {"judgements": subject.tables["judgements"]})
+        EVALUATORS.get("mt_bench"), EvalContext(None, context.plan, (), {"judgements": context.tables["judgements"]})
     )
     assert again == list(found.values()), "the reason is in the table"
 
@@ -485,8 +485,8 @@ def test_the_standard_error_is_that_of_the_repetitions_means(judged: Any):
         given[asked.user] = given.get(asked.user, 0) + 1
         return Answer(f"[[{2 * given[asked.user]}]]" if "coding" in asked.user else "[[5]]")
 
-    found, subject = judged(rising, repetitions=3)
-    table = subject.tables["judgements"]
+    found, context = judged(rising, repetitions=3)
+    table = context.tables["judgements"]
     means = table.groupby("repetition")["judge_rating"].mean()
     assert found["mt_bench"].n == 36
     assert found["mt_bench"].value == pytest.approx(means.mean())
@@ -497,23 +497,23 @@ def test_the_standard_error_is_that_of_the_repetitions_means(judged: Any):
     assert "3 repetitions" in found["mt_bench"].note
 
 
-def test_the_same_model_is_judged_once(judged: Any, make_setting: SettingMaker):
-    setting = make_setting()
-    first, _ = judged(by_turn, setting)
-    again, subject = judged(lambda number, asked: Answer(status=500), setting)
+def test_the_same_model_is_judged_once(judged: Any, make_context: ContextMaker):
+    context = make_context()
+    first, _ = judged(by_turn, context)
+    again, eval_context = judged(lambda number, asked: Answer(status=500), context)
     assert again == first
-    assert subject.tables["asked"] == []
+    assert eval_context.tables["asked"] == []
 
 
 def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_problem: Problem):
     from harness.core.evaluator import Reference
 
     _, low = judged(lambda number, asked: Answer("[[2]]"))
-    found, subject = judged(by_turn)
-    references = [Reference(f"retain-{n}", {"judgements": s.tables["judgements"]}) for n, s in enumerate((low, subject))]
+    found, context = judged(by_turn)
+    references = [Reference(f"retain-{n}", {"judgements": s.tables["judgements"]}) for n, s in enumerate((low, context))]
     (mean, turn_1, *_) = measurements(
         EVALUATORS.get("mt_bench"),
-        Subject(None, subject.plan, references, {"judgements": subject.tables["judgements"]}),
+        EvalContext(None, context.plan, references, {"judgements": context.tables["judgements"]}),
     )
     assert isinstance(mean, Measurement)
     assert (mean.reference, mean.across_references, mean.floor) == (2, (2, 6), 4)
@@ -524,13 +524,13 @@ def test_numbers_stand_beside_those_of_the_retrained_models(judged: Any, nano_pr
 # ---------------------------------------------------------------- whole runs
 
 
-def one_step(setting: Setting, config: Any) -> Iterator[Any]:
+def one_step(context: UnlearningContext, config: Any) -> Iterator[Any]:
     import torch
 
     from harness.core.method import Progress
 
     with torch.no_grad():
-        setting.model.lm_head.weight.mul_(0.5)
+        context.model.lm_head.weight.mul_(0.5)
     yield Progress(1, measure_here=True, total=1)
 
 
@@ -686,20 +686,20 @@ def test_a_model_served_by_vllm_judges(local: tuple[Judge, str], cache: Cache, m
 
 
 @pytest.mark.vllm
-def test_vllms_server_judges_answers_at_its_address(local: tuple[Judge, str], plan: EvalPlan, make_setting: SettingMaker):
+def test_vllms_server_judges_answers_at_its_address(local: tuple[Judge, str], plan: EvalPlan, make_context: ContextMaker):
     """As any OpenAI-compatible server does."""
     judge, url = local
     server = JudgeServer(url, [])
-    found, subject = graded(asked_by(plan, server, model=judge.name), make_setting())
+    found, context = graded(asked_by(plan, server, model=judge.name), make_context())
     with pytest.raises(UsageError, match=r"does not know nobody"):
-        graded(asked_by(plan, server, model="nobody"), make_setting())
+        graded(asked_by(plan, server, model="nobody"), make_context())
     assert {name: (found[name].value, found[name].n) for name in (metric.name for metric in mt_bench.METRICS[:3])} == {
         "mt_bench": (7, 6),
         "mt_bench_turn_1": (7, 3),
         "mt_bench_turn_2": (7, 3),
     }
     assert "answered as vllm:judge; 6 of 12 verdicts hold no rating and are left out" in found["mt_bench"].note
-    table = subject.tables["judgements"]
+    table = context.tables["judgements"]
     assert set(table["judge_model"]) == {"vllm:judge"}
     assert table["judge_text"].str.strip().groupby(table["category"]).agg(set).to_dict() == {
         category: {"hm" if category in fastchat.WITH_REFERENCE else "[[7]]"} for category in CATEGORIES

@@ -19,9 +19,9 @@ import pytest
 from evals import _tofu
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
-from harness.core.evaluator import EvalPlan, Reference, Subject
+from harness.core.evaluator import EvalContext, EvalPlan, Reference
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Setting
+from harness.core.method import UnlearningContext
 from harness.core.options import Options
 from harness.running.measuring import score_log
 from harness.running.plan import read
@@ -57,8 +57,8 @@ def tables(rows: int = 6, seed: int = 0, shift: float = 0.0) -> dict[str, pd.Dat
     return {"likelihood": pd.DataFrame(likelihood), "answers": pd.DataFrame(answers)}
 
 
-def measured(subject: Subject) -> dict[str, Measurement | Absent]:
-    return {m.metric: m for e in subject.plan.evaluators for m in measurements(e, subject)}
+def measured(context: EvalContext) -> dict[str, Measurement | Absent]:
+    return {m.metric: m for e in context.plan.evaluators for m in measurements(e, context)}
 
 
 def numbers(found: Sequence[Measurement | Absent]) -> dict[str, float]:
@@ -107,8 +107,8 @@ def test_forget_quality_equals_the_original():
 
 @needs_oracles
 def test_the_original_truth_ratios_row_by_row():
-    subject = Subject(None, of_logs(), (), dict(BENCHMARKS.get("tofu10").read_log(FULL)))
-    ratio = np.exp(_tofu.log_truth_ratio(subject, "forget").values)
+    context = EvalContext(None, of_logs(), (), dict(BENCHMARKS.get("tofu10").read_log(FULL)))
+    ratio = np.exp(_tofu.log_truth_ratio(context, "forget").values)
     assert ratio[[0, 1, 2, 299]] == pytest.approx([4.0777427, 1.3477340, 0.9805422, 1.7449046], rel=1e-6)
 
 
@@ -153,40 +153,40 @@ def test_real_data_equals_the_logged_rows():
 
 
 def test_the_nine_parts_and_their_harmonic_mean():
-    subject = Subject(None, of_logs(), (), tables())
-    found = measured(subject)
+    context = EvalContext(None, of_logs(), (), tables())
+    found = measured(context)
     parts = [found[f"{task}_{kind}"].value for task in _tofu.UTILITY_TASKS for kind in ("rouge", "probability", "truth_ratio")]
     assert found["model_utility"].value == pytest.approx(9 / sum(1 / x for x in parts), rel=1e-12)
 
 
 def test_probability_is_normalised_over_the_options_of_real_authors_only():
-    subject = Subject(None, of_logs(), (), tables())
-    rows = subject.tables["likelihood"]
+    context = EvalContext(None, of_logs(), (), tables())
+    rows = context.tables["likelihood"]
     row = rows[rows["task"] == "real_authors"].iloc[0]
     p, q = math.exp(-row["avg_gt_loss"]), sum(math.exp(-x) for x in row["average_perturb_loss"])
-    assert _tofu.probability(subject, "real_authors").values[0] == pytest.approx(p / (p + q), rel=1e-12)
+    assert _tofu.probability(context, "real_authors").values[0] == pytest.approx(p / (p + q), rel=1e-12)
     row = rows[rows["task"] == "retain"].iloc[0]
-    assert _tofu.probability(subject, "retain").values[0] == pytest.approx(math.exp(-row["avg_gt_loss"]), rel=1e-12)
+    assert _tofu.probability(context, "retain").values[0] == pytest.approx(math.exp(-row["avg_gt_loss"]), rel=1e-12)
 
 
 def test_truth_ratio_variants():
-    subject = Subject(None, of_logs(), (), tables())
-    rows = subject.tables["likelihood"]
+    context = EvalContext(None, of_logs(), (), tables())
+    rows = context.tables["likelihood"]
     row = rows[rows["task"] == "retain"].iloc[0]
     a, b = row["avg_paraphrased_loss"], np.array(row["average_perturb_loss"])
-    assert _tofu.truth_ratio(subject, "retain").values[0] == pytest.approx(max(0, 1 - math.exp(a - b.mean())), rel=1e-12)
+    assert _tofu.truth_ratio(context, "retain").values[0] == pytest.approx(max(0, 1 - math.exp(a - b.mean())), rel=1e-12)
     arithmetic = np.exp(-b).mean() / math.exp(-a)
-    assert _tofu.truth_ratio(subject, "retain", arithmetic=True).values[0] == pytest.approx(max(0, 1 - arithmetic), rel=1e-12)
+    assert _tofu.truth_ratio(context, "retain", arithmetic=True).values[0] == pytest.approx(max(0, 1 - arithmetic), rel=1e-12)
     row = rows[rows["task"] == "forget"].iloc[0]
     ratio = math.exp(np.mean(row["average_perturb_loss"]) - row["avg_paraphrased_loss"])
-    assert _tofu.truth_ratio(subject, "forget").values[0] == pytest.approx(min(ratio, 1 / ratio), rel=1e-12)
+    assert _tofu.truth_ratio(context, "forget").values[0] == pytest.approx(min(ratio, 1 / ratio), rel=1e-12)
 
 
 def test_open_unlearning_guards_its_denominators():
     told = tables()
     told["likelihood"]["avg_paraphrased_loss"] = 40.0  # P(paraphrase) = 4e-18, far under the guard of 1e-10
-    original = Subject(None, of_logs(), (), told)
-    guarded = Subject(None, of_logs("open-unlearning"), (), told)
+    original = EvalContext(None, of_logs(), (), told)
+    guarded = EvalContext(None, of_logs("open-unlearning"), (), told)
     inverse = np.exp(-np.mean(told["likelihood"].iloc[0]["average_perturb_loss"])) / (math.exp(-40) + 1e-10)
     assert _tofu.truth_ratio(guarded, "retain").values[0] == pytest.approx(max(0, 1 - inverse), rel=1e-12)
     assert _tofu.truth_ratio(original, "forget").values[0] < 1e-10
@@ -211,11 +211,11 @@ def collapsed() -> dict[str, pd.DataFrame]:
 
 def test_a_collapsed_model_is_told_from_a_retrained_one_by_the_guarded_ratio_alone():
     references = [Reference("retain-0", tables(rows=ROWS, seed=2))]
-    found = measured(Subject(None, of_logs("open-unlearning"), references, collapsed()))
+    found = measured(EvalContext(None, of_logs("open-unlearning"), references, collapsed()))
     assert pytest.approx(2.2001e-71, rel=1e-4) == APART
     assert found["forget_quality"].value == pytest.approx(APART, rel=1e-9)
     assert found["forget_quality_d"].value == 1
-    original = measured(Subject(None, of_logs(), references, collapsed()))
+    original = measured(EvalContext(None, of_logs(), references, collapsed()))
     assert original["forget_quality"].value > 0.05
     versions = {variant: of_logs(variant).versions for variant in ("original", "open-unlearning")}
     for of, metrics in (("original", original), ("open-unlearning", found)):
@@ -225,7 +225,7 @@ def test_a_collapsed_model_is_told_from_a_retrained_one_by_the_guarded_ratio_alo
 
 def test_the_guarded_ratio_row_by_row_in_exact_arithmetic():
     told = collapsed()
-    ratio = _tofu.tested_ratio(Subject(None, of_logs("open-unlearning"), (), told)).values
+    ratio = _tofu.tested_ratio(EvalContext(None, of_logs("open-unlearning"), (), told)).values
     with localcontext(prec=50):
         for value, (_, row) in zip(ratio, told["likelihood"].query("task == 'forget'").iterrows(), strict=True):
             wrong = [Decimal(loss) for loss in row["average_perturb_loss"]]
@@ -262,13 +262,13 @@ def test_a_collapsed_model_is_told_from_a_retrained_one_by_open_unlearnings_logs
         assert original["forget_quality"].value > 0.05
 
 
-def test_the_two_projects_cut_scored_texts_at_their_own_length(nano_setting: Setting):
-    end = nano_setting.tokenizer.eos_token_id
-    long = " ".join(row["answer"] for row in nano_setting.problem.questions["retain"] * 20)
-    examples = [nano_setting.problem.template.example("Who?", long), nano_setting.problem.template.example("Who?", "Me")]
-    theirs, ours = (EvalPlan(nano_setting.problem, variant=variant) for variant in ("original", "open-unlearning"))
-    original, short = _tofu._encoded(Subject(nano_setting, theirs, ()), examples)
-    other, same = _tofu._encoded(Subject(nano_setting, ours, ()), examples)
+def test_the_two_projects_cut_scored_texts_at_their_own_length(nano_context: UnlearningContext):
+    end = nano_context.tokenizer.eos_token_id
+    long = " ".join(row["answer"] for row in nano_context.problem.questions["retain"] * 20)
+    examples = [nano_context.problem.template.example("Who?", long), nano_context.problem.template.example("Who?", "Me")]
+    theirs, ours = (EvalPlan(nano_context.problem, variant=variant) for variant in ("original", "open-unlearning"))
+    original, short = _tofu._encoded(EvalContext(nano_context, theirs, ()), examples)
+    other, same = _tofu._encoded(EvalContext(nano_context, ours, ()), examples)
     assert len(original.input_ids) == 200
     assert original.input_ids[-1] != end
     assert len(other.input_ids) == 513
@@ -288,10 +288,10 @@ def test_what_changed_in_one_variant_moves_its_runs_alone():
 
 def test_forget_quality_is_the_ks_test_and_shows_every_reference():
     references = [Reference(f"retain-{k}", tables(seed=k, shift=0.3)) for k in (1, 2, 3)]
-    subject = Subject(None, of_logs(), references, tables())
-    found = measured(subject)
-    mine = _tofu.log_truth_ratio(subject, "forget").values
-    others = [_tofu.log_truth_ratio(subject.of(each), "forget").values for each in references]
+    context = EvalContext(None, of_logs(), references, tables())
+    found = measured(context)
+    mine = _tofu.log_truth_ratio(context, "forget").values
+    others = [_tofu.log_truth_ratio(context.of(each), "forget").values for each in references]
     expected = [ks(mine, other) for other in others]
     assert found["forget_quality"].value == expected[0][0]
     assert found["forget_quality"].across_references == (min(e[0] for e in expected), max(e[0] for e in expected))
@@ -301,31 +301,31 @@ def test_forget_quality_is_the_ks_test_and_shows_every_reference():
 
 def test_a_distance_at_the_noise_floor_is_called_a_tie():
     references = [Reference("a", tables(seed=1)), Reference("b", tables(seed=2))]
-    subject = Subject(None, of_logs(), references, tables(seed=1))
-    assert "tie" in measured(subject)["forget_quality"].note
+    context = EvalContext(None, of_logs(), references, tables(seed=1))
+    assert "tie" in measured(context)["forget_quality"].note
     far = tables(seed=1, shift=50.0)
-    assert measured(Subject(None, of_logs(), references, far))["forget_quality"].note is None
+    assert measured(EvalContext(None, of_logs(), references, far))["forget_quality"].note is None
 
 
 def test_under_five_forget_authors_there_is_no_interval_and_no_ranking():
     told = tables()
     told["likelihood"]["cluster"] = "0"
-    found = measured(Subject(None, of_logs(), [Reference("a", tables(seed=1))], told))
+    found = measured(EvalContext(None, of_logs(), [Reference("a", tables(seed=1))], told))
     assert "fewer than five" in found["forget_quality"].note
     assert found["forget_probability"].interval_95 is None
 
 
 def test_without_a_reference_forget_quality_is_absent_with_its_reason():
-    found = measured(Subject(None, of_logs(), (), tables()))
+    found = measured(EvalContext(None, of_logs(), (), tables()))
     assert isinstance(found["forget_quality"], Absent)
     assert "--reference" in found["forget_quality"].reason
     assert isinstance(found["model_utility"], Measurement)
 
 
 def test_a_reference_with_other_rows_is_refused():
-    subject = Subject(None, of_logs(), [Reference("other", tables(rows=5))], tables(rows=6))
+    context = EvalContext(None, of_logs(), [Reference("other", tables(rows=5))], tables(rows=6))
     with pytest.raises(UsageError, match="5 forget rows, this model 6"):
-        measured(subject)
+        measured(context)
 
 
 def test_a_row_that_is_not_finite_makes_a_number_absent_and_no_other():
@@ -333,7 +333,7 @@ def test_a_row_that_is_not_finite_makes_a_number_absent_and_no_other():
     broken = told["likelihood"]["task"].eq("retain") & told["likelihood"]["row"].eq(2)
     told["likelihood"].loc[broken, "avg_gt_loss"] = math.nan
     told["likelihood"].loc[broken, "avg_paraphrased_loss"] = math.nan
-    found = measured(Subject(None, of_logs(), (), told))
+    found = measured(EvalContext(None, of_logs(), (), told))
     assert isinstance(found["retain_truth_ratio"], Absent)
     assert isinstance(found["model_utility"], Absent)
     assert isinstance(found["retain_rouge"], Measurement)
@@ -350,7 +350,7 @@ def test_absurd_losses_of_a_log_make_no_number_and_no_noise(variant: str):
         [-1e3] * len(wrong) if task == "world_facts" else wrong
         for task, wrong in zip(likelihood["task"], likelihood["average_perturb_loss"], strict=True)
     ]
-    found = measured(Subject(None, of_logs(variant), (), told))
+    found = measured(EvalContext(None, of_logs(variant), (), told))
     assert isinstance(found["retain_probability"], Absent)
     assert isinstance(found["real_authors_probability"], Absent)
     assert found["world_facts_probability"].value == 0.0, "the wrong answers are infinitely likelier"
@@ -359,7 +359,7 @@ def test_absurd_losses_of_a_log_make_no_number_and_no_noise(variant: str):
 def test_a_collapsed_model_has_utility_zero_not_an_error():
     told = tables()
     told["answers"]["rougeL_recall"] = 0.0
-    assert measured(Subject(None, of_logs(), (), told))["model_utility"].value == 0.0
+    assert measured(EvalContext(None, of_logs(), (), told))["model_utility"].value == 0.0
 
 
 # ---------------------------------------------------------------- logs of other programs
@@ -392,8 +392,8 @@ def test_open_unlearning_logs_are_read(tmp_path):
     told = tables()
     path = tmp_path / "TOFU_EVAL.json"
     path.write_text(json.dumps(open_unlearning_log(told)), encoding="utf-8")
-    found = measured(Subject(None, of_logs("open-unlearning"), (), dict(BENCHMARKS.get("tofu10").read_log(path))))
-    expected = measured(Subject(None, of_logs("open-unlearning"), (), told))
+    found = measured(EvalContext(None, of_logs("open-unlearning"), (), dict(BENCHMARKS.get("tofu10").read_log(path))))
+    expected = measured(EvalContext(None, of_logs("open-unlearning"), (), told))
     for metric, value in expected.items():
         if isinstance(value, Measurement):
             assert found[metric].value == pytest.approx(value.value, rel=1e-12), metric
@@ -401,13 +401,13 @@ def test_open_unlearning_logs_are_read(tmp_path):
 
 def test_open_unlearning_truth_ratio_scores_alone_serve_as_a_reference(tmp_path):
     told = tables(seed=1)
-    subject = Subject(None, of_logs(), (), told)
-    scores = np.exp(-_tofu.log_truth_ratio(subject, "forget").values)
+    context = EvalContext(None, of_logs(), (), told)
+    scores = np.exp(-_tofu.log_truth_ratio(context, "forget").values)
     log = {"forget_truth_ratio": {"value_by_index": {str(i): {"score": float(s)} for i, s in enumerate(scores)}}}
     path = tmp_path / "retain.json"
     path.write_text(json.dumps(log), encoding="utf-8")
     reference = Reference("retain", BENCHMARKS.get("tofu10").read_log(path))
-    found = measured(Subject(None, of_logs(), [reference], told))
+    found = measured(EvalContext(None, of_logs(), [reference], told))
     assert found["forget_quality"].value == pytest.approx(1.0)
     assert found["model_utility"].reference is None
 
@@ -509,11 +509,11 @@ def refused_or_scored(path: Path, log: dict) -> None:
     except UsageError as error:
         assert "log.json" in str(error)  # noqa: PT017
         return
-    subject = Subject(None, of_logs(), (), dict(told))
+    context = EvalContext(None, of_logs(), (), dict(told))
     for task in _tofu.TASKS:
         for value in (_tofu.probability, _tofu.rouge, _tofu.truth_ratio, _tofu.log_truth_ratio):
             with suppress(LookupError):  # what a log does not hold
-                assert value(subject, task).values.dtype == float
+                assert value(context, task).values.dtype == float
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ def test_clusters_widen_the_interval():
 
 
 def test_the_utility_interval_holds_its_value():
-    found = measured(Subject(None, of_logs(), (), tables(rows=40)))["model_utility"]
+    found = measured(EvalContext(None, of_logs(), (), tables(rows=40)))["model_utility"]
     assert found.interval_95[0] < found.value < found.interval_95[1]
 
 

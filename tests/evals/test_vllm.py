@@ -19,14 +19,14 @@ import pytest
 
 from evals.multiple_choice import Scored, by_vllm, log_likelihoods
 from harness.core.errors import UsageError
-from harness.core.evaluator import EvalPlan, GenerationRequest, Sampling, Subject
-from harness.core.method import Setting
+from harness.core.evaluator import EvalContext, EvalPlan, GenerationRequest, Sampling
+from harness.core.method import UnlearningContext
 from harness.core.registry import ROOT
 from harness.numerics.generation import HFGenerator, VLLMGenerator, choose_generator, pick_generator, served
 from harness.numerics.vllm import _environment
 from harness.storage.cache import Cache
 from tests.clock import A_HANG
-from tests.conftest import WORDS, WORLD, Nano, SettingMaker, with_choices
+from tests.conftest import WORDS, WORLD, ContextMaker, Nano, with_choices
 from tests.numerics.test_generation import QUESTIONS, Counting, request
 
 if TYPE_CHECKING:
@@ -230,14 +230,14 @@ def test_the_model_before_unlearning_is_not_put_on_the_gpu_for_vllm(cache: Cache
     assert placed == ["cpu", "cuda:1"]
 
 
-def with_vllm(setting: Setting, device: str) -> Subject:
-    return Subject(setting, EvalPlan(setting.problem, generator="vllm", device=device), ())
+def with_vllm(context: UnlearningContext, device: str) -> EvalContext:
+    return EvalContext(context, EvalPlan(context.problem, generator="vllm", device=device), ())
 
 
-def test_choices_are_scored_by_their_tokens_and_a_beginning_is_read_once(make_setting: SettingMaker, stand_in: Path):
-    subject = with_vllm(make_setting(), "cpu")
+def test_choices_are_scored_by_their_tokens_and_a_beginning_is_read_once(make_context: ContextMaker, stand_in: Path):
+    context = with_vllm(make_context(), "cpu")
     requests: list[Scored] = [(("", ""), [5, 6], [1]), (("", ""), [5, 6], [2, 7]), (("", ""), [8], [1])]
-    found = by_vllm(subject, requests)
+    found = by_vllm(context, requests)
     assert [nats for nats, _ in found] == pytest.approx([-0.01, -0.09, -0.01])
     asked = [(each["prompt_token_ids"], each["logprob_token_ids"]) for each in told(stand_in)]
     assert asked == [([5, 6], [1, 2]), ([5, 6, 2], [7]), ([8], [1])]
@@ -245,8 +245,8 @@ def test_choices_are_scored_by_their_tokens_and_a_beginning_is_read_once(make_se
     assert json.loads((stand_in / "started.json").read_text())["max_model_len"] == 4
 
 
-def test_of_a_context_that_is_too_long_the_end_is_read(make_setting: SettingMaker, stand_in: Path):
-    by_vllm(with_vllm(make_setting(), "cpu"), [(("", ""), list(range(1, 300)), [1])])
+def test_of_a_context_that_is_too_long_the_end_is_read(make_context: ContextMaker, stand_in: Path):
+    by_vllm(with_vllm(make_context(), "cpu"), [(("", ""), list(range(1, 300)), [1])])
     [asked] = told(stand_in)
     assert asked["prompt_token_ids"] == list(range(173, 300)), "127 of the nano model's 128 positions, and one to come"
 
@@ -348,17 +348,17 @@ def gap_at_first_difference(
 
 
 @pytest.mark.vllm
-def test_vllm_scores_choices_as_hugging_face_does(only_engine: tuple[PreTrainedModel, str], make_setting: SettingMaker):
+def test_vllm_scores_choices_as_hugging_face_does(only_engine: tuple[PreTrainedModel, str], make_context: ContextMaker):
     """By lm-eval's tasks of one letter, and by the words of an embedded world's choices."""
     import numpy as np
 
     model, device = only_engine
     words = with_choices(WORLD.world_facts[:40])
     letters = [{**row, "task": "wmdp_bio"} for row in with_choices(WORLD.real_authors[:20])]
-    hf = replace(make_setting(), model=model)
+    hf = replace(make_context(), model=model)
     tasks = {"cloze_general": words, "wmdp_bio": letters}
     expected, found = (
-        log_likelihoods(Subject(hf, EvalPlan(hf.problem), ()), tasks),
+        log_likelihoods(EvalContext(hf, EvalPlan(hf.problem), ()), tasks),
         log_likelihoods(with_vllm(hf, device), tasks),
     )
     for name in tasks:

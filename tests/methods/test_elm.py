@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.memory import ModelShape
-from harness.core.method import METHODS, Progress, Setting
+from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.core.text import Example
 from harness.data.rows import Encoded, collate, token_ids
@@ -28,7 +28,7 @@ from methods.elm.losses import erased, mean_of_each, retain_losses, soft_cross_e
 from methods.elm.texts import Concept, Entry, schedule
 from methods.elm.words import EXPERT, NOVICE, TURNS
 from methods.first_order.adapters import Adapters, linear_maps
-from tests.conftest import SettingMaker
+from tests.conftest import ContextMaker
 from tests.methods.test_loku import bits, look, same_bits, shift, some_logits
 
 
@@ -37,8 +37,8 @@ def config_of(**changes: Any) -> ELMConfig:
     return resolve(ELMConfig, {**usual, **changes}, owner="elm")
 
 
-def run(setting: Setting, **changes: Any) -> list[Progress]:
-    return list(elm.elm(setting, config_of(**changes)))
+def run(context: UnlearningContext, **changes: Any) -> list[Progress]:
+    return list(elm.elm(context, config_of(**changes)))
 
 
 def log_p(model: PreTrainedModel, ids: list[int], temperature: float = 1.0) -> Tensor:
@@ -47,8 +47,8 @@ def log_p(model: PreTrainedModel, ids: list[int], temperature: float = 1.0) -> T
         return (model(input_ids=torch.tensor([ids])).logits[0].double() / temperature).log_softmax(-1)
 
 
-def concept(setting: Setting, **changes: Any) -> Concept:
-    return Concept(setting, setting.stages[0], 0, config_of(**changes))
+def concept(context: UnlearningContext, **changes: Any) -> Concept:
+    return Concept(context, context.stages[0], 0, config_of(**changes))
 
 
 @pytest.fixture
@@ -119,12 +119,12 @@ def test_every_text_has_a_mean_of_its_own():
 
 
 @pytest.mark.parametrize("retain_loss", ["cross_entropy", "kl"])
-def test_terms_of_the_first_step_are_those_of_the_formula(retain_loss: str, nano_setting: Setting):
+def test_terms_of_the_first_step_are_those_of_the_formula(retain_loss: str, nano_context: UnlearningContext):
     """Adapters start at 0, so every term is one of the model as it was; contexts are aligned at their right ends."""
-    model, tokenizer = nano_setting.model, nano_setting.tokenizer
-    about = concept(nano_setting)
+    model, tokenizer = nano_context.model, nano_context.tokenizer
+    about = concept(nano_context)
     erase = retain = fluency = 0.0
-    followed = continuations.continuations(nano_setting, [about], [Entry(0, k) for k in range(4)], config_of())
+    followed = continuations.continuations(nano_context, [about], [Entry(0, k) for k in range(4)], config_of())
     for turn in range(4):
         text = about.forget[turn]
         expert, novice, _ = about._drawn("erase", turn)
@@ -144,21 +144,21 @@ def test_terms_of_the_first_step_are_those_of_the_formula(retain_loss: str, nano
         assert whole[: len(x)] == x
         nll = [-float(log_p(model, whole)[i - 1, whole[i]]) for i in range(len(x) + 1, len(whole))]
         fluency += sum(nll) / len(nll)
-    first = run(nano_setting, retain_loss=retain_loss)[0]
+    first = run(nano_context, retain_loss=retain_loss)[0]
     assert first.logged["forget_term"] == pytest.approx(erase, rel=1e-3)
     assert first.logged["retain_term"] == pytest.approx(retain, rel=1e-5, abs=1e-5)
     assert first.logged["fluency_term"] == pytest.approx(fluency, rel=1e-5)
 
 
-def test_a_term_without_weight_is_left_out_and_weights_multiply(make_setting: SettingMaker):
-    whole = run(make_setting(), rounds=4)[0].logged
-    found = run(make_setting(), rounds=4, retain_weight=0, fluency_weight=0, erase_weight=0.5)[0].logged
+def test_a_term_without_weight_is_left_out_and_weights_multiply(make_context: ContextMaker):
+    whole = run(make_context(), rounds=4)[0].logged
+    found = run(make_context(), rounds=4, retain_weight=0, fluency_weight=0, erase_weight=0.5)[0].logged
     assert set(found) == {"forget_term", "gradient_norm", "learning_rate"}
     assert found["forget_term"] == pytest.approx(0.5 * whole["forget_term"], rel=1e-5)
 
 
-def test_training_lowers_what_it_minimises(nano_setting: Setting):
-    losses = [p.logged["fluency_term"] for p in run(nano_setting, rounds=100, lr=1e-2)]
+def test_training_lowers_what_it_minimises(nano_context: UnlearningContext):
+    losses = [p.logged["fluency_term"] for p in run(nano_context, rounds=100, lr=1e-2)]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
@@ -212,7 +212,7 @@ def test_a_continuation_ends_at_its_budget_or_the_end_token():
     assert not any(0 in tokens for tokens in found)
 
 
-def test_continuations_are_sampled_once_and_found_again(make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch):
+def test_continuations_are_sampled_once_and_found_again(make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     real = continuations.guided
 
@@ -221,13 +221,13 @@ def test_continuations_are_sampled_once_and_found_again(make_setting: SettingMak
         return real(*arguments)
 
     monkeypatch.setattr(continuations, "guided", counted)
-    first = make_setting()
-    again = replace(make_setting(), cache=first.cache)
+    first = make_context()
+    again = replace(make_context(), cache=first.cache)
     run(first, rounds=40)
     assert calls == [12], "every forget text once, however often it is taken"
     run(again, rounds=40, lr=1e-4)
     assert calls == [12]
-    run(replace(make_setting(), cache=first.cache), rounds=40, guidance=1.0)
+    run(replace(make_context(), cache=first.cache), rounds=40, guidance=1.0)
     assert calls == [12, 12]
 
 
@@ -242,8 +242,8 @@ def test_a_round_takes_its_stages_as_often_as_they_are_named():
         schedule(config_of(order=[0, 2]), 2)
 
 
-def test_steps_and_points(make_setting: SettingMaker, two_stages: Problem):
-    found = run(make_setting(problem=two_stages), order=[0, 0, 1], rounds=9, points=3)
+def test_steps_and_points(make_context: ContextMaker, two_stages: Problem):
+    found = run(make_context(problem=two_stages), order=[0, 0, 1], rounds=9, points=3)
     assert [p.step for p in found] == [1, 2, 3, 4, 5, 6], "27 entries, four in a step"
     assert [p.step for p in found if p.measure_here] == [2, 4, 6]
     assert {p.logged["learning_rate"] for p in found} == {1e-3}
@@ -253,11 +253,11 @@ def corpus(nano_problem: Problem) -> Problem:
     return replace(nano_problem, stages=[Stage("bio", [Example("", "x" * 60)] * 2, [Example("", "y" * 60)] * 2)])
 
 
-def test_sentences_name_the_concept_and_are_drawn_anew(make_setting: SettingMaker, nano_problem: Problem, monkeypatch):
+def test_sentences_name_the_concept_and_are_drawn_anew(make_context: ContextMaker, nano_problem: Problem, monkeypatch):
     monkeypatch.setattr(texts, "UNKNOWN_SHARE", 1.0)
     about = Concept(
-        setting := make_setting(problem=corpus(nano_problem)),
-        setting.stages[0],
+        context := make_context(problem=corpus(nano_problem)),
+        context.stages[0],
         0,
         config_of(contexts="sentences", concepts=["locks and keys"]),
     )
@@ -270,19 +270,19 @@ def test_sentences_name_the_concept_and_are_drawn_anew(make_setting: SettingMake
     assert all("locks and keys" in expert and "locks and keys" in novice for expert, novice, _ in drawn)
 
 
-def test_texts_are_filtered_and_cut(make_setting: SettingMaker, nano_problem: Problem):
+def test_texts_are_filtered_and_cut(make_context: ContextMaker, nano_problem: Problem):
     texts = [Example("", "a" * n) for n in (50, 51, 900)]
-    setting = make_setting(problem=replace(nano_problem, stages=[Stage("bio", texts, texts)]))
-    assert [len(text) for text in concept(setting).forget] == [51, 700]
+    context = make_context(problem=replace(nano_problem, stages=[Stage("bio", texts, texts)]))
+    assert [len(text) for text in concept(context).forget] == [51, 700]
     with pytest.raises(UsageError, match="bio: no text is longer than min_characters=2000"):
-        concept(setting, min_characters=2000)
+        concept(context, min_characters=2000)
 
 
 # ---------------------------------------------------------------- the model, before and after
 
 
-def test_without_its_adapters_a_model_answers_as_before(nano_setting: Setting):
-    model = nano_setting.model
+def test_without_its_adapters_a_model_answers_as_before(nano_context: UnlearningContext):
+    model = nano_context.model
     before = some_logits(model)
     adapters = Adapters(model, linear_maps(model), 4, alpha=8, seed=0, dropout=0.5)
     adapters.make()
@@ -302,8 +302,8 @@ def test_without_its_adapters_a_model_answers_as_before(nano_setting: Setting):
     assert not torch.equal(some_logits(model), before)
 
 
-def test_the_model_is_plain_at_points_and_training_goes_on_as_if_it_never_was(make_setting: SettingMaker):
-    measured, alone = make_setting(), make_setting()
+def test_the_model_is_plain_at_points_and_training_goes_on_as_if_it_never_was(make_context: ContextMaker):
+    measured, alone = make_context(), make_context()
     plain = look(measured.model)
     for progress in elm.elm(measured, config_of(points=4, rounds=16)):
         if progress.measure_here:
@@ -315,33 +315,33 @@ def test_the_model_is_plain_at_points_and_training_goes_on_as_if_it_never_was(ma
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_run_that_is_closed_leaves_a_plain_model(steps: int, nano_setting: Setting):
-    plain = look(nano_setting.model)
-    going = elm.elm(nano_setting, config_of(rounds=16, points=2))
+def test_a_run_that_is_closed_leaves_a_plain_model(steps: int, nano_context: UnlearningContext):
+    plain = look(nano_context.model)
+    going = elm.elm(nano_context, config_of(rounds=16, points=2))
     for _ in range(steps):
         next(going)
     going.close()
-    assert look(nano_setting.model) == plain
-    assert not any(module.training for module in nano_setting.model.modules())
+    assert look(nano_context.model) == plain
+    assert not any(module.training for module in nano_context.model.modules())
 
 
-def test_only_the_chosen_maps_move(nano_setting: Setting):
-    before = bits(nano_setting.model)
-    run(nano_setting, layers=[1], target_modules="attention")
-    moved = [name for name, value in bits(nano_setting.model).items() if not torch.equal(value, before[name])]
+def test_only_the_chosen_maps_move(nano_context: UnlearningContext):
+    before = bits(nano_context.model)
+    run(nano_context, layers=[1], target_modules="attention")
+    moved = [name for name, value in bits(nano_context.model).items() if not torch.equal(value, before[name])]
     assert moved == [f"model.layers.1.self_attn.{n}_proj.weight" for n in "qkvo"]
 
 
-def test_the_seed_decides_and_the_global_random_numbers_do_not(make_setting: SettingMaker):
+def test_the_seed_decides_and_the_global_random_numbers_do_not(make_context: ContextMaker):
     found = []
     for seed, world in ((3, 0), (3, 1), (4, 0)):
-        setting = make_setting(seed=seed)
+        context = make_context(seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(world)
             state = torch.random.get_rng_state()
-            run(setting, dropout=0.3)
+            run(context, dropout=0.3)
             assert torch.equal(torch.random.get_rng_state(), state)
-        found.append(weights_fingerprint(setting.model))
+        found.append(weights_fingerprint(context.model))
     assert found[0] == found[1] != found[2]
 
 
@@ -357,12 +357,14 @@ def test_the_seed_decides_and_the_global_random_numbers_do_not(make_setting: Set
         ({"contexts": "sentences", "concepts": ["x"]}, r"does not know \d+ of the \d+ words of elm's contexts"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_done(settings: dict[str, Any], says: str, nano_setting: Setting):
-    plain, before = look(nano_setting.model), bits(nano_setting.model)
+def test_what_cannot_be_is_refused_before_anything_is_done(
+    settings: dict[str, Any], says: str, nano_context: UnlearningContext
+):
+    plain, before = look(nano_context.model), bits(nano_context.model)
     with pytest.raises(UsageError, match=says):
-        run(nano_setting, **settings)
-    assert look(nano_setting.model) == plain
-    assert same_bits(bits(nano_setting.model), before)
+        run(nano_context, **settings)
+    assert look(nano_context.model) == plain
+    assert same_bits(bits(nano_context.model), before)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +395,7 @@ def test_memory_is_that_of_the_adapted_maps():
     from transformers import MistralConfig
 
     shape = ModelShape(memory.meta_model(MistralConfig()), 2, retain_rows=1000, answer_tokens=500)
-    held = {h.what: h.bytes for h in elm.held(shape, ELMConfig())}
+    held = {h.what: h.bytes for h in elm.memory_items(shape, ELMConfig())}
     attention = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096)]
     sizes = 4 * [*attention, (14336, 4096), (14336, 4096), (4096, 14336)]
     assert held["weights kept aside"] == 2 * sum(a * b for a, b in sizes)

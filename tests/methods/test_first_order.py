@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve, to_json
 from harness.core.errors import Diverged, UsageError
-from harness.core.method import METHODS, Progress, Setting
+from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.core.options import Options
 from harness.core.problem import Problem, Stage
 from harness.data.rows import NO_LABEL, Batch, Encoded, collate, encode, pad_id
@@ -35,7 +35,7 @@ from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import PairedRecipe, Recipe, Schedule
 from methods.first_order.refusals import Refusals
-from tests.conftest import NanoBenchmark, SettingMaker
+from tests.conftest import ContextMaker, NanoBenchmark
 
 NAMES = ["ga", "grad_diff", "kl_min", "npo", "simnpo", "dpo", "idk"]
 NANO: dict[str, dict[str, Any]] = {"kl_min": {"pad_length": 40}, "simnpo": {"beta": 2.5, "gamma": 8.0}}
@@ -51,7 +51,7 @@ FORGET, RETAIN = (7, 0, 3, 11), (2, 20, 5, 9)
 class Golden:
     """A method's loss terms, made at θ0 on a step of four pairs, and the model whose weights they are functions of."""
 
-    setting: Setting
+    context: UnlearningContext
     data: Data
     terms: Losses
     before: PreTrainedModel
@@ -60,7 +60,7 @@ class Golden:
     @property
     def model(self) -> PreTrainedModel:
         """θ; θ0 until it is moved."""
-        return self.setting.model
+        return self.context.model
 
     def moved(self) -> Golden:
         """The same at another θ."""
@@ -72,7 +72,7 @@ class Golden:
 
     def refusals(self) -> list[Encoded]:
         """The forget questions of the step with the refusals drawn for them."""
-        drawn = Refusals(self.setting, self.data.stage)
+        drawn = Refusals(self.context, self.data.stage)
         return [drawn(1, row) for row in FORGET]
 
     def parts(self, side: str) -> list[Part]:
@@ -117,28 +117,28 @@ GoldenMaker = Callable[..., Golden]
 
 
 @pytest.fixture
-def golden(make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch) -> GoldenMaker:
+def golden(make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch) -> GoldenMaker:
     """Makes the loss terms of a method: what it hands to the common loop."""
 
     def make(name: str, **settings: Any) -> Golden:
-        setting = make_setting()
-        setting.model.double()
-        (stage,) = setting.stages
-        tokenizer = setting.tokenizer
+        context = make_context()
+        context.model.double()
+        (stage,) = context.stages
+        tokenizer = context.tokenizer
         data = Data(encode(stage.forget, tokenizer), encode(stage.retain, tokenizer), pad_id(tokenizer), stage, [FORGET])
         caught: list[Losses] = []
 
         def catch(
-            _setting: Setting, _recipe: Recipe, losses: Callable[[Data], Losses], before_step: object = None
+            _setting: UnlearningContext, _recipe: Recipe, losses: Callable[[Data], Losses], before_step: object = None
         ) -> Iterator[Progress]:
             caught.append(losses(data))
             yield from ()
 
-        before = copy.deepcopy(setting.model)
+        before = copy.deepcopy(context.model)
         monkeypatch.setattr(import_module(f"methods.{name}"), "unlearn", catch)
         method = METHODS.get(name)
-        list(method.unlearn(setting, resolve(method.config, NANO.get(name, {}), settings, owner=name)))
-        return Golden(setting, data, caught[0], before)
+        list(method.unlearn(context, resolve(method.config, NANO.get(name, {}), settings, owner=name)))
+        return Golden(context, data, caught[0], before)
 
     return make
 
@@ -409,15 +409,15 @@ def test_the_padding_that_counts_is_kl_mins_own(golden: GoldenMaker):
     assert values[1] != pytest.approx(values[0], rel=0.05)
 
 
-def train(name: str, setting: Setting, **settings: Any) -> list[Progress]:
+def train(name: str, context: UnlearningContext, **settings: Any) -> list[Progress]:
     method = METHODS.get(name)
     usual = {"epochs": 2, "batch_size": 6, "lr": 1e-2, "warmup_epochs": 0}
-    return list(method.unlearn(setting, resolve(method.config, usual, NANO.get(name, {}), settings, owner=name)))
+    return list(method.unlearn(context, resolve(method.config, usual, NANO.get(name, {}), settings, owner=name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_weights_do_not_depend_on_how_a_batch_was_cut(
-    name: str, make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch
+    name: str, make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch
 ):
     whole = training.micro_batches
     # AdamW divides by the gradient; without a larger ε the rounding of gradients near 0 would show.
@@ -431,11 +431,11 @@ def test_the_weights_do_not_depend_on_how_a_batch_was_cut(
             return parts
 
         monkeypatch.setattr(training, "micro_batches", cut)
-        setting = make_setting()
-        setting.model.double()
-        start = [p.detach().clone() for p in setting.model.parameters()]
-        logs.append([p.logged for p in train(name, setting)])
-        moves.append(torch.cat([(p.detach() - s).flatten() for p, s in zip(setting.model.parameters(), start, strict=True)]))
+        context = make_context()
+        context.model.double()
+        start = [p.detach().clone() for p in context.model.parameters()]
+        logs.append([p.logged for p in train(name, context)])
+        moves.append(torch.cat([(p.detach() - s).flatten() for p, s in zip(context.model.parameters(), start, strict=True)]))
     one, several = cuts[: len(cuts) // 2], cuts[len(cuts) // 2 :]
     assert set(one) == {1}
     assert min(several) >= 3
@@ -445,11 +445,11 @@ def test_the_weights_do_not_depend_on_how_a_batch_was_cut(
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
-def nothing(setting: Setting) -> Callable[[Data], Losses]:
+def nothing(context: UnlearningContext) -> Callable[[Data], Losses]:
     """Loss terms that are 0, on both sides."""
 
     def zero(_part: Part) -> Tensor:
-        return setting.model.lm_head.weight.sum() * 0.0
+        return context.model.lm_head.weight.sum() * 0.0
 
     return lambda _data: Losses(zero, zero)
 
@@ -457,23 +457,23 @@ def nothing(setting: Setting) -> Callable[[Data], Losses]:
 Shown = list[tuple[Sequence[Part], Sequence[Part]]]
 
 
-def shown(setting: Setting, recipe: Recipe) -> tuple[list[Progress], Shown]:
+def shown(context: UnlearningContext, recipe: Recipe) -> tuple[list[Progress], Shown]:
     """What the loop yields, and the parts of its steps."""
     seen: Shown = []
-    progress = list(unlearn(setting, recipe, nothing(setting), before_step=lambda *parts: seen.append(parts)))
+    progress = list(unlearn(context, recipe, nothing(context), before_step=lambda *parts: seen.append(parts)))
     return progress, seen
 
 
-def test_a_part_is_told_the_counts_of_its_step(nano_setting: Setting, monkeypatch: pytest.MonkeyPatch):
+def test_a_part_is_told_the_counts_of_its_step(nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(training, "micro_batches", partial(training.micro_batches, max_tokens=50))
-    _, steps = shown(nano_setting, PairedRecipe(epochs=1, batch_size=5))
-    (stage,) = nano_setting.stages
+    _, steps = shown(nano_context, PairedRecipe(epochs=1, batch_size=5))
+    (stage,) = nano_context.stages
     assert len(steps) == 2
     for number, sides in enumerate(steps, start=1):
         counts = []
         for parts, there in zip(sides, (stage.forget, stage.retain), strict=True):
             assert len(parts) > 1
-            texts = encode([there[row] for part in parts for row in part.rows], nano_setting.tokenizer)
+            texts = encode([there[row] for part in parts for row in part.rows], nano_context.tokenizer)
             assert len(texts) == 5
             counts.append(labels(texts))
             assert {(part.step, part.examples, part.labels) for part in parts} == {(number, 5, labels(texts))}
@@ -487,12 +487,12 @@ def test_a_part_is_told_the_counts_of_its_step(nano_setting: Setting, monkeypatc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_seed_same_weights_other_seed_other_weights(name: str, make_setting: SettingMaker):
+def test_same_seed_same_weights_other_seed_other_weights(name: str, make_context: ContextMaker):
     found = []
     for seed in (0, 0, 1):
-        setting = make_setting(seed=seed)
-        train(name, setting, batch_size=4, epochs=1)
-        found.append(weights_fingerprint(setting.model))
+        context = make_context(seed=seed)
+        train(name, context, batch_size=4, epochs=1)
+        found.append(weights_fingerprint(context.model))
     assert found[0] == found[1] != found[2]
 
 
@@ -528,8 +528,8 @@ def test_fresh_partners_are_uniform_and_new_in_every_epoch():
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_loop_keeps_frozen_partners_and_draws_fresh_ones(frozen: bool, nano_setting: Setting):
-    _, steps = shown(nano_setting, PairedRecipe(epochs=3, batch_size=12, frozen_partner=frozen))
+def test_the_loop_keeps_frozen_partners_and_draws_fresh_ones(frozen: bool, nano_context: UnlearningContext):
+    _, steps = shown(nano_context, PairedRecipe(epochs=3, batch_size=12, frozen_partner=frozen))
     epochs = []
     for forget, retain in steps:
         # A part's examples stand in the order of their lengths, so pairs are known as two multisets.
@@ -558,18 +558,18 @@ def test_tofus_schedule(examples: int, epochs: int, steps: int, warmup: int):
 
 
 @pytest.mark.parametrize("name", ["ga", "grad_diff", "kl_min", "npo", "simnpo", "dpo", "idk", "soul", "loku"])
-def test_one_step_that_only_warms_up_fails(name: str, nano_setting: Setting):
+def test_one_step_that_only_warms_up_fails(name: str, nano_context: UnlearningContext):
     """12 examples in a batch of 32 make one step an epoch; the first step of a warm-up has learning rate 0."""
     method = METHODS.get(name)
     config = resolve(method.config, {"batch_size": 32, "epochs": 1, **({"fila": False} if name == "loku" else {})}, owner=name)
-    before, steps = weights_fingerprint(nano_setting.model), method.unlearn(nano_setting, config)
+    before, steps = weights_fingerprint(nano_context.model), method.unlearn(nano_context, config)
     first = next(steps)
     assert (first.measure_here, first.logged["learning_rate"]) == (True, 0)
     with pytest.raises(
         Diverged, match=r"a warm-up's first step has learning rate 0 and there was no other.*leave out the warm-up"
     ):
         next(steps)
-    assert weights_fingerprint(nano_setting.model) == before
+    assert weights_fingerprint(nano_context.model) == before
 
 
 def test_steps_that_are_counted_do_not_depend_on_the_forget_set():
@@ -580,8 +580,8 @@ def test_steps_that_are_counted_do_not_depend_on_the_forget_set():
         assert sorted(found.epoch_ends) == [50, 100, 150, 200, 250, 300, 350, 400, 450, 500]
 
 
-def test_texts_are_cut_on_request(nano_setting: Setting):
-    _, steps = shown(nano_setting, PairedRecipe(epochs=1, batch_size=12, warmup_epochs=0, max_length=18))
+def test_texts_are_cut_on_request(nano_context: UnlearningContext):
+    _, steps = shown(nano_context, PairedRecipe(epochs=1, batch_size=12, warmup_epochs=0, max_length=18))
     for parts in steps[0]:
         assert max(part.batch.input_ids.shape[1] for part in parts) == 18
 
@@ -595,8 +595,8 @@ def test_a_point_is_measured_for_every_epoch_and_at_the_last_step(examples: int,
     assert (min(found.epoch_ends) >= 1, max(found.epoch_ends)) == (True, found.steps)
 
 
-def test_the_loop_warms_up_for_an_epoch_decays_to_0_and_measures_at_epoch_ends(nano_setting: Setting):
-    progress, steps = shown(nano_setting, Recipe(epochs=5, batch_size=5, lr=1e-3))
+def test_the_loop_warms_up_for_an_epoch_decays_to_0_and_measures_at_epoch_ends(nano_context: UnlearningContext):
+    progress, steps = shown(nano_context, Recipe(epochs=5, batch_size=5, lr=1e-3))
     assert [p.step for p in progress] == list(range(1, 13))
     assert len(steps) == 12
     assert {p.total for p in progress} == {12}
@@ -605,10 +605,10 @@ def test_the_loop_warms_up_for_an_epoch_decays_to_0_and_measures_at_epoch_ends(n
     assert [p.logged["learning_rate"] for p in progress] == pytest.approx([1e-3 * r for r in [*rising, *falling]])
 
 
-def test_every_stage_has_a_schedule_of_its_own(make_setting: SettingMaker, nano_problem: Problem):
+def test_every_stage_has_a_schedule_of_its_own(make_context: ContextMaker, nano_problem: Problem):
     (stage,) = nano_problem.stages
     stages = [Stage("one", stage.forget[:4], stage.retain[:9]), Stage("two", stage.forget[4:], stage.retain[9:])]
-    progress, _ = shown(make_setting(problem=replace(nano_problem, stages=stages)), Recipe(epochs=2, batch_size=4, lr=1e-3))
+    progress, _ = shown(make_context(problem=replace(nano_problem, stages=stages)), Recipe(epochs=2, batch_size=4, lr=1e-3))
     assert [p.step for p in progress if p.measure_here] == [1, 2, 4, 6]
     assert [p.logged["learning_rate"] for p in progress] == pytest.approx([0, 1e-3, 0, 0.5e-3, 1e-3, 0.5e-3])
 
@@ -616,12 +616,12 @@ def test_every_stage_has_a_schedule_of_its_own(make_setting: SettingMaker, nano_
 # ---------------------------------------------------------------- refusals
 
 
-def test_refusals_are_drawn_uniformly_by_seed_step_and_row(make_setting: SettingMaker):
-    settings = [make_setting(seed=seed) for seed in (0, 0, 1)]
+def test_refusals_are_drawn_uniformly_by_seed_step_and_row(make_context: ContextMaker):
+    settings = [make_context(seed=seed) for seed in (0, 0, 1)]
     count = len(settings[0].problem.refusals)
     drawn, again, other = (
-        [[Refusals(setting, setting.stages[0]).drawn(step, row) for row in range(12)] for step in range(1, 201)]
-        for setting in settings
+        [[Refusals(context, context.stages[0]).drawn(step, row) for row in range(12)] for step in range(1, 201)]
+        for context in settings
     )
     assert drawn == again != other
     counts = Counter(number for step in drawn for number in step)
@@ -631,19 +631,19 @@ def test_refusals_are_drawn_uniformly_by_seed_step_and_row(make_setting: Setting
     assert all(len(set(row)) == count for row in zip(*drawn, strict=True))
 
 
-def test_a_refusal_answers_the_forget_question(nano_setting: Setting):
-    (stage,), tokenizer = nano_setting.stages, nano_setting.tokenizer
-    refusals = Refusals(nano_setting, stage)
+def test_a_refusal_answers_the_forget_question(nano_context: UnlearningContext):
+    (stage,), tokenizer = nano_context.stages, nano_context.tokenizer
+    refusals = Refusals(nano_context, stage)
     for step, row in ((1, 0), (2, 0), (1, 7)):
-        sentence = nano_setting.problem.refusals[refusals.drawn(step, row)]
+        sentence = nano_context.problem.refusals[refusals.drawn(step, row)]
         text = refusals(step, row)
         prompt, answer = text.input_ids[: text.prompt_tokens], text.input_ids[text.prompt_tokens :]
         assert prompt == tokenizer(stage.forget[row].prompt)["input_ids"]
         assert answer == [*tokenizer(sentence)["input_ids"], tokenizer.eos_token_id]
 
 
-def test_the_embedded_world_knows_the_words_of_every_refusal(nano_setting: Setting):
-    problem, tokenizer = nano_setting.problem, nano_setting.tokenizer
+def test_the_embedded_world_knows_the_words_of_every_refusal(nano_context: UnlearningContext):
+    problem, tokenizer = nano_context.problem, nano_context.tokenizer
     question = problem.stages[0].forget[0]
     assert len(set(problem.refusals)) == len(problem.refusals) > 1
     texts = encode([replace(question, answer=sentence) for sentence in problem.refusals], tokenizer)
@@ -745,17 +745,17 @@ def test_ga_takes_grad_diffs_recipe_on_wmdp(family: str):
 
 
 @pytest.mark.parametrize("name", ["grad_diff", "npo", "simnpo", "soul"])
-def test_wmdps_form_runs_on_two_stages_of_texts_without_prompts(name: str, make_setting: SettingMaker, nano_problem: Problem):
+def test_wmdps_form_runs_on_two_stages_of_texts_without_prompts(name: str, make_context: ContextMaker, nano_problem: Problem):
     (stage,) = nano_problem.stages
     forget, retain = (
         [replace(e, prompt="", answer=e.prompt + e.tag + e.answer, tag="") for e in s] for s in (stage.forget, stage.retain)
     )
-    setting = make_setting(
+    context = make_context(
         problem=replace(nano_problem, stages=[Stage("bio", forget[:6], retain), Stage("cyber", forget[6:], retain)])
     )
     method = METHODS.get(name)
     config = resolve(method.config, method.preset("wmdp", "mini"), {"max_steps": 6, "epochs": 2}, owner=name)
-    progress = list(method.unlearn(setting, config))
+    progress = list(method.unlearn(context, config))
     assert [p.step for p in progress if p.measure_here] == [3, 6, 9, 12]
     assert progress[0].logged["learning_rate"] == progress[6].logged["learning_rate"] == 0
     # Before the first step that moves anything: S − S_θ0 is 0.
@@ -773,7 +773,7 @@ def test_small_models_get_the_published_settings_with_one_factor_on_the_learning
     assert small == large
 
 
-def test_a_retain_term_that_pads_sees_no_more_positions_at_once_than_any_other(nano_setting: Setting, monkeypatch):
+def test_a_retain_term_that_pads_sees_no_more_positions_at_once_than_any_other(nano_context: UnlearningContext, monkeypatch):
     """KL-min pads to 500 tokens: what goes through the model together is counted with the padding."""
     from harness.numerics import training
 
@@ -791,5 +791,5 @@ def test_a_retain_term_that_pads_sees_no_more_positions_at_once_than_any_other(n
     monkeypatch.setattr(training, "optimise", noted)
     chosen = {"epochs": 1, "batch_size": 12, "warmup_epochs": 0, "pad_length": 500}
     config = resolve(METHODS.get("kl_min").config, chosen, owner="kl_min")
-    list(METHODS.get("kl_min").unlearn(nano_setting, config))
+    list(METHODS.get("kl_min").unlearn(nano_context, config))
     assert sizes == [8, 4]

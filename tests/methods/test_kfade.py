@@ -45,21 +45,21 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
     return calls
 
 
-def run(setting, chosen):
-    return list(unlearn(setting, chosen))
+def run(context, chosen):
+    return list(unlearn(context, chosen))
 
 
 @pytest.mark.parametrize("estimator", ["kfac", "ekfac", "diagonal", "identity"])
-def test_step_has_length_alpha_in_g(nano_setting, estimator):
-    layers = mlp_layers(nano_setting.model)
+def test_step_has_length_alpha_in_g(nano_context, estimator):
+    layers = mlp_layers(nano_context.model)
     before = [layer.matrix() for layer in layers]
     chosen = config(estimator=estimator, step_size=0.02)
-    (progress,) = run(nano_setting, chosen)
-    data = StageData(nano_setting, nano_setting.stages[0], chosen)
+    (progress,) = run(nano_context, chosen)
+    data = StageData(nano_context, nano_context.stages[0], chosen)
     moves = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
     for layer, matrix in zip(layers, before, strict=True):
         layer.set_matrix(matrix)  # the curvature is that of the weights before the step
-    curvatures = fit.fit(data, layers, weights_fingerprint(nano_setting.model))
+    curvatures = fit.fit(data, layers, weights_fingerprint(nano_context.model))
     quad = 0.0
     for layer, curvature, move in zip(layers, curvatures, moves, strict=True):
         quad += float((curvature.rotate(move).double().square() * curvature.spectrum(layer.shape, move.device)).sum())
@@ -67,18 +67,18 @@ def test_step_has_length_alpha_in_g(nano_setting, estimator):
     assert progress.logged["predicted_kl"] == pytest.approx(0.02**2 / 2, rel=1e-3)
 
 
-def test_the_step_goes_uphill(nano_setting):
-    (progress,) = run(nano_setting, config(step_size=0.02))
+def test_the_step_goes_uphill(nano_context):
+    (progress,) = run(nano_context, config(step_size=0.02))
     assert progress.measure_here
     assert progress.logged["forget_loss"] > progress.logged["forget_loss_before"]
     assert progress.logged["gain"] > 0
     assert progress.logged["measured_kl"] > 0
 
 
-def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting, clock):
+def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_context, clock):
     """What the runs of a sweep share in memory changes no number, and the clock counts it as if it had been computed."""
-    alone, first = make_setting(), make_setting()
-    second = replace(make_setting(), cache=first.cache)
+    alone, first = make_context(), make_context()
+    second = replace(make_context(), cache=first.cache)
     run(first, config(step_size=0.02, damping=1.0))
     (expected,), (found,) = run(alone, config(target_kl=0.01)), run(second, config(target_kl=0.01))
     assert found == expected
@@ -88,33 +88,33 @@ def test_a_further_setting_of_a_sweep_gives_what_it_gives_alone(make_setting, cl
     assert told.full_seconds - told.seconds > 0.1 * first.costs.phases["curvature"].seconds
 
 
-def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_setting, monkeypatch, clock):
+def test_what_a_given_step_size_only_reports_is_off_the_clock(nano_context, monkeypatch, clock):
     real = StageData.mean_loss
     monkeypatch.setattr(StageData, "mean_loss", lambda *args: (clock.sleep(100), real(*args))[1])
-    with nano_setting.costs.phase("unlearning"):
-        run(nano_setting, config(step_size=0.02))
-    phases = nano_setting.costs.phases
+    with nano_context.costs.phase("unlearning"):
+        run(nano_context, config(step_size=0.02))
+    phases = nano_context.costs.phases
     assert phases["monitoring"].seconds > 200
     assert phases["unlearning"].seconds < 100
 
 
-def test_forget_loss_is_that_of_the_model_left_behind(nano_setting):
+def test_forget_loss_is_that_of_the_model_left_behind(nano_context):
     from harness.data.rows import encode, pad_id
 
-    (progress,) = run(nano_setting, config(step_size=0.02))
-    encoded = encode(nano_setting.stages[0].forget, nano_setting.tokenizer)
-    sums, counts = answer_nll(nano_setting.model, encoded, pad_id(nano_setting.tokenizer))
+    (progress,) = run(nano_context, config(step_size=0.02))
+    encoded = encode(nano_context.stages[0].forget, nano_context.tokenizer)
+    sums, counts = answer_nll(nano_context.model, encoded, pad_id(nano_context.tokenizer))
     assert progress.logged["forget_loss"] == pytest.approx(sums.sum() / counts.sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "margin", "npo", "simnpo"])
-def test_target_kl_is_met(nano_setting, objective):
-    (progress,) = run(nano_setting, config(target_kl=0.01, objective=objective))
+def test_target_kl_is_met(nano_context, objective):
+    (progress,) = run(nano_context, config(target_kl=0.01, objective=objective))
     assert progress.logged["measured_kl"] == pytest.approx(0.01, rel=KL_TOLERANCE * 1.01)
     assert progress.logged["step_size"] > 0
 
 
-def test_npos_objective_compares_with_the_model_before_the_stage(nano_setting, monkeypatch):
+def test_npos_objective_compares_with_the_model_before_the_stage(nano_context, monkeypatch):
     chosen = config(objective="npo", steps=2, forget_rows=6, step_size=0.05)
     seen = []
     real = SequenceObjective
@@ -124,24 +124,24 @@ def test_npos_objective_compares_with_the_model_before_the_stage(nano_setting, m
         return real(sequences, objective, beta, gamma, before)
 
     monkeypatch.setattr(fit, "SequenceObjective", noted)
-    data = StageData(nano_setting, nano_setting.stages[0], chosen)
-    expected = [answer_nll(nano_setting.model, data.forget(step), data.pad)[0] for step in (1, 2)]
-    run(nano_setting, chosen)
+    data = StageData(nano_context, nano_context.stages[0], chosen)
+    expected = [answer_nll(nano_context.model, data.forget(step), data.pad)[0] for step in (1, 2)]
+    run(nano_context, chosen)
     for found, own in zip(seen, expected, strict=True):
         assert found == pytest.approx(own, rel=1e-5)
 
 
-def test_several_steps_spend_the_target_evenly(nano_setting):
-    found = run(nano_setting, config(target_kl=0.03, steps=3, refit=False))
+def test_several_steps_spend_the_target_evenly(nano_context):
+    found = run(nano_context, config(target_kl=0.03, steps=3, refit=False))
     assert [p.logged["measured_kl"] for p in found] == pytest.approx([0.01, 0.02, 0.03], rel=0.025)
     assert [p.step for p in found] == [1, 2, 3]
 
 
-def test_another_damping_or_step_size_costs_no_fit(make_setting, cache, monkeypatch):
+def test_another_damping_or_step_size_costs_no_fit(make_context, cache, monkeypatch):
     fits, spectra, gradients = (count(monkeypatch, name) for name in ("covariance_sums", "square_sums", "gradient_matrices"))
 
     def again(**settings):
-        run(replace(make_setting(), cache=cache), config(**settings))
+        run(replace(make_context(), cache=cache), config(**settings))
 
     for settings in ({}, {"step_size": 0.02}, {"damping": 0.5}, {"target_kl": 0.01}, {"damping_scale": "absolute"}):
         again(**settings)
@@ -152,8 +152,8 @@ def test_another_damping_or_step_size_costs_no_fit(make_setting, cache, monkeypa
     assert (len(fits), len(spectra)) == (2, 2)
 
 
-def test_full_cost_counts_what_the_cache_saved(make_setting, cache, clock):
-    first, second = (replace(make_setting(), cache=cache) for _ in range(2))
+def test_full_cost_counts_what_the_cache_saved(make_context, cache, clock):
+    first, second = (replace(make_context(), cache=cache) for _ in range(2))
     run(first, config())
     run(second, config(step_size=0.02))
     spent, found = first.costs.phases["curvature"], second.costs.phases["curvature"]
@@ -161,82 +161,82 @@ def test_full_cost_counts_what_the_cache_saved(make_setting, cache, clock):
     assert found.full_seconds - found.seconds > 0.5 * spent.seconds
 
 
-def test_refit_fits_at_the_new_weights(nano_setting, monkeypatch):
+def test_refit_fits_at_the_new_weights(nano_context, monkeypatch):
     fits = count(monkeypatch, "covariance_sums")
-    run(nano_setting, config(steps=3))
+    run(nano_context, config(steps=3))
     assert len(fits) == 3
 
 
-def test_without_refit_one_fit_serves_all_steps(nano_setting, monkeypatch):
+def test_without_refit_one_fit_serves_all_steps(nano_context, monkeypatch):
     fits, gradients = count(monkeypatch, "covariance_sums"), count(monkeypatch, "gradient_matrices")
-    run(nano_setting, config(steps=3, refit=False))
+    run(nano_context, config(steps=3, refit=False))
     assert (len(fits), len(gradients)) == (1, 3)
 
 
-def test_only_the_chosen_layers_move(nano_setting):
-    before = {name: p.detach().clone() for name, p in nano_setting.model.named_parameters()}
-    run(nano_setting, config(layers=[1], step_size=0.05))
-    moved = {name for name, p in nano_setting.model.named_parameters() if not torch.equal(p, before[name])}
+def test_only_the_chosen_layers_move(nano_context):
+    before = {name: p.detach().clone() for name, p in nano_context.model.named_parameters()}
+    run(nano_context, config(layers=[1], step_size=0.05))
+    moved = {name for name, p in nano_context.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {f"model.layers.1.mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")}
 
 
-def test_a_layer_that_is_not_there_is_refused(nano_setting):
+def test_a_layer_that_is_not_there_is_refused(nano_context):
     with pytest.raises(UsageError, match=r"^layers=\[1, 99\]: the model has layers 0 to 1. Set layers=\[0,1\]\.$"):
-        run(nano_setting, config(layers=[1, 99]))
+        run(nano_context, config(layers=[1, 99]))
 
 
-def test_same_seed_same_weights_and_another_seed_other_labels(make_setting):
+def test_same_seed_same_weights_and_another_seed_other_labels(make_context):
     prints = []
     for seed in (0, 0, 1):
-        setting = replace(make_setting(), seed=seed)
-        run(setting, config(step_size=0.05))
-        prints.append(weights_fingerprint(setting.model))
+        context = replace(make_context(), seed=seed)
+        run(context, config(step_size=0.05))
+        prints.append(weights_fingerprint(context.model))
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_forget_set_in_the_curvature_changes_the_step(make_setting):
-    one, other = make_setting(), make_setting()
+def test_forget_set_in_the_curvature_changes_the_step(make_context):
+    one, other = make_context(), make_context()
     run(one, config())
     run(other, config(curvature_on="retain+forget"))
     assert weights_fingerprint(one.model) != weights_fingerprint(other.model)
 
 
-def test_forget_rows_are_taken_without_replacement(nano_setting):
-    data = StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=2))
+def test_forget_rows_are_taken_without_replacement(nano_context):
+    data = StageData(nano_context, nano_context.stages[0], config(forget_rows=5, steps=2))
     first, second = data.forget(1), data.forget(2)
     assert len(first) == len(second) == 5
     assert not {tuple(e.input_ids) for e in first} & {tuple(e.input_ids) for e in second}
 
 
-def test_where_sequences_are_few_batches_shrink_and_stay_disjoint(nano_setting, caplog):
-    data = StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=4))
+def test_where_sequences_are_few_batches_shrink_and_stay_disjoint(nano_context, caplog):
+    data = StageData(nano_context, nano_context.stages[0], config(forget_rows=5, steps=4))
     batches = [{tuple(e.input_ids) for e in data.forget(step)} for step in (1, 2, 3, 4)]
     assert [len(batch) for batch in batches] == [3, 3, 3, 3]
     assert len(set.union(*batches)) == 12
     assert "forget: 12 sequences make 4 batches of 3, not of 5" in caplog.text
-    alone = StageData(nano_setting, nano_setting.stages[0], config(forget_rows=5, steps=20))
+    alone = StageData(nano_context, nano_context.stages[0], config(forget_rows=5, steps=20))
     assert len(alone.forget(1)) == 1
 
 
-def test_kl_rows_avoid_the_fit_when_the_fit_is_a_sample(nano_setting):
-    total = len(nano_setting.stages[0].retain)
-    data = StageData(nano_setting, nano_setting.stages[0], config(retain_rows=total - 8, kl_rows=8))
+def test_kl_rows_avoid_the_fit_when_the_fit_is_a_sample(nano_context):
+    total = len(nano_context.stages[0].retain)
+    data = StageData(nano_context, nano_context.stages[0], config(retain_rows=total - 8, kl_rows=8))
     assert len(data.fit) == total - 8
     assert not {tuple(e.input_ids) for e in data.fit} & {tuple(e.input_ids) for e in data.kl}
 
 
-def test_the_model_is_left_as_it_was_found_but_for_its_weights(nano_setting):
-    run(nano_setting, config())
-    assert not nano_setting.model.training
-    assert all(p.requires_grad and p.grad is None for p in nano_setting.model.parameters())
+def test_the_model_is_left_as_it_was_found_but_for_its_weights(nano_context):
+    run(nano_context, config())
+    assert not nano_context.model.training
+    assert all(p.requires_grad and p.grad is None for p in nano_context.model.parameters())
 
 
-def test_a_curvature_is_named_by_the_release_of_the_library_that_fitted_it(nano_setting, monkeypatch):
+def test_a_curvature_is_named_by_the_release_of_the_library_that_fitted_it(nano_context, monkeypatch):
     asked = []
-    monkeypatch.setattr(type(nano_setting.cache), "get", lambda cache, kind, key, make: asked.append(key["libraries"]) or 1 / 0)
+    monkeypatch.setattr(type(nano_context.cache), "get", lambda cache, kind, key, make: asked.append(key["libraries"]) or 1 / 0)
     for backend in ("own", "curvlinops"):
         with pytest.raises(ZeroDivisionError):
-            run(nano_setting, config(backend=backend))
+            run(nano_context, config(backend=backend))
     assert asked[0] == {}
     assert "curvlinops-for-pytorch" in asked[1]
 
@@ -248,9 +248,9 @@ def test_a_back_end_that_is_not_installed_is_refused_with_what_to_install(monkey
     assert missing_back_end("own") is None
 
 
-def test_curvlinops_as_a_back_end_refuses_ragged_questions(nano_setting):
+def test_curvlinops_as_a_back_end_refuses_ragged_questions(nano_context):
     with pytest.raises(UsageError, match="backend=own"):
-        run(nano_setting, config(backend="curvlinops"))
+        run(nano_context, config(backend="curvlinops"))
 
 
 @pytest.mark.parametrize(
@@ -297,22 +297,22 @@ def test_margins_gradient_with_a_clip_is_its_formula():
             torch.testing.assert_close(found[row], expected, rtol=1e-9, atol=1e-14)
 
 
-def test_wmdps_steps_are_refitted_and_each_stage_has_a_budget(make_setting, two_stages, monkeypatch):
+def test_wmdps_steps_are_refitted_and_each_stage_has_a_budget(make_context, two_stages, monkeypatch):
     fits, spectra = count(monkeypatch, "covariance_sums"), count(monkeypatch, "square_sums")
     chosen = config(objective="margin", margin_clip=0.05, steps=4, target_kl=0.02, forget_rows=2)
-    found = run(make_setting(problem=two_stages), chosen)
+    found = run(make_context(problem=two_stages), chosen)
     assert len(fits) == len(spectra) == 8
     assert [p.logged["measured_kl"] for p in found] == pytest.approx(2 * [0.005, 0.01, 0.015, 0.02], rel=0.025)
     assert {p.logged["forget_rows"] for p in found} == {1.0}
     assert all(p.measure_here for p in found)
 
 
-def test_every_stage_has_a_step_size_of_its_own(make_setting, two_stages):
+def test_every_stage_has_a_step_size_of_its_own(make_context, two_stages):
     chosen = config(objective="margin", steps=2, step_size=[0.01, 0.03])
-    found = run(make_setting(problem=two_stages), chosen)
+    found = run(make_context(problem=two_stages), chosen)
     assert [p.logged["step_size"] for p in found] == [0.01, 0.01, 0.03, 0.03]
     with pytest.raises(UsageError, match=r"step_size=\[0.1, 0.2, 0.3\]: give one value, or one for each of the 2 stages"):
-        run(make_setting(problem=two_stages), config(step_size=[0.1, 0.2, 0.3]))
+        run(make_context(problem=two_stages), config(step_size=[0.1, 0.2, 0.3]))
 
 
 def test_published_settings_for_wmdp():
@@ -395,12 +395,12 @@ def test_line_search_needs_few_measurements():
 # ---------------------------------------------------------------- weights in 16 bits
 
 
-def test_what_rounding_takes_of_a_step_is_logged_and_said(make_setting, caplog: pytest.LogCaptureFixture):
-    setting = make_setting()
-    setting.model.to(torch.bfloat16)
-    layers = mlp_layers(setting.model)
+def test_what_rounding_takes_of_a_step_is_logged_and_said(make_context, caplog: pytest.LogCaptureFixture):
+    context = make_context()
+    context.model.to(torch.bfloat16)
+    layers = mlp_layers(context.model)
     before = [layer.matrix() for layer in layers]
-    (progress,) = run(setting, config(step_size=1e-3))
+    (progress,) = run(context, config(step_size=1e-3))
     moved = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
     still = sum(int((step == 0).sum()) for step in moved) / sum(step.numel() for step in moved)
     assert progress.logged["unmoved_share"] == pytest.approx(still, abs=0.01)

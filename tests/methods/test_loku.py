@@ -11,13 +11,13 @@ import pytest
 
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.data.rows import collate, encode, pad_id
 from methods import loku
 from methods.first_order.loop import Data
 from methods.first_order.partners import Partners
-from tests.conftest import SettingMaker
+from tests.conftest import ContextMaker
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,9 +28,9 @@ def config_of(**changes: Any) -> loku.LoKUConfig:
     return resolve(loku.LoKUConfig, {"epochs": 2, "batch_size": 4, "lr": 1e-2, "rank": 4, **changes}, owner="loku")
 
 
-def data_of(setting: Setting) -> Data:
-    (stage,) = setting.stages
-    tokenizer = setting.tokenizer
+def data_of(context: UnlearningContext) -> Data:
+    (stage,) = context.stages
+    tokenizer = context.tokenizer
     return Data(encode(stage.forget, tokenizer), encode(stage.retain, tokenizer), pad_id(tokenizer), stage, [])
 
 
@@ -41,12 +41,12 @@ def some_logits(model: PreTrainedModel) -> Tensor:
         return model(input_ids=torch.arange(1, 41).reshape(2, 20)).logits
 
 
-def adapted(setting: Setting, config: loku.LoKUConfig) -> loku.Adapters:
+def adapted(context: UnlearningContext, config: loku.LoKUConfig) -> loku.Adapters:
     """The model with its adapters as they start."""
-    maps = loku.linear_maps(setting.model, config.target_modules, config.layers)
-    adapters = loku.Adapters(setting.model, maps, config.rank, 2 * config.rank, setting.seed)
+    maps = loku.linear_maps(context.model, config.target_modules, config.layers)
+    adapters = loku.Adapters(context.model, maps, config.rank, 2 * config.rank, context.seed)
     if config.fila:
-        rows = loku.row_weights(maps, *loku.fisher_information(setting, maps, data_of(setting), config))
+        rows = loku.row_weights(maps, *loku.fisher_information(context, maps, data_of(context), config))
         adapters.make(lambda i, seed: loku.fila(maps[i].matrix().float(), rows[i], config.rank, seed))
     else:
         adapters.make()
@@ -112,18 +112,18 @@ def test_gradient_of_inverted_hinge_is_its_formula():
 
 
 @pytest.mark.parametrize("loss", ["ihl", "grad_diff"])
-def test_logged_terms_of_the_first_step_are_pooled_over_its_labels(loss: str, nano_setting: Setting):
+def test_logged_terms_of_the_first_step_are_pooled_over_its_labels(loss: str, nano_context: UnlearningContext):
     """Before anything is learned, with plain LoRA's start, the terms are those of the model as it was."""
     import torch
     import torch.nn.functional as F
 
-    forget = data_of(nano_setting).forget
+    forget = data_of(nano_context).forget
     batch = collate(forget, range(len(forget)), 0)
     with torch.no_grad():
-        logits = nano_setting.model(input_ids=batch.input_ids).logits[:, :-1][batch.labels[:, 1:] != -100]
+        logits = nano_context.model(input_ids=batch.input_ids).logits[:, :-1][batch.labels[:, 1:] != -100]
     labels = batch.labels[:, 1:][batch.labels[:, 1:] != -100]
     expected = loku.inverted_hinge(logits, labels).mean() if loss == "ihl" else -F.cross_entropy(logits, labels)
-    first = next(iter(loku.loku(nano_setting, config_of(loss=loss, fila=False, batch_size=12))))
+    first = next(iter(loku.loku(nano_context, config_of(loss=loss, fila=False, batch_size=12))))
     assert first.logged["forget_term"] == pytest.approx(float(expected), rel=1e-5)
     assert first.logged["retain_term"] > 0
 
@@ -188,16 +188,16 @@ def test_all_linear_maps_of_attention_and_mlp_are_found(kind: str):
         assert len(loku.linear_maps(model, target)) == 2 * len(wanted)
 
 
-def test_all_linear_maps_of_a_llama_are_found(nano_setting: Setting):
-    names = {m.name.rpartition(".")[2] for m in loku.linear_maps(nano_setting.model)}
+def test_all_linear_maps_of_a_llama_are_found(nano_context: UnlearningContext):
+    names = {m.name.rpartition(".")[2] for m in loku.linear_maps(nano_context.model)}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_layers_that_are_not_there_are_refused(nano_setting: Setting):
-    before = look(nano_setting.model)
+def test_layers_that_are_not_there_are_refused(nano_context: UnlearningContext):
+    before = look(nano_context.model)
     with pytest.raises(UsageError, match=r"layers=\[1, 7\]: the model has layers 0 to 1. Set layers=\[0,1\]\.$"):
-        next(iter(loku.loku(nano_setting, config_of(layers=[1, 7]))))
-    assert look(nano_setting.model) == before
+        next(iter(loku.loku(nano_context, config_of(layers=[1, 7]))))
+    assert look(nano_context.model) == before
 
 
 def test_an_architecture_without_such_maps_is_refused_with_what_it_has():
@@ -212,19 +212,19 @@ def test_a_mixture_of_experts_is_refused():
         loku.linear_maps(tiny("mixtral"))
 
 
-def test_a_rank_that_fila_cannot_have_is_refused(nano_setting: Setting):
+def test_a_rank_that_fila_cannot_have_is_refused(nano_context: UnlearningContext):
     with pytest.raises(UsageError, match=r"rank=17: .*_proj has only 16 singular values"):
-        next(iter(loku.loku(nano_setting, config_of(rank=17))))
-    next(iter(loku.loku(nano_setting, config_of(rank=17, fila=False))))
+        next(iter(loku.loku(nano_context, config_of(rank=17))))
+    next(iter(loku.loku(nano_context, config_of(rank=17, fila=False))))
 
 
 @pytest.mark.parametrize(
     ("changes", "moved"), [({"target_modules": "attention"}, "self_attn"), ({"target_modules": "mlp", "layers": [1]}, "1.mlp")]
 )
-def test_only_what_is_adapted_moves(changes: dict[str, Any], moved: str, nano_setting: Setting):
-    before = bits(nano_setting.model)
-    list(loku.loku(nano_setting, config_of(**changes)))
-    after = bits(nano_setting.model)
+def test_only_what_is_adapted_moves(changes: dict[str, Any], moved: str, nano_context: UnlearningContext):
+    before = bits(nano_context.model)
+    list(loku.loku(nano_context, config_of(**changes)))
+    after = bits(nano_context.model)
     for name, old in before.items():
         assert bool((old != after[name]).any()) == (moved in name), name
 
@@ -233,21 +233,21 @@ def test_only_what_is_adapted_moves(changes: dict[str, Any], moved: str, nano_se
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_fisher_information_is_the_weighted_square_of_mini_batch_gradients(frozen: bool, nano_setting: Setting):
+def test_fisher_information_is_the_weighted_square_of_mini_batch_gradients(frozen: bool, nano_context: UnlearningContext):
     import torch
 
     from harness.numerics.training import shuffled_batches
 
     config = config_of(fisher_batch=5, frozen_partner=frozen)
-    model, data = nano_setting.model, data_of(nano_setting)
+    model, data = nano_context.model, data_of(nano_context)
     maps = loku.linear_maps(model)
-    forget, retain = loku.fisher_information(nano_setting, maps, data, config)
+    forget, retain = loku.fisher_information(nano_context, maps, data, config)
     assert all(p.grad is None for p in model.parameters())
 
     model.requires_grad_(True)
-    (order,) = shuffled_batches(12, 12, 1, nano_setting.seed)
+    (order,) = shuffled_batches(12, 12, 1, nano_context.seed)
     assert sorted(order) == list(range(12))
-    partner = Partners(24, nano_setting.seed, frozen)
+    partner = Partners(24, nano_context.seed, frozen)
     for encoded, rows, found in ((data.forget, order, forget), (data.retain, [partner(row) for row in order], retain)):
         sums = [torch.zeros_like(f) for f in found]
         counted = 0
@@ -315,10 +315,10 @@ def test_a_large_weight_is_decomposed_by_seeded_random_numbers_of_its_own(monkey
 
 @pytest.mark.parametrize("rank", [4, 16])
 @pytest.mark.parametrize("fila", [True, False])
-def test_adapters_leave_the_function_as_it_was_at_the_start(fila: bool, rank: int, nano_setting: Setting):
-    model = nano_setting.model
+def test_adapters_leave_the_function_as_it_was_at_the_start(fila: bool, rank: int, nano_context: UnlearningContext):
+    model = nano_context.model
     before, weights = some_logits(model), bits(model)
-    adapters = adapted(nano_setting, config_of(fila=fila, rank=rank))
+    adapters = adapted(nano_context, config_of(fila=fila, rank=rank))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 2 * 7
     assert all("lora_A" in name or "lora_B" in name for name in trained)
@@ -365,12 +365,12 @@ def shift(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("fila", [True, False])
-def test_a_merged_model_says_what_the_adapted_one_says(fila: bool, nano_setting: Setting):
+def test_a_merged_model_says_what_the_adapted_one_says(fila: bool, nano_context: UnlearningContext):
     import torch
 
-    model = nano_setting.model
+    model = nano_context.model
     before = some_logits(model)
-    adapters = adapted(nano_setting, config_of(fila=fila))
+    adapters = adapted(nano_context, config_of(fila=fila))
     shift(model)
     shifted = some_logits(model)
     assert float((shifted - before).abs().max()) > 0.1
@@ -379,13 +379,13 @@ def test_a_merged_model_says_what_the_adapted_one_says(fila: bool, nano_setting:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_putting_adapters_on_again_brings_back_every_bit(dtype: str, nano_setting: Setting):
+def test_putting_adapters_on_again_brings_back_every_bit(dtype: str, nano_context: UnlearningContext):
     import torch
 
-    model = nano_setting.model.to(getattr(torch, dtype))
+    model = nano_context.model.to(getattr(torch, dtype))
     model.get_input_embeddings().weight.requires_grad_(False)
     plain = look(model)
-    adapters = adapted(nano_setting, config_of())
+    adapters = adapted(nano_context, config_of())
     shift(model)
     on, adapted_look, said = bits(model), look(model), some_logits(model)
     for _ in range(3):
@@ -400,10 +400,10 @@ def test_putting_adapters_on_again_brings_back_every_bit(dtype: str, nano_settin
 
 
 def test_the_model_is_plain_whenever_it_is_measured_and_training_goes_on_as_if_it_never_was(
-    make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch
+    make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch
 ):
     config = config_of(epochs=3)
-    measured = make_setting()
+    measured = make_context()
     plain, points = look(measured.model), []
     for progress in loku.loku(measured, config):
         if progress.measure_here:
@@ -420,17 +420,17 @@ def test_the_model_is_plain_whenever_it_is_measured_and_training_goes_on_as_if_i
 
     original = loku.unlearn
     monkeypatch.setattr(loku, "unlearn", never_measured)
-    alone = make_setting()
+    alone = make_context()
     list(loku.loku(alone, config))
     assert same_bits(bits(alone.model), points[2])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_a_run_that_is_closed_leaves_a_plain_model(steps: int, nano_setting: Setting):
-    model = nano_setting.model
+def test_a_run_that_is_closed_leaves_a_plain_model(steps: int, nano_context: UnlearningContext):
+    model = nano_context.model
     model.get_input_embeddings().weight.requires_grad_(False)
     plain, before = look(model), bits(model)
-    run = loku.loku(nano_setting, config_of())
+    run = loku.loku(nano_context, config_of())
     for _ in range(steps):
         next(run)
     run.close()
@@ -440,7 +440,9 @@ def test_a_run_that_is_closed_leaves_a_plain_model(steps: int, nano_setting: Set
 
 
 @pytest.mark.parametrize("where", ["inverted_hinge", "fila", "fisher_information", "row_weights"])
-def test_a_run_that_breaks_off_leaves_a_plain_model(where: str, nano_setting: Setting, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_breaks_off_leaves_a_plain_model(
+    where: str, nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch
+):
     original, calls = getattr(loku, where), 0
 
     def breaks(*arguments: Any) -> Any:
@@ -451,23 +453,23 @@ def test_a_run_that_breaks_off_leaves_a_plain_model(where: str, nano_setting: Se
         return original(*arguments)
 
     monkeypatch.setattr(loku, where, breaks)
-    plain, before = look(nano_setting.model), some_logits(nano_setting.model)
+    plain, before = look(nano_context.model), some_logits(nano_context.model)
     with pytest.raises(Diverged, match="a test"):
-        list(loku.loku(nano_setting, config_of()))
-    assert look(nano_setting.model) == plain
-    assert not any(module.training for module in nano_setting.model.modules())
+        list(loku.loku(nano_context, config_of()))
+    assert look(nano_context.model) == plain
+    assert not any(module.training for module in nano_context.model.modules())
     if where != "inverted_hinge":
-        assert float((some_logits(nano_setting.model) - before).abs().max()) < 1e-4
+        assert float((some_logits(nano_context.model) - before).abs().max()) < 1e-4
 
 
-def test_two_stages_are_two_runs_one_behind_the_other(make_setting: SettingMaker, nano_problem: Problem):
+def test_two_stages_are_two_runs_one_behind_the_other(make_context: ContextMaker, nano_problem: Problem):
     (stage,) = nano_problem.stages
     first = Stage("first", stage.forget[:6], stage.retain[:12])
     second = Stage("second", stage.forget[6:], stage.retain[12:])
-    together = make_setting(problem=replace(nano_problem, stages=[first, second]))
+    together = make_context(problem=replace(nano_problem, stages=[first, second]))
     list(loku.loku(together, config_of()))
 
-    apart = make_setting(problem=replace(nano_problem, stages=[first]))
+    apart = make_context(problem=replace(nano_problem, stages=[first]))
     list(loku.loku(apart, config_of()))
     assert not same_bits(bits(apart.model), bits(together.model))
     apart.problem = replace(nano_problem, stages=[second])
@@ -476,22 +478,22 @@ def test_two_stages_are_two_runs_one_behind_the_other(make_setting: SettingMaker
 
 
 @pytest.mark.parametrize("fila", [True, False])
-def test_the_seed_decides_and_the_global_random_numbers_do_not(fila: bool, make_setting: SettingMaker):
+def test_the_seed_decides_and_the_global_random_numbers_do_not(fila: bool, make_context: ContextMaker):
     import torch
 
     found = []
     for seed, world in ((3, 0), (3, 1), (4, 0)):
-        setting = make_setting(seed=seed)
+        context = make_context(seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(world)
             state = torch.random.get_rng_state()
-            list(loku.loku(setting, config_of(fila=fila)))
+            list(loku.loku(context, config_of(fila=fila)))
             assert (torch.random.get_rng_state() == state).all()
-        found.append(bits(setting.model))
+        found.append(bits(context.model))
     assert same_bits(found[0], found[1])
     assert not same_bits(found[0], found[2])
 
 
-def test_the_inverted_hinge_makes_forget_answers_less_likely(nano_setting: Setting):
-    terms = [p.logged["forget_term"] for p in loku.loku(nano_setting, config_of(epochs=10, batch_size=12))]
+def test_the_inverted_hinge_makes_forget_answers_less_likely(nano_context: UnlearningContext):
+    terms = [p.logged["forget_term"] for p in loku.loku(nano_context, config_of(epochs=10, batch_size=12))]
     assert terms[-1] < terms[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.method import METHODS, Progress, Setting
+from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.data.rows import collate, encode, pad_id
 from harness.models.sources import weights_fingerprint
 from harness.numerics.anatomy import LinearMap
@@ -23,7 +23,7 @@ from methods.curvature.spectrum import LayerCurvature
 from methods.first_order.losses import frozen_copy
 from methods.gauss_newton.corrector import kl_gradient, line_search, moves
 from methods.gauss_newton.step import KL_TOLERANCE
-from tests.conftest import SettingMaker
+from tests.conftest import ContextMaker
 
 GAMMA = 0.7
 
@@ -134,9 +134,9 @@ def test_identity_is_plain_ascent_and_descent():
 # ---------------------------------------------------------------- the gradient of the KL
 
 
-def test_the_gradient_of_the_kl_is_autograds(nano_setting: Setting):
-    model, (stage,) = nano_setting.model.double(), nano_setting.stages
-    rows, pad = encode(stage.retain[:6], nano_setting.tokenizer), pad_id(nano_setting.tokenizer)
+def test_the_gradient_of_the_kl_is_autograds(nano_context: UnlearningContext):
+    model, (stage,) = nano_context.model.double(), nano_context.stages
+    rows, pad = encode(stage.retain[:6], nano_context.tokenizer), pad_id(nano_context.tokenizer)
     before = frozen_copy(model)
     with torch.no_grad():
         for p in model.parameters():
@@ -160,16 +160,16 @@ def test_the_gradient_of_the_kl_is_autograds(nano_setting: Setting):
 FEW = {"steps": 2, "corrections": 2, "peak_kl": 0.02, "kl_rows": 12}
 
 
-def run(setting: Setting, **settings: Any) -> list[Progress]:
+def run(context: UnlearningContext, **settings: Any) -> list[Progress]:
     method = METHODS.get("predictor_corrector")
-    return list(method.unlearn(setting, resolve(method.config, FEW, settings, owner="predictor_corrector")))
+    return list(method.unlearn(context, resolve(method.config, FEW, settings, owner="predictor_corrector")))
 
 
 @pytest.mark.parametrize("predictor", ["kfac", "ekfac", "diagonal", "identity"])
 @pytest.mark.parametrize("corrector", [None, "identity", "kfac"])
-def test_it_goes_up_to_the_peak_and_comes_down(predictor: str, corrector: str | None, nano_setting: Setting):
-    loss = run_loss(nano_setting)
-    progress = run(nano_setting, predictor=predictor, corrector=corrector)
+def test_it_goes_up_to_the_peak_and_comes_down(predictor: str, corrector: str | None, nano_context: UnlearningContext):
+    loss = run_loss(nano_context)
+    progress = run(nano_context, predictor=predictor, corrector=corrector)
     assert [p.measure_here for p in progress] == [True, True]
     for p in progress:
         assert p.logged["peak_kl"] == pytest.approx(0.02, rel=KL_TOLERANCE * 1.01)
@@ -178,16 +178,16 @@ def test_it_goes_up_to_the_peak_and_comes_down(predictor: str, corrector: str | 
     assert progress[-1].logged["forget_loss"] > loss + 1e-3
 
 
-def run_loss(setting: Setting) -> float:
-    (stage,) = setting.stages
+def run_loss(context: UnlearningContext) -> float:
+    (stage,) = context.stages
     from harness.numerics.likelihood import answer_nll
 
-    sums, counts = answer_nll(setting.model, encode(stage.forget, setting.tokenizer), pad_id(setting.tokenizer))
+    sums, counts = answer_nll(context.model, encode(stage.forget, context.tokenizer), pad_id(context.tokenizer))
     return float(sums.sum() / counts.sum())
 
 
-def test_without_correctors_it_is_kfade_at_that_kl(make_setting: SettingMaker):
-    one, other = make_setting(), make_setting()
+def test_without_correctors_it_is_kfade_at_that_kl(make_context: ContextMaker):
+    one, other = make_context(), make_context()
     run(one, steps=1, corrections=0)
     kfade = METHODS.get("kfade")
     same_settings = {"target_kl": 0.02, "kl_rows": 12, "damping": 0.1, "damping_scale": "mean_eigenvalue"}
@@ -196,17 +196,17 @@ def test_without_correctors_it_is_kfade_at_that_kl(make_setting: SettingMaker):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_the_same_seed_gives_the_same_weights_and_a_part_of_the_rows_is_drawn_by_it(make_setting: SettingMaker):
+def test_the_same_seed_gives_the_same_weights_and_a_part_of_the_rows_is_drawn_by_it(make_context: ContextMaker):
     found = []
     for seed in (0, 0, 1):
-        setting = make_setting(seed=seed)
-        run(setting, corrector_rows=8)
-        found.append(weights_fingerprint(setting.model))
+        context = make_context(seed=seed)
+        run(context, corrector_rows=8)
+        found.append(weights_fingerprint(context.model))
     assert found[0] == found[1] != found[2]
 
 
-def test_all_that_is_recorded_is_of_this_step(nano_setting: Setting):
-    logged = [p.logged for p in run(nano_setting)]
+def test_all_that_is_recorded_is_of_this_step(nano_context: UnlearningContext):
+    logged = [p.logged for p in run(nano_context)]
     assert all(0 < step["kl_measurements"] < 60 for step in logged)
     assert logged[0]["kl_tokens"] == logged[1]["kl_tokens"] > 0
 
@@ -226,5 +226,5 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
         resolve(METHODS.get("predictor_corrector").config, settings, owner="predictor_corrector")
 
 
-def test_identity_needs_no_damping(nano_setting: Setting):
-    run(nano_setting, predictor="identity", damping=0)
+def test_identity_needs_no_damping(nano_context: UnlearningContext):
+    run(nano_context, predictor="identity", damping=0)

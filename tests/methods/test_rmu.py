@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.memory import ModelShape
-from harness.core.method import METHODS, Progress, Setting
+from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.data.rows import Encoded, collate, encode, pad_id
 from harness.models import memory
 from harness.models.sources import weights_fingerprint
 from methods import rmu
-from tests.conftest import SettingMaker
+from tests.conftest import ContextMaker
 
 DOWN = "model.layers.{}.mlp.down_proj.weight"
 
@@ -31,8 +31,8 @@ def config_of(**changes: Any) -> rmu.RMUConfig:
     return resolve(rmu.RMUConfig, {**usual, **changes}, owner="rmu")
 
 
-def run(setting: Setting, **changes: Any) -> list[Progress]:
-    return list(rmu.rmu(setting, config_of(**changes)))
+def run(context: UnlearningContext, **changes: Any) -> list[Progress]:
+    return list(rmu.rmu(context, config_of(**changes)))
 
 
 def after_layer_1(model: PreTrainedModel, texts: list[Encoded], pad: int, left: bool = True) -> tuple[Tensor, Tensor]:
@@ -99,42 +99,42 @@ def test_direction_has_length_1_and_no_negative_coordinate():
 
 
 @pytest.mark.parametrize("positions", ["padded", "tokens", "answer"])
-def test_terms_of_the_first_step_are_those_of_the_formula(positions: str, nano_setting: Setting):
-    tokenizer, (stage,) = nano_setting.tokenizer, nano_setting.stages
+def test_terms_of_the_first_step_are_those_of_the_formula(positions: str, nano_context: UnlearningContext):
+    tokenizer, (stage,) = nano_context.tokenizer, nano_context.stages
     texts = encode(stage.forget[:4], tokenizer)
     assert len({len(text.input_ids) for text in texts}) > 1, "a ragged batch is what this is about"
-    h, mask = states(nano_setting.model, texts, pad_id(tokenizer), left=positions == "padded")
+    h, mask = states(nano_context.model, texts, pad_id(tokenizer), left=positions == "padded")
     if positions == "padded":
         mask = torch.ones_like(mask)
     if positions == "answer":
         for row, text in enumerate(texts):
             mask[row, : text.prompt_tokens] = 0
-    u = np.random.default_rng([nano_setting.seed, 0]).random(16, dtype=np.float32).astype(float)
+    u = np.random.default_rng([nano_context.seed, 0]).random(16, dtype=np.float32).astype(float)
     c = torch.from_numpy(3.0 * u / np.linalg.norm(u))
     expected = float((((h - c) ** 2).sum(-1) * mask).sum() / mask.sum() / 16)
-    first = run(nano_setting, positions=positions)[0]
+    first = run(nano_context, positions=positions)[0]
     assert first.logged["forget_term"] == pytest.approx(expected, rel=1e-5)
     assert first.logged["retain_term"] == 0
 
 
-def llama_and_gpt2(nano_setting: Setting, kind: str) -> PreTrainedModel:
+def llama_and_gpt2(nano_context: UnlearningContext, kind: str) -> PreTrainedModel:
     if kind == "llama":
-        return nano_setting.model
+        return nano_context.model
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.5}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = AutoConfig.for_model("gpt2", vocab_size=len(nano_setting.tokenizer), **shape)
+        config = AutoConfig.for_model("gpt2", vocab_size=len(nano_context.tokenizer), **shape)
         return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_default_is_the_authors_loss_on_a_ragged_batch(kind: str, nano_setting: Setting):
+def test_default_is_the_authors_loss_on_a_ragged_batch(kind: str, nano_context: UnlearningContext):
     """centerforaisafety/wmdp: padding on the left, attention mask, no position ids, `mse_loss` over everything.
 
     GPT-2's positions are counted from the first column, padding included; RoPE does not mind.
     """
-    model, tokenizer = llama_and_gpt2(nano_setting, kind), nano_setting.tokenizer
-    texts, pad = ragged(tokenizer, nano_setting.stages[0].forget[:4]), pad_id(tokenizer)
+    model, tokenizer = llama_and_gpt2(nano_context, kind), nano_context.tokenizer
+    texts, pad = ragged(tokenizer, nano_context.stages[0].forget[:4]), pad_id(tokenizer)
     there, target = rmu.decoder(model), 3.0 * rmu.direction(16, np.random.default_rng([0]))
     weights = list(rmu.trained(there, config_of()).values())
     h, _ = after_layer_1(model, texts, pad)
@@ -151,9 +151,9 @@ def test_default_is_the_authors_loss_on_a_ragged_batch(kind: str, nano_setting: 
 
 
 @pytest.mark.parametrize("positions", ["tokens", "answer"])
-def test_padding_that_is_left_out_changes_nothing(positions: Any, nano_setting: Setting):
-    model, tokenizer = nano_setting.model, nano_setting.tokenizer
-    texts, pad = ragged(tokenizer, nano_setting.stages[0].forget[:4]), pad_id(tokenizer)
+def test_padding_that_is_left_out_changes_nothing(positions: Any, nano_context: UnlearningContext):
+    model, tokenizer = nano_context.model, nano_context.tokenizer
+    texts, pad = ragged(tokenizer, nano_context.stages[0].forget[:4]), pad_id(tokenizer)
     texts = [replace(text, prompt_tokens=3) for text in texts]
     layer, target = model.model.layers[1], 3.0 * rmu.direction(16, np.random.default_rng([0]))
 
@@ -170,9 +170,9 @@ def test_padding_that_is_left_out_changes_nothing(positions: Any, nano_setting: 
     assert together == pytest.approx(sum(s for s, _ in alone), rel=1e-5)
 
 
-def test_retain_term_is_alpha_times_the_distance_from_the_model_before(make_setting: SettingMaker):
+def test_retain_term_is_alpha_times_the_distance_from_the_model_before(make_context: ContextMaker):
     """At the second step the weights have moved by what the first one did."""
-    whole, cut = make_setting(), make_setting()
+    whole, cut = make_context(), make_context()
     (first, second) = run(whole, steps=2)[:2]
     before = {name: p.clone() for name, p in cut.model.state_dict().items()}
     run(cut, steps=1)
@@ -185,17 +185,17 @@ def test_retain_term_is_alpha_times_the_distance_from_the_model_before(make_sett
     assert second.logged["retain_term"] == pytest.approx(20 * float(((now - then) ** 2).mean()), rel=1e-4)
 
 
-def test_steps_are_those_of_transformers_former_adamw(make_setting: SettingMaker):
+def test_steps_are_those_of_transformers_former_adamw(make_context: ContextMaker):
     """θ ← θ − lr √(1−β₂ᵗ)/(1−β₁ᵗ) m/(√v + ε), gradients by hand from the same batches; no clipping, no decay, constant rate."""
-    setting, by_hand = make_setting(), make_setting()
+    context, by_hand = make_context(), make_context()
     steps, lr = 3, 1e-3
-    run(setting, steps=steps, lr=lr)
+    run(context, steps=steps, lr=lr)
     model, tokenizer, (stage,) = by_hand.model, by_hand.tokenizer, by_hand.stages
     u = torch.from_numpy(np.random.default_rng([0, 0]).random(16, dtype=np.float32))
     c = 3.0 * u / u.norm()
     trained = [model.get_parameter(DOWN.format(i)) for i in (0, 1)]
     m, v = ([torch.zeros_like(p, dtype=torch.float64) for p in trained] for _ in range(2))
-    start = make_setting().model
+    start = make_context().model
 
     def after(model: PreTrainedModel, texts: list[Encoded]) -> Tensor:
         return after_layer_1(model, texts, pad_id(tokenizer))[0]
@@ -211,22 +211,22 @@ def test_steps_are_those_of_transformers_former_adamw(make_setting: SettingMaker
             with torch.no_grad():
                 trained[i] -= (size * m[i] / (v[i].sqrt() + 1e-6)).float()
     for i, p in enumerate(trained):
-        torch.testing.assert_close(setting.model.get_parameter(DOWN.format(i)).detach(), p.detach(), rtol=0, atol=2e-5)
+        torch.testing.assert_close(context.model.get_parameter(DOWN.format(i)).detach(), p.detach(), rtol=0, atol=2e-5)
         assert float((p - start.get_parameter(DOWN.format(i))).detach().abs().max()) > 5e-4
 
 
-def test_a_coefficient_in_norms_is_a_multiple_of_the_median_norm(nano_setting: Setting):
-    tokenizer, (stage,) = nano_setting.tokenizer, nano_setting.stages
-    h, mask = states(nano_setting.model, encode(stage.forget, tokenizer), pad_id(tokenizer))
+def test_a_coefficient_in_norms_is_a_multiple_of_the_median_norm(nano_context: UnlearningContext):
+    tokenizer, (stage,) = nano_context.tokenizer, nano_context.stages
+    h, mask = states(nano_context.model, encode(stage.forget, tokenizer), pad_id(tokenizer))
     norms = h.norm(dim=-1)[mask.bool()]
-    first = run(nano_setting, coefficient=[2.0], coefficient_scale="activation_norm")[0]
+    first = run(nano_context, coefficient=[2.0], coefficient_scale="activation_norm")[0]
     assert first.logged["coefficient"] == pytest.approx(2 * float(norms.float().median()), rel=1e-5)
 
 
-def test_forget_states_approach_their_target_and_retain_states_stay(nano_setting: Setting):
-    found = run(nano_setting, steps=30, alpha=[0.1])
+def test_forget_states_approach_their_target_and_retain_states_stay(nano_context: UnlearningContext):
+    found = run(nano_context, steps=30, alpha=[0.1])
     assert found[-1].logged["forget_term"] < 0.95 * found[0].logged["forget_term"]
-    held = run(nano_setting, steps=30, alpha=[1e6])
+    held = run(nano_context, steps=30, alpha=[1e6])
     assert held[-1].logged["retain_term"] / 1e6 < 0.1 * found[-1].logged["retain_term"] / 0.1
 
 
@@ -234,9 +234,9 @@ def test_forget_states_approach_their_target_and_retain_states_stay(nano_setting
 
 
 def test_stages_take_turns_in_the_order_of_their_texts(
-    make_setting: SettingMaker, two_stages: Problem, monkeypatch: pytest.MonkeyPatch
+    make_context: ContextMaker, two_stages: Problem, monkeypatch: pytest.MonkeyPatch
 ):
-    setting = make_setting(problem=two_stages)
+    context = make_context(problem=two_stages)
     seen: list[tuple[int, ...]] = []
     real = rmu.hidden_states
 
@@ -246,33 +246,33 @@ def test_stages_take_turns_in_the_order_of_their_texts(
         return real(model, layer, batch, weights)
 
     monkeypatch.setattr(rmu, "hidden_states", noted)
-    found = run(setting, steps=6, coefficient=[1.0, 2.0])
+    found = run(context, steps=6, coefficient=[1.0, 2.0])
     assert [p.logged["coefficient"] for p in found] == [1, 2, 1, 2, 1, 2]
     # Six texts to forget in each stage: the third batch starts anew at the second half.
     assert seen[0::2] == [(0, 1, 2, 3)] * 2 + [(4, 5, 0, 1)] * 2 + [(2, 3, 4, 5)] * 2
     assert seen[1::2] == [(0, 1, 2, 3)] * 2 + [(4, 5, 6, 7)] * 2 + [(8, 9, 10, 11)] * 2
 
 
-def test_texts_are_cut_for_each_stage(make_setting: SettingMaker, two_stages: Problem):
-    setting = make_setting(problem=two_stages)
+def test_texts_are_cut_for_each_stage(make_context: ContextMaker, two_stages: Problem):
+    context = make_context(problem=two_stages)
     config = config_of(max_length=[15, 19], retain_max_length=16)
-    layer = setting.model.model.layers[1]
-    topics = [rmu._Topic(setting, stage, i, layer, config) for i, stage in enumerate(setting.stages)]
+    layer = context.model.model.layers[1]
+    topics = [rmu._Topic(context, stage, i, layer, config) for i, stage in enumerate(context.stages)]
     assert [topic.forget(0).input_ids.shape[1] for topic in topics] == [15, 19]
     assert [topic.retain(0).input_ids.shape[1] for topic in topics] == [16, 16]
 
 
 @pytest.mark.parametrize("name", ["coefficient", "alpha", "max_length"])
-def test_as_many_values_as_there_are_no_stages_are_refused(name: str, make_setting: SettingMaker, two_stages: Problem):
+def test_as_many_values_as_there_are_no_stages_are_refused(name: str, make_context: ContextMaker, two_stages: Problem):
     with pytest.raises(UsageError, match=rf"{name}=\[30.*, 40.*, 50.*\]: give one value, or one for each of the 2 stages"):
-        run(make_setting(problem=two_stages), **{name: [30, 40, 50]})
+        run(make_context(problem=two_stages), **{name: [30, 40, 50]})
 
 
 @pytest.mark.parametrize(
     ("steps", "points", "measured"), [(10, 5, [2, 4, 6, 8, 10]), (7, 2, [4, 7]), (2, 5, [1, 2]), (3, 1, [3])]
 )
-def test_points_are_evenly_spaced(steps: int, points: int, measured: list[int], nano_setting: Setting):
-    found = run(nano_setting, steps=steps, points=points)
+def test_points_are_evenly_spaced(steps: int, points: int, measured: list[int], nano_context: UnlearningContext):
+    found = run(nano_context, steps=steps, points=points)
     assert [p.step for p in found] == list(range(1, steps + 1))
     assert set(measured) >= {p.step for p in found if p.measure_here}
     assert found[-1].measure_here
@@ -281,44 +281,44 @@ def test_points_are_evenly_spaced(steps: int, points: int, measured: list[int], 
 # ---------------------------------------------------------------- what is computed, and what is left
 
 
-def test_nothing_behind_the_layer_is_computed(nano_setting: Setting):
-    model = nano_setting.model
+def test_nothing_behind_the_layer_is_computed(nano_context: UnlearningContext):
+    model = nano_context.model
     ran: list[str] = []
     watched = {"0": model.model.layers[0], "1": model.model.layers[1], "norm": model.model.norm, "head": model.lm_head}
     handles = [m.register_forward_pre_hook(lambda *_, n=n: ran.append(n)) for n, m in watched.items()]
-    run(nano_setting, layer=0, layers=[0], steps=1)
+    run(nano_context, layer=0, layers=[0], steps=1)
     for handle in handles:
         handle.remove()
     assert ran == ["0"] * 3, "forget, retain, and retain as it was"
 
 
-def test_only_the_down_projections_of_the_chosen_layers_move(nano_setting: Setting):
-    before = {name: p.clone() for name, p in nano_setting.model.state_dict().items()}
-    run(nano_setting, layers=[1])
-    moved = [name for name, p in nano_setting.model.state_dict().items() if not torch.equal(p, before[name])]
+def test_only_the_down_projections_of_the_chosen_layers_move(nano_context: UnlearningContext):
+    before = {name: p.clone() for name, p in nano_context.model.state_dict().items()}
+    run(nano_context, layers=[1])
+    moved = [name for name, p in nano_context.model.state_dict().items() if not torch.equal(p, before[name])]
     assert moved == [DOWN.format(1)]
 
 
-def test_the_seed_decides_and_the_global_random_numbers_do_not(make_setting: SettingMaker):
+def test_the_seed_decides_and_the_global_random_numbers_do_not(make_context: ContextMaker):
     found = []
     for seed, world in ((3, 0), (3, 1), (4, 0)):
-        setting = make_setting(seed=seed)
+        context = make_context(seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(world)
             state = torch.random.get_rng_state()
-            run(setting)
+            run(context)
             assert torch.equal(torch.random.get_rng_state(), state)
-        found.append(weights_fingerprint(setting.model))
+        found.append(weights_fingerprint(context.model))
     assert found[0] == found[1] != found[2]
 
 
-def test_a_run_that_breaks_off_leaves_the_model_as_it_was_found(nano_setting: Setting):
-    nano_setting.model.get_input_embeddings().weight.requires_grad_(False)
+def test_a_run_that_breaks_off_leaves_the_model_as_it_was_found(nano_context: UnlearningContext):
+    nano_context.model.get_input_embeddings().weight.requires_grad_(False)
     with pytest.raises(Diverged):
-        run(nano_setting, coefficient=[1e30])
-    assert [n for n, p in nano_setting.model.named_parameters() if not p.requires_grad] == ["model.embed_tokens.weight"]
-    assert all(p.grad is None for p in nano_setting.model.parameters())
-    assert not any(m._forward_hooks or m.training for m in nano_setting.model.modules())
+        run(nano_context, coefficient=[1e30])
+    assert [n for n, p in nano_context.model.named_parameters() if not p.requires_grad] == ["model.embed_tokens.weight"]
+    assert all(p.grad is None for p in nano_context.model.parameters())
+    assert not any(m._forward_hooks or m.training for m in nano_context.model.modules())
 
 
 SMALL_SHAPE = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -362,11 +362,11 @@ def test_other_architectures_have_layers_and_down_projections(kind: str):
         ),
     ],
 )
-def test_layers_that_are_not_there_are_refused(settings: dict[str, Any], says: str, nano_setting: Setting):
-    before = weights_fingerprint(nano_setting.model)
+def test_layers_that_are_not_there_are_refused(settings: dict[str, Any], says: str, nano_context: UnlearningContext):
+    before = weights_fingerprint(nano_context.model)
     with pytest.raises(UsageError, match=says):
-        run(nano_setting, **settings)
-    assert weights_fingerprint(nano_setting.model) == before
+        run(nano_context, **settings)
+    assert weights_fingerprint(nano_context.model) == before
 
 
 def test_layers_that_would_never_move_are_refused():
@@ -398,7 +398,7 @@ def test_memory_is_that_of_three_matrices():
     from transformers import MistralConfig
 
     shape = ModelShape(memory.meta_model(MistralConfig()), 2, retain_rows=1000, answer_tokens=500)
-    held = {h.what: h.bytes for h in rmu.held(shape, rmu.RMUConfig())}
+    held = {h.what: h.bytes for h in rmu.memory_items(shape, rmu.RMUConfig())}
     matrices = 3 * 4096 * 14336
     assert held["weights as they were"] == 2 * matrices
     assert held["gradients"] + held["AdamW moments"] + held["float32 masters"] == 16 * matrices

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.data.rows import Batch, Encoded, collate, encode, pad_id
 from harness.models.sources import weights_fingerprint
 from harness.numerics.likelihood import answer_logits, answer_nll
@@ -23,7 +23,7 @@ from methods.first_order.partners import Partners
 from methods.first_order.recipe import Recipe, Schedule
 from methods.first_order.sophia import Sophia, SophiaG, gauss_newton_bartlett, sampled_labels, uniform_numbers
 from methods.soul import SOULConfig, soul
-from tests.conftest import SettingMaker
+from tests.conftest import ContextMaker
 
 BETA1, BETA2, RHO, DECAY, SCALE, LR = 0.9, 0.95, 0.04, 0.1, 5120, 1e-3
 
@@ -32,8 +32,8 @@ def config(**chosen: Any) -> SOULConfig:
     return resolve(SOULConfig, {"epochs": 1, "lr": 1e-3, **chosen}, owner="soul")
 
 
-def run(setting: Setting, **chosen: Any) -> list[Progress]:
-    return list(soul(setting, config(**chosen)))
+def run(context: UnlearningContext, **chosen: Any) -> list[Progress]:
+    return list(soul(context, config(**chosen)))
 
 
 def shipped(*parameters: torch.Tensor) -> Sophia:
@@ -202,9 +202,9 @@ def test_sampled_labels_exist_even_at_the_ends():
         assert labels.max() < 5
 
 
-def test_the_estimate_does_not_depend_on_how_a_step_was_cut(nano_setting: Setting):
-    tokenizer, model = nano_setting.tokenizer, nano_setting.model
-    encoded = encode(nano_setting.stages[0].forget, tokenizer)
+def test_the_estimate_does_not_depend_on_how_a_step_was_cut(nano_context: UnlearningContext):
+    tokenizer, model = nano_context.tokenizer, nano_context.model
+    encoded = encode(nano_context.stages[0].forget, tokenizer)
     found = []
     for at_once in (4096, 40):
         parts = micro_batches(encoded, range(6), pad_id(tokenizer), "cpu", at_once)
@@ -215,10 +215,10 @@ def test_the_estimate_does_not_depend_on_how_a_step_was_cut(nano_setting: Settin
         torch.testing.assert_close(cut[name], value, rtol=1e-3, atol=1e-6 * float(value.max()))
 
 
-def test_an_estimate_leaves_no_gradient_behind(nano_setting: Setting):
-    model = nano_setting.model
+def test_an_estimate_leaves_no_gradient_behind(nano_context: UnlearningContext):
+    model = nano_context.model
     model.get_input_embeddings().weight.requires_grad_(False)
-    batch = collate(encode(nano_setting.stages[0].forget[:2], nano_setting.tokenizer), [0, 1], 0)
+    batch = collate(encode(nano_context.stages[0].forget[:2], nano_context.tokenizer), [0, 1], 0)
     found = gauss_newton_bartlett(model, [(batch, uniform_numbers(batch, 0))])
     assert all(p.grad is None for p in model.parameters())
     assert "model.embed_tokens.weight" not in found
@@ -227,19 +227,19 @@ def test_an_estimate_leaves_no_gradient_behind(nano_setting: Setting):
 # ---------------------------------------------------------------- the method
 
 
-def test_the_loss_before_the_first_step(nano_setting: Setting):
-    (stage,) = nano_setting.stages
-    pad = pad_id(nano_setting.tokenizer)
-    rows = next(shuffled_batches(12, 12, 1, nano_setting.seed))
-    partner = Partners(len(stage.retain), nano_setting.seed, frozen=False)
+def test_the_loss_before_the_first_step(nano_context: UnlearningContext):
+    (stage,) = nano_context.stages
+    pad = pad_id(nano_context.tokenizer)
+    rows = next(shuffled_batches(12, 12, 1, nano_context.seed))
+    partner = Partners(len(stage.retain), nano_context.seed, frozen=False)
     retained = [stage.retain[partner(row)] for row in rows]
 
     def pool(examples: Any) -> float:
-        sums, counts = answer_nll(nano_setting.model, encode(examples, nano_setting.tokenizer), pad)
+        sums, counts = answer_nll(nano_context.model, encode(examples, nano_context.tokenizer), pad)
         return float(sums.sum() / counts.sum())
 
     forget, retain = pool(stage.forget), pool(retained)
-    (progress,) = run(nano_setting, batch_size=12, warmup_epochs=0)
+    (progress,) = run(nano_context, batch_size=12, warmup_epochs=0)
     assert progress.logged["forget_term"] == pytest.approx(-forget, rel=1e-5)
     assert progress.logged["retain_term"] == pytest.approx(2 * retain, rel=1e-5)
 
@@ -261,7 +261,7 @@ def test_the_published_settings():
 
 
 def test_the_curvature_is_estimated_anew_every_k_steps_and_at_the_first(
-    make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch
+    make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch
 ):
     estimated: list[int] = []
     taken = 0
@@ -272,17 +272,17 @@ def test_the_curvature_is_estimated_anew_every_k_steps_and_at_the_first(
         return real(*args)
 
     monkeypatch.setattr(sophia, "gauss_newton_bartlett", counted)
-    for progress in soul(make_setting(), config(optimiser="sophia_g", hessian_interval=3, epochs=3, batch_size=4)):
+    for progress in soul(make_context(), config(optimiser="sophia_g", hessian_interval=3, epochs=3, batch_size=4)):
         taken = progress.step
     assert taken == 9
     assert estimated == [1, 4, 7]
 
     estimated.clear()
-    run(make_setting())
+    run(make_context())
     assert not estimated, "sophia as shipped estimates nothing"
 
 
-def test_the_estimate_is_made_of_both_sides_of_the_step(nano_setting: Setting, monkeypatch: pytest.MonkeyPatch):
+def test_the_estimate_is_made_of_both_sides_of_the_step(nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch):
     seen: list[int] = []
     real = gauss_newton_bartlett
 
@@ -291,11 +291,11 @@ def test_the_estimate_is_made_of_both_sides_of_the_step(nano_setting: Setting, m
         return real(model, draws)
 
     monkeypatch.setattr(sophia, "gauss_newton_bartlett", watched)
-    run(nano_setting, optimiser="sophia_g", hessian_interval=1)
+    run(nano_context, optimiser="sophia_g", hessian_interval=1)
     assert seen == [8, 8, 8], "four examples to forget and four to retain"
 
 
-def test_every_label_is_drawn_with_a_number_of_its_own(make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch):
+def test_every_label_is_drawn_with_a_number_of_its_own(make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch):
     """Over positions, sides, steps and seeds: what is shared would correlate labels that ought to be independent."""
     numbers: list[float] = []
     real = gauss_newton_bartlett
@@ -307,7 +307,7 @@ def test_every_label_is_drawn_with_a_number_of_its_own(make_setting: SettingMake
 
     monkeypatch.setattr(sophia, "gauss_newton_bartlett", watched)
     for seed in (0, 1):
-        run(make_setting(seed=seed), optimiser="sophia_g", hessian_interval=1)
+        run(make_context(seed=seed), optimiser="sophia_g", hessian_interval=1)
     assert len(numbers) > 100
     assert min(numbers) >= 0
     assert max(numbers) < 1
@@ -315,43 +315,43 @@ def test_every_label_is_drawn_with_a_number_of_its_own(make_setting: SettingMake
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sophia_g_depends_on_its_seed_alone(dtype: torch.dtype, make_setting: SettingMaker):
+def test_sophia_g_depends_on_its_seed_alone(dtype: torch.dtype, make_context: ContextMaker):
     found = []
     for seed, noise in ((3, 0), (3, 1), (4, 0)):
-        setting = make_setting(seed=seed)
-        setting.model.to(dtype)
-        setting.model.get_input_embeddings().weight.requires_grad_(False)
+        context = make_context(seed=seed)
+        context.model.to(dtype)
+        context.model.get_input_embeddings().weight.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(noise)
             state = torch.get_rng_state()
-            run(setting, optimiser="sophia_g", hessian_interval=2)
+            run(context, optimiser="sophia_g", hessian_interval=2)
             assert torch.equal(torch.get_rng_state(), state), "the global generator is not drawn from"
-        assert not setting.model.training
-        assert all(p.grad is None for p in setting.model.parameters())
-        assert {p.dtype for p in setting.model.parameters()} == {dtype}
-        found.append(weights_fingerprint(setting.model))
-    before = make_setting().model.to(dtype)
+        assert not context.model.training
+        assert all(p.grad is None for p in context.model.parameters())
+        assert {p.dtype for p in context.model.parameters()} == {dtype}
+        found.append(weights_fingerprint(context.model))
+    before = make_context().model.to(dtype)
     assert found[0] == found[1]
     assert len({*found, weights_fingerprint(before)}) == 3
 
 
-def test_another_estimate_gives_other_weights(make_setting: SettingMaker):
+def test_another_estimate_gives_other_weights(make_context: ContextMaker):
     """A large ρ, so that the curvature decides about steps and not the clip."""
     found = []
     for interval in (1, 2):
-        setting = make_setting()
-        run(setting, optimiser="sophia_g", hessian_interval=interval, rho=1e4)
-        found.append(weights_fingerprint(setting.model))
+        context = make_context()
+        run(context, optimiser="sophia_g", hessian_interval=interval, rho=1e4)
+        found.append(weights_fingerprint(context.model))
     assert found[0] != found[1]
 
 
-def test_a_refresh_counts_its_tokens(make_setting: SettingMaker):
+def test_a_refresh_counts_its_tokens(make_context: ContextMaker):
     tokens = {}
     for optimiser in ("sophia", "sophia_g"):
-        setting = make_setting()
-        with setting.costs.phase("unlearn"):
-            run(setting, optimiser=optimiser, hessian_interval=1)
-        tokens[optimiser] = setting.costs.phases["unlearn"].tokens
+        context = make_context()
+        with context.costs.phase("unlearn"):
+            run(context, optimiser=optimiser, hessian_interval=1)
+        tokens[optimiser] = context.costs.phases["unlearn"].tokens
     assert tokens["sophia_g"] == 2 * tokens["sophia"] > 0
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.method import METHODS, Setting
+from harness.core.method import METHODS, UnlearningContext
 from harness.data.rows import NO_LABEL, Batch
 from harness.models.sources import weights_fingerprint
 from methods.first_order.loop import Part
 from methods.jensun import refusal_tokens
 from methods.npo_sam import Perturbation
 from methods.pdu import Dual, PDUConfig
-from tests.conftest import SettingMaker
+from tests.conftest import ContextMaker
 from tests.methods.test_first_order import FORGET, Golden, GoldenMaker, Look, close, golden, looks_at  # noqa: F401
 
 NAMES = ["wga", "satimp", "ceu", "undial", "pdu", "jensun", "npo_sam"]
@@ -127,14 +127,14 @@ def test_undial_at_all_positions_is_open_unlearnings(golden: GoldenMaker):  # no
     assert value == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_undial_at_all_positions_wants_a_hundred_tokens(golden: GoldenMaker, make_setting: SettingMaker):  # noqa: F811
-    setting = make_setting()
-    setting.model.set_output_embeddings(torch.nn.Linear(setting.model.config.hidden_size, 99, bias=False))
+def test_undial_at_all_positions_wants_a_hundred_tokens(golden: GoldenMaker, make_context: ContextMaker):  # noqa: F811
+    context = make_context()
+    context.model.set_output_embeddings(torch.nn.Linear(context.model.config.hidden_size, 99, bias=False))
     method = METHODS.get("undial")
     with pytest.raises(
         UsageError, match=r"^positions=all: this model's vocabulary has 99 tokens; leave it at positions=answer\.$"
     ):
-        next(iter(method.unlearn(setting, resolve(method.config, {"positions": "all"}, owner="undial"))))
+        next(iter(method.unlearn(context, resolve(method.config, {"positions": "all"}, owner="undial"))))
 
 
 @pytest.mark.parametrize("positions", ["answer", "shifted"])
@@ -183,7 +183,7 @@ def js_by_hand(p: Tensor, q: Tensor) -> Tensor:
 def test_jensun_pulls_forget_answers_to_the_refusal_over_and_over(golden: GoldenMaker):  # noqa: F811
     at = made(golden, "jensun", forget_weight=0.5).moved()
     parts = at.parts("forget")
-    words = at.setting.tokenizer("not known", add_special_tokens=False)["input_ids"]
+    words = at.context.tokenizer("not known", add_special_tokens=False)["input_ids"]
     assert len(words) == 2
     looks, _, counts = looks_at(at.model, [part.batch for part in parts])
     p, e = at_labels(looks)
@@ -205,16 +205,16 @@ def test_jensuns_retain_term_is_the_divergence_from_the_first_model(golden: Gold
     assert made(golden, "jensun", retain_weight=0).terms.retain is None
 
 
-def test_jensun_refuses_words_that_the_model_does_not_have(make_setting: SettingMaker):
+def test_jensun_refuses_words_that_the_model_does_not_have(make_context: ContextMaker):
     method = METHODS.get("jensun")
     with pytest.raises(UsageError, match=r"^refusal=' No Idea': this model's tokenizer lacks words of it\."):
-        next(iter(method.unlearn(make_setting(), resolve(method.config, {"refusal": " No Idea"}, owner="jensun"))))
+        next(iter(method.unlearn(make_context(), resolve(method.config, {"refusal": " No Idea"}, owner="jensun"))))
 
 
-def test_jensun_takes_the_benchmarks_refusal_where_a_model_lacks_its_authors_words(make_setting: SettingMaker):
-    setting = make_setting()
+def test_jensun_takes_the_benchmarks_refusal_where_a_model_lacks_its_authors_words(make_context: ContextMaker):
+    context = make_context()
     assert (
-        refusal_tokens(setting, None) == setting.tokenizer(setting.problem.refusals[0], add_special_tokens=False)["input_ids"]
+        refusal_tokens(context, None) == context.tokenizer(context.problem.refusals[0], add_special_tokens=False)["input_ids"]
     )
 
 
@@ -251,7 +251,7 @@ def test_a_perturbation_lies_along_the_whole_steps_gradient_and_is_undone_to_the
 
 
 def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_here(
-    make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch
+    make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch
 ):
     """One step of plain descent, against both gradients by autograd."""
     from harness.numerics import training
@@ -272,12 +272,12 @@ def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_h
         return real(model, watched(), *rest)
 
     monkeypatch.setattr(training, "optimise", noted)
-    setting, twin = make_setting(), make_setting()
-    for at in (setting, twin):
+    context, twin = make_context(), make_context()
+    for at in (context, twin):
         at.model.double()
     method = METHODS.get("npo_sam")
     usual = {"epochs": 1, "batch_size": 12, "warmup_epochs": 0, "beta": 0.5, "radius": radius}
-    list(method.unlearn(setting, resolve(method.config, usual, owner="npo_sam")))
+    list(method.unlearn(context, resolve(method.config, usual, owner="npo_sam")))
 
     weights = list(twin.model.parameters())
 
@@ -305,7 +305,7 @@ def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_h
     with torch.no_grad():
         for weight, g, f, r in zip(weights, first, there, here, strict=True):
             weight.sub_(radius * g / norm + lr * (f + r))
-    for found, expected in zip(setting.model.parameters(), weights, strict=True):
+    for found, expected in zip(context.model.parameters(), weights, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -314,17 +314,17 @@ def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_h
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bench", ["tofu10", "wmdp"])
-def test_each_has_settings_for_tofu_and_wmdp_and_runs_with_them(name: str, bench: str, make_setting: SettingMaker):
+def test_each_has_settings_for_tofu_and_wmdp_and_runs_with_them(name: str, bench: str, make_context: ContextMaker):
     method = METHODS.get(name)
     few = {"max_steps": 4, "epochs": 2, "batch_size": 4}
     found = []
     for _ in range(2):
-        setting: Setting = make_setting()
-        progress = list(method.unlearn(setting, resolve(method.config, method.preset(bench, "mini"), few, owner=name)))
+        context: UnlearningContext = make_context()
+        progress = list(method.unlearn(context, resolve(method.config, method.preset(bench, "mini"), few, owner=name)))
         assert [p.step for p in progress if p.measure_here] == [2, 4]
         assert all(math.isfinite(value) for p in progress for value in p.logged.values())
-        found.append(weights_fingerprint(setting.model))
-    assert found[0] == found[1] != weights_fingerprint(make_setting().model)
+        found.append(weights_fingerprint(context.model))
+    assert found[0] == found[1] != weights_fingerprint(make_context().model)
     large = resolve(method.config, method.preset(bench, "zephyr-7b" if bench == "wmdp" else "llama2-7b"), owner=name)
     small = resolve(method.config, method.preset(bench, "mini"), owner=name)
     assert small.lr == pytest.approx(large.lr * (30 if bench == "wmdp" else 100))

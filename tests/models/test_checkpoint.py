@@ -12,14 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.method import METHODS, Setting
+from harness.core.method import METHODS, UnlearningContext
 from harness.core.options import Options
 from harness.core.problem import Problem
 from harness.models.recipes import Vocabulary
 from harness.models.sources import CheckpointSource, save_checkpoint, weights_fingerprint
 from harness.running.plan import plan
 from methods import checkpoint
-from tests.conftest import WORDS, Nano, NanoBenchmark, SettingMaker
+from tests.conftest import WORDS, ContextMaker, Nano, NanoBenchmark
 
 
 def task_with(problem: Problem, **sources: CheckpointSource) -> Problem:
@@ -27,43 +27,43 @@ def task_with(problem: Problem, **sources: CheckpointSource) -> Problem:
     return replace(problem, sources={**ours, **{f"checkpoint-{name}": source for name, source in sources.items()}})
 
 
-def run(setting: Setting, source: str | None = None) -> None:
-    (progress,) = checkpoint.unlearn(setting, resolve(checkpoint.CheckpointConfig, {"source": source}, owner="checkpoint"))
+def run(context: UnlearningContext, source: str | None = None) -> None:
+    (progress,) = checkpoint.unlearn(context, resolve(checkpoint.CheckpointConfig, {"source": source}, owner="checkpoint"))
     assert progress.measure_here
 
 
 @pytest.mark.parametrize(("source", "seed"), [(None, 4), ("checkpoint-rmu", 4), ("checkpoint-elm", 5)])
 def test_the_named_weights_or_the_first_take_the_models_place(
-    source: str | None, seed: int, make_setting: SettingMaker, nano_problem: Problem, nano: Nano
+    source: str | None, seed: int, make_context: ContextMaker, nano_problem: Problem, nano: Nano
 ):
-    setting = make_setting(problem=task_with(nano_problem, rmu=nano.source(4), elm=nano.source(5)))
-    run(setting, source)
-    assert weights_fingerprint(setting.model) == weights_fingerprint(nano.model(seed))
+    context = make_context(problem=task_with(nano_problem, rmu=nano.source(4), elm=nano.source(5)))
+    run(context, source)
+    assert weights_fingerprint(context.model) == weights_fingerprint(nano.model(seed))
 
 
 def test_bin_weights_are_read_and_what_could_run_code_is_not(
-    make_setting: SettingMaker, nano_problem: Problem, nano: Nano, tmp_path: Path
+    make_context: ContextMaker, nano_problem: Problem, nano: Nano, tmp_path: Path
 ):
     save_checkpoint(nano.model(6), nano.tokenizer, tmp_path, {})
     (tmp_path / "model.safetensors").unlink()
     torch.save(nano.model(6).state_dict(), tmp_path / "pytorch_model.bin")
-    setting = make_setting(problem=task_with(nano_problem, rmu=CheckpointSource(str(tmp_path))))
-    run(setting)
-    assert weights_fingerprint(setting.model) == weights_fingerprint(nano.model(6))
+    context = make_context(problem=task_with(nano_problem, rmu=CheckpointSource(str(tmp_path))))
+    run(context)
+    assert weights_fingerprint(context.model) == weights_fingerprint(nano.model(6))
     torch.save({**nano.model(6).state_dict(), "more": Path("x")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UsageError, match="could run code"):
-        run(setting)
+        run(context)
 
 
-def test_the_models_dtype_stays(make_setting: SettingMaker, nano_problem: Problem, nano: Nano):
-    setting = make_setting(problem=task_with(nano_problem, rmu=nano.source(4)))
-    setting.model.bfloat16()
-    run(setting)
-    assert {p.dtype for p in setting.model.parameters()} == {torch.bfloat16}
-    assert weights_fingerprint(setting.model) == weights_fingerprint(nano.model(4).bfloat16())
+def test_the_models_dtype_stays(make_context: ContextMaker, nano_problem: Problem, nano: Nano):
+    context = make_context(problem=task_with(nano_problem, rmu=nano.source(4)))
+    context.model.bfloat16()
+    run(context)
+    assert {p.dtype for p in context.model.parameters()} == {torch.bfloat16}
+    assert weights_fingerprint(context.model) == weights_fingerprint(nano.model(4).bfloat16())
 
 
-def test_a_checkpoint_of_another_kind_is_refused(make_setting: SettingMaker, nano_problem: Problem, nano: Nano, tmp_path: Path):
+def test_a_checkpoint_of_another_kind_is_refused(make_context: ContextMaker, nano_problem: Problem, nano: Nano, tmp_path: Path):
     config = nano.model().config
     size = len(nano.tokenizer)
 
@@ -84,22 +84,22 @@ def test_a_checkpoint_of_another_kind_is_refused(make_setting: SettingMaker, nan
         "words": (source("words", nano.model(), swapped), r"its token 3 is '\S+', the model's '\S+'"),
     }
     for name, (there, says) in refusals.items():
-        setting = make_setting(problem=task_with(nano_problem, **{name: there}))
+        context = make_context(problem=task_with(nano_problem, **{name: there}))
         with pytest.raises(UsageError, match=rf"^source=checkpoint-{name} cannot take the place of mini: [^\n]*{says}\.$"):
-            run(setting)
-        assert weights_fingerprint(setting.model) == weights_fingerprint(nano.model())
+            run(context)
+        assert weights_fingerprint(context.model) == weights_fingerprint(nano.model())
 
 
-def test_a_checkpoint_that_is_not_there_gets_the_nearest_name(make_setting: SettingMaker, nano_problem: Problem, nano: Nano):
-    setting = make_setting(problem=task_with(nano_problem, rmu=nano.source(4)))
+def test_a_checkpoint_that_is_not_there_gets_the_nearest_name(make_context: ContextMaker, nano_problem: Problem, nano: Nano):
+    context = make_context(problem=task_with(nano_problem, rmu=nano.source(4)))
     with pytest.raises(UsageError, match="Did you mean 'checkpoint-rmu'"):
-        run(setting, "checkpoint-rnu")
+        run(context, "checkpoint-rnu")
     with pytest.raises(UsageError, match="no published checkpoint called 'base'"):
-        run(setting, "base")
+        run(context, "base")
 
 
 def test_a_benchmark_without_published_weights_is_refused(
-    nano_problem: Problem, make_setting: SettingMaker, monkeypatch: pytest.MonkeyPatch, nano: Nano
+    nano_problem: Problem, make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch, nano: Nano
 ):
     monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(task_with(nano_problem, rmu=nano.source(4))))
     assert plan("nano", "mini", "checkpoint", {}, Options()).method is METHODS.get("checkpoint")
@@ -108,4 +108,4 @@ def test_a_benchmark_without_published_weights_is_refused(
     with pytest.raises(UsageError, match=r"checkpoint cannot run on nano with mini: [^.]*names none for this model"):
         plan("nano", "mini", "checkpoint", {}, Options())
     with pytest.raises(UsageError, match="names none for this model"):
-        run(make_setting(problem=bare))
+        run(make_context(problem=bare))

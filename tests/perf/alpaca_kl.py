@@ -22,8 +22,8 @@ import torch
 
 from evals import alpaca_kl
 from harness.core.costs import Costs
-from harness.core.evaluator import EvalPlan, Subject
-from harness.core.method import Setting
+from harness.core.evaluator import EvalContext, EvalPlan
+from harness.core.method import UnlearningContext
 from harness.core.problem import Problem
 from harness.core.text import Template
 from harness.data.rows import batches, pad_id
@@ -78,7 +78,7 @@ def measure(size: str, completions: int, repetitions: int, cache: Cache) -> tupl
     problem = Problem(
         "perf", 1, size, (), {}, Template("perf", answer_tag=" "), {"base": Ready(base, tokenizer)}, generation_budget=256
     )
-    here = Subject(Setting(model, tokenizer, problem, 0, cache, Costs(), "perf"), EvalPlan(problem), ())
+    here = EvalContext(UnlearningContext(model, tokenizer, problem, 0, cache, Costs(), "perf"), EvalPlan(problem), ())
     texts = [(text(10, 60), text(20, 256)) for _ in range(completions)]
     encoded = alpaca_kl._encoded(texts, here.plan, tokenizer)
     ready = list(batches(encoded, pad_id(tokenizer), likelihood.TOKENS_PER_BATCH, "cpu"))

@@ -80,7 +80,7 @@ def further_weights(again: int) -> list[Figure]:
     """The weights for one further damping, with curvature and forget gradient cached and loaded."""
     from harness.core.config import resolve
     from harness.core.costs import Costs
-    from harness.core.method import METHODS, Setting
+    from harness.core.method import METHODS, UnlearningContext
     from harness.core.options import Options
     from harness.models.sources import source_digest, weights_fingerprint
     from harness.running.plan import plan
@@ -94,10 +94,10 @@ def further_weights(again: int) -> list[Figure]:
     cache = Cache()
     base = todo.problem.sources["base"]
     model, tokenizer = base.load(cache, "cpu", "float32")
-    setting = Setting(model, tokenizer, todo.problem, 0, cache, Costs(), source_digest(base))
+    context = UnlearningContext(model, tokenizer, todo.problem, 0, cache, Costs(), source_digest(base))
     config = resolve(METHODS.get("kfade").config, todo.spec.config, owner="kfade")
     layers = mlp_layers(model)
-    data = StageData(setting, todo.problem.stages[0], config)
+    data = StageData(context, todo.problem.stages[0], config)
     weights = weights_fingerprint(model)
     gradients = forget_gradient(data, layers, 1, weights)
     solver = Solver(layers, fit(data, layers, weights), gradients)
@@ -115,7 +115,7 @@ def further_weights(again: int) -> list[Figure]:
 def worlds(seeds: list[int]) -> list[Figure]:
     """What the untouched model and the retrained ones score, over world seeds."""
     from evals import _tofu
-    from harness.core.evaluator import Subject
+    from harness.core.evaluator import EvalContext
     from harness.core.options import Options
     from harness.models.pretraining import train_all
     from harness.numerics.generation import HFGenerator
@@ -131,12 +131,12 @@ def worlds(seeds: list[int]) -> list[Figure]:
         todo, cache = plan("tofu10", f"mini@{seed}", "untouched", {}, Options()), Cache()
         train_all(list(todo.problem.sources.values()), cache)
         subjects = {
-            name: Subject(
+            name: EvalContext(
                 None, todo.eval_plan, (), source_tables(source, todo.eval_plan, todo.options, cache, HFGenerator()).tables
             )
             for name, source in todo.problem.sources.items()
         }
-        ratios = {name: _tofu.log_truth_ratio(subject, "forget").values for name, subject in subjects.items()}
+        ratios = {name: _tofu.log_truth_ratio(context, "forget").values for name, context in subjects.items()}
         untouched.append(ks(ratios["base"], ratios["retain-0"])[0])
         utility.append(_tofu.utility(subjects["base"]))
         between += [ks(ratios[a], ratios[b])[0] for a, b in combinations(todo.eval_plan.references, 2)]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from harness.core.config import field_names, resolve
 from harness.core.costs import Costs
-from harness.core.method import METHODS, Setting
+from harness.core.method import METHODS, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.core.text import Example, Template
 from harness.data.rows import pad_id
@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"kl_min": {"pad_length": 128}, "loku": {"
 EXAMPLES = 32
 
 
-def setting(cache: Cache) -> Setting:
+def context(cache: Cache) -> UnlearningContext:
     """A random 10 M-parameter Llama and twice 32 texts of about ToFU's length: 20 to 30 tokens asked, 30 to 50 answered."""
     size = SIZES["10M"]
     words = [f"w{i}" for i in range(size.vocabulary - 10)]
@@ -69,7 +69,7 @@ def setting(cache: Cache) -> Setting:
         sources={},
         refusals=[text(6, 12) for _ in range(20)],
     )
-    return Setting(model, tokenizer, problem, 0, cache, Costs(), "perf")
+    return UnlearningContext(model, tokenizer, problem, 0, cache, Costs(), "perf")
 
 
 class Floor:
@@ -81,7 +81,7 @@ class Floor:
         config: its settings.
     """
 
-    def __init__(self, name: str, here: Setting, config: Any) -> None:
+    def __init__(self, name: str, here: UnlearningContext, config: Any) -> None:
         self.name, self.model, self.config = name, here.model, config
         self.pad = pad_id(here.tokenizer)
         stage = here.stages[0]
@@ -139,7 +139,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def measure(name: str, repetitions: int, cache: Cache) -> tuple[list[float], list[float]]:
     """Ratios of an epoch to the floor around it, and the epochs' seconds."""
-    here = setting(cache)
+    here = context(cache)
     fields = field_names(METHODS.get(name).config)
     chosen = {"epochs": 1, "lr": 1e-6, "batch_size": 16, **SETTINGS.get(name, {})}
     config = resolve(METHODS.get(name).config, {k: v for k, v in chosen.items() if k in fields}, owner=name)

@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.costs import Costs
-from harness.core.method import METHODS, Setting
+from harness.core.method import METHODS, UnlearningContext
 from harness.core.options import Options
 from harness.data.rows import Batch, collate, pad_id
 from harness.numerics.likelihood import answer_labels, answer_logits
@@ -35,8 +35,8 @@ from methods.elm.continuations import continuations
 from methods.elm.texts import Concept, schedule
 from methods.first_order.adapters import Adapters, linear_maps
 from tests.perf._machine import gemm_rate, machine, table, write
+from tests.perf.first_order import context as random_context
 from tests.perf.first_order import seconds
-from tests.perf.first_order import setting as random_setting
 
 REACH = 1.15
 STEPS = 12
@@ -46,42 +46,42 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def here(model: str, cache: Cache) -> Setting:
+def here(model: str, cache: Cache) -> UnlearningContext:
     """A random Llama of 10 M parameters on random texts, or the embedded ToFU model on its own."""
     if model == "random":
-        return random_setting(cache)
+        return random_context(cache)
     problem = BENCHMARKS.get("tofu10").problem("mini", Options())
     loaded, tokenizer = problem.sources["base"].load(Cache(), "cpu", "float32")
-    return Setting(loaded, tokenizer, problem, 0, cache, Costs(), "perf")
+    return UnlearningContext(loaded, tokenizer, problem, 0, cache, Costs(), "perf")
 
 
-def rmu_floor(setting: Setting, config: rmu.RMUConfig) -> Callable[[], None]:
+def rmu_floor(context: UnlearningContext, config: rmu.RMUConfig) -> Callable[[], None]:
     """The passes of `STEPS` steps of RMU."""
-    there = rmu.decoder(setting.model)
+    there = rmu.decoder(context.model)
     layer, weights = there.layers[config.layer], there.trained(config)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    topic = rmu._Topic(setting, setting.stages[0], 0, layer, config)
+    topic = rmu._Topic(context, context.stages[0], 0, layer, config)
     batches = [(topic.forget(k), topic.retain(k)) for k in range(STEPS)]
 
     def passes() -> None:
-        with rmu._training_only(setting.model, weights):
+        with rmu._training_only(context.model, weights):
             for forget, retain in batches:
-                _both(rmu.hidden_states(setting.model, layer, forget))
+                _both(rmu.hidden_states(context.model, layer, forget))
                 with torch.no_grad():
-                    rmu.hidden_states(setting.model, layer, retain, before)
-                _both(rmu.hidden_states(setting.model, layer, retain))
+                    rmu.hidden_states(context.model, layer, retain, before)
+                _both(rmu.hidden_states(context.model, layer, retain))
         for weight in weights.values():
             weight.grad = None
 
     return passes
 
 
-def elm_floor(setting: Setting, config: ELMConfig) -> Callable[[], None]:
+def elm_floor(context: UnlearningContext, config: ELMConfig) -> Callable[[], None]:
     """The passes of `STEPS` steps of ELM."""
-    concept = Concept(setting, setting.stages[0], 0, config)
+    concept = Concept(context, context.stages[0], 0, config)
     entries = schedule(config, 1)
-    followed = continuations(setting, [concept], entries, config)
-    pad = pad_id(setting.tokenizer)
+    followed = continuations(context, [concept], entries, config)
+    pad = pad_id(context.tokenizer)
     steps: list[tuple[Batch, ...]] = []
     for start in range(0, len(entries), config.batch_size):
         step = entries[start : start + config.batch_size]
@@ -91,18 +91,18 @@ def elm_floor(setting: Setting, config: ELMConfig) -> Callable[[], None]:
         steps.append(tuple(collate(group, range(len(group)), pad) for group in texts))
 
     def passes() -> None:
-        maps = linear_maps(setting.model, config.target_modules, config.layers)
-        adapters = Adapters(setting.model, maps, config.rank, config.alpha, 0, config.dropout)
+        maps = linear_maps(context.model, config.target_modules, config.layers)
+        adapters = Adapters(context.model, maps, config.rank, config.alpha, 0, config.dropout)
         adapters.make()
-        setting.model.train()
+        context.model.train()
         for contexts, forget, retain, continued in steps:
             with adapters.without():
-                answer_logits(setting.model, contexts)
-                answer_logits(setting.model, retain)
+                answer_logits(context.model, contexts)
+                answer_logits(context.model, retain)
             for batch in (forget, retain, continued):
-                _both(answer_logits(setting.model, batch))
+                _both(answer_logits(context.model, batch))
                 answer_labels(batch)
-        setting.model.eval()
+        context.model.eval()
         adapters.take_off()
 
     return passes
@@ -114,21 +114,21 @@ def _both(output: Tensor) -> None:
 
 def measure(name: str, model: str, repetitions: int, cache: Cache) -> tuple[list[float], list[float]]:
     """Ratios of `STEPS` steps to the floor around them, and their seconds."""
-    setting = here(model, cache)
+    context = here(model, cache)
     config = resolve(METHODS.get(name).config, SETTINGS[name], {"lr": 1e-6, "points": 1}, owner=name)
-    floor = {"rmu": rmu_floor, "elm": elm_floor}[name](setting, config)
+    floor = {"rmu": rmu_floor, "elm": elm_floor}[name](context, config)
 
     def steps() -> None:
-        for _ in METHODS.get(name).unlearn(setting, config):
+        for _ in METHODS.get(name).unlearn(context, config):
             pass
 
     floor(), steps(), steps()  # the second one finds ELM's continuations in the cache only if the weights are the same
     ratios, took = [], []
-    weights = {key: value.clone() for key, value in setting.model.state_dict().items()}
+    weights = {key: value.clone() for key, value in context.model.state_dict().items()}
     for _ in range(repetitions):
-        setting.model.load_state_dict(weights)
+        context.model.load_state_dict(weights)
         steps()  # samples, if it must
-        setting.model.load_state_dict(weights)
+        context.model.load_state_dict(weights)
         before = seconds(floor)
         took.append(seconds(steps))
         ratios.append(2 * took[-1] / (before + seconds(floor)))

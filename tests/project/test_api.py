@@ -12,7 +12,7 @@ import pytest
 
 import harness
 from harness.core.evaluator import EVALUATORS
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.core.registry import ROOT
 from harness.reading.runs import Runs
 from harness.storage.identity import comparable
@@ -21,13 +21,13 @@ from tests.conftest import Bench
 MEASURED = ("rouge", "probability")
 
 
-def scaled(setting: Setting, config: Any) -> Iterator[Progress]:
+def scaled(context: UnlearningContext, config: Any) -> Iterator[Progress]:
     """Shrinks the output matrix by the setting, in two steps."""
     import torch
 
     for step in (1, 2):
         with torch.no_grad():
-            setting.model.lm_head.weight.mul_(1 - 0.2 * config.strength)
+            context.model.lm_head.weight.mul_(1 - 0.2 * config.strength)
         yield Progress(step, measure_here=True, total=2)
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_is_refused_in_the_command_lines_words(invented: Bench, t
 
 
 def test_a_run_that_breaks_off_is_raised_and_stays_on_record(invented: Bench):
-    def broken(setting: Setting, config: Any) -> Iterator[Progress]:
+    def broken(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         yield Progress(1, measure_here=True)
         raise harness.RunFailed("the loss is not finite")
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from harness.core.benchmark import BENCHMARKS, roles_of
-from harness.core.evaluator import EVALUATORS, EvalPlan, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
 from harness.core.measurement import Difference, Measurement
 from harness.core.metric import HARMONIC, harmonic_mean
 from harness.reading import differences as kernel
-from harness.reading.differences import holm, of_rows, of_subjects
+from harness.reading.differences import holm, of_contexts, of_rows
 from harness.reading.leaderboard import build
 from harness.statistics.measurements import measurements
 from harness.statistics.paired import Resampling
@@ -33,12 +33,14 @@ def answers(shift: float, own: float = 0.0, seed: int = 0, authors: int = AUTHOR
     return pd.DataFrame({"task": task, "row": range(len(names)), "cluster": names, "rougeL_recall": of_authors + added})
 
 
-def subjects(tables: Mapping[str, Sequence[pd.DataFrame]], table: str = "answers") -> dict[str, list[Subject]]:
-    return {method: [Subject(None, PLAN, (), {table: rows}) for rows in of_seeds] for method, of_seeds in tables.items()}
+def subjects(tables: Mapping[str, Sequence[pd.DataFrame]], table: str = "answers") -> dict[str, list[EvalContext]]:
+    return {method: [EvalContext(None, PLAN, (), {table: rows}) for rows in of_seeds] for method, of_seeds in tables.items()}
 
 
-def list_of(measured: Mapping[str, Sequence[Subject]], metrics: Sequence[str], against: str | None = None) -> list[Difference]:
-    return list(of_subjects(measured, metrics, against))
+def list_of(
+    measured: Mapping[str, Sequence[EvalContext]], metrics: Sequence[str], against: str | None = None
+) -> list[Difference]:
+    return list(of_contexts(measured, metrics, against))
 
 
 def test_holm_is_the_textbooks():
@@ -226,58 +228,58 @@ def test_a_benchmark_that_cannot_say_has_none(tmp_path: Path, monkeypatch: pytes
 # ---------------------------------------------------------------- retain KL
 
 
-def test_retain_kl_is_that_of_each_row_and_none_before(nano_setting):
+def test_retain_kl_is_that_of_each_row_and_none_before(nano_context):
     """Against a direct computation with the whole model, row by row."""
     import torch
 
     from harness.data.rows import encode
 
-    setting = nano_setting
+    context = nano_context
     evaluator = EVALUATORS.get("retain_kl")
-    evaluator.before(Subject(setting, EvalPlan(setting.problem), ()))
-    (none,) = measurements(evaluator, Subject(setting, EvalPlan(setting.problem), ()))
+    evaluator.before(EvalContext(context, EvalPlan(context.problem), ()))
+    (none,) = measurements(evaluator, EvalContext(context, EvalPlan(context.problem), ()))
     assert isinstance(none, Measurement)
     assert none.value == 0
 
-    before = [torch.clone(p) for p in setting.model.parameters()]
+    before = [torch.clone(p) for p in context.model.parameters()]
     with torch.no_grad():
-        for p in setting.model.parameters():
+        for p in context.model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    after = [torch.clone(p) for p in setting.model.parameters()]
+    after = [torch.clone(p) for p in context.model.parameters()]
 
     def log_probs(weights, ids):
         with torch.no_grad():
-            for p, w in zip(setting.model.parameters(), weights, strict=True):
+            for p, w in zip(context.model.parameters(), weights, strict=True):
                 p.copy_(w)
-            return setting.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            return context.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
     total, tokens, of_rows = 0.0, 0, []
-    for row in setting.problem.questions["retain"]:
-        (coded,) = encode([setting.problem.template.example(row["question"], row["answer"])], setting.tokenizer, 200)
+    for row in context.problem.questions["retain"]:
+        (coded,) = encode([context.problem.template.example(row["question"], row["answer"])], context.tokenizer, 200)
         labelled = range(coded.prompt_tokens, len(coded.input_ids))
         old, new = (log_probs(weights, coded.input_ids) for weights in (before, after))
         kl = sum(float((old[i - 1].exp() * (old[i - 1] - new[i - 1])).sum()) for i in labelled)
         total, tokens = total + kl, tokens + len(labelled)
         of_rows.append(kl)
     log_probs(after, [0])
-    subject = Subject(setting, EvalPlan(setting.problem), ())
-    (found,) = measurements(EVALUATORS.get("retain_kl"), subject)
+    eval_context = EvalContext(context, EvalPlan(context.problem), ())
+    (found,) = measurements(EVALUATORS.get("retain_kl"), eval_context)
     assert isinstance(found, Measurement)
     assert found.value == pytest.approx(total / tokens, rel=1e-4)
     assert (found.n, found.better, found.unit) == (len(of_rows), "lower", "nats per token")
-    assert subject.tables["divergence"]["kl_sum"].tolist() == pytest.approx(of_rows, rel=1e-3, abs=1e-6)
+    assert eval_context.tables["divergence"]["kl_sum"].tolist() == pytest.approx(of_rows, rel=1e-3, abs=1e-6)
 
 
-def test_retain_kl_loads_the_model_before_where_it_was_not_shown(nano_setting):
+def test_retain_kl_loads_the_model_before_where_it_was_not_shown(nano_context):
     import torch
 
     with torch.no_grad():
-        nano_setting.model.lm_head.weight.mul_(1.5)
-    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(nano_setting, EvalPlan(nano_setting.problem), ()))
+        nano_context.model.lm_head.weight.mul_(1.5)
+    (found,) = measurements(EVALUATORS.get("retain_kl"), EvalContext(nano_context, EvalPlan(nano_context.problem), ()))
     assert isinstance(found, Measurement)
     assert found.value > 0.01
 
 
 def test_without_a_model_retain_kl_is_absent(nano_problem):
-    (found,) = measurements(EVALUATORS.get("retain_kl"), Subject(None, EvalPlan(nano_problem), ()))
+    (found,) = measurements(EVALUATORS.get("retain_kl"), EvalContext(None, EvalPlan(nano_problem), ()))
     assert "a log holds only one model's numbers" in found.reason

@@ -13,7 +13,7 @@ from harness.core.config import field_names, resolve, to_json
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS, EvalPlan, Reference
 from harness.core.figure import FIGURES
-from harness.core.method import METHODS, Progress, Setting
+from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.core.text import Example, Window
 from harness.running.contracts import benchmarks, evaluators, figures, methods
@@ -21,7 +21,7 @@ from harness.running.contracts.files import recorded
 from harness.running.contracts.tiny import TinySource
 from harness.running.contracts.workshop import Workshop
 from harness.storage.store import Store
-from tests.conftest import Nano, SettingMaker
+from tests.conftest import ContextMaker, Nano
 
 CHEAP: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}
 """Settings that make any method quick, where it has them."""
@@ -42,14 +42,14 @@ def config_of(name: str) -> Any:
     return resolve(config, cheap, SETTINGS.get(name, {}), owner=name)
 
 
-def unlearn(name: str, setting: Setting) -> list[Progress]:
-    return list(METHODS.get(name).unlearn(setting, config_of(name)))
+def unlearn(name: str, context: UnlearningContext) -> list[Progress]:
+    return list(METHODS.get(name).unlearn(context, config_of(name)))
 
 
-def fingerprint(setting: Setting) -> str:
+def fingerprint(context: UnlearningContext) -> str:
     from harness.models.sources import weights_fingerprint
 
-    return weights_fingerprint(setting.model)
+    return weights_fingerprint(context.model)
 
 
 # ---------------------------------------------------------------- methods
@@ -66,8 +66,8 @@ def test_a_method_is_its_file(name: str):
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_method_keeps_what_plugins_promise(name: str, make_setting: SettingMaker):
-    for check in methods.checks(METHODS.get(name), config_of(name), make_setting):
+def test_a_method_keeps_what_plugins_promise(name: str, make_context: ContextMaker):
+    for check in methods.checks(METHODS.get(name), config_of(name), make_context):
         check.run()
 
 
@@ -90,60 +90,60 @@ def test_a_method_has_settings_that_hold_on_mini(name: str):
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_method_changes_the_weights(name: str, nano_setting: Setting):
-    before = fingerprint(nano_setting)
-    unlearn(name, nano_setting)
-    assert (fingerprint(nano_setting) == before) == (name in UNCHANGING)
+def test_a_method_changes_the_weights(name: str, nano_context: UnlearningContext):
+    before = fingerprint(nano_context)
+    unlearn(name, nano_context)
+    assert (fingerprint(nano_context) == before) == (name in UNCHANGING)
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_what_speaks_without_gradients_speaks_without_dropout(name: str, nano_setting: Setting):
+def test_what_speaks_without_gradients_speaks_without_dropout(name: str, nano_context: UnlearningContext):
     """A frozen reference is what the model was when it was measured, not that with dropout switched on."""
     import torch
 
     seen: list[tuple[bool, bool]] = []
-    watched = nano_setting.model.base_model
+    watched = nano_context.model.base_model
     watched.register_forward_pre_hook(lambda module, _: seen.append((torch.is_grad_enabled(), module.training)))
-    unlearn(name, nano_setting)
+    unlearn(name, nano_context)
     assert (False, True) not in seen
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_methods_steps_rise_over_two_stages(name: str, make_setting: SettingMaker, nano_problem: Problem):
+def test_a_methods_steps_rise_over_two_stages(name: str, make_context: ContextMaker, nano_problem: Problem):
     (stage,) = nano_problem.stages
     stages = [Stage(n, stage.forget[k : k + 8], stage.retain[2 * k : 2 * k + 16]) for n, k in (("bio", 0), ("cyber", 4))]
-    methods.steps_rise(unlearn(name, make_setting(problem=replace(nano_problem, stages=stages))))
+    methods.steps_rise(unlearn(name, make_context(problem=replace(nano_problem, stages=stages))))
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_method_takes_running_text(name: str, make_setting: SettingMaker, nano_problem: Problem):
+def test_a_method_takes_running_text(name: str, make_context: ContextMaker, nano_problem: Problem):
     """Windows of a corpus, and whole documents: no prompt before what is scored."""
     (stage,) = nano_problem.stages
     forget = [Window("", f"{e.prompt} {e.answer}") for e in stage.forget]
     retain = [Example("", f"{e.prompt} {e.answer}") for e in stage.retain]
-    setting = make_setting(problem=replace(nano_problem, stages=[Stage("text", forget, retain)]))
-    before = fingerprint(setting)
-    methods.steps_rise(unlearn(name, setting))
-    assert (fingerprint(setting) == before) == (name in UNCHANGING)
+    context = make_context(problem=replace(nano_problem, stages=[Stage("text", forget, retain)]))
+    before = fingerprint(context)
+    methods.steps_rise(unlearn(name, context))
+    assert (fingerprint(context) == before) == (name in UNCHANGING)
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_method_runs_on_bfloat16_weights(name: str, nano_setting: Setting):
+def test_a_method_runs_on_bfloat16_weights(name: str, nano_context: UnlearningContext):
     import torch
 
-    nano_setting.model.to(torch.bfloat16)
-    before = fingerprint(nano_setting)
-    unlearn(name, nano_setting)
-    assert {p.dtype for p in nano_setting.model.parameters()} == {torch.bfloat16}
-    assert all(torch.isfinite(p).all() for p in nano_setting.model.parameters())
-    assert (fingerprint(nano_setting) == before) == (name in UNCHANGING)
-    methods.as_found(nano_setting)
+    nano_context.model.to(torch.bfloat16)
+    before = fingerprint(nano_context)
+    unlearn(name, nano_context)
+    assert {p.dtype for p in nano_context.model.parameters()} == {torch.bfloat16}
+    assert all(torch.isfinite(p).all() for p in nano_context.model.parameters())
+    assert (fingerprint(nano_context) == before) == (name in UNCHANGING)
+    methods.as_found(nano_context)
 
 
-def test_an_empty_list_of_layers_is_refused(nano_setting: Setting):
+def test_an_empty_list_of_layers_is_refused(nano_context: UnlearningContext):
     def empty() -> None:
         config = resolve(METHODS.get("kfade").config, {"step_size": 0.1, "layers": []}, owner="kfade")
-        list(METHODS.get("kfade").unlearn(nano_setting, config))
+        list(METHODS.get("kfade").unlearn(nano_context, config))
 
     with pytest.raises(UsageError):
         empty()

@@ -14,9 +14,9 @@ import pytest
 from evals import finetune_attack
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, EvalPlan, Evaluator, GenerationRequest, Sampling, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, Evaluator, GenerationRequest, Sampling
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.core.options import Options
 from harness.models.pretraining import TrainedSource
 from harness.models.sources import save_checkpoint, weights_fingerprint
@@ -34,13 +34,13 @@ ROW = {"task": ["forget"], "row": [0], "cluster": ["0"]}
 
 def keeping(name: str, columns: Mapping[str, Sequence[Any]], table: str = "") -> Evaluator:
     """An evaluator that keeps a table of its own name."""
-    return giving(name, lambda subject: float(len(subject.table(table or name, lambda setting: pd.DataFrame(columns)))))
+    return giving(name, lambda context: float(len(context.table(table or name, lambda _: pd.DataFrame(columns)))))
 
 
 def refused(bench: Bench, *evaluators: Evaluator) -> str:
     """What is said of a run with these evaluators, whose method must not begin."""
 
-    def never(setting: Setting, config: Any) -> Iterator[Progress]:
+    def never(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         raise AssertionError("it was unlearned before the tables were looked at")
         yield
 
@@ -63,11 +63,11 @@ def test_two_evaluators_with_clashing_columns_are_refused_for_different_rows_too
     """A record keeps all tables as one: who reads its column back finds the other's rows in it as well."""
 
     def of_module(module: str, name: str, columns: Mapping[str, Sequence[Any]]) -> Evaluator:
-        def build(setting: Setting) -> pd.DataFrame:
+        def build(context: UnlearningContext) -> pd.DataFrame:
             return pd.DataFrame(columns)
 
         build.__module__ = module
-        return giving(name, lambda subject: float(len(subject.table(name, build))))
+        return giving(name, lambda context: float(len(context.table(name, build))))
 
     one, other = {**ROW, "length": [1]}, {**ROW, "task": ["retain"], "length": [2]}
     said = refused(bench, of_module("theirs.first", "first", one), of_module("others.second", "second", other))
@@ -76,7 +76,7 @@ def test_two_evaluators_with_clashing_columns_are_refused_for_different_rows_too
         "evaluator would read the other's. Give one of them another name."
     )
 
-    def still(setting: Setting, config: Any) -> Iterator[Progress]:
+    def still(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         yield Progress(1, {}, measure_here=True, total=1)
 
     same_package = [of_module("theirs.first", "first", one), of_module("theirs.second", "second", other)]
@@ -120,7 +120,7 @@ def test_a_row_in_two_clusters_is_refused_before_unlearning(bench: Bench):
 def test_two_evaluators_that_name_a_number_alike_are_refused_before_unlearning(bench: Bench):
     one = keeping("one", {**ROW, "length": [1]})
     with pytest.raises(UsageError) as caught:
-        bench.plan(lambda setting, config: iter(()), [one, replace(one, name="other")])
+        bench.plan(lambda context, config: iter(()), [one, replace(one, name="other")])
     assert str(caught.value) == (
         "the evaluators one and other both give a number 'one'. Leave one of them out of --evals, or give one number another name."
     )
@@ -144,7 +144,7 @@ def test_tables_may_fill_a_column_for_different_rows():
 def test_an_evaluator_without_rows_leaves_the_run_whole(bench: Bench):
     """Such as ROUGE where a benchmark has no question of ToFU's kinds: no row, no column."""
 
-    def still(setting: Setting, config: Any) -> Iterator[Progress]:
+    def still(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         yield Progress(1, {}, measure_here=True, total=1)
 
     problem = replace(bench.base, questions={"bio": bench.base.questions["bio"]})
@@ -163,7 +163,7 @@ def test_an_evaluator_without_rows_leaves_the_run_whole(bench: Bench):
 def test_a_retrained_model_is_called_the_same_by_its_weights_not_by_its_answers(
     bench: Bench, caplog: pytest.LogCaptureFixture, cached: bool
 ):
-    def still(setting: Setting, config: Any) -> Iterator[Progress]:
+    def still(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         yield Progress(1, {}, measure_here=True, total=1)
 
     alike = keeping("alike", {**ROW, "length": [1]})  # every model has the same rows
@@ -207,7 +207,7 @@ def test_what_was_computed_with_a_trained_model_is_not_taken_for_another_machine
 ):
     generator = HFGenerator()
     request = GenerationRequest(("Who?",), Sampling(max_tokens=4), by="base")
-    asking = giving("asking", lambda subject: None, requests=lambda plan, tokenizer: [request])
+    asking = giving("asking", lambda context: None, requests=lambda plan, tokenizer: [request])
     monkeypatch.setattr(finetune_attack, "POINTS", (2,))
     questions = {"bio": bench.base.questions["bio"]}
     attacks = {"forget": bench.base.stages[0].forget[:4]}
@@ -217,9 +217,9 @@ def test_what_was_computed_with_a_trained_model_is_not_taken_for_another_machine
     def counted() -> list[int]:
         found = source_tables(PARENT, plan, Options(), bench.cache, generator)
         assert found.weights == weights_fingerprint(PARENT.load(bench.cache, "cpu", "float32")[0])
-        setting = Setting(*PARENT.load(bench.cache, "cpu", "float32"), attacked, 0, bench.cache, Costs(), "")
-        subject = Subject(setting, EvalPlan(attacked), ())
-        finetune_attack._attack_on_base(subject, setting.model.state_dict(), attacked.attacks["forget"])
+        context = UnlearningContext(*PARENT.load(bench.cache, "cpu", "float32"), attacked, 0, bench.cache, Costs(), "")
+        eval_context = EvalContext(context, EvalPlan(attacked), ())
+        finetune_attack._attack_on_base(eval_context, context.model.state_dict(), attacked.attacks["forget"])
         return [len([*bench.cache.root.glob(f"{kind}/*/entry.json")]) for kind in ("evaluations", "generations", "attack")]
 
     assert counted() == counted() == [1, 1, 1]

@@ -112,7 +112,7 @@ def test_every_method_says_what_it_holds(name: str):
     config = resolve(method.config, needed, owner=name)
     for each in method.memory(shape("phi-1.5"), config):
         assert each.bytes >= 0
-    for settings in method.smaller:
+    for settings in method.memory_fallbacks:
         resolve(method.config, needed, settings, owner=name)
 
 

@@ -20,9 +20,9 @@ import pytest
 from harness.core.benchmark import BENCHMARKS
 from harness.core.costs import Costs
 from harness.core.errors import Diverged, RunFailed, UsageError
-from harness.core.evaluator import EvalPlan, Evaluator, GenerationRequest, Sampling, Subject
+from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, GenerationRequest, Sampling
 from harness.core.measurement import Absent, Measurement
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.core.options import Options
 from harness.core.problem import Problem
 from harness.core.registry import ROOT
@@ -41,21 +41,21 @@ from tests.conftest import Bench, Nano, giving
 # ---------------------------------------------------------------- invented methods and evaluators
 
 
-def nudge(setting: Setting, strength: float = 1.0) -> None:
+def nudge(context: UnlearningContext, strength: float = 1.0) -> None:
     """Move one matrix at random, by torch's global generator."""
     import torch
 
-    weight = setting.model.lm_head.weight
+    weight = context.model.lm_head.weight
     with torch.no_grad():
         weight.add_(strength * torch.randn_like(weight))
 
 
-def steps(count: int = 3) -> Callable[[Setting, Any], Iterator[Progress]]:
+def steps(count: int = 3) -> Callable[[UnlearningContext, Any], Iterator[Progress]]:
     """A method that takes `count` random steps, measured after each."""
 
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         for step in range(1, count + 1):
-            nudge(setting, config.strength)
+            nudge(context, config.strength)
             yield Progress(step, {"strength": config.strength}, measure_here=True, total=count)
 
     return unlearn
@@ -73,16 +73,16 @@ class Calls:
         return self.inner(*args)
 
 
-def norm_of(subject: Subject) -> float:
-    first = subject.problem.questions["forget"][0]
-    table = subject.table(
+def norm_of(eval_context: EvalContext) -> float:
+    first = eval_context.problem.questions["forget"][0]
+    table = eval_context.table(
         "norm",
-        lambda setting: pd.DataFrame(
+        lambda context: pd.DataFrame(
             {
                 "task": ["forget"],
                 "row": [first["row"]],
                 "cluster": [first["cluster"]],
-                "norm": [setting.model.lm_head.weight.norm().item()],
+                "norm": [context.model.lm_head.weight.norm().item()],
             }
         ),
     )
@@ -145,9 +145,9 @@ def test_a_run_keeps_what_it_was_asked_with_the_true_answers(bench: Bench):
 
 
 def test_only_steps_that_ask_for_it_are_measured(bench: Bench):
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         for step in range(1, 6):
-            nudge(setting)
+            nudge(context)
             yield Progress(step, measure_here=step in (2, 5))
 
     assert [(p.index, p.step) for p in run(bench, unlearn).points] == [(0, 2), (1, 5)]
@@ -158,7 +158,7 @@ def test_settings_reach_the_method(bench: Bench):
 
 
 def test_a_number_that_is_not_finite_is_logged_as_none(bench: Bench):
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         yield Progress(1, {"norm": math.nan, "loss": math.inf, "fine": 2.0}, measure_here=True)
 
     assert run(bench, unlearn).points[0].logged == {"norm": None, "loss": None, "fine": 2.0}
@@ -199,12 +199,12 @@ def test_the_same_seed_comes_to_the_same_points_and_another_does_not(bench: Benc
 
 
 def random_evaluator(draws: int) -> Evaluator:
-    def measure(subject: Subject) -> float:
+    def measure(context: EvalContext) -> float:
         import torch
 
         torch.manual_seed(99)
         torch.randn(draws)
-        return norm_of(subject)
+        return norm_of(context)
 
     return giving("norm", measure)
 
@@ -222,8 +222,8 @@ def test_whether_references_were_cached_does_not_change_the_run(bench: Bench, tm
 
 
 def test_an_evaluator_that_changes_the_model_does_not_change_the_run(bench: Bench):
-    def attack(subject: Subject) -> None:
-        assert subject.loaded is None or nudge(subject.loaded) is None
+    def attack(context: EvalContext) -> None:
+        assert context.loaded is None or nudge(context.loaded) is None
 
     calm = run(bench, steps(3))
     attacked = run(other_store(bench), steps(3), [NORM, giving("attack", attack, changes_model=True)])
@@ -234,7 +234,7 @@ def test_an_evaluator_that_changes_the_model_comes_last(bench: Bench):
     order: list[str] = []
 
     def named(name: str, changes: bool) -> Evaluator:
-        def measure(subject: Subject) -> None:
+        def measure(context: EvalContext) -> None:
             order.append(name)
 
         return giving(name, measure, changes_model=changes)
@@ -245,14 +245,16 @@ def test_an_evaluator_that_changes_the_model_comes_last(bench: Bench):
 
 
 def test_the_clock_runs_only_inside_the_method(bench: Bench, clock: Clock):
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         for step in (1, 2):
             clock.sleep(0.5)
             yield Progress(step, measure_here=True)
 
-    def slowly(subject: Subject) -> float:
-        clock.sleep(100.0 if subject.loaded and subject.references else 0)  # at points, not while references are measured
-        return norm_of(subject)
+    def slowly(eval_context: EvalContext) -> float:
+        clock.sleep(
+            100.0 if eval_context.loaded and eval_context.references else 0
+        )  # at points, not while references are measured
+        return norm_of(eval_context)
 
     result = run(bench, unlearn, [giving("norm", slowly)])
     first, second = (p.unlearn_seconds for p in result.points)
@@ -262,8 +264,8 @@ def test_the_clock_runs_only_inside_the_method(bench: Bench, clock: Clock):
 
 
 def test_what_a_method_found_in_the_cache_counts_in_its_full_cost(bench: Bench, clock: Clock):
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
-        setting.costs.saved(100.0)
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+        context.costs.saved(100.0)
         yield Progress(1, measure_here=True)
 
     result = run(bench, unlearn)
@@ -274,9 +276,9 @@ def test_what_a_method_found_in_the_cache_counts_in_its_full_cost(bench: Bench, 
 # ---------------------------------------------------------------- breaks
 
 
-def breaks_after_first(error: BaseException) -> Callable[[Setting, Any], Iterator[Progress]]:
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
-        inner = steps(3)(setting, config)
+def breaks_after_first(error: BaseException) -> Callable[[UnlearningContext, Any], Iterator[Progress]]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+        inner = steps(3)(context, config)
         yield next(inner)
         raise error
 
@@ -316,9 +318,9 @@ def test_a_replay_that_comes_to_other_weights_is_measured_anew(bench: Bench, cap
         run(bench, breaks_after_first(KeyboardInterrupt()))
     first = bench.store.find(bench.plan(steps(3), [NORM]).spec).points[0]
 
-    def otherwise(setting: Setting, config: Any) -> Iterator[Progress]:
-        nudge(setting)
-        yield from steps(2)(setting, config)
+    def otherwise(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+        nudge(context)
+        yield from steps(2)(context, config)
 
     with caplog.at_level(logging.WARNING):
         result = run(bench, otherwise)
@@ -361,7 +363,7 @@ def test_an_error_that_names_a_path_leaves_no_path_in_the_record(bench: Bench, t
 
 
 def test_what_the_user_can_put_right_leaves_no_record_where_there_is_no_point(bench: Bench):
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         raise UsageError("layers=[9]: the model has layers 0 to 1")
         yield
 
@@ -382,7 +384,7 @@ def test_what_the_user_can_put_right_keeps_the_points_there_are(bench: Bench):
 def test_a_forced_run_that_cannot_begin_leaves_the_earlier_record(bench: Bench):
     first = run(bench, steps(2))
 
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         raise UsageError("the GPU is too small")
         yield
 
@@ -394,7 +396,7 @@ def test_a_forced_run_that_cannot_begin_leaves_the_earlier_record(bench: Bench):
 
 
 def test_an_error_before_the_first_measurement_is_recorded_too(bench: Bench):
-    def broken(subject: Subject) -> float:
+    def broken(context: EvalContext) -> float:
         raise RuntimeError("a bug")
 
     todo = bench.plan(steps(1), [giving("norm", broken)])
@@ -441,8 +443,8 @@ def test_a_first_run_that_never_began_is_kept_as_failed(bench: Bench, monkeypatc
 
 
 def test_a_forced_run_that_never_began_leaves_the_points_of_an_interrupted_one(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    def stopped(setting: Setting, config: Any) -> Iterator[Progress]:
-        yield from itertools.islice(steps(2)(setting, config), 1)
+    def stopped(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+        yield from itertools.islice(steps(2)(context, config), 1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -544,9 +546,9 @@ ASKED = (GenerationRequest(("Who was",), Sampling(4)), GenerationRequest(("Where
 def listening(requests: Sequence[GenerationRequest], heard: list[dict[GenerationRequest, str]]) -> Evaluator:
     """An evaluator that keeps the answers it is given for a model that is here."""
 
-    def measure(subject: Subject) -> None:
-        if subject.loaded:
-            heard.append(dict(subject.generations))
+    def measure(context: EvalContext) -> None:
+        if context.loaded:
+            heard.append(dict(context.generations))
 
     return giving(f"listening_to_{len(requests)}", measure, requests=lambda plan, tokenizer: requests)
 
@@ -715,7 +717,7 @@ def test_a_model_that_cannot_be_kept_leaves_the_run_done(bench: Bench, tmp_path:
     assert list(problems(bench.store)) == []
 
 
-def nothing_is_unlearned(setting: Setting, config: Any) -> Iterator[Progress]:
+def nothing_is_unlearned(context: UnlearningContext, config: Any) -> Iterator[Progress]:
     raise AssertionError("the place was not tried first")
     yield
 
@@ -927,13 +929,13 @@ def test_a_plan_names_recorded_references_before_retrained_ones(nano_problem: Pr
 # ---------------------------------------------------------------- a method that moves nothing
 
 
-def idle(*norms: float, move: bool = False) -> Callable[[Setting, Any], Iterator[Progress]]:
+def idle(*norms: float, move: bool = False) -> Callable[[UnlearningContext, Any], Iterator[Progress]]:
     """A method that says it took a step for each gradient."""
 
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         for step, norm in enumerate(norms, start=1):
             if move:
-                nudge(setting)
+                nudge(context)
             yield Progress(step, {"gradient_norm": norm}, measure_here=step == len(norms), total=len(norms))
 
     return unlearn
@@ -949,7 +951,7 @@ def test_a_method_that_moved_nothing_is_said_to_have(bench: Bench):
 
 
 def test_the_untouched_model_is_not_said_to_be_idle(bench: Bench):
-    def nothing(setting: Setting, config: Any) -> Iterator[Progress]:
+    def nothing(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         yield Progress(0, measure_here=True, total=0)
 
     assert list(run(bench, nothing).notes) == []

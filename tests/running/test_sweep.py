@@ -15,7 +15,7 @@ from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import Diverged, UsageError
 from harness.core.fields import read
 from harness.core.measurement import Measurement
-from harness.core.method import Progress, Setting
+from harness.core.method import Progress, UnlearningContext
 from harness.core.options import Options
 from harness.reading.comparison_table import comparison
 from harness.reading.sweep_table import sweep_table
@@ -203,12 +203,12 @@ def test_finished_runs_are_not_done_again(bench: Bench):
     assert method.count == 3
 
 
-def breaks(setting: Setting, config: Any) -> Iterator[Progress]:
-    nudge(setting, config.strength)
+def breaks(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+    nudge(context, config.strength)
     yield Progress(1, measure_here=True, total=2)
     if config.strength > 0.15:
         raise Diverged("the loss is nan")
-    nudge(setting, config.strength)
+    nudge(context, config.strength)
     yield Progress(2, measure_here=True, total=2)
 
 
@@ -265,7 +265,7 @@ def test_the_comparison_names_every_method_both_arms_and_the_oracle(bench: Bench
 
 
 def test_the_comparison_shows_runs_without_points(bench: Bench):
-    def never(setting: Setting, config: Any) -> Iterator[Progress]:
+    def never(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         raise Diverged("the first loss is nan")
         yield
 
@@ -276,7 +276,7 @@ def test_the_comparison_shows_runs_without_points(bench: Bench):
 def test_the_sweeps_table_puts_the_best_first(bench: Bench):
     score = {0.1: 0.2, 0.3: 0.9, 0.2: 0.5}
 
-    def measure(subject: Any) -> float:
+    def measure(context: Any) -> float:
         return score[current["strength"]]
 
     current: dict[str, float] = {}
@@ -416,11 +416,11 @@ def test_an_error_nobody_expected_stops_no_other_run_and_holds_no_memory(bench: 
         emptied.append(sum(each() is None for each in seen) / len(seen))
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
 
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
-        mine = setting.model.lm_head.weight
-        held, _ = setting.cache.memoize("large", config.strength, lambda: torch.zeros(1))
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+        mine = context.model.lm_head.weight
+        held, _ = context.cache.memoize("large", config.strength, lambda: torch.zeros(1))
         seen.extend(map(weakref.ref, (mine, held)))
-        yield from steps(1)(setting, config)
+        yield from steps(1)(context, config)
         if config.strength in error:
             monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
             raise error.pop(config.strength)
@@ -440,10 +440,10 @@ def test_an_error_nobody_expected_stops_no_other_run_and_holds_no_memory(bench: 
 def test_a_run_that_is_refused_when_it_starts_stops_no_other(bench: Bench):
     """As when a model does not fit beside one method's curvature, or a rank is larger than a matrix."""
 
-    def unlearn(setting: Setting, config: Any) -> Iterator[Progress]:
+    def unlearn(context: UnlearningContext, config: Any) -> Iterator[Progress]:
         if config.strength > 0.15:
             raise UsageError("the GPU is too small")
-        nudge(setting, config.strength)
+        nudge(context, config.strength)
         yield Progress(1, measure_here=True, total=1)
 
     plans = [bench.plan(unlearn, [NORM], settings={"strength": s}) for s in (0.1, 0.2, 0.05)]

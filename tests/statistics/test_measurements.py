@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext
 from harness.core.measurement import Measurement
 from harness.core.metric import OfMeans
 from harness.core.options import Options
@@ -26,12 +26,12 @@ def test_a_committed_runs_rows_give_its_committed_numbers(bench: str, method: st
     rows = STORE.rows(result.spec, point.index)
     assert rows is not None
     plan = read(bench, "mini", Options())
-    subject = Subject(None, plan, (), AllInOne(rows))
+    context = EvalContext(None, plan, (), AllInOne(rows))
     recorded = {m.metric: m for m in point.measurements if isinstance(m, Measurement)}
     compared = 0
     for evaluator in map(EVALUATORS.get, result.spec.evaluators):
         statistics = {metric.name: metric.statistic for metric in evaluator.metrics_of(plan)}
-        for found in measurements(evaluator, subject):
+        for found in measurements(evaluator, context):
             if isinstance(statistics[found.metric], OfMeans):
                 assert isinstance(found, Measurement), found
                 before = recorded[found.metric]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from harness.core.evaluator import EVALUATORS, EvalPlan, Reference, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, Reference
 from harness.core.measurement import Absent, Measurement
 from harness.core.problem import Problem, Row, Stage
 from harness.statistics.measurements import measurements
@@ -32,7 +32,7 @@ def score(problem: Problem, right: dict[str, int]) -> Measurement | Absent:
         for i in range(n)
     ]
     [found] = measurements(
-        EVALUATORS.get("selection_score"), Subject(None, EvalPlan(problem), (), {"choices": pd.DataFrame(rows)})
+        EVALUATORS.get("selection_score"), EvalContext(None, EvalPlan(problem), (), {"choices": pd.DataFrame(rows)})
     )
     return found
 
@@ -70,7 +70,9 @@ def test_in_open_unlearnings_definitions_it_takes_the_guarded_ratio_too():
         told = {**collapsed()}
         kept = tables(rows=120, seed=1)["likelihood"].query("task != 'forget'")
         told["likelihood"] = pd.concat([kept, told["likelihood"].query("task == 'forget'")])
-        [found[variant]] = measurements(EVALUATORS.get("selection_score"), Subject(None, of_logs(variant), references, told))
+        [found[variant]] = measurements(
+            EVALUATORS.get("selection_score"), EvalContext(None, of_logs(variant), references, told)
+        )
     assert found["original"].value > 0.01
     assert found["open-unlearning"].value < 1e-70
     assert (found["original"].version, found["open-unlearning"].version) == (1, 2)

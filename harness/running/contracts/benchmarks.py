@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.core.benchmark import Benchmark, eval_plan
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, Subject
+from harness.core.evaluator import EVALUATORS, EvalContext
 from harness.core.options import Options
 from harness.core.registry import ROOT
 from harness.running.contracts.promises import Check, keep
@@ -110,6 +110,6 @@ def evaluators_go_together(benchmark: Benchmark) -> None:
     for evaluator in evaluators:
         keep(EVALUATORS.get(evaluator.name) is evaluator, f"its evaluator {evaluator.name} is not the registered one")
     plan = eval_plan(benchmark, benchmark.problem("mini", LIMIT), LIMIT)
-    metrics = [item.metric for e in evaluators for item in measurements(e, Subject(None, plan, ()))]
+    metrics = [item.metric for e in evaluators for item in measurements(e, EvalContext(None, plan, ()))]
     twice = sorted({metric for metric in metrics if metrics.count(metric) > 1})
     keep(not twice, f"two of its evaluators give {', '.join(twice)}")

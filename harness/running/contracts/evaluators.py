@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.evaluator import Evaluator, GenerationRequest, Reference, Subject
+from harness.core.evaluator import EvalContext, Evaluator, GenerationRequest, Reference
 from harness.core.measurement import Absent, Measurement
 from harness.models.sources import weights_fingerprint
 from harness.running.contracts.methods import as_found
@@ -32,20 +32,20 @@ def checks(evaluator: Evaluator, shop: Workshop, references: Callable[[], Sequen
         references: makes two retrained models by their tables, as this evaluator builds them.
     """
 
-    def subject() -> Subject:
-        return shop.subject(shop.setting(), [evaluator], references())
+    def context() -> EvalContext:
+        return shop.eval_context(shop.context(), [evaluator], references())
 
     promises: Mapping[str, Callable[[], None]] = {
         "it asks for texts alone": lambda: requests_are_requests(evaluator, shop),
-        "its tables name task, row and cluster": lambda: tables_can_be_recorded(evaluator, subject()),
-        "its numbers have an interval, or say why not": lambda: numbers_or_reasons(measurements(evaluator, subject())),
-        "something is measured where all is there": lambda: something_is_measured(evaluator, subject()),
-        "the same numbers come from its recorded tables alone": lambda: same_from_tables(evaluator, subject()),
+        "its tables name task, row and cluster": lambda: tables_can_be_recorded(evaluator, context()),
+        "its numbers have an interval, or say why not": lambda: numbers_or_reasons(measurements(evaluator, context())),
+        "something is measured where all is there": lambda: something_is_measured(evaluator, context()),
+        "the same numbers come from its recorded tables alone": lambda: same_from_tables(evaluator, context()),
         "so they do from a record, which keeps all tables as one": lambda: same_from_record(evaluator, shop),
         "what cannot be measured is absent, with the reason": lambda: absent_without_anything(evaluator, shop),
         "a collapsed model gets no bad number": lambda: no_bad_number_of_a_collapsed_model(evaluator, shop, references()),
-        "the model stays as it is": lambda: model_stays(evaluator, subject()),
-        "the process is left as it was found": lambda: process_left_as_found(evaluator, subject()),
+        "the model stays as it is": lambda: model_stays(evaluator, context()),
+        "the process is left as it was found": lambda: process_left_as_found(evaluator, context()),
         "it goes together with the benchmark's own evaluators": lambda: goes_together(evaluator, shop),
     }
     for promise, run in promises.items():
@@ -58,10 +58,10 @@ def references_of(shop: Workshop, evaluators: Sequence[Evaluator]) -> list[Refer
     references = []
     for name in shop.plan.references[:2]:
         sources = {**shop.problem.sources, "base": shop.problem.sources[name]}
-        subject = shop.subject(shop.setting(problem=replace(shop.problem, sources=sources)), able)
+        context = shop.eval_context(shop.context(problem=replace(shop.problem, sources=sources)), able)
         for evaluator in able:
-            measurements(evaluator, subject)
-        references.append(Reference(name, subject.tables))
+            measurements(evaluator, context)
+        references.append(Reference(name, context.tables))
     return references
 
 
@@ -71,10 +71,10 @@ def requests_are_requests(evaluator: Evaluator, shop: Workshop) -> None:
         keep(isinstance(request, GenerationRequest), f"it asks for {type(request).__name__}: requests gives GenerationRequests")
 
 
-def tables_can_be_recorded(evaluator: Evaluator, subject: Subject) -> None:
+def tables_can_be_recorded(evaluator: Evaluator, context: EvalContext) -> None:
     """The record puts all tables side by side, so that each row needs its name."""
-    measurements(evaluator, subject)
-    check_tables(subject.tables, "what it keeps row by row", subject.builders)
+    measurements(evaluator, context)
+    check_tables(context.tables, "what it keeps row by row", context.builders)
 
 
 def numbers_or_reasons(numbers: Sequence[Measurement | Absent]) -> None:
@@ -118,9 +118,9 @@ def _whole(item: Measurement) -> None:
         keep(item.interval_method and item.resampled, f"{name} does not say how its interval was made, or what was resampled")
 
 
-def something_is_measured(evaluator: Evaluator, subject: Subject) -> None:
+def something_is_measured(evaluator: Evaluator, context: EvalContext) -> None:
     """On a problem with references; an evaluator that asks a judge may have none here."""
-    numbers = measurements(evaluator, subject)
+    numbers = measurements(evaluator, context)
     reasons = "; ".join(item.reason for item in numbers if isinstance(item, Absent))
     keep(
         evaluator.rests_on_more or any(isinstance(item, Measurement) for item in numbers),
@@ -128,23 +128,23 @@ def something_is_measured(evaluator: Evaluator, subject: Subject) -> None:
     )
 
 
-def same_from_tables(evaluator: Evaluator, subject: Subject) -> None:
+def same_from_tables(evaluator: Evaluator, context: EvalContext) -> None:
     """What makes a recorded run readable for ever: no model, no texts, the same numbers."""
-    numbers = measurements(evaluator, subject)
+    numbers = measurements(evaluator, context)
     if not evaluator.changes_model:
-        again = measurements(evaluator, Subject(None, subject.plan, subject.references, dict(subject.tables)))
+        again = measurements(evaluator, EvalContext(None, context.plan, context.references, dict(context.tables)))
         other = next((now.metric for now, then in zip(again, numbers, strict=True) if now != then), "")
-        keep(not other, f"{other} comes out otherwise from the recorded tables: keep what it rests on by subject.table")
+        keep(not other, f"{other} comes out otherwise from the recorded tables: keep what it rests on by context.table")
 
 
 def same_from_record(evaluator: Evaluator, shop: Workshop) -> None:
     """Rows of other evaluators and of other sets of questions are no rows of its own."""
     if evaluator.changes_model:
         return
-    numbers, subject = _beside_others(evaluator, shop)
-    if (rows := in_one(subject.tables.values())) is None:
+    numbers, context = _beside_others(evaluator, shop)
+    if (rows := in_one(context.tables.values())) is None:
         return
-    again = measurements(evaluator, Subject(None, subject.plan, (), AllInOne(rows)))
+    again = measurements(evaluator, EvalContext(None, context.plan, (), AllInOne(rows)))
     for now, then in zip(again, numbers, strict=True):
         same = isinstance(now, Absent) and isinstance(then, Absent)
         if isinstance(now, Measurement) and isinstance(then, Measurement):
@@ -156,21 +156,21 @@ def same_from_record(evaluator: Evaluator, shop: Workshop) -> None:
         )
 
 
-def _beside_others(evaluator: Evaluator, shop: Workshop) -> tuple[Sequence[Measurement | Absent], Subject]:
+def _beside_others(evaluator: Evaluator, shop: Workshop) -> tuple[Sequence[Measurement | Absent], EvalContext]:
     """Its numbers where the benchmark's own evaluators measure as well, and what holds the tables of all."""
     others = [e for e in shop.plan.evaluators if e.name != evaluator.name and not e.changes_model]
-    subject = shop.subject(shop.setting(), [*others, evaluator])
+    context = shop.eval_context(shop.context(), [*others, evaluator])
     for other in others:
-        measurements(other, subject)
-    return measurements(evaluator, subject), subject
+        measurements(other, context)
+    return measurements(evaluator, context), context
 
 
 def absent_without_anything(evaluator: Evaluator, shop: Workshop) -> None:
     """A log of another program may hold no table of it."""
-    numbers = measurements(evaluator, Subject(None, shop.plan, ()))
+    numbers = measurements(evaluator, EvalContext(None, shop.plan, ()))
     numbers_or_reasons(numbers)
     wrong = next((item.metric for item in numbers if not isinstance(item, Absent)), "")
-    keep(not wrong, f"{wrong} has a value where there is neither a model nor a table: let subject.table's LookupError pass")
+    keep(not wrong, f"{wrong} has a value where there is neither a model nor a table: let context.table's LookupError pass")
 
 
 def no_bad_number_of_a_collapsed_model(evaluator: Evaluator, shop: Workshop, references: Sequence[Reference]) -> None:
@@ -178,37 +178,37 @@ def no_bad_number_of_a_collapsed_model(evaluator: Evaluator, shop: Workshop, ref
     import torch
 
     for scale in (math.nan, 1e3):
-        setting = shop.setting()
+        context = shop.context()
         with torch.no_grad():
-            setting.model.get_output_embeddings().weight.mul_(scale)
-        numbers_or_reasons(measurements(evaluator, shop.subject(setting, [evaluator], references)))
+            context.model.get_output_embeddings().weight.mul_(scale)
+        numbers_or_reasons(measurements(evaluator, shop.eval_context(context, [evaluator], references)))
 
 
-def model_stays(evaluator: Evaluator, subject: Subject) -> None:
+def model_stays(evaluator: Evaluator, context: EvalContext) -> None:
     """Weights and state, unless it says `changes_model`."""
-    assert subject.loaded, "it has a model"
-    before = weights_fingerprint(subject.model)
-    measurements(evaluator, subject)
+    assert context.loaded, "it has a model"
+    before = weights_fingerprint(context.model)
+    measurements(evaluator, context)
     if not evaluator.changes_model:
-        same = weights_fingerprint(subject.model) == before
+        same = weights_fingerprint(context.model) == before
         keep(same, "it changes the weights: register it with changes_model=True, so that it runs on a reload")
-        as_found(subject.loaded)
+        as_found(context.loaded)
 
 
-def process_left_as_found(evaluator: Evaluator, subject: Subject) -> None:
+def process_left_as_found(evaluator: Evaluator, context: EvalContext) -> None:
     """Random numbers' seeds, default type, gradients, threads."""
     before = ProcessBefore.now()
-    measurements(evaluator, subject)
+    measurements(evaluator, context)
     before.keep()
 
 
 def goes_together(evaluator: Evaluator, shop: Workshop) -> None:
     """No number, table or column is named as another evaluator's."""
     others = [e for e in shop.plan.evaluators if e.name != evaluator.name and not e.changes_model]
-    subject = shop.subject(shop.setting(), [*others, evaluator])
+    context = shop.eval_context(shop.context(), [*others, evaluator])
     names: dict[str, str] = {}
     for each in (*others, evaluator):
-        for item in measurements(each, subject):
+        for item in measurements(each, context):
             owner = names.setdefault(item.metric, each.name)
             keep(owner == each.name, f"it gives a number '{item.metric}', and so does {owner}: call it otherwise")
-    check_tables(subject.tables, "what it keeps beside the benchmark's own evaluators", subject.builders)
+    check_tables(context.tables, "what it keeps beside the benchmark's own evaluators", context.builders)

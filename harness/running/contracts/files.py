@@ -13,7 +13,7 @@ from harness.core.config import JSON, settings
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS
 from harness.core.figure import FIGURES
-from harness.core.method import METHODS, Method, Progress, Setting
+from harness.core.method import METHODS, Method, Progress, UnlearningContext
 from harness.core.options import Options
 from harness.core.plugins import add_plugins
 from harness.core.registry import Registry
@@ -71,11 +71,11 @@ def checks_of(kind: str, name: str, bench: str, given: Mapping[str, JSON], folde
     shop = Workshop.of(bench, folder)
     if kind == METHODS.kind:
         method = METHODS.get(name)
-        if why := method.cannot(shop.problem):
-            keep(isinstance(why, str), "cannot gives None, or in one sentence why not")
+        if why := method.skip_reason(shop.problem):
+            keep(isinstance(why, str), "skip_reason gives None, or in one sentence why not")
             raise UsageError(f"{name} cannot be tried on {bench}: {why}. Try it on another benchmark: --bench NAME.")
         config = methods.cheap(method, method.preset(bench, shop.problem.family or "mini"), given)
-        yield from methods.checks(method, config, shop.setting)
+        yield from methods.checks(method, config, shop.context)
     elif kind == EVALUATORS.kind:
         evaluator = EVALUATORS.get(name)
         yield from evaluators.checks(evaluator, shop, cache(lambda: evaluators.references_of(shop, [evaluator])))
@@ -92,13 +92,13 @@ class _Shrink:
     """How much of the output matrix goes."""
 
 
-def _shrink(setting: Setting, config: _Shrink) -> Iterator[Progress]:
+def _shrink(context: UnlearningContext, config: _Shrink) -> Iterator[Progress]:
     """Makes a model less certain, in two steps."""
     import torch
 
     for step in (1, 2):
         with torch.no_grad():
-            setting.model.get_output_embeddings().weight.mul_(1 - config.share)
+            context.model.get_output_embeddings().weight.mul_(1 - config.share)
         yield Progress(step, measure_here=True, total=2)
 
 

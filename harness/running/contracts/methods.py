@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.config import describe, field_names, resolve
 from harness.core.errors import UsageError
 from harness.core.memory import ModelShape
-from harness.core.method import Method, Progress, Setting
+from harness.core.method import Method, Progress, UnlearningContext
 from harness.core.problem import Problem
 from harness.models.sources import weights_fingerprint
 from harness.running.contracts.process import ProcessBefore, process_put_back
@@ -19,13 +19,13 @@ from harness.running.contracts.promises import Check, keep
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MakeSetting = Callable[..., Setting]
-"""A fresh setting each time; takes `seed` and `problem`."""
+MakeContext = Callable[..., UnlearningContext]
+"""A fresh context each time; takes `seed` and `problem`."""
 LARGEST = 100
 """How many times the weights in float32 a method may say that it holds."""
 
 
-def checks(method: Method[Any], config: Any, make: MakeSetting) -> Iterator[Check]:
+def checks(method: Method[Any], config: Any, make: MakeContext) -> Iterator[Check]:
     """All of them.
 
     Args:
@@ -68,7 +68,7 @@ def unknown_settings_are_refused(method: Method[Any]) -> None:
 
 def refusals_are_texts(method: Method[Any], config: Any, problem: Problem) -> None:
     """None, or why it cannot run."""
-    for what, why in (("cannot", method.cannot(problem)), ("clash", method.clash(problem, config))):
+    for what, why in (("skip_reason", method.skip_reason(problem)), ("clash", method.clash(problem, config))):
         keep(
             why is None or (isinstance(why, str) and len(why) > 10),
             f"{what} gave {why!r}: it gives None, or in one sentence why not",
@@ -95,45 +95,45 @@ def steps_rise(progress: Sequence[Progress]) -> None:
             )
 
 
-def same_seed_same_weights(method: Method[Any], config: Any, make: MakeSetting) -> None:
-    """Random numbers come from the setting's seed, or from the global generator, which is seeded before a run."""
+def same_seed_same_weights(method: Method[Any], config: Any, make: MakeContext) -> None:
+    """Random numbers come from the context's seed, or from the global generator, which is seeded before a run."""
     import torch
 
     weights = []
     for _ in range(2):
-        setting = make(seed=3)
+        context = make(seed=3)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            list(method.unlearn(setting, config))
-        weights.append(weights_fingerprint(setting.model))
-    keep(weights[0] == weights[1], "two runs with one seed come to different weights: seed its generators with setting.seed")
+            list(method.unlearn(context, config))
+        weights.append(weights_fingerprint(context.model))
+    keep(weights[0] == weights[1], "two runs with one seed come to different weights: seed its generators with context.seed")
 
 
-def left_as_found(method: Method[Any], config: Any, setting: Setting) -> None:
+def left_as_found(method: Method[Any], config: Any, context: UnlearningContext) -> None:
     """Eval mode, no gradients, no hooks, the same parameters frozen, the same tokenizer, weights of the same shape and type."""
-    frozen = next(name for name, _ in setting.model.named_parameters())
-    setting.model.get_parameter(frozen).requires_grad_(False)
-    words, side = dict(setting.tokenizer.get_vocab()), setting.tokenizer.padding_side
-    shapes = {name: (p.shape, p.dtype) for name, p in setting.model.state_dict().items()}
-    list(method.unlearn(setting, config))
-    as_found(setting, [frozen])
-    keep(setting.tokenizer.get_vocab() == words, "it changes the tokenizer's words: put them back")
-    keep(setting.tokenizer.padding_side == side, f"it leaves the tokenizer's padding_side other than {side}: put it back")
-    now = {name: (p.shape, p.dtype) for name, p in setting.model.state_dict().items()}
+    frozen = next(name for name, _ in context.model.named_parameters())
+    context.model.get_parameter(frozen).requires_grad_(False)
+    words, side = dict(context.tokenizer.get_vocab()), context.tokenizer.padding_side
+    shapes = {name: (p.shape, p.dtype) for name, p in context.model.state_dict().items()}
+    list(method.unlearn(context, config))
+    as_found(context, [frozen])
+    keep(context.tokenizer.get_vocab() == words, "it changes the tokenizer's words: put them back")
+    keep(context.tokenizer.padding_side == side, f"it leaves the tokenizer's padding_side other than {side}: put it back")
+    now = {name: (p.shape, p.dtype) for name, p in context.model.state_dict().items()}
     keep(now == shapes, "it leaves weights of other names, shapes or types: evaluators and checkpoints need the model's own")
 
 
-def left_as_found_when_stopped(method: Method[Any], config: Any, setting: Setting) -> None:
+def left_as_found_when_stopped(method: Method[Any], config: Any, context: UnlearningContext) -> None:
     """A generator that is closed puts things back in `finally`."""
-    steps = method.unlearn(setting, config)
+    steps = method.unlearn(context, config)
     next(iter(steps))
     getattr(steps, "close", lambda: None)()
-    as_found(setting)
+    as_found(context)
 
 
-def as_found(setting: Setting, frozen: Sequence[str] = ()) -> None:
+def as_found(context: UnlearningContext, frozen: Sequence[str] = ()) -> None:
     """In eval mode, no gradient, no hook, and only those parameters frozen that were before."""
-    model = setting.model
+    model = context.model
     keep(
         not any(m.training for m in model.modules()),
         "it leaves the model in training mode: end with model.eval()",
@@ -146,19 +146,19 @@ def as_found(setting: Setting, frozen: Sequence[str] = ()) -> None:
         keep(not any(hooks), "it leaves hooks on the model: remove them in 'finally'")
 
 
-def process_left_as_found(method: Method[Any], config: Any, setting: Setting) -> None:
+def process_left_as_found(method: Method[Any], config: Any, context: UnlearningContext) -> None:
     """Random numbers' seeds, default type, gradients, threads: at each yield, when others go on, and at the end."""
     before = ProcessBefore.now()
-    for _ in method.unlearn(setting, config):
+    for _ in method.unlearn(context, config):
         before.keep(", and goes on so while a point is measured")
     before.keep()
 
 
-def memory_is_told(method: Method[Any], config: Any, setting: Setting) -> None:
+def memory_is_told(method: Method[Any], config: Any, context: UnlearningContext) -> None:
     """An estimate where it takes gradients of the weights, whole numbers of bytes, and none that no machine has."""
-    with _gradients(setting) as taken:
-        list(method.unlearn(setting, config))
-    shape = ModelShape(setting.model, 4, max(len(stage.retain) for stage in setting.stages), 20)
+    with _gradients(context) as taken:
+        list(method.unlearn(context, config))
+    shape = ModelShape(context.model, 4, max(len(stage.retain) for stage in context.stages), 20)
     held = list(method.memory(shape, config))
     keep(
         held or not taken,
@@ -177,12 +177,12 @@ def memory_is_told(method: Method[Any], config: Any, setting: Setting) -> None:
 
 
 @contextmanager
-def _gradients(setting: Setting) -> Iterator[set[str]]:
+def _gradients(context: UnlearningContext) -> Iterator[set[str]]:
     """The names of parameters that a gradient is added to meanwhile."""
     taken: set[str] = set()
     handles = [
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: taken.add(name))
-        for name, parameter in setting.model.named_parameters()
+        for name, parameter in context.model.named_parameters()
         if parameter.requires_grad
     ]
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from harness.core.benchmark import BENCHMARKS, eval_plan
 from harness.core.costs import Costs
-from harness.core.evaluator import EvalPlan, Evaluator, Reference, Subject
-from harness.core.method import Setting
+from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, Reference
+from harness.core.method import UnlearningContext
 from harness.core.options import Options
 from harness.core.problem import Problem
 from harness.models.sources import source_digest
@@ -29,7 +29,7 @@ class Workshop:
     models: TinyModels
     """What the sources load."""
     folder: Path
-    """Where caches go; every setting has one of its own."""
+    """Where caches go; every context has one of its own."""
     _made: int = 0
 
     @classmethod
@@ -51,27 +51,29 @@ class Workshop:
         """Data and sources."""
         return self.plan.problem
 
-    def setting(self, seed: int = 0, problem: Problem | None = None) -> Setting:
+    def context(self, seed: int = 0, problem: Problem | None = None) -> UnlearningContext:
         """What a method sees: a fresh model and an empty cache."""
         self._made += 1
         problem = problem or self.problem
         cache = Cache(self.folder / f"cache-{self._made}")
         model, tokenizer = problem.sources["base"].load(cache, "cpu", "float32")
-        return Setting(model, tokenizer, problem, seed, cache, Costs(), source_digest(problem.sources["base"]))
+        return UnlearningContext(model, tokenizer, problem, seed, cache, Costs(), source_digest(problem.sources["base"]))
 
-    def subject(self, setting: Setting, evaluators: Sequence[Evaluator], references: Sequence[Reference] = ()) -> Subject:
-        """What an evaluator sees: the setting's model, with the texts that these evaluators ask for."""
+    def eval_context(
+        self, context: UnlearningContext, evaluators: Sequence[Evaluator], references: Sequence[Reference] = ()
+    ) -> EvalContext:
+        """What an evaluator sees: the context's model, with the texts that these evaluators ask for."""
         from harness.models.sources import weights_fingerprint
         from harness.numerics.generation import HFGenerator, generate_all
 
-        plan = replace(self.plan, of=setting.problem)
-        requests = [request for e in evaluators for request in e.requests(plan, setting.tokenizer)]
-        subject = Subject(setting, plan, references)
-        model = setting.model
-        subject.generations = generate_all(
-            HFGenerator(), model, setting.tokenizer, requests, setting.cache, weights_fingerprint(model)
+        plan = replace(self.plan, of=context.problem)
+        requests = [request for e in evaluators for request in e.requests(plan, context.tokenizer)]
+        eval_context = EvalContext(context, plan, references)
+        model = context.model
+        eval_context.generations = generate_all(
+            HFGenerator(), model, context.tokenizer, requests, context.cache, weights_fingerprint(model)
         )
-        return subject
+        return eval_context
 
 
 def _texts(problem: Problem) -> list[str]:
