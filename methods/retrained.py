@@ -1,4 +1,4 @@
-"""The upper reference arm: the model that never saw the forget set.
+"""The upper reference: the model that never saw the forget set.
 
 Forget quality compares with retrained model 0, so `index=0` scores a p-value of 1 by definition; another one shows what an
 independent retraining scores. The cost it reports is the cost of training it.
@@ -38,7 +38,7 @@ def absent(problem: Problem, config: RetrainedConfig) -> str | None:
     return f"index={name.removeprefix('retain-')}: {problem.bench} on {problem.model} has {names or 'no retrained models'}"
 
 
-@method("retrained", config=RetrainedConfig, source="reference arm", clash=absent)
+@method("retrained", config=RetrainedConfig, source="reference", clash=absent)
 def unlearn(context: UnlearningContext, config: RetrainedConfig) -> Iterator[Progress]:
     """Put the retrained model's weights in place.
 

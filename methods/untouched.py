@@ -1,4 +1,4 @@
-"""The lower reference arm: nothing is done to the model."""
+"""The lower reference: nothing is done to the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UntouchedConfig:
     """No settings."""
 
 
-@method("untouched", config=UntouchedConfig, source="reference arm")
+@method("untouched", config=UntouchedConfig, source="reference")
 def unlearn(context: UnlearningContext, config: UntouchedConfig) -> Iterator[Progress]:
     """Measure the model as it is."""
     yield Progress(0, measure_here=True, total=0)

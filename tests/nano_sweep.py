@@ -104,7 +104,7 @@ def nudge(context: UnlearningContext, config: NanoConfig) -> Iterator[Progress]:
 
 
 def norm(context: EvalContext) -> float | None:
-    """The weights' norm; of the reference arms only tables are known."""
+    """The weights' norm; of the references only tables are known."""
     if context.loaded is None:
         return None
     return sum(float(p.detach().double().square().sum()) for p in context.model.parameters())

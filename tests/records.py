@@ -84,7 +84,7 @@ def points(ways: Sequence[Sequence[Measurement | Absent]]) -> list[Point]:
     ]
 
 
-ARMS = {"untouched": numbers(1e-20, 0.6, 0.9), "retrained": numbers(1.0, 0.0, 0.88)}
+REFERENCES = {"untouched": numbers(1e-20, 0.6, 0.9), "retrained": numbers(1.0, 0.0, 0.88)}
 
 
 def run(*ways: Sequence[Measurement | Absent], spec: Mapping[str, Any] | None = None, **changes: Any) -> RunResult:
@@ -93,7 +93,7 @@ def run(*ways: Sequence[Measurement | Absent], spec: Mapping[str, Any] | None = 
         "schema_version": SCHEMA_VERSION,
         "status": "done",
         "selection": PUBLISHED,
-        "arms": ARMS,
+        "references": REFERENCES,
         "costs": {"unlearning": Phase(2.0, 2.5, 2**30, 10)},
         "provenance": PROVENANCE,
         "points": points(ways),
@@ -127,10 +127,10 @@ def many(root: Path, count: int = 1000, length: int = 10, seeds: int = 1) -> Non
         rest["model_utility_arithmetic"] = draw.random()
         return numbers(10 ** -(20 * draw.random()), draw.random() * 0.7, draw.random(), **rest)
 
-    arms = {"untouched": measured(), "retrained": measured()}
+    references = {"untouched": measured(), "retrained": measured()}
     for i in range(count):
         setting, seed = divmod(i, seeds)
         method = METHODS[setting % len(METHODS)]
         chosen = {"method": method, "seed": seed, "config": {"lr": 1e-5 * (setting + 1), "epochs": 5, "batch_size": 16}}
         told = (PUBLISHED, TUNED, BY_HAND)[setting // len(METHODS) % 3].replace("kfade", method)
-        write(root, run(*[measured() for _ in range(length)], spec=chosen, arms=arms, selection=told))
+        write(root, run(*[measured() for _ in range(length)], spec=chosen, references=references, selection=told))

@@ -81,7 +81,7 @@ def requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> list[Generat
     return [request(plan, tokenizer, q, turn, n) for n in range(judge.repetitions) for q in questions for turn in TURNS]
 
 
-def _basis(plan: EvalPlan) -> dict[str, JSON]:
+def _inputs(plan: EvalPlan) -> dict[str, JSON]:
     judge = plan.judge
     if judge is None:
         return {}
@@ -94,7 +94,7 @@ def _check(context: EvalContext) -> None:
         _judge.check(judge)
 
 
-@evaluator("mt_bench", version=VERSION, metrics=METRICS, requests=requests, before=_check, basis=_basis)
+@evaluator("mt_bench", version=VERSION, metrics=METRICS, requests=requests, before=_check, evaluator_inputs=_inputs)
 def measure(context: EvalContext, metric: Metric) -> Rows | Number:
     """`mt_bench`, the mean rating; `mt_bench_turn_1`, `mt_bench_turn_2`; `mt_bench_standard_error` over repetitions."""
     judge = context.plan.judge

@@ -105,13 +105,13 @@ class EvalPlan:
         return self.of.questions if self.of else {}
 
     @property
-    def basis(self) -> dict[str, JSON]:
+    def evaluator_inputs(self) -> dict[str, JSON]:
         """What else the numbers rest on, by evaluator: a judge, data of its own; only of those that rest on something.
 
         Raises:
             UsageError: for data that is missing or malformed.
         """
-        return {e.name: dict(inputs) for e in self.evaluators if (inputs := e.basis(self))}
+        return {e.name: dict(inputs) for e in self.evaluators if (inputs := e.evaluator_inputs(self))}
 
     @property
     def versions(self) -> dict[str, int]:
@@ -220,7 +220,7 @@ def _nothing(context: EvalContext) -> None:
     return None
 
 
-def _no_basis(plan: EvalPlan) -> Mapping[str, JSON]:
+def _no_inputs(plan: EvalPlan) -> Mapping[str, JSON]:
     return {}
 
 
@@ -254,7 +254,7 @@ class Evaluator:
     """Whether it edits the model (a fine-tuning attack): such an evaluator runs last, on a reload."""
     before: Callable[[EvalContext], None] = _nothing
     """Is shown the model before unlearning, once in a run, so that it need not be loaded again to compare with."""
-    basis: Callable[[EvalPlan], Mapping[str, JSON]] = _no_basis
+    evaluator_inputs: Callable[[EvalPlan], Mapping[str, JSON]] = _no_inputs
     """What its numbers rest on besides the problem, as plain JSON for the run's hash: a judge's name, digests of own data."""
     memory: Callable[[ModelShape], Sequence[MemoryItem]] = lambda shape: ()
     """What it holds besides the model that is measured, where that is more than any evaluator takes."""
@@ -284,7 +284,7 @@ class Evaluator:
     @property
     def rests_on_more(self) -> bool:
         """Whether its numbers rest on more than the problem wherever they are taken: on a judge, say, who may be left out."""
-        return self.basis is not _no_basis
+        return self.evaluator_inputs is not _no_inputs
 
 
 EVALUATORS: Registry[Evaluator] = Registry("evaluator", "evals", "evaluator", "harness list evals")
@@ -298,13 +298,15 @@ def evaluator(
     requests: Callable[[EvalPlan, PreTrainedTokenizerBase], Sequence[GenerationRequest]] = _no_requests,
     changes_model: bool = False,
     before: Callable[[EvalContext], None] = _nothing,
-    basis: Callable[[EvalPlan], Mapping[str, JSON]] = _no_basis,
+    evaluator_inputs: Callable[[EvalPlan], Mapping[str, JSON]] = _no_inputs,
     memory: Callable[[ModelShape], Sequence[MemoryItem]] = lambda shape: (),
 ) -> Callable[[MeasureMetric], MeasureMetric]:
     """Register the decorated function as an evaluator under its file's name."""
 
     def register(measure: MeasureMetric) -> MeasureMetric:
-        EVALUATORS.register(name, Evaluator(name, version, measure, metrics, requests, changes_model, before, basis, memory))
+        EVALUATORS.register(
+            name, Evaluator(name, version, measure, metrics, requests, changes_model, before, evaluator_inputs, memory)
+        )
         return measure
 
     return register

@@ -89,16 +89,16 @@ def keeps_secrets(url: str) -> bool:
     return urlsplit(url).scheme == "https" or on_this_machine(url)
 
 
-def recorded_judge(basis: Iterable[JSON]) -> tuple[str, int]:
+def recorded_judge(evaluator_inputs: Iterable[JSON]) -> tuple[str, int]:
     """A recorded run's judge and how often all was judged; an empty name where there was none.
 
     Args:
-        basis: what the numbers of the run's evaluators rest on, one item for each of them.
+        evaluator_inputs: what the numbers of the run's evaluators rest on, one item for each of them.
 
     Raises:
         UsageError: for a record that says something else there.
     """
-    for inputs in basis:
+    for inputs in evaluator_inputs:
         name, repetitions = (inputs.get("judge"), inputs.get("repetitions", 1)) if isinstance(inputs, dict) else (None, 1)
         if name is None:
             continue

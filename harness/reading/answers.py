@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.core.evaluator import metric_of
 from harness.reading.compared import Run
-from harness.reading.rows import REFERENCE_ARMS, Section
+from harness.reading.rows import REFERENCE_METHODS, Section
 from harness.storage.store import Store
 
 
@@ -31,7 +31,7 @@ def answers_of(section: Section, store: Store) -> Answers | None:
     Of each row's runs the first one counts. None where no method's answers are on record, or not what was asked.
     """
     match = metric_of(section.roles.forgetting[0]) if section.roles.forgetting else None
-    rows = [row for row in section.rows if row.method not in REFERENCE_ARMS]
+    rows = [row for row in section.rows if row.method not in REFERENCE_METHODS]
     if match is None or not rows:
         return None
     questions = [q for q in store.questions(rows[0].runs[0].spec) if q.task == match[1].part]
@@ -39,10 +39,12 @@ def answers_of(section: Section, store: Store) -> Answers | None:
         return None
     first, turns = questions[0], tuple(questions[0].turns)
     ends = {
-        row.method: text for row in section.rows if row.method in REFERENCE_ARMS and (text := _text(row.runs[0], store, turns))
+        row.method: text
+        for row in section.rows
+        if row.method in REFERENCE_METHODS and (text := _text(row.runs[0], store, turns))
     }
     after = [(row.method, row.protocol, text) for row in rows if (text := _text(row.runs[0], store, turns))]
-    references = [(name, ends[name]) for name in REFERENCE_ARMS if ends.get(name)]
+    references = [(name, ends[name]) for name in REFERENCE_METHODS if ends.get(name)]
     return Answers(first.question, first.answer, references, after) if after else None
 
 

@@ -59,7 +59,7 @@ class Run:
     """What the last point measured."""
     oracle: Oracle | None
     """Where the oracle's score is largest; None for fewer than two points."""
-    arms: Mapping[str, Sequence[Measurement | Absent]]
+    references: Mapping[str, Sequence[Measurement | Absent]]
     """The untouched and the retrained model."""
     cost: Phase | None
     """Of unlearning."""
@@ -135,7 +135,7 @@ def _run(place: str, link: str, result: RunResult) -> Run:
         index=last.index if last else -1,
         last={m.metric: m for m in last.measurements} if last else {},
         oracle=_oracle(result.points, roles_of(result.spec.bench).oracle_score),
-        arms=result.arms,
+        references=result.references,
         cost=result.costs.get("unlearning"),
         command=made.command if made else "",
         machine=f"{made.gpu or made.processor}, {result.spec.dtype}" if made else "",

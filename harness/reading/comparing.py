@@ -15,7 +15,7 @@ from harness.core.metric import in_text
 from harness.reading.compared import Protocol, Run
 from harness.reading.differences import differences
 from harness.reading.ranking import noise_floor, order, rank
-from harness.reading.rows import REFERENCE_ARMS, Row, Section, Value
+from harness.reading.rows import REFERENCE_METHODS, Row, Section, Value
 from harness.storage.cache import canonical
 from harness.storage.identity import FIELDS, IDENTITY
 from harness.storage.store import Store
@@ -66,12 +66,12 @@ def _section(identity: Mapping[str, object], runs: Sequence[Run]) -> Section:
     rows = _rows(runs, roles.ranking)
     why_not = rank(rows, roles.ranking)
     rows.sort(key=lambda row: order(row, roles))
-    arms: dict[str, Mapping[str, Measurement | Absent]] = {}
+    references: dict[str, Mapping[str, Measurement | Absent]] = {}
     for run in runs:
-        for arm, measured in run.arms.items():
-            if len(measured) > len(arms.get(arm, ())):
-                arms[arm] = {m.metric: m for m in measured}
-    section = Section(identity, rows, arms, [run for run in runs if not run.counts])
+        for name, measured in run.references.items():
+            if len(measured) > len(references.get(name, ())):
+                references[name] = {m.metric: m for m in measured}
+    section = Section(identity, rows, references, [run for run in runs if not run.counts])
     notes = sorted({note for run in runs for note in run.notes})
     section.notes += [*notes, *_notes(section, why_not), *_notes_on_runs(section, runs)]
     return section
@@ -169,11 +169,11 @@ def _value(metric: str, runs: Sequence[Run], ranking: str) -> Value | Absent:
 def differences_of(section: Section, store: Store) -> dict[Protocol, Sequence[Difference]]:
     """What the methods of each form differ by on the same rows, each with each; one family of comparisons for each form.
 
-    Settings by hand are not compared, nor are the reference arms: the more is asked, the less is told apart.
+    Settings by hand are not compared, nor are the references: the more is asked, the less is told apart.
     """
     by_preset: dict[Protocol, Sequence[Difference]] = {}
     for form in FORMS:
-        rows = [row for row in section.rows if row.protocol == form and row.method not in REFERENCE_ARMS]
+        rows = [row for row in section.rows if row.protocol == form and row.method not in REFERENCE_METHODS]
         names = [row.method if not row.settings else f"{row.method} ({row.settings})" for row in rows]
         alone = len({row.method for row in rows}) == len(rows)
         if not 1 < len(rows) <= MOST_COMPARED:

@@ -21,20 +21,20 @@ from harness.storage.records import Point, RunResult
 
 
 def comparison(results: Sequence[RunResult], differences: Sequence[Difference] = ()) -> RenderableType:
-    """Several methods on one benchmark and model side by side, at their last points, between the two reference arms.
+    """Several methods on one benchmark and model side by side, at their last points, between the two references.
 
     Args:
         results: of each method.
         differences: by how much they differ from one of them, on the same rows.
     """
-    first = next((result for result in results if result.arms), results[0])
+    first = next((result for result in results if result.references), results[0])
     spec, roles, shown = first.spec, roles_of(first.spec.bench), _shown(results)
     kept = roles.kept if set(roles.brief) & shown.keys() else ()
     oracle = ["best on the way*"] if roles.oracle_score and set(roles.oracle_score) <= shown.keys() else []
     title = f"{spec.bench} · model {spec.model} · seed {spec.seed}"
     table = Columns(("", *(f"{name} {sign}".strip() for name, sign in shown.values()), *oracle, "time", "memory"), title)
-    for arm, measured in first.arms.items():
-        table.add_row(arm, *_cells(by_name(measured), shown, kept), *("" for _ in oracle), "", "", style="dim")
+    for name, measured in first.references.items():
+        table.add_row(name, *_cells(by_name(measured), shown, kept), *("" for _ in oracle), "", "", style="dim")
     table.sections.append(len(table.rows))
     for result in results:
         if result.points:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from harness.core.evaluator import metric_of
 from harness.core.method import METHODS
 from harness.reading.formats import arrow
-from harness.reading.rows import REFERENCE_ARMS, Section
+from harness.reading.rows import REFERENCE_METHODS, Section
 
 REFERENCES = (
     ("untouched", "the model before unlearning: it knows everything"),
@@ -50,7 +50,7 @@ def terms(tables: Iterable[Section]) -> list[Term]:
 
 def sources(methods: Sequence[str]) -> list[Source]:
     """The papers of those methods that are installed here; references have none."""
-    known = [name for name in methods if name in METHODS.names() and name not in REFERENCE_ARMS]
+    known = [name for name in methods if name in METHODS.names() and name not in REFERENCE_METHODS]
     return [Source(name, (source := METHODS.get(name).source), paper(source)) for name in known]
 
 

@@ -139,9 +139,9 @@ def as_csv(tables: Sequence[Section]) -> str:
     for section in tables:
         table = _place(section)
         lines: list[tuple[dict[str, object], Mapping[str, Value | Absent], str]] = []
-        for arm, measured in section.arms.items():
-            of_arm: dict[str, object] = {"method": arm, "protocol": "reference"}
-            lines.append((of_arm, {metric: single(item) for metric, item in measured.items()}, "reference"))
+        for name, measured in section.references.items():
+            of_reference: dict[str, object] = {"method": name, "protocol": "reference"}
+            lines.append((of_reference, {metric: single(item) for metric, item in measured.items()}, "reference"))
         lines += [(_csv_row(row, section.roles.oracle_score), row.values, row.rank) for row in section.rows]
         for of_row, values, rank in lines:
             for metric, value in values.items():
@@ -244,9 +244,9 @@ def _markdown_table(section: Section) -> Iterator[str]:
     heads = ["method", "protocol", "settings", *rank, *(heading(section, m) for m in metrics)]
     heads += ["time", "memory", *oracle, "seeds"]
     yield from (_markdown_row(heads), _markdown_row(["---"] * len(heads)))
-    for arm, measured in section.arms.items():
+    for name, measured in section.references.items():
         cells = [in_one_line(single(measured[m]) if m in measured else None) for m in metrics]
-        yield _markdown_row([arm, "reference", "", *("" for _ in rank), *cells, "", "", *("" for _ in oracle), ""])
+        yield _markdown_row([name, "reference", "", *("" for _ in rank), *cells, "", "", *("" for _ in oracle), ""])
     for row in section.shown:
         cells = [in_one_line(row.values.get(m)) for m in metrics]
         costs = [seconds(row.cost("full_seconds")), gibibytes(row.cost("peak_bytes"))]

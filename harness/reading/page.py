@@ -19,7 +19,7 @@ from harness.reading.formats import ARROWS, NO_NUMBER, arrow, gibibytes, interva
 from harness.reading.glossary import REFERENCES, sources, terms
 from harness.reading.looks import look
 from harness.reading.pareto import pareto
-from harness.reading.rows import REFERENCE_ARMS, Row, Section, Value, measured, single
+from harness.reading.rows import REFERENCE_METHODS, Row, Section, Value, measured, single
 from harness.storage.identity import NAME
 
 LEGEND = (
@@ -93,7 +93,7 @@ def page(
         references=REFERENCES,
         sources=sources(methods),
         project=project,
-        looks={method: look(method) for method in [*methods, *REFERENCE_ARMS]},
+        looks={method: look(method) for method in [*methods, *REFERENCE_METHODS]},
     )
 
 
@@ -101,16 +101,20 @@ def _section(section: Section, answers: Answers | None) -> dict[str, Any]:
     bench, model, *_ = section.name
     columns = [_column(section, metric) for metric in section.metrics]
     looks = {column["metric"]: column["look"] for column in columns}
-    of_arm = {row.method: _runs(row) for row in section.rows if row.method in section.arms}
+    of_reference = {row.method: _runs(row) for row in section.rows if row.method in section.references}
     return {
         "id": f"table-{section.index}",
         "title": f"{bench} · {model}",
         "definitions": section.definitions,
         "identity": [(name, value) for name, value in section.identity.items() if name not in NAME],
         "columns": columns,
-        "arms": [
-            (arm, [_cell(single(values[m]) if m in values else None, looks[m]) for m in section.metrics], of_arm.get(arm))
-            for arm, values in section.arms.items()
+        "references": [
+            (
+                name,
+                [_cell(single(values[m]) if m in values else None, looks[m]) for m in section.metrics],
+                of_reference.get(name),
+            )
+            for name, values in section.references.items()
         ],
         "rows": [_row(row, section, looks) for row in section.shown],
         "ranks": in_text(title_of((*section.roles.forgetting, section.roles.ranking)[0])) if section.ranks else "",

@@ -73,19 +73,21 @@ def pareto(section: Section) -> dict[str, Any] | None:
     spots = [spot for row in section.shown if roles.kept and roles.ranking and (spot := _spot(row, names))]
     if not spots:
         return None
-    arms = {arm: {m: v.value for m, v in of.items() if isinstance(v, Measurement)} for arm, of in section.arms.items()}
-    ends = [(arm, values[names[0]], values[names[1]]) for arm, values in arms.items() if {*names} <= values.keys()]
+    references = {
+        name: {m: v.value for m, v in of.items() if isinstance(v, Measurement)} for name, of in section.references.items()
+    }
+    ends = [(name, values[names[0]], values[names[1]]) for name, values in references.items() if {*names} <= values.keys()]
     kept = [spot.kept.value for spot in spots] + [x for _, x, _ in ends]
     distances = [spot.distance.value for spot in spots] + [y for _, _, y in ends]
     axes = Axes(_tenth_below(min(kept)), _tenth_above(max(kept)), _tenth_above(max(distances)))
     at = [(axes.across(spot.kept.value), axes.down(spot.distance.value)) for spot in spots]
-    arms_at = [(axes.across(x), axes.down(y)) for _, x, y in ends]
+    ends_at = [(axes.across(x), axes.down(y)) for _, x, y in ends]
     titles = [in_text(title_of(name)) for name in names]
-    named = [arm for arm, _, _ in ends] + [spot.row.method for spot in spots]
-    labels, on_phone = (_labels(named, [*arms_at, *at], scale) for scale in (1.0, PHONE))
+    named = [name for name, _, _ in ends] + [spot.row.method for spot in spots]
+    labels, on_phone = (_labels(named, [*ends_at, *at], scale) for scale in (1.0, PHONE))
     crosses = [
-        (arm, _px(x), _px(y), label, small, f"{arm}\n{titles[0]} {number(u)}\n{titles[1]} {number(d)}")
-        for (arm, u, d), (x, y), label, small in zip(ends, arms_at, labels, on_phone, strict=False)
+        (name, _px(x), _px(y), label, small, f"{name}\n{titles[0]} {number(u)}\n{titles[1]} {number(d)}")
+        for (name, u, d), (x, y), label, small in zip(ends, ends_at, labels, on_phone, strict=False)
     ]
     marks = [_mark(spot, place, axes, roles.forgetting) for spot, place in zip(spots, at, strict=True)]
     for mark, label, small in zip(marks, labels[len(ends) :], on_phone[len(ends) :], strict=True):
@@ -100,7 +102,7 @@ def pareto(section: Section) -> dict[str, Any] | None:
         "y_ticks": [(_px(axes.down(t)), f"{t:.1f}") for t in _ticks(0, axes.deepest)],
         "floor": None if floor is None else {"height": _px(axes.down(floor) - TOP), "text": number(floor)},
         "front": " ".join(f"{_px(x)},{_px(y)}" for x, y in _front(at)),
-        "arms": crosses,
+        "references": crosses,
         "marks": marks,
     }
 

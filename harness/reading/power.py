@@ -20,7 +20,7 @@ from harness.core.metric import Metric, TwoSample
 from harness.core.options import Options, Variant
 from harness.core.problem import Problem
 from harness.reading.differences import of_rows
-from harness.reading.rows import REFERENCE_ARMS
+from harness.reading.rows import REFERENCE_METHODS
 from harness.statistics.bootstrap import FEWEST_CLUSTERS
 from harness.statistics.paired import METHOD
 from harness.statistics.two_sample import smallest_distance
@@ -53,7 +53,7 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     for result in store.runs():
         spec = result.spec
         same = (spec.bench, spec.limit, spec.variant, spec.retain) == (bench, options.limit, options.variant, problem.retain)
-        same = same and spec.method not in REFERENCE_ARMS
+        same = same and spec.method not in REFERENCE_METHODS
         if same and spec.sources.get("base") == base and result.points and spec.method not in recorded:
             rows = store.rows(spec, result.points[-1].index)
             if rows is not None:

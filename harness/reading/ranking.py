@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.core.metric import MetricRoles
 from harness.reading.compared import PROTOCOLS, Protocol
-from harness.reading.rows import REFERENCE_ARMS, Row, Value, measured
+from harness.reading.rows import REFERENCE_METHODS, Row, Value, measured
 from harness.statistics.measurements import NOT_RANKED
 
 
@@ -26,12 +26,12 @@ def rank(rows: Sequence[Row], ranking: str) -> str:
     why_not = next(filter(None, reasons), "")
     rivals: dict[Protocol, list[tuple[bool, float]]] = defaultdict(list)
     for row, distance in distances:
-        if row.method not in REFERENCE_ARMS:
+        if row.method not in REFERENCE_METHODS:
             rivals[row.protocol].append((not distance.tie, distance.value))
     for each in rivals.values():
         each.sort()
     for row, distance in distances:
-        if row.method in REFERENCE_ARMS:
+        if row.method in REFERENCE_METHODS:
             row.rank = "reference"
         elif why_not:
             row.rank = "not ranked"

@@ -15,8 +15,8 @@ from harness.core.metric import MetricRoles
 from harness.reading.compared import Protocol, Run, protocol
 from harness.storage.identity import NAME
 
-REFERENCE_ARMS = ("untouched", "retrained")
-"""Arms of every run, and methods too: the two ends that others stand between. They are shown and never ranked."""
+REFERENCE_METHODS = ("untouched", "retrained")
+"""Measured beside every run, and methods too: the two ends that others stand between. They are shown and never ranked."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Section:
     """What all its runs share; two sections differ in at least one of these."""
     rows: Sequence[Row]
     """Methods with their settings; by protocol, then the best of the ranking metric first."""
-    arms: Mapping[str, Mapping[str, Measurement | Absent]]
-    """The two reference arms."""
+    references: Mapping[str, Mapping[str, Measurement | Absent]]
+    """The two references."""
     unfinished: Sequence[Run]
     """Failed and interrupted runs."""
     notes: list[str] = field(default_factory=list)
@@ -135,8 +135,8 @@ class Section:
 
     @property
     def shown(self) -> Sequence[Row]:
-        """Its rows without runs of a reference that stands above them as an arm already."""
-        return [row for row in self.rows if row.method not in self.arms]
+        """Its rows without runs of a reference that stands above them already."""
+        return [row for row in self.rows if row.method not in self.references]
 
     def title(self, metric: str) -> str:
         """A metric's heading: of the headline as it is declared, of others their name."""
@@ -148,7 +148,7 @@ class Section:
 
 
 def single(item: Measurement | Absent) -> Value | Absent:
-    """A reference arm's measurement as a row's; it ties with nothing."""
+    """A reference's measurement as a row's; it ties with nothing."""
     if isinstance(item, Absent):
         return item
     return Value(item, item.value, 1, item.value, item.value, item.interval_95, item.across_references, item.floor, tie=False)

@@ -41,12 +41,12 @@ def first_screen(result: RunResult) -> RenderableType:
     beside = added(result.spec.bench, values)
     shown = [*dict.fromkeys([*(headline or values)][:FIRST] + beside[:FIRST])]
     if shown:
-        arms = {arm: by_name(measured) for arm, measured in result.arms.items()}
-        table = Columns(("metric", result.spec.method, *arms))
+        references = {name: by_name(measured) for name, measured in result.references.items()}
+        table = Columns(("metric", result.spec.method, *references))
         for metric in shown:
             value = values[metric]
             sign = arrow(value.better) if isinstance(value, Measurement) else ""
-            table.add_row(f"{metric} {sign}".strip(), _main(value), *(_plain(of_arm.get(metric)) for of_arm in arms.values()))
+            table.add_row(f"{metric} {sign}".strip(), _main(value), *(_plain(of.get(metric)) for of in references.values()))
         parts.append(table)
         parts += [_dim(line) for line in _remarks({metric: values[metric] for metric in shown})]
         parts += [_dim(line) for line in _floor(values.get(roles_of(result.spec.bench).ranking), shown)]
@@ -65,7 +65,7 @@ def run_report(result: RunResult) -> RenderableType:
     if result.points:
         last = result.points[-1]
         columns = {spec.method: by_name(last.measurements)}
-        columns |= {arm: by_name(measured) for arm, measured in result.arms.items()}
+        columns |= {name: by_name(measured) for name, measured in result.references.items()}
         title = f"after {last.step} steps" if last.step != 1 else "after 1 step"
         parts.append(measurement_table(columns, title if len(result.points) > 1 else None))
         parts += [_dim(line) for line in _footnotes(result, columns[spec.method], last)]
@@ -156,7 +156,7 @@ def _remarks(values: Values) -> Iterable[str]:
 
 
 def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
-    if result.arms.get("retrained"):
+    if result.references.get("retrained"):
         yield (
             "retrained: the model that never saw the forget set; forget quality compares with it, so it scores 1 against "
             "itself (in brackets: against each retrained model). Noise floor: what two retrained models differ by."

@@ -262,7 +262,7 @@ def _tables_key(source: ModelSource, plan: EvalPlan, options: Options, cache: Ca
         "keeps": WEIGHTS,
         "dtype": options.dtype,
         "device": options.device.partition(":")[0],
-    } | ({"basis": basis} if (basis := plan.basis) else {})
+    } | ({"basis": inputs} if (inputs := plan.evaluator_inputs) else {})
     if plugins := {e.name: files for e in plan.evaluators if (files := EVALUATORS.digests(e.name))}:
         key["plugins"] = plugins  # their authors change them more often than their versions
     if any(e.changes_model for e in plan.evaluators):  # what they change it with lies in the data, not in the questions

@@ -153,7 +153,7 @@ def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options
         generator=options.generator,
         points=options.points,
         form=form,
-        basis=measured.basis,
+        evaluator_inputs=measured.evaluator_inputs,
         retain=problem.retain,
     )
 
@@ -167,7 +167,7 @@ def _command(spec: RunSpec, options: Options, preset: Preset, settings: Mapping[
         preset: whether they stand on the published settings or the tuned ones.
         settings: what is neither a default nor the preset's, or was given by hand.
     """
-    judge = options.judge if any("judge" in inputs for inputs in spec.basis.values()) else None
+    judge = options.judge if any("judge" in inputs for inputs in spec.evaluator_inputs.values()) else None
     words = ["harness", "run", "--method", spec.method, "--bench", spec.bench, "--model", spec.model]
     for key, value in settings.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else canonical(value)}"]

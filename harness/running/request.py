@@ -238,7 +238,7 @@ def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
     Raises:
         UsageError: for a record with a judge that is none.
     """
-    judge, repetitions = recorded_judge(spec.basis.values())
+    judge, repetitions = recorded_judge(spec.evaluator_inputs.values())
     values: dict[str, Any] = {
         "method": spec.method,
         "bench": spec.bench,

@@ -1,4 +1,4 @@
-"""One run that is planned, top to bottom: prepare the models, measure the arms, unlearn, measure the points."""
+"""One run that is planned, top to bottom: prepare the models, measure the references, unlearn, measure the points."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
         for evaluator in plan.evaluators:
             evaluator.before(EvalContext(context, plan, ()))
         references, untouched = _references(todo, context, generator, before)
-    result = replace(result, arms=_arms(todo, references, untouched), costs=costs.phases)
+    result = replace(result, references=_reference_numbers(todo, references, untouched), costs=costs.phases)
     record.write(result)
 
     _measure_points(todo, record, result, context, references, generator)
@@ -161,7 +161,7 @@ def _with_provenance(todo: Plan, store: Store, result: RunResult, context: Unlea
     return replace(result, provenance=made, notes=[*result.notes, *others])
 
 
-class _Arms(NamedTuple):
+class _ReferenceTables(NamedTuple):
     """What the measured points are compared with."""
 
     references: list[Reference]
@@ -170,7 +170,7 @@ class _Arms(NamedTuple):
     """The tables of the model before unlearning."""
 
 
-def _references(todo: Plan, context: UnlearningContext, generator: Generator, before: str) -> _Arms:
+def _references(todo: Plan, context: UnlearningContext, generator: Generator, before: str) -> _ReferenceTables:
     """The retrained models' tables, and those of the model before unlearning, whose weights are `before`."""
     plan, sources = todo.eval_plan, todo.problem.sources
     tables_of = partial(source_tables, plan=plan, options=todo.options, cache=context.cache, generator=generator)
@@ -180,16 +180,16 @@ def _references(todo: Plan, context: UnlearningContext, generator: Generator, be
     untouched = tables_of(sources["base"], loaded=(context.model, context.tokenizer, before)).tables
     for same in (name for name, measured in retrained.items() if measured.weights == before):
         log.warning("%s has the very weights of the model before unlearning: is it the same checkpoint?", same)
-    return _Arms(references, untouched)
+    return _ReferenceTables(references, untouched)
 
 
-def _arms(todo: Plan, references: Sequence[Reference], untouched: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _reference_numbers(todo: Plan, references: Sequence[Reference], untouched: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """The numbers of the model before unlearning, and of the retrained one if there is one."""
     plan = todo.eval_plan
-    arms = {"untouched": measure(EvalContext(None, plan, references, dict(untouched)), todo.selection)}
+    numbers = {"untouched": measure(EvalContext(None, plan, references, dict(untouched)), todo.selection)}
     if references:
-        arms["retrained"] = measure(EvalContext(None, plan, references, dict(references[0].tables)), todo.selection)
-    return arms
+        numbers["retrained"] = measure(EvalContext(None, plan, references, dict(references[0].tables)), todo.selection)
+    return numbers
 
 
 def _measure_points(

@@ -2,7 +2,7 @@
 
 "Gauss-Newton Unlearning for the LLM Era", arXiv:2602.10568: figure 1, table 2, figure 3, appendix E (Phi-1.5 on forget10) and
 table 1.
-A study departs from the paper where that makes its arms comparable: strengths are budgets of measured KL rather than step
+A study departs from the paper where that makes its methods comparable: strengths are budgets of measured KL rather than step
 lengths, since a length means another thing in the metric of every curvature. On models trained on the spot the damping is in
 units of the mean eigenvalue, as in their presets; on real ones it is the paper's.
 """
@@ -213,7 +213,7 @@ def settings_of(study: Study, bench: str, model: str) -> set[tuple[str, str]]:
 
 
 def runs_of(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The runs' table, cut down to a study's settings and the reference arms.
+    """The runs' table, cut down to a study's settings and the references.
 
     Raises:
         UsageError: if there is no such study, or none of its runs; names the command that makes them.

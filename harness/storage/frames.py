@@ -41,7 +41,7 @@ def in_one(tables: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
 
 
 def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:
-    """One row per (run, point, metric), and per (run, arm, metric) of the reference arms; see `Store.frame`.
+    """One row per (run, point, metric), and per (run, arm, metric) of the references; see `Store.frame`.
 
     Args:
         runs: each with its folder relative to `runs`.
@@ -71,7 +71,7 @@ def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:
         places: list[tuple[Any, ...]] = [
             ("method", p.index, p.step, p.unlearn_seconds, canonical(p.logged), p.measurements) for p in result.points
         ]
-        places += [(arm, None, None, None, None, items) for arm, items in result.arms.items()]
+        places += [(arm, None, None, None, None, items) for arm, items in result.references.items()]
         for arm, index, step, seconds, logged, items in places:
             line = {**run, "arm": arm, "index": index, "step": step, "seconds": seconds, "logged": logged}
             rows += [{**line, **_flat(item)} for item in items]

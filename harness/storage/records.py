@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, StringConstraints, TypeAdapter
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from harness.core.config import JSON
@@ -31,9 +31,14 @@ run is named as before."""
 LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all"}
 """The same of a spec's fields."""
 Status = Literal["done", "failed", "interrupted"]
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9@_][A-Za-z0-9@._-]{0,99}$")]
 """What becomes a folder's name; a record that others made must not lead out of the store."""
+
+
+def _stored_as(name: str) -> Any:
+    """A mapping, empty unless given, that records know by an older name: no run's name moves, and old records are read."""
+    return Field(default_factory=dict, validation_alias=name, serialization_alias=name)
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -78,7 +83,7 @@ class RunSpec:
     """Whether every point of the way was measured or the last one only."""
     form: Literal["", "tuned"] = ""
     """`tuned` for a method's tuned form as it is: a run of its own, also where the published form has the same settings."""
-    basis: Mapping[str, JSON] = field(default_factory=dict)
+    evaluator_inputs: Mapping[str, JSON] = _stored_as("basis")
     """What else its numbers rest on, by evaluator: the judge, digests of the evaluator's own data; empty for most."""
     retain: Retain = "all"
     """Which of the benchmark's texts guarded what was unlearned."""
@@ -201,7 +206,7 @@ class RunResult:
     """Its place in a search for settings, if it was part of one."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model."""
-    arms: Mapping[str, Sequence[Measurement | Absent]] = field(default_factory=dict)
+    references: Mapping[str, Sequence[Measurement | Absent]] = _stored_as("arms")
     """The same measurements of the untouched model and of the retrained one."""
     costs: Mapping[str, Phase] = field(default_factory=dict)
     """Each phase's seconds, peak memory and tokens."""
@@ -213,7 +218,7 @@ class RunResult:
 
 def to_json(value: Any) -> Any:
     """A record as plain JSON data."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True)
 
 
 def read_spec(document: Any) -> RunSpec:

@@ -208,15 +208,15 @@ class Store:
                 yield place, self.read(place)
 
     def frame(self) -> pd.DataFrame:
-        """Everything that was measured: one row per (run, point, metric), and per (run, arm, metric) of the reference arms.
+        """Everything that was measured: one row per (run, point, metric), and per (run, arm, metric) of the references.
 
         Returns:
             Columns: what names the run (`run`, `bench`, `model`, `source`, `method`, `method_version`, `seed`, `variant`,
             `retain`, `limit`, `selection`, `status`, `folder`; `config`: its settings as JSON; `comparable`: equal for runs
             whose numbers of one metric version may be compared), the place on the way (`arm`: `method`, `untouched` or
-            `retrained`; `index`, `step`, `seconds`, NaN for the arms; `logged`: the method's own numbers as JSON), and every
-            field of a `Measurement` (intervals as `low` and `high`, references as `across_low` and `across_high`; `absent`
-            holds the reason where there is no number). Sorted by folder, arm, index and metric.
+            `retrained`; `index`, `step`, `seconds`, NaN for the references; `logged`: the method's own numbers as JSON), and
+            every field of a `Measurement` (intervals as `low` and `high`, references as `across_low` and `across_high`;
+            `absent` holds the reason where there is no number). Sorted by folder, arm, index and metric.
         """
         return frame_of(self._readable())
 

@@ -211,7 +211,9 @@ def _asked_for_texts(result: RunResult) -> bool:
     if any(point.texts is not None for point in result.points):
         return False  # the record says itself how many there are
     known = [EVALUATORS.get(name) for name in result.spec.evaluators if name in EVALUATORS.entries]
-    return any(each.needs_generation and (not each.rests_on_more or each.name in result.spec.basis) for each in known)
+    return any(
+        each.needs_generation and (not each.rests_on_more or each.name in result.spec.evaluator_inputs) for each in known
+    )
 
 
 def _same_points(

@@ -338,7 +338,7 @@ def test_tables_of_the_references_are_kept_by_the_code_of_a_plugin(bench: Bench,
         os.environ[VARIABLE] = str(file.parent)
         todo = bench.plan(lambda *_: iter([Progress(1, measure_here=True, total=1)]), [EVALUATORS.get("counted")])
         result = execute(todo, Store(folder / f"r{factor}"), bench.cache)
-        numbers.append([arm[0].value for arm in result.arms.values() if isinstance(arm[0], Measurement)])
+        numbers.append([arm[0].value for arm in result.references.values() if isinstance(arm[0], Measurement)])
     assert numbers[1] == [2 * number for number in numbers[0]]
 
 

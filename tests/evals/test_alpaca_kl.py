@@ -141,7 +141,7 @@ def test_a_run_keeps_the_completions_and_their_rows(bench: Bench):
     texts = bench.store.texts(result.spec.folder.as_posix(), 0)
     assert len(texts) == len(rows) > 5
     assert numbers(result.points[0].measurements)["alpaca_kl"] > 0
-    assert numbers(result.arms["untouched"])["alpaca_kl"] == 0
+    assert numbers(result.references["untouched"])["alpaca_kl"] == 0
 
 
 def test_two_tables_may_fill_a_column_for_different_tasks(bench: Bench):

@@ -164,7 +164,7 @@ def test_a_run_with_attacks_goes_on_with_its_own_weights(bench: Bench, problem: 
     rows = bench.store.rows(result.spec, 2)
     assert rows is not None
     assert {"attack_untouched", "attack_forget_20", "quantised_4"} <= set(rows)
-    assert "attack_forget_20" in numbers(result.arms["untouched"])
+    assert "attack_forget_20" in numbers(result.references["untouched"])
 
 
 @pytest.mark.usefixtures("short")
@@ -177,7 +177,7 @@ def test_other_data_to_attack_with_are_not_taken_for_the_same(bench: Bench, prob
             problem, sources={"base": bench.base.sources["base"]}, data={"rows": data}, attacks={"forget": attacked}
         )
         asked = replace(asked, questions={"forget": problem.questions["forget"][1::2]})
-        found.append(numbers(run(bench, steps(1), [FINETUNE], problem=asked).arms["untouched"])["attack_forget_20"])
+        found.append(numbers(run(bench, steps(1), [FINETUNE], problem=asked).references["untouched"])["attack_forget_20"])
     assert found[0] != found[1]
 
 

@@ -317,7 +317,7 @@ def test_without_a_judge_nothing_is_asked_and_the_reason_is_told(nano_problem: P
     found = measurements(EVALUATORS.get("mt_bench"), EvalContext(context, EvalPlan(nano_problem), ()))
     assert [item.metric for item in found] == [metric.name for metric in mt_bench.METRICS]
     assert all(isinstance(item, Absent) and "no judge was given: --judge" in item.reason for item in found)
-    assert EVALUATORS.get("mt_bench").basis(EvalPlan(nano_problem)) == {}
+    assert EVALUATORS.get("mt_bench").evaluator_inputs(EvalPlan(nano_problem)) == {}
 
 
 # ---------------------------------------------------------------- the numbers
@@ -548,9 +548,9 @@ def test_a_judged_run_is_recorded_with_the_judge_and_without_key_or_address(benc
         assert asked == len({one.user for one in server.asked}), "models that say the same are judged once"
         execute(todo, bench.store, bench.cache, force=True)
         assert len(server.asked) == asked, "a second run asks nothing"
-    assert result.spec.basis["mt_bench"]["judge"] == "openai:gpt-4"
+    assert result.spec.evaluator_inputs["mt_bench"]["judge"] == "openai:gpt-4"
     assert "--judge openai:gpt-4" in todo.command
-    assert {arm: found[0].value for arm, found in result.arms.items()} == {"untouched": 6, "retrained": 6}
+    assert {arm: found[0].value for arm, found in result.references.items()} == {"untouched": 6, "retrained": 6}
     assert result.points[0].measurements[0].reference == 6
     folder = bench.store.runs_folder / todo.spec.folder
     told = "".join(file.read_text() for file in folder.glob("*.json*"))
@@ -569,11 +569,11 @@ def test_a_run_goes_on_when_its_judge_fails_and_is_judged_when_it_is_back(bench:
     kinds = [type(item).__name__ for item in result.points[0].measurements]
     assert kinds == ["Measurement"] * 4 + ["Absent"] * 4
     assert "HTTP 500" in result.points[0].measurements[-1].reason
-    assert "HTTP 500" in result.arms["untouched"][-1].reason
+    assert "HTTP 500" in result.references["untouched"][-1].reason
     with judge_server(by_turn) as server:
         again = execute(planned(bench, data, server, ["probability", "mt_bench"]), bench.store, bench.cache, force=True)
     assert again.points[0].measurements[4].value == 6
-    assert again.arms["untouched"][4].value == 6, "what had failed was not kept"
+    assert again.references["untouched"][4].value == 6, "what had failed was not kept"
 
 
 def test_a_refused_key_ends_the_run_in_one_sentence_and_leaves_no_record(bench: Bench, data: Path):
@@ -599,9 +599,9 @@ def test_the_judge_names_a_run_only_where_it_decides_numbers(bench: Bench, data:
         return bench.plan(one_step, options=Options(data_dir=data, **options)).spec
 
     assert spec(judge=judge).run_id == spec().run_id, "none of the evaluators asks a judge"
-    assert spec(judge=judge).basis == {}
+    assert spec(judge=judge).evaluator_inputs == {}
     plain, judged = spec(evals=("mt_bench",)), spec(evals=("mt_bench",), judge=judge)
-    assert plain.basis == {}
+    assert plain.evaluator_inputs == {}
     assert len({s.run_id for s in (plain, judged)}) == 2
     assert spec(evals=("mt_bench",), judge=replace(judge, url="http://elsewhere/v1")).run_id == judged.run_id
     assert spec(evals=("mt_bench",), judge=replace(judge, model="gpt-5")).run_id != judged.run_id

@@ -285,7 +285,7 @@ def test_a_run_on_a_checkpoint_measures_by_lm_evals_own_tasks(nano: Nano, folder
     options = Options(data_dir=folder(), points="last")
     result = execute(plan("wmdp", str(nano.folder()), method, settings, options), Store(tmp_path), Cache(tmp_path / "cache"))
     assert result.status == "done"
-    assert list(result.arms) == ["untouched"]
+    assert list(result.references) == ["untouched"]
     found = {m.metric: m for m in result.points[-1].measurements if isinstance(m, Measurement)}
     assert {name: m.n for name, m in found.items()} == {
         "bio_accuracy": 6,

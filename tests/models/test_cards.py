@@ -279,7 +279,7 @@ def test_every_architecture_runs_end_to_end(model: str, method: str, hub: Path, 
     values = {m.metric: m.value for m in point.measurements if isinstance(m, Measurement)}
     assert 0 <= values["forget_probability"] <= 1
     assert ("forget_quality" in values) == (model in CARDS), "a card comes with a retrained model"
-    before = {m.metric: m.value for m in result.arms["untouched"] if isinstance(m, Measurement)}
+    before = {m.metric: m.value for m in result.references["untouched"] if isinstance(m, Measurement)}
     same = values["forget_probability"] == pytest.approx(before["forget_probability"], abs=1e-12)
     assert same == (method == "untouched")
     record = json.dumps(json.loads(next(tmp_path.rglob("run.json")).read_text()))

@@ -86,7 +86,7 @@ def completions(values: Sequence[float], task: str = "instructions", clusters: S
     return pd.DataFrame({**told, "kl_sum": [4 * value for value in values], "kl_tokens": 4})
 
 
-ARMS = {"untouched": measured(1e-30, 0.9), "retrained": measured(1.0, 0.91)}
+REFERENCES = {"untouched": measured(1e-30, 0.9), "retrained": measured(1.0, 0.91)}
 Way = Sequence[tuple[float, float]]
 
 
@@ -97,7 +97,7 @@ class Maker:
         self.store = Store(root)
 
     def __call__(self, method: str = "ga", way: Way = ((1e-30, 0.8), (0.5, 0.6)), **changes: Any) -> RunSpec:
-        result_changes = {key: changes.pop(key) for key in ("selection", "status", "error", "arms") if key in changes}
+        result_changes = {key: changes.pop(key) for key in ("selection", "status", "error", "references") if key in changes}
         version = changes.pop("metric_version", 1)
         logged = changes.pop("logged", {"measured_kl": 0.02})
         texts = changes.pop("texts", True)
@@ -125,7 +125,7 @@ class Maker:
             }
         )
         selection = f"published form: preset of {method} for tofu10 on mini"
-        told = {"status": "done", "selection": selection, "arms": ARMS, **result_changes}
+        told = {"status": "done", "selection": selection, "references": REFERENCES, **result_changes}
         with self.store.open(spec) as record:
             empty = RunResult(schema_version=SCHEMA_VERSION, spec=spec, status="interrupted")
             record.write(replace(empty, **told))
@@ -733,8 +733,8 @@ def test_reference_arms_alone_are_no_figure(name: str, make: Maker):
 
 
 def test_an_arm_is_told_by_the_first_run_that_measured_it(make: Maker):
-    lacking = {arm: [m for m in found if m.metric != "alpaca_kl"] for arm, found in ARMS.items()}
-    specs = [make("ga", arms=lacking), make("npo", arms=ARMS)]
+    lacking = {arm: [m for m in found if m.metric != "alpaca_kl"] for arm, found in REFERENCES.items()}
+    specs = [make("ga", references=lacking), make("npo", references=REFERENCES)]
     assert specs[0].folder < specs[1].folder
     (group,) = _select.groups(select(make.store), ("bio_accuracy",), "this")
     assert group.references["arm"].tolist() == ["retrained", "untouched"]

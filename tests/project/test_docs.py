@@ -137,7 +137,7 @@ def test_the_numbers_shown_are_the_records(page: Path, record):
         "retain_kl",
         "forget_probability",
     ]
-    references = {name: {m.metric: m.value for m in of} for name, of in record.arms.items()}
+    references = {name: {m.metric: m.value for m in of} for name, of in record.references.items()}
     for metric, value, low, high, untouched, retrained in rows:
         interval = measured[metric].interval_95
         assert value == number(measured[metric].value)

@@ -154,7 +154,7 @@ def test_what_is_compared_is_declared_once_on_the_record():
         "generator",
         "points",
         "form",
-        "basis",
+        "evaluator_inputs",
     }
     assert names == {*FIELDS} | settings, "say of a new field whether it must be equal in what is compared"
 
@@ -390,7 +390,7 @@ def test_a_reference_stands_once_and_keeps_its_records(store: Path):
 
 
 def test_there_is_no_column_for_ranks_where_nothing_ranks(tmp_path: Path):
-    records.write(tmp_path, of("ga", [number("bio_accuracy", 0.2, better="lower")], spec={"bench": "wmdp"}, arms={}))
+    records.write(tmp_path, of("ga", [number("bio_accuracy", 0.2, better="lower")], spec={"bench": "wmdp"}, references={}))
     assert "| method | protocol | settings | Bio ↓ |" in build(tmp_path)["leaderboard.md"].decode()
     assert not re.search(r">Rank<|>Oracle<", page(tmp_path))
 
@@ -575,7 +575,7 @@ def test_a_broken_record_is_named_and_skipped(store: Path, content: str):
 
 
 def test_a_run_without_costs_or_provenance_is_shown(tmp_path: Path):
-    records.write(tmp_path, of("ga", numbers(0.1, 0.2, 0.3), costs={}, provenance=None, arms={}))
+    records.write(tmp_path, of("ga", numbers(0.1, 0.2, 0.3), costs={}, provenance=None, references={}))
     assert line(tmp_path, method="ga", metric="model_utility")["seconds"] == ""
     assert "no command on record" in Elements(page(tmp_path)).text
 
@@ -589,7 +589,7 @@ def test_runs_that_began_with_different_weights_are_told_apart(tmp_path: Path):
 
 
 def test_metrics_that_nobody_knows_are_shown(tmp_path: Path):
-    records.write(tmp_path, of("ga", [number("wmdp_bio", 0.5, better="lower")], spec={"bench": "wmdp"}, arms={}))
+    records.write(tmp_path, of("ga", [number("wmdp_bio", 0.5, better="lower")], spec={"bench": "wmdp"}, references={}))
     elements = Elements(page(tmp_path))
     assert "wmdp bio ↓" in elements.text
     assert not [a for tag, a in elements.found if tag == "td" and "more" in (a.get("class") or "")]
@@ -598,7 +598,7 @@ def test_metrics_that_nobody_knows_are_shown(tmp_path: Path):
 def test_hazardous_accuracies_stand_first_and_end_at_chance(tmp_path: Path):
     told = [number("alpaca_kl_pooled", 0.1, better="lower"), number("general_accuracy", 0.9)]
     told += [number("bio_accuracy", 0.2, better="lower")]
-    records.write(tmp_path, of("ga", told, spec={"bench": "wmdp"}, arms={}))
+    records.write(tmp_path, of("ga", told, spec={"bench": "wmdp"}, references={}))
     text = build(tmp_path)["leaderboard.md"].decode()
     assert "| Bio ↓ | General ↑ | time |" in text
     assert "end at chance (0.25): below it nothing more is forgotten" in text

@@ -122,7 +122,7 @@ def test_a_run_records_its_points_arms_and_costs(bench: Bench):
     assert result.status == "done"
     assert [(p.index, p.step, p.logged) for p in result.points] == [(i, i + 1, {"strength": 1.0}) for i in range(3)]
     assert len(set(values(result.points))) == len({p.weights for p in result.points}) == 3
-    assert set(result.arms) == {"untouched", "retrained"}
+    assert set(result.references) == {"untouched", "retrained"}
     assert set(result.costs) >= {"models", "references", "unlearning", "evaluation"}
     assert all(phase.seconds > 0 and phase.peak_bytes > 0 for phase in result.costs.values())
     assert result.provenance is not None
@@ -133,8 +133,8 @@ def test_a_run_records_its_points_arms_and_costs(bench: Bench):
 def test_arms_are_the_model_before_and_the_first_reference(bench: Bench, nano: Nano):
     result = run(bench, steps(1))
     norms = {seed: nano.model(seed).lm_head.weight.norm().item() for seed in (0, 1)}
-    assert result.arms["untouched"][0].value == pytest.approx(norms[0])
-    assert result.arms["retrained"][0].value == pytest.approx(norms[1])
+    assert result.references["untouched"][0].value == pytest.approx(norms[0])
+    assert result.references["retrained"][0].value == pytest.approx(norms[1])
 
 
 def test_a_run_keeps_what_it_was_asked_with_the_true_answers(bench: Bench):
@@ -167,7 +167,7 @@ def test_a_number_that_is_not_finite_is_logged_as_none(bench: Bench):
 def test_measurements_say_on_what_the_settings_were_chosen(bench: Bench):
     result = run(bench, steps(1), settings={"strength": 0.5})
     assert result.selection == "published form: defaults of fake, then strength by hand"
-    assert {m.selection for m in (*result.points[0].measurements, *result.arms["untouched"])} == {result.selection}
+    assert {m.selection for m in (*result.points[0].measurements, *result.references["untouched"])} == {result.selection}
 
 
 def test_a_run_that_is_done_is_given_back_without_running(bench: Bench):
@@ -342,7 +342,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_its_points(bench: Ben
         run(bench, breaks_after_first(Diverged("step 2: the loss is nan")))
     left = bench.store.find(bench.plan(steps(3), [NORM]).spec)
     assert (left.status, left.error, len(left.points)) == ("failed", "step 2: the loss is nan", 1)
-    assert set(left.arms) == {"untouched", "retrained"}
+    assert set(left.references) == {"untouched", "retrained"}
 
 
 def test_an_error_of_a_method_is_recorded_with_frames_relative_to_the_package(bench: Bench):
@@ -577,7 +577,7 @@ def test_what_the_base_is_asked_the_base_answers(bench: Bench):
 def test_a_task_without_retrained_models_has_no_retrained_arm(bench: Bench):
     problem = replace(bench.base, sources={"base": bench.base.sources["base"]})
     result = run(bench, steps(1), tofus(bench), problem=problem)
-    assert set(result.arms) == {"untouched"}
+    assert set(result.references) == {"untouched"}
     found = {m.metric: m for m in result.points[0].measurements}
     assert isinstance(found["forget_quality"], Absent)
     assert isinstance(found["forget_rouge"], Measurement)
@@ -588,7 +588,7 @@ def test_a_recorded_reference_stands_in_for_a_retrained_model(bench: Bench):
     todo = bench.plan(steps(1), [NORM], replace(bench.base, sources={"base": bench.base.sources["base"]}))
     todo = replace(todo, eval_plan=replace(todo.eval_plan, recorded={"a log": {"norm": table}}))
     result = execute(todo, bench.store, bench.cache)
-    assert result.arms["retrained"][0].value == 12.5
+    assert result.references["retrained"][0].value == 12.5
 
 
 def test_references_are_measured_once_for_all_runs(bench: Bench):

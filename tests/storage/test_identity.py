@@ -237,7 +237,9 @@ def test_every_committed_record_is_where_its_name_says():
     assert {place: spec.folder.as_posix() for place, spec in SPECS.items() if spec.folder.as_posix() != place} == {}
 
 
-ONE_OF_EACH = {(spec.bench, spec.model, spec.method): spec for spec in SPECS.values() if spec.seed == 0 and not spec.basis}
+ONE_OF_EACH = {
+    (spec.bench, spec.model, spec.method): spec for spec in SPECS.values() if spec.seed == 0 and not spec.evaluator_inputs
+}
 
 
 @pytest.mark.parametrize("which", list(ONE_OF_EACH), ids=str)

@@ -70,7 +70,7 @@ CHANGES: dict[str, Any] = {
     "generator": "vllm",
     "points": "last",
     "form": "tuned",
-    "basis": {"mt_bench": {"judge": "openai:gpt-4"}},
+    "evaluator_inputs": {"mt_bench": {"judge": "openai:gpt-4"}},
     "retain": "general",
 }
 
@@ -203,7 +203,7 @@ def test_a_run_with_nothing_new_in_later_fields_is_named_as_before_there_were_an
     assert digest(told)[:12] == SPEC.run_id
 
 
-@pytest.mark.parametrize("name", ["basis", "retain"])
+@pytest.mark.parametrize("name", ["evaluator_inputs", "retain"])
 def test_what_else_numbers_rest_on_sets_runs_apart(name: str):
     assert comparable(replace(SPEC, **{name: CHANGES[name]})) != comparable(SPEC)
 
@@ -263,7 +263,7 @@ def test_a_record_comes_back_as_it_was_written(store: Store):
         error="",
         selection="defaults",
         notes=["one"],
-        arms={"untouched": [NUMBER, ABSENT]},
+        references={"untouched": [NUMBER, ABSENT]},
         costs={"unlearning": Phase(1.0, 2.0, 3, 4)},
         provenance=PROVENANCE,
     )
@@ -855,7 +855,7 @@ def test_the_frame_has_a_row_for_every_number_and_every_reason(store: Store):
     )
     missing = Absent(metric="quality", reason="there is no reference")
     with store.open(SPEC) as record:
-        record.write(result(status="done", arms={"untouched": [number]}))
+        record.write(result(status="done", references={"untouched": [number]}))
         for index in (0, 1):
             record.add(replace(point(index), measurements=[number, missing]), {}, {})
     found = store.frame()
