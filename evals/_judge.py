@@ -29,13 +29,13 @@ from threading import Event
 
 from evals._http import BrokenOff, Line, Reply, TooLate, TooLong, Unreachable, exchange
 from evals._judge_server import Unavailable, address
+from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.documents import parse_json, read_json
 from harness.core.errors import UsageError
 from harness.core.judging import keeps_secrets
 from harness.core.options import Judge
 from harness.numerics.thoughts import without_thoughts
-from harness.storage.cache import Cache
 
 log = logging.getLogger("harness.core.judging")
 """Named for the command line, which shows what it says of costs."""
@@ -134,7 +134,7 @@ def check(judge: Judge) -> None:
         )
 
 
-def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verdict]:
+def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: CacheView) -> list[Verdict]:
     """Each prompt's verdict, from the cache or from the judge; what it costs is told before it is asked.
 
     Args:
@@ -172,7 +172,7 @@ def verdicts(judge: Judge, prompts: Sequence[Prompt], cache: Cache) -> list[Verd
     return [verdict for verdict in kept if verdict is not None]
 
 
-def _kept(cache: Cache, key: Mapping[str, JSON]) -> Verdict | None:
+def _kept(cache: CacheView, key: Mapping[str, JSON]) -> Verdict | None:
     """The verdict in the cache, if there is one; an empty one, as earlier versions kept them, is none."""
     if (entry := cache.find("verdicts", key)) is None:
         return None
@@ -183,7 +183,7 @@ def _kept(cache: Cache, key: Mapping[str, JSON]) -> Verdict | None:
     return None
 
 
-def _keep(cache: Cache, key: Mapping[str, JSON], verdict: Verdict) -> None:
+def _keep(cache: CacheView, key: Mapping[str, JSON], verdict: Verdict) -> None:
     def write(folder: Path) -> None:
         fields = {"text": verdict.text, "model": verdict.model}
         (folder / "verdict.json").write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")

@@ -38,10 +38,6 @@ PLUGINS = {
     "plots": {"core", "reading"},
 }
 """What plug-in folders may import of the harness; of the storage the cache and temporary files alone."""
-STILL = {
-    *((f"harness/core/{name}.py", "storage") for name in ("problem", "method", "evaluator")),
-}
-"""What is yet to be put right."""
 TORCHLESS = {"core", "storage", "statistics", "running", "reading", "api", "cli"}
 """Rooms that are there without anything heavy, until something of it is needed."""
 HEAVY = {
@@ -168,13 +164,13 @@ def rooms(file: Path, types: bool = True) -> set[str]:
 @pytest.mark.parametrize("file", [file for file in of("harness") if room_of(file)], ids=name)
 def test_rooms_import_what_lies_below_them(file: Path):
     room = room_of(file)
-    assert rooms(file) <= ROOMS[room] | {room} | {below for where, below in STILL if where == name(file)}
+    assert rooms(file) <= ROOMS[room] | {room}
 
 
 @pytest.mark.parametrize("file", [file for folder in PLUGINS for file in of(folder)], ids=name)
 def test_plugin_folders_import_what_lies_below_them(file: Path):
     folder = file.relative_to(ROOT).parts[0]
-    assert rooms(file) <= PLUGINS[folder] | {below for where, below in STILL if where == name(file)}
+    assert rooms(file) <= PLUGINS[folder]
     if folder in ("methods", "evals"):
         known = {module for module in imported(file) if module.startswith("harness.storage.")}
         assert {module.split(".")[2] for module in known} <= {"cache", "temporary"}
@@ -265,7 +261,7 @@ def test_no_circle_of_imports_in_the_harness():
 
 
 def test_the_core_types_stand_on_registry_and_config_alone():
-    things = {"text", "options", "problem", "memory", "method", "measurement", "evaluator", "benchmark", "figure"}
+    things = {"caching", "text", "options", "problem", "memory", "method", "measurement", "evaluator", "benchmark", "figure"}
     below = {"harness", *(f"harness.core.{each}" for each in {"config", "registry", "errors", "metric", "presets", *things})}
     for thing in things:
         assert graph()[f"harness.core.{thing}"] <= below, thing

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.core.memory import MemoryItem, ModelShape
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from harness.core.costs import Costs
     from harness.core.method import UnlearningContext
-    from harness.storage.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class EvalContext:
         return self._loaded().tokenizer
 
     @property
-    def cache(self) -> Cache:
+    def cache(self) -> CacheView:
         """Where costly things are kept between runs."""
         return self._loaded().cache
 

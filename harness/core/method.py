@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.options import Preset
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from harness.core.costs import Costs
     from harness.core.presets import PresetEntry
-    from harness.storage.cache import Cache
 
 C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
@@ -38,7 +38,7 @@ class UnlearningContext:
     """The benchmark's data, its stages and its sources."""
     seed: int
     """The unlearning seed."""
-    cache: Cache
+    cache: CacheView
     """Where curvature and other costly things are kept between runs."""
     costs: Costs
     """Where a method says what took how long: `with context.costs.phase("curvature fit"): …`."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.options import Retain
 from harness.core.text import Example, Template
@@ -13,7 +14,6 @@ from harness.core.text import Example, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.storage.cache import Cache
 
 Row = Mapping[str, Any]
 """One row of a data set, as read from its file."""
@@ -40,10 +40,10 @@ class ModelSource(Protocol):
     def identity(self) -> Mapping[str, JSON]:
         """All that decides the weights: id and revision, or recipe, data and seed. Holds no path of a machine."""
 
-    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(self, cache: CacheView, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode and its tokenizer; makes or fetches it first where need be."""
 
-    def seconds(self, cache: Cache) -> float | None:
+    def seconds(self, cache: CacheView) -> float | None:
         """What making it once cost, where that is known."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.core.arithmetic import PORTABLE, begun_with, in_words, is_portable, kind_of_machine
+from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.core.problem import ModelSource
@@ -28,7 +29,7 @@ from harness.core.text import Example
 from harness.core.workers import follow_parent, prepare_for_workers
 from harness.models.recipes import Architecture, Recipe, Vocabulary
 from harness.numerics.identity import versions
-from harness.storage.cache import Cache, CacheEntry, digest
+from harness.storage.cache import Cache, digest
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -76,7 +77,7 @@ class TrainedSource:
             "parent": digest(self.parent.identity) if self.parent else None,
         }
 
-    def entry(self, cache: Cache, progress: Callable[[int, int], None] = lambda done, steps: None) -> CacheEntry:
+    def entry(self, cache: CacheView, progress: Callable[[int, int], None] = lambda done, steps: None) -> CacheEntry:
         """The cached checkpoint, trained in this process if it is not there, or in one of its own if its recipe wants that.
 
         Args:
@@ -94,7 +95,7 @@ class TrainedSource:
         """Whether this process computes in another way than the recipe wants."""
         return self.recipe.arithmetic == "portable" and not is_portable()
 
-    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(self, cache: CacheView, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode and its tokenizer, trained first where it is not cached."""
         from harness.numerics.loading import load_checkpoint
 
@@ -108,12 +109,12 @@ class TrainedSource:
                     raise
                 # The cache was removed in between: it is trained again.
 
-    def seconds(self, cache: Cache) -> float | None:
+    def seconds(self, cache: CacheView) -> float | None:
         """What training it took, its parent's share not counted."""
         entry = cache.find("model", self.identity)
         return entry.seconds if entry else None
 
-    def _train(self, cache: Cache, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, JSON]:
+    def _train(self, cache: CacheView, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, JSON]:
         if self._elsewhere:
             raise RuntimeError("a portable model is trained in a process of its own, see harness.core.arithmetic")
         import torch
@@ -155,7 +156,7 @@ class TrainedSource:
         finally:
             torch.set_num_threads(threads)
 
-    def _start(self, cache: Cache) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def _start(self, cache: CacheView) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         import torch
         from transformers import LlamaForCausalLM
 
@@ -210,7 +211,7 @@ class TrainedSource:
                 yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", self.recipe.tokens_at_once)
 
 
-def weights_digest(source: ModelSource, cache: Cache) -> str:
+def weights_digest(source: ModelSource, cache: CacheView) -> str:
     """A digest that names a source's weights as they are here: part of the keys of what was computed with them.
 
     A recipe does not decide the weights, the kind of machine does too: a model that is trained on the spot is named by what
@@ -224,7 +225,7 @@ def weights_digest(source: ModelSource, cache: Cache) -> str:
     return digest([source.identity, source.entry(cache).facts["weights"]])[:16]
 
 
-def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str]:
+def made_elsewhere(sources: Mapping[str, ModelSource], cache: CacheView) -> list[str]:
     """Which of the cached models were made by another kind of machine or other libraries, where others would be made here now.
 
     One sentence each.
@@ -253,7 +254,7 @@ def made_elsewhere(sources: Mapping[str, ModelSource], cache: Cache) -> list[str
 # ---------------------------------------------------------------- several at a time
 
 
-def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
+def train_all(sources: Sequence[TrainedSource], cache: CacheView) -> None:
     """Train what is not cached, parents first, as many at a time as there are cores.
 
     Raises:
@@ -266,7 +267,7 @@ def train_all(sources: Sequence[TrainedSource], cache: Cache) -> None:
         _train_missing({key: s for key, s in missing.items() if s._elsewhere == elsewhere}, cache, elsewhere)
 
 
-def _train_missing(missing: dict[str, TrainedSource], cache: Cache, elsewhere: bool) -> None:
+def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewhere: bool) -> None:
     """Train them all, in processes that compute alike everywhere or as this one does."""
     if not missing:
         return

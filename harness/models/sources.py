@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.documents import Malformed, read_json
 from harness.core.errors import UsageError
@@ -22,7 +23,7 @@ from harness.models.saving import for_older_readers, same_mode
 from harness.numerics.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder, read_config, weights_of
 from harness.numerics.identity import SIDECAR, folder_identity, foreign_code
 from harness.numerics.loading import Examined, examine, load_checkpoint, tokenizer_of
-from harness.storage.cache import Cache, digest
+from harness.storage.cache import digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,7 +124,7 @@ class CheckpointSource:
             return None
         return str(local_folder(self.tokenizer, self.data_dir, TOKENIZER_FILES) or self.tokenizer)
 
-    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(self, cache: CacheView, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode and its tokenizer.
 
         Raises:
@@ -165,7 +166,7 @@ class CheckpointSource:
         weights = weights_of(self._place, self.commit, self.data_dir)
         return tokenizer_of(self._place, self.commit, self._tokenizer_place, weights, self.trust_remote_code)
 
-    def seconds(self, cache: Cache) -> float | None:
+    def seconds(self, cache: CacheView) -> float | None:
         """Nobody recorded what training a published checkpoint took."""
         return None
 

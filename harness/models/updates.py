@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.models.saving import save_tensors
 from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, weights_fingerprint
 from harness.numerics.identity import UNDO
-from harness.storage.cache import Cache, disk_errors
+from harness.storage.cache import disk_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ def changed(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, T
     return {name: difference(new[name], old[name]) for name in new if not new[name].cpu().equal(old[name].cpu())}
 
 
-def put_onto(file: Path, onto: CheckpointSource, out: Path, cache: Cache) -> int:
+def put_onto(file: Path, onto: CheckpointSource, out: Path, cache: CacheView) -> int:
     """Write a checkpoint with an update put onto it, and what is needed to take it back.
 
     Args:
@@ -101,7 +102,7 @@ def _check_tied(file: Path, update: Mapping[str, Tensor], state: Mapping[str, Te
             )
 
 
-def take_back(folder: Path, out: Path, cache: Cache) -> int:
+def take_back(folder: Path, out: Path, cache: CacheView) -> int:
     """Write a checkpoint as it was, bit by bit, before an update was put onto it.
 
     Args:

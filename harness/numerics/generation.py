@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from harness.core.caching import CacheView
 from harness.core.documents import read_json
 from harness.core.errors import UsageError, cut
 from harness.core.evaluator import GenerationRequest
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.core.evaluator import EvalPlan
-    from harness.storage.cache import Cache
 
 GeneratorName = Literal["hf", "vllm"]
 VERSION = 2
@@ -300,7 +300,7 @@ def generate_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Iterable[GenerationRequest],
-    cache: Cache,
+    cache: CacheView,
     answerer: str,
 ) -> Mapping[GenerationRequest, str]:
     """Every different request's answer, from the cache where this model has answered them before.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core.benchmark import Benchmark
+from harness.core.caching import CacheView
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, GenerationRequest, Reference
@@ -17,7 +18,7 @@ from harness.core.method import UnlearningContext
 from harness.core.options import Options, Variant
 from harness.core.problem import ModelSource
 from harness.statistics.measurements import measurements
-from harness.storage.cache import Cache, digest
+from harness.storage.cache import digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +156,7 @@ class _BaseGenerator:
 
     inner: Generator
     base: ModelSource
-    cache: Cache
+    cache: CacheView
     name: str
 
     def generate(
@@ -203,7 +204,7 @@ def source_tables(
     source: ModelSource,
     plan: EvalPlan,
     options: Options,
-    cache: Cache,
+    cache: CacheView,
     generator: Generator,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, str] | None = None,
 ) -> Measured:
@@ -241,7 +242,9 @@ def source_tables(
     return Measured(tables, (entry.path / WEIGHTS).read_text(encoding="ascii"))
 
 
-def _tables_key(source: ModelSource, plan: EvalPlan, options: Options, cache: Cache, generator: Generator) -> dict[str, Any]:
+def _tables_key(
+    source: ModelSource, plan: EvalPlan, options: Options, cache: CacheView, generator: Generator
+) -> dict[str, Any]:
     """All that decides a source's tables."""
     from harness.models.pretraining import weights_digest
     from harness.numerics.generation import VERSION as GENERATION_VERSION

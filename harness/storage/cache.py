@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +30,7 @@ from typing import TypeVar
 import platformdirs
 from filelock import FileLock
 
+from harness.core.caching import CacheEntry
 from harness.core.config import JSON
 from harness.core.documents import parse_json, read_json
 from harness.core.errors import UsageError, cut, unknown
@@ -64,31 +65,6 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """A value found or just made."""
-
-    path: Path
-    """The folder with its files."""
-    kind: str
-    """Such as `model` or `curvature`."""
-    key: Mapping[str, JSON]
-    """What made it."""
-    seconds: float
-    """What making it took."""
-    facts: Mapping[str, JSON]
-    """What its maker wanted remembered."""
-    made_now: bool = False
-    """Whether this call made it."""
-    waited: float = 0.0
-    """Seconds that this call waited for another process that was making it."""
-
-    @property
-    def bytes(self) -> int:
-        """Its size on disk."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 
 class Cache:

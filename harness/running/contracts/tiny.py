@@ -13,7 +13,7 @@ from harness.models.recipes import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.storage.cache import Cache
+    from harness.core.caching import CacheView
 
 
 @dataclass(eq=False)
@@ -68,14 +68,14 @@ class TinySource:
         """The seed decides the weights."""
         return {"kind": "nano", "seed": self.seed}
 
-    def load(self, cache: Cache, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(self, cache: CacheView, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Made anew."""
         import torch
 
         model: Any = self.models.model(self.seed)
         return model.to(device, getattr(torch, dtype)), self.models.tokenizer
 
-    def seconds(self, cache: Cache) -> float | None:
+    def seconds(self, cache: CacheView) -> float | None:
         """Not worth telling."""
         return None
 
