@@ -316,7 +316,7 @@ def rows_of(table: pd.DataFrame, questions: str, *columns: str) -> pd.DataFrame:
     """A set of questions' rows of a table. A record keeps all tables as one, with other evaluators' rows in it.
 
     Args:
-        table: as `Subject.table` gives it.
+        table: as `EvalContext.table` gives it.
         questions: the set's name, what the column `task` holds.
         columns: what is needed of them.
 
