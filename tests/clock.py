@@ -10,7 +10,7 @@ import time
 
 A_HANG = 1800.0
 """Seconds after which what has not come will not come: a busy machine takes ten minutes over what takes one."""
-SOON = 60.0
+SOON = 300.0
 """Seconds within which something ends that would otherwise go on for ever, or until `A_HANG`."""
 
 
