@@ -75,6 +75,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "rmu": {"layer": 1, "layers": [0, 1], "steps": 1, "lr": 1e-2},
     "elm": {"layers": [0, 1], "rank": 4, "rounds": 2, "batch_size": 2, "new_tokens": [2, 3], "contexts": "texts", "lr": 1e-2},
     "predictor_corrector": {"predictor": "ekfac", "steps": 1, "corrections": 1, "peak_kl": 1e-5},
+    "task_vector": {**FIRST_ORDER, "scales": [1.0]},
+    "sham": {"steps": 1, "target_kl": 1e-5},
     "kfade": {"estimator": "ekfac", "step_size": 0.05, "damping": 0.1, "damping_scale": "mean_eigenvalue"},
 }
 """What makes a method quick; all of them are methods that change weights."""

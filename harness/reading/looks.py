@@ -39,6 +39,8 @@ KIN = {
     "pdu": "soul",
     "npo_sam": "npo",
     "predictor_corrector": "kfade",
+    "task_vector": "loku",
+    "sham": "rmu",
 }
 """Methods that share the colour of another one, and differ in their marker."""
 LOOKS = {
@@ -63,6 +65,8 @@ LOOKS = {
     "pdu": Look("#dca45d", "x"),
     "npo_sam": Look("#004a43", "+"),
     "predictor_corrector": Look("#d55e00", "H"),
+    "task_vector": Look("#580e00", "_"),
+    "sham": Look("#868176", "."),
     "untouched": Look("#000000", "s"),
     "retrained": Look("#000000", "*"),
 }
