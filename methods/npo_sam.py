@@ -41,7 +41,7 @@ class NPOSAMConfig(RetainedRecipe):
     reduction: Literal["sum", "mean"] = "sum"
     """Whether an answer's loss is summed over its tokens, or their mean."""
     radius: PositiveFloat = 0.01
-    """ρ: how far the point lies at which the forget gradient is taken. Its WMDP configuration has 0.1."""
+    """ρ: how far the point lies at which the forget gradient is taken."""
     retain_weight: PositiveFloat = 1.0
     """λ, the weight of the retain term."""
 
