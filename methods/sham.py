@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveFloat, PositiveInt
 
 from harness.core.config import settings
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from methods._settings import LayerNumbers, Points, absent_layers
 
@@ -38,15 +38,15 @@ class ShamConfig:
     """How many retain sequences the KL is measured on."""
 
 
-def held(shape: ModelShape, config: ShamConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: ShamConfig) -> list[MemoryItem]:
     """The direction, the weights as they were, and what the model said before."""
     from methods.curvature.layers import mlp_layers, sizes
 
     spectrum = sizes(mlp_layers(shape.model, config.layers)).spectrum
     rows = min(config.kl_rows, shape.retain_rows)
     return [
-        Held("direction", 2 * spectrum),
-        Held("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
+        MemoryItem("direction", 2 * spectrum),
+        MemoryItem("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
     ]
 
 
@@ -60,9 +60,9 @@ def clash(problem: Problem, config: ShamConfig) -> str | None:
     config=ShamConfig,
     source="control: a random direction",
     clash=clash,
-    memory=held,
+    memory=memory_items,
 )
-def sham(setting: Setting, config: ShamConfig) -> Iterator[Progress]:
+def sham(context: UnlearningContext, config: ShamConfig) -> Iterator[Progress]:
     """Move, stage after stage; every step is a point.
 
     Raises:
@@ -71,30 +71,30 @@ def sham(setting: Setting, config: ShamConfig) -> Iterator[Progress]:
     """
     from methods.curvature.layers import mlp_layers
 
-    layers, taken = mlp_layers(setting.model, config.layers), 0
-    for stage in setting.stages:
-        for logged in _steps(setting, stage, layers, config):
+    layers, taken = mlp_layers(context.model, config.layers), 0
+    for stage in context.stages:
+        for logged in _steps(context, stage, layers, config):
             taken += 1
-            yield Progress(taken, logged, measure_here=True, total=config.steps * len(setting.stages))
+            yield Progress(taken, logged, measure_here=True, total=config.steps * len(context.stages))
 
 
-def _steps(setting: Setting, stage: Stage, layers: list[Layer], config: ShamConfig) -> Iterator[dict[str, float]]:
+def _steps(context: UnlearningContext, stage: Stage, layers: list[Layer], config: ShamConfig) -> Iterator[dict[str, float]]:
     from harness.core.streams import streams
     from harness.data.rows import encode, pad_id
     from harness.numerics.likelihood import AnswerDistributions
     from methods.gauss_newton.corrector import moves
     from methods.gauss_newton.step import step_for_kl
 
-    retain = encode(stage.retain, setting.tokenizer)
-    chosen = streams(setting.seed, "sham rows", stage.name).numpy().permutation(len(retain))[: config.kl_rows]
+    retain = encode(stage.retain, context.tokenizer)
+    chosen = streams(context.seed, "sham rows", stage.name).numpy().permutation(len(retain))[: config.kl_rows]
     rows = [retain[i] for i in sorted(chosen.tolist())]
-    before = AnswerDistributions(setting.model, rows, pad_id(setting.tokenizer))
-    move = moves(layers, direction(setting, stage, layers))
+    before = AnswerDistributions(context.model, rows, pad_id(context.tokenizer))
+    move = moves(layers, direction(context, stage, layers))
 
     def kl_at(length: float) -> float:
         move(length)
-        setting.costs.count(sum(len(e.input_ids) for e in rows))
-        return before.kl(setting.model)
+        context.costs.count(sum(len(e.input_ids) for e in rows))
+        return before.kl(context.model)
 
     for step in range(1, config.steps + 1):
         length, kl = step_for_kl(kl_at, config.target_kl * step / config.steps)
@@ -102,13 +102,13 @@ def _steps(setting: Setting, stage: Stage, layers: list[Layer], config: ShamConf
         yield {"length": length, "measured_kl": kl, "kl_tokens": float(before.labels)}
 
 
-def direction(setting: Setting, stage: Stage, layers: list[Layer]) -> list[Tensor]:
+def direction(context: UnlearningContext, stage: Stage, layers: list[Layer]) -> list[Tensor]:
     """[out, in (+ 1)] Gaussian numbers for each layer, as long as its weights, drawn by the seed and the stage."""
     import torch
 
     from harness.core.streams import streams
 
-    generator = streams(setting.seed, "sham direction", stage.name).torch()
+    generator = streams(context.seed, "sham direction", stage.name).torch()
     drawn = []
     for layer in layers:
         matrix = layer.matrix()

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, PositiveFloat
 
 from harness.core.config import settings
-from harness.core.memory import Held, ModelShape
-from harness.core.method import Progress, Setting, method
+from harness.core.memory import MemoryItem, ModelShape
+from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import Recipe, held_with_copy
+from methods.first_order.recipe import Recipe, memory_items_with_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,34 +34,34 @@ class TaskVectorConfig(Recipe):
     """s, how far to go backwards; each is a point."""
 
 
-def held(shape: ModelShape, config: TaskVectorConfig) -> list[Held]:
+def memory_items(shape: ModelShape, config: TaskVectorConfig) -> list[MemoryItem]:
     """What fine-tuning holds, the weights before it, and the vector."""
-    return [*held_with_copy(shape, config), Held("task vector", shape.parameters * shape.weight_bytes)]
+    return [*memory_items_with_copy(shape, config), MemoryItem("task vector", shape.parameters * shape.weight_bytes)]
 
 
 @method(
     "task_vector",
     config=TaskVectorConfig,
     source="arXiv:2212.04089",
-    memory=held,
+    memory=memory_items,
 )
-def task_vector(setting: Setting, config: TaskVectorConfig) -> Iterator[Progress]:
+def task_vector(context: UnlearningContext, config: TaskVectorConfig) -> Iterator[Progress]:
     """Fine-tune without measuring, then measure at each scale."""
     import torch
 
     from harness.numerics.training import pooled_nll
 
-    weights = list(setting.model.parameters())
+    weights = list(context.model.parameters())
     before = [weight.detach().clone() for weight in weights]
 
     def learn(part: Part) -> Tensor:
-        return pooled_nll(setting.model, part.batch, part.labels)
+        return pooled_nll(context.model, part.batch, part.labels)
 
     def losses(data: Data) -> Losses:
         return Losses(learn)
 
     taken = 0
-    for progress in unlearn(setting, config, losses):
+    for progress in unlearn(context, config, losses):
         taken = progress.step
         yield replace(progress, measure_here=False, total=(progress.total or 0) + len(config.scales))
     vector = [weight.detach() - start for weight, start in zip(weights, before, strict=True)]
