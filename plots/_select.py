@@ -29,7 +29,7 @@ REFERENCES = {"untouched": "before unlearning", "retrained": "never saw what is 
 """The models that others are compared with, which are methods too where someone ran them as such."""
 CHANCE = 0.25
 """Accuracy on questions with four choices by chance: below it nothing more is forgotten, so that there all are equally good."""
-NAMES_A_RUN = ["folder", "run", "method", "seed", "protocol", "config", "status"]
+NAMES_A_RUN = ["folder", "run", "method", "seed", "preset", "config", "status"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _oracle(points: pd.DataFrame) -> pd.DataFrame:
     known = points.assign(product=product)[product.notna()]
     known = known.sort_values(["product", "folder", "index"], ascending=[False, True, True], kind="stable")
     best = known.groupby(["method", "seed"], sort=True).head(1).drop(columns="product")
-    return best.assign(protocol=ORACLE).sort_values(["method", "seed"], ignore_index=True)
+    return best.assign(preset=ORACLE).sort_values(["method", "seed"], ignore_index=True)
 
 
 LAST = Rule("last point", "a run speaks with its last measured point", _last)
@@ -86,7 +86,7 @@ class Group:
     model: str
     """The model."""
     runs: pd.DataFrame
-    """Their rows of the runs' table, with `protocol`."""
+    """Their rows of the runs' table, with `preset`."""
     notes: tuple[str, ...]
     """What was left out, and why."""
 
@@ -165,7 +165,7 @@ def groups(
     advise = advise or advice
     if runs.empty:
         raise UsageError(f"there is no run to plot. {advise()}")
-    runs = runs.assign(protocol=runs["selection"].map(protocol))
+    runs = runs.assign(preset=runs["selection"].map(protocol))
     made: list[Group] = []
     for _, together in runs.groupby(IDENTITY, sort=True):
         settled = [(versions, *_settled(rows, metrics)) for versions, rows in _by_versions(together, [*metrics, *also])]
@@ -204,7 +204,7 @@ def advice(bench: str = "tofu10", model: str = "mini", methods: str = "kfade,npo
 
 def protocols_of(points: pd.DataFrame) -> list[str]:
     """The protocols that a figure shows: both presets, or settings by hand and others where there is no preset."""
-    present = set(points["protocol"])
+    present = set(points["preset"])
     return [name for name in PRESETS if name in present] or [name for name in OTHERS if name in present]
 
 
@@ -217,7 +217,7 @@ def split(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Points of methods → those of the protocols that a figure shows, these protocols, a note on runs that are left out."""
     points = without_references(points)
     protocols = protocols_of(points)
-    shown = points["protocol"].isin(protocols)
+    shown = points["preset"].isin(protocols)
     left = points.loc[~shown, "folder"].nunique()
     return points[shown], protocols, [f"Not shown: {left} runs with settings by hand or swept."] if left else []
 
@@ -238,7 +238,7 @@ def _settled(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, 
     notes = []
     undone = rows[rows["status"] != "done"].drop_duplicates("folder")
     if len(undone):
-        names = ", ".join(f"{r.method} ({r.protocol}, seed {r.seed}) {r.status}" for r in undone.itertuples())
+        names = ", ".join(f"{r.method} ({r.preset}, seed {r.seed}) {r.status}" for r in undone.itertuples())
         notes.append(f"Not shown, since not done: {names}.")
     rows = rows[rows["status"] == "done"]
     newest = rows.groupby("method")["method_version"].transform("max")
@@ -258,15 +258,15 @@ def _settled(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, 
     runs = rows[rows["arm"] == "method"].groupby("folder").size().rename("rows").reset_index()
     runs = runs.merge(rows[NAMES_A_RUN].drop_duplicates("folder"), on="folder")
     runs = runs.sort_values(["rows", "folder"], ascending=[False, True], kind="stable")
-    first = runs.drop_duplicates(["method", "seed", "config", "protocol"])
+    first = runs.drop_duplicates(["method", "seed", "config", "preset"])
     if len(runs) > len(first):
         left = len(runs) - len(first)
         notes.append(f"Of runs with the same settings and seed the one that measured most is shown: {left} left out.")
     # And a preset may have changed between runs: then two settings would pass as one.
-    formed = first[first["protocol"].isin(PRESETS)]
-    twice = formed[formed.duplicated(["method", "seed", "protocol"])]
+    formed = first[first["preset"].isin(PRESETS)]
+    twice = formed[formed.duplicated(["method", "seed", "preset"])]
     if len(twice):
-        names = ", ".join(sorted({f"{r.method} ({r.protocol})" for r in twice.itertuples()}))
+        names = ", ".join(sorted({f"{r.method} ({r.preset})" for r in twice.itertuples()}))
         notes.append(f"Presets changed between runs; the run that measured most is shown: {names}.")
     return rows[rows["folder"].isin(set(first["folder"]) - set(twice["folder"]))], notes
 
@@ -294,8 +294,8 @@ def settings_of(points: pd.DataFrame) -> list[Mapping[str, Any]]:
 def same_settings(points: pd.DataFrame) -> list[str]:
     """A note on methods whose two presets are the same settings, so that nobody counts them as two findings."""
     alike = []
-    for method, of in points[points["protocol"].isin(PRESETS)].groupby("method", sort=True):
-        settings = {preset: frozenset(rows["config"]) for preset, rows in of.groupby("protocol")}
+    for method, of in points[points["preset"].isin(PRESETS)].groupby("method", sort=True):
+        settings = {preset: frozenset(rows["config"]) for preset, rows in of.groupby("preset")}
         if len(settings) > 1 and len(set(settings.values())) == 1:
             alike.append(str(method))
     return [f"Published and tuned are the same settings for {', '.join(alike)}."] if alike else []

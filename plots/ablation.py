@@ -237,7 +237,7 @@ def _sheet(compared: Compared, notes: Sequence[str]) -> Sheet:
     table, by, others = compared.table, compared.by, compared.others
     columns: dict[str, Any] = {"method": table["method"], by: table["value"]}
     columns |= {name: table[f"set_{name}"] for name in others}
-    columns |= {"protocol": table["protocol"], "seed": table["seed"], "run": table["run"], "step": table["step"].astype(int)}
+    columns |= {"preset": table["preset"], "seed": table["seed"], "run": table["run"], "step": table["step"].astype(int)}
     metrics = (QUALITY, DISTANCE, UTILITY, f"{UTILITY}_low", f"{UTILITY}_high", KL, "seconds")
     numbers = pd.DataFrame(columns | {name: table.get(name) for name in metrics})
     shown = numbers[[by, *others]].astype(str).assign(seed=numbers["seed"].astype(str))

@@ -156,14 +156,14 @@ def _table(
     """A line for every (method, protocol, kind of data, what was measured there)."""
     import pandas as pd
 
-    rows = [(str(method), str(protocol), of) for (method, protocol), of in ends.groupby(["method", "protocol"], sort=True)]
+    rows = [(str(method), str(protocol), of) for (method, protocol), of in ends.groupby(["method", "preset"], sort=True)]
     rows += [(str(point["arm"]), REFERENCE, pd.DataFrame([point])) for point in group.references.to_dict("records")]
     order = {name: i for i, name in enumerate(_select.in_order(method for method, _, _ in rows))}
     rows.sort(key=lambda row: (order[row[0]], row[1]))
     lines = []
     for method, protocol, points in rows:
         for kind, metrics in scores.items():
-            keys = {"method": method, "protocol": protocol, "data": kind}
+            keys = {"method": method, "preset": protocol, "data": kind}
             for step, metric in metrics.items():
                 lines.append({**keys, "what": "score", "step": step, **_value(points, metric)})
             for what in others:
@@ -234,7 +234,7 @@ def _draw(group: Group, table: pd.DataFrame, panels: Sequence[Sequence[_Panel]],
     handles: dict[str, Any] = {}
     for row, of_row in zip(grid, panels, strict=True):
         for axes, panel in zip(row, of_row, strict=False):
-            of_panel = scores[(scores["data"] == panel.kind) & scores["protocol"].isin((panel.protocol, REFERENCE))]
+            of_panel = scores[(scores["data"] == panel.kind) & scores["preset"].isin((panel.protocol, REFERENCE))]
             methods = _select.in_order(of_panel["method"])
             for i, method in enumerate(methods):
                 aside = apart * (i - (len(methods) - 1) / 2)
@@ -298,10 +298,10 @@ def _reading_of_bits(group: Group, table: pd.DataFrame, sets: Sequence[str]) -> 
 def _seeds_and_gaps(table: pd.DataFrame, what: str, names: Mapping[int, str] | None = None) -> list[str]:
     notes = _select.seeds_note(table)
     absent = table[table["absent"].notna() & (table["what"] == "score")]
-    reasons = absent.groupby(["method", "protocol", "data", "absent"], sort=True)["step"].agg(list).reset_index()
+    reasons = absent.groupby(["method", "preset", "data", "absent"], sort=True)["step"].agg(list).reset_index()
     for line in reasons.to_dict("records"):
         steps = ", ".join((names or {}).get(step, str(step)) for step in line["step"])
-        notes.append(f"{line['method']} ({line['protocol']}), {line['data']} {what} {steps}: absent: {line['absent']}.")
+        notes.append(f"{line['method']} ({line['preset']}), {line['data']} {what} {steps}: absent: {line['absent']}.")
     return notes
 
 
@@ -312,7 +312,7 @@ def _sheet_of_bits(group: Group, table: pd.DataFrame, titles: Mapping[str, str],
     shown = [
         {"questions": titles[str(kind)], "method": str(method), "preset": str(protocol)}
         | {line["precision"]: _cell(line) for line in of.to_dict("records")}
-        for (kind, method, protocol), of in numbers.groupby(["data", "method", "protocol"], sort=False)
+        for (kind, method, protocol), of in numbers.groupby(["data", "method", "preset"], sort=False)
     ]
     shown.sort(key=lambda line: [*titles.values()].index(line["questions"]))
     return Sheet(numbers, pd.DataFrame(shown), f"Scores after rounding the weights: {group.title}", notes)
@@ -323,7 +323,7 @@ def _sheet(group: Group, table: pd.DataFrame, kinds: Mapping[str, Sequence[int]]
 
     every = sorted({step for steps in kinds.values() for step in steps})
     shown = []
-    for (method, protocol, kind), of in table.groupby(["method", "protocol", "data"], sort=False):
+    for (method, protocol, kind), of in table.groupby(["method", "preset", "data"], sort=False):
         lines = of.to_dict("records")
         scores = {line["step"]: line for line in lines if line["what"] == "score"}
         cells = {f"step {step}": _cell(scores[step]) if step in scores else "–" for step in every}

@@ -94,7 +94,7 @@ def _advice(bench: str = "wmdp", model: str = "mini") -> str:
 def _curves(recorded: Recorded, ends: pd.DataFrame) -> tuple[list[Curve], list[str]]:
     """Every run's curve, and what is missing."""
     curves, missing = [], []
-    for (method, protocol), of in ends.groupby(["method", "protocol"], sort=True):
+    for (method, protocol), of in ends.groupby(["method", "preset"], sort=True):
         completions: dict[str, pd.DataFrame] = {}
         for run in of.sort_values(["seed", "folder"]).to_dict("records"):
             rows = _rows(recorded, run["folder"], int(run["index"]))
@@ -226,7 +226,7 @@ def _sheet(group: Group, curves: Sequence[Curve], notes: Sequence[str]) -> Sheet
     rows: list[dict[str, Any]] = []
     shown: list[dict[str, str]] = []
     for curve in curves:
-        run = {"method": curve.method, "protocol": curve.protocol, "seed": curve.seed, "run": curve.run, "step": curve.step}
+        run = {"method": curve.method, "preset": curve.protocol, "seed": curve.seed, "run": curve.run, "step": curve.step}
         for i, percent in enumerate(PERCENT):
             low, high = (None, None) if curve.band is None else (curve.band[0, i], curve.band[1, i])
             rows.append({**run, "percent": percent, "value": curve.values[i], "low": low, "high": high, "n": curve.n})

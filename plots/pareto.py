@@ -53,7 +53,7 @@ def _draw(group: Group, points: pd.DataFrame, protocols: Sequence[str], notes: S
     label = "forget quality: KS p-value,\nlog scale  (↑ better)"
     lowest = _style.log_axis(panels[0, 0], [*everything[QUALITY].dropna()], label)
     for (top, bottom), protocol in zip(panels.T, protocols, strict=True):
-        of_protocol = points[points["protocol"] == protocol]
+        of_protocol = points[points["preset"] == protocol]
         for axes, metric, edge in ((top, QUALITY, lowest), (bottom, DISTANCE, None)):
             if metric in points:
                 draw_trajectories(axes, of_protocol, references, UTILITY, metric, edge)
@@ -82,7 +82,7 @@ def _distances(axes: Axes, points: pd.DataFrame, floor: float | None) -> None:
 
 
 def _reading(group: Group, points: pd.DataFrame, everything: pd.DataFrame) -> list[str]:
-    seeds = points.groupby(["method", "protocol"])["seed"].nunique().max()
+    seeds = points.groupby(["method", "preset"])["seed"].nunique().max()
     several = f"Several seeds (up to {seeds}): hollow markers are their {LAST.name}s, the large one is the {MEDIAN}."
     return [
         "Line: a run's measured points in order, dotted from the untouched model to the first. "
@@ -103,20 +103,20 @@ def _sheet(group: Group, points: pd.DataFrame, notes: Sequence[str]) -> Sheet:
 
     chosen = {rule.name: {*map(tuple, rule.pick(points)[["folder", "index"]].to_numpy())} for rule in (LAST, BEST)}
     rows = []
-    for point in points.sort_values(["method", "protocol", "seed", "folder", "index"]).to_dict("records"):
+    for point in points.sort_values(["method", "preset", "seed", "folder", "index"]).to_dict("records"):
         rules = [name for name, places in chosen.items() if (point["folder"], point["index"]) in places]
-        keys = {key: point[key] for key in ("method", "protocol", "seed", "run")}
+        keys = {key: point[key] for key in ("method", "preset", "seed", "run")}
         keys |= {"step": int(point["step"]), "rule": " and ".join(rules), "seconds": point["seconds"]}
         rows.append({**keys, **_numbers(point)})
     for point in group.references.to_dict("records"):
-        rows.append({"method": point["arm"], "protocol": REFERENCE, "rule": "", **_numbers(point)})
+        rows.append({"method": point["arm"], "preset": REFERENCE, "rule": "", **_numbers(point)})
     numbers = pd.DataFrame(rows)
     numbers["step"] = numbers["step"].astype("Int64")
     numbers["seed"] = numbers["seed"].astype("Int64")
     shown = pd.DataFrame(
         {
             "method": numbers["method"],
-            "preset": numbers["protocol"],
+            "preset": numbers["preset"],
             "seed": numbers["seed"].astype(str).replace("<NA>", "–"),
             "step": numbers["step"].astype(str).replace("<NA>", "–"),
             "forget quality ↑": numbers[QUALITY].map(p_value),

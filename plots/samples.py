@@ -57,7 +57,7 @@ def _of_group(group: Group, recorded: Recorded) -> dict[str, Sheet]:
     for protocol in _select.protocols_of(methods) if questions else ():
         references = {name: _speaking(ends[ends["method"] == name]) for name in REFERENCES}
         missing = [name for name in REFERENCES if not references[name]]
-        who = [*references["untouched"], *_speaking(methods[methods["protocol"] == protocol]), *references["retrained"]]
+        who = [*references["untouched"], *_speaking(methods[methods["preset"] == protocol]), *references["retrained"]]
         heading = _select.heading(protocol)
         notes = [
             f"Shown: {RULE}.",

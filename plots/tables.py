@@ -38,7 +38,7 @@ def tables(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Sheet]:
     made: dict[str, Sheet] = {}
     for group in _select.groups(runs, (QUALITY, UTILITY), "this table", also=tuple(HEADINGS)[1:]):
         numbers = _numbers(group)
-        if numbers[numbers["protocol"] != REFERENCE].empty:
+        if numbers[numbers["preset"] != REFERENCE].empty:
             continue
         notes = _reading(group, numbers)
         made[group.name] = Sheet(numbers, _full(numbers), f"Forgetting, utility and ROUGE: {group.title}", notes)
@@ -57,14 +57,14 @@ def _numbers(group: Group) -> pd.DataFrame:
     import pandas as pd
 
     points = without_references(group.points)
-    of_presets = points[points["protocol"].isin(PRESETS)]
+    of_presets = points[points["preset"].isin(PRESETS)]
     chosen = [*_spoken(LAST, LAST.pick(of_presets)), *_spoken(BEST, BEST.pick(points))] if len(points) else []
     lines = [_line(method, protocol, rule, metric, of) for method, protocol, rule, of in chosen for metric in HEADINGS]
     for point in group.references.to_dict("records"):
         alone = pd.DataFrame([point])
         lines += [_line(point["arm"], REFERENCE, "", metric, alone) for metric in HEADINGS]
     order = {name: i for i, name in enumerate(_select.in_order(line["method"] for line in lines))}
-    lines.sort(key=lambda line: (order[line["method"]], ORDER.index(line["protocol"]), list(HEADINGS).index(line["metric"])))
+    lines.sort(key=lambda line: (order[line["method"]], ORDER.index(line["preset"]), list(HEADINGS).index(line["metric"])))
     numbers = pd.DataFrame(lines)
     for name in ("seeds", "n", "step"):
         numbers[name] = numbers[name].astype("Int64")
@@ -72,12 +72,12 @@ def _numbers(group: Group) -> pd.DataFrame:
 
 
 def _spoken(rule: _select.Rule, points: pd.DataFrame) -> list[tuple[str, str, str, pd.DataFrame]]:
-    return [(method, protocol, rule.name, of) for (method, protocol), of in points.groupby(["method", "protocol"], sort=True)]
+    return [(method, protocol, rule.name, of) for (method, protocol), of in points.groupby(["method", "preset"], sort=True)]
 
 
 def _line(method: str, protocol: str, rule: str, metric: str, points: pd.DataFrame) -> dict[str, Any]:
     """One number with what is needed to read it."""
-    keys: dict[str, Any] = {"method": method, "protocol": protocol, "rule": rule, "metric": metric}
+    keys: dict[str, Any] = {"method": method, "preset": protocol, "rule": rule, "metric": metric}
     value = _select.value_of(points, metric, FIELDS)
     if value is None:
         return {**keys, "seeds": 0, "absent": _select.absence(points, metric)}
@@ -103,7 +103,7 @@ def _full(numbers: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for (method, protocol), of in numbers.groupby(["method", "protocol"], sort=False):
+    for (method, protocol), of in numbers.groupby(["method", "preset"], sort=False):
         cells = {HEADINGS[line["metric"]]: _cell(line) for line in of.to_dict("records")}
         seeds = str(int(of["seeds"].max())) if protocol != REFERENCE else "–"
         rows.append({"method": method, "preset": protocol, **cells, "seeds": seeds})
@@ -115,13 +115,13 @@ def _short(group: Group, numbers: pd.DataFrame, notes: list[str]) -> Sheet:
     import pandas as pd
 
     kept = numbers[numbers["metric"].isin((QUALITY, UTILITY))]
-    protocols = [name for name in (*PRESETS, ORACLE) if (kept["protocol"] == name).any()]
+    protocols = [name for name in (*PRESETS, ORACLE) if (kept["preset"] == name).any()]
     rows, full = [], []
     for method, of in kept.groupby("method", sort=False):
         cells: dict[str, str] = {"method": str(method)}
         values: dict[str, Any] = {"method": str(method)}
         for protocol in protocols:
-            own = of[of["protocol"] == (REFERENCE if method in REFERENCES else protocol)]
+            own = of[of["preset"] == (REFERENCE if method in REFERENCES else protocol)]
             for metric, heading in ((QUALITY, "forget quality ↑"), (UTILITY, "utility ↑")):
                 lines = own[own["metric"] == metric]
                 cells[f"{protocol}: {heading}"] = _cell({**lines.iloc[0], "across_low": None}) if len(lines) else "–"

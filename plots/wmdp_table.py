@@ -58,7 +58,7 @@ def wmdp_table(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Sheet
     also = (*(metric for metric in HEADINGS if metric not in HAZARDOUS), REPEATED)
     for group in _select.groups(runs, HAZARDOUS, "this table", also=also, advise=_advice):
         numbers = _numbers(group, Recorded(options.results))
-        if (numbers["protocol"] == REFERENCE).all():
+        if (numbers["preset"] == REFERENCE).all():
             continue
         caption = f"Hazardous and other knowledge after unlearning: {group.title}"
         made[group.name] = Sheet(numbers, _shown(numbers), caption, _reading(group, numbers))
@@ -79,18 +79,18 @@ def _numbers(group: Group, recorded: Recorded) -> pd.DataFrame:
     import pandas as pd
 
     ends = without_references(LAST.pick(group.points))
-    ends = ends[ends["protocol"].isin(PRESETS)]
-    rows = [(str(method), str(protocol), of) for (method, protocol), of in ends.groupby(["method", "protocol"], sort=True)]
+    ends = ends[ends["preset"].isin(PRESETS)]
+    rows = [(str(method), str(protocol), of) for (method, protocol), of in ends.groupby(["method", "preset"], sort=True)]
     rows += [(str(point["arm"]), REFERENCE, pd.DataFrame([point])) for point in group.references.to_dict("records")]
     lines = [_line(*row, metric) for row in rows for metric in HEADINGS]
     measured = {line["metric"] for line in lines if line["value"] is not None}
     lines = [line for line in lines if line["metric"] in measured]
     for preset in PRESETS:
-        paired = _differences(group, ends[ends["protocol"] == preset], recorded)
+        paired = _differences(group, ends[ends["preset"] == preset], recorded)
         for metric in measured:
-            _mark([line for line in lines if line["protocol"] == preset and line["metric"] == metric], paired)
+            _mark([line for line in lines if line["preset"] == preset and line["metric"] == metric], paired)
     order = {name: i for i, name in enumerate(_select.in_order(line["method"] for line in lines))}
-    lines.sort(key=lambda line: (order[line["method"]], ORDER.index(line["protocol"]), list(HEADINGS).index(line["metric"])))
+    lines.sort(key=lambda line: (order[line["method"]], ORDER.index(line["preset"]), list(HEADINGS).index(line["metric"])))
     numbers = pd.DataFrame(lines).drop(columns="better")
     for name in ("seeds", "n", "step"):
         numbers[name] = numbers[name].astype("Int64")
@@ -99,7 +99,7 @@ def _numbers(group: Group, recorded: Recorded) -> pd.DataFrame:
 
 def _line(method: str, protocol: str, points: pd.DataFrame, metric: str) -> dict[str, Any]:
     """One number with what is needed to read it."""
-    line: dict[str, Any] = {"method": method, "protocol": protocol, "metric": metric, "value": None, "better": None, "seeds": 0}
+    line: dict[str, Any] = {"method": method, "preset": protocol, "metric": metric, "value": None, "better": None, "seeds": 0}
     line |= {"not_worse": None, "compared": None}
     value = _select.value_of(points, metric, ("low", "high", "n", "better"))
     if value is None:
@@ -188,7 +188,7 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for (method, protocol), of in numbers.groupby(["method", "protocol"], sort=False):
+    for (method, protocol), of in numbers.groupby(["method", "preset"], sort=False):
         cells = {HEADINGS[line["metric"]]: _cell(line) for line in of.to_dict("records")}
         seeds = "–" if protocol == REFERENCE else str(of["seeds"].max())
         rows.append({"method": method, "preset": protocol, **cells, "seeds": seeds})
@@ -201,7 +201,7 @@ def _compared(numbers: pd.DataFrame) -> list[str]:
     unpaired = numbers[numbers["compared"] == UNPAIRED]
 
     def compared(metric: str) -> str:
-        who = [f"{line['method']} ({line['protocol']})" for line in unpaired[unpaired["metric"] == metric].to_dict("records")]
+        who = [f"{line['method']} ({line['preset']})" for line in unpaired[unpaired["metric"] == metric].to_dict("records")]
         return _plain(metric) + (f" of {', '.join(who)}" if metric in set(paired["metric"]) else "")
 
     notes = []
@@ -228,7 +228,7 @@ def _reading(group: Group, numbers: pd.DataFrame) -> list[str]:
     metrics = list(dict.fromkeys(numbers["metric"]))
     rows = ", ".join(f"{_plain(metric)} {group.n(metric)}" for metric in metrics)
     points = without_references(group.points)
-    by_hand = points[~points["protocol"].isin(PRESETS)]["folder"].nunique()
+    by_hand = points[~points["preset"].isin(PRESETS)]["folder"].nunique()
     notes = [
         f"a run speaks with its {LAST.name}; rows: {rows}",
         *(note for name, note in SHARED.items() if name == "accuracy" or name in metrics),
@@ -244,6 +244,6 @@ def _reading(group: Group, numbers: pd.DataFrame) -> list[str]:
     absent = numbers[numbers["absent"].notna()].to_dict("records")
     by_reason: dict[str, list[str]] = {}
     for line in absent:
-        who = line["method"] + (f" ({line['protocol']})" if line["protocol"] != REFERENCE else "")
+        who = line["method"] + (f" ({line['preset']})" if line["preset"] != REFERENCE else "")
         by_reason.setdefault(f"{line['metric']}: absent: {line['absent']}", []).append(who)
     return [*notes, *(f"{reason}: {', '.join(who)}" for reason, who in sorted(by_reason.items())), *group.notes]

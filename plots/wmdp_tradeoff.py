@@ -66,8 +66,8 @@ def _draw(
     panels = drawing.subplots(2, len(protocols), sharey=True, sharex="row", squeeze=False)
     moved = points[points[KL] > 0]
     for (top, bottom), protocol in zip(panels.T, protocols, strict=True):
-        draw_trajectories(top, moved[moved["protocol"] == protocol], references.iloc[:0], KL, FORGOTTEN)
-        draw_trajectories(bottom, points[points["protocol"] == protocol], references, LEFT, FORGOTTEN)
+        draw_trajectories(top, moved[moved["preset"] == protocol], references.iloc[:0], KL, FORGOTTEN)
+        draw_trajectories(bottom, points[points["preset"] == protocol], references, LEFT, FORGOTTEN)
         _style.draw_references(bottom, references.to_dict("records"), LEFT, FORGOTTEN, None)
         last = protocol == protocols[-1]
         for axes in (top, bottom):
@@ -94,7 +94,7 @@ def _reading(group: Group, points: pd.DataFrame, hazardous: Sequence[str], kept:
     def named(metrics: Sequence[str]) -> str:
         return ", ".join(f"{metric.removesuffix('_accuracy')} (n = {group.n(metric)})" for metric in metrics)
 
-    seeds = points.groupby(["method", "protocol"])["seed"].nunique().max()
+    seeds = points.groupby(["method", "preset"])["seed"].nunique().max()
     several = f"several seeds: hollow markers are their {LAST.name}s, the large one is the {MEDIAN}"
     return [
         f"Line: a run's measured points in order. Large marker: its {LAST.name}; bar: 95 % interval of KL (bootstrap over "
@@ -107,13 +107,13 @@ def _reading(group: Group, points: pd.DataFrame, hazardous: Sequence[str], kept:
 
 def _sheet(group: Group, points: pd.DataFrame, accuracies: Sequence[str], notes: Sequence[str]) -> Sheet:
     """The drawn points."""
-    columns = ["method", "protocol", "seed", "run", "step", "seconds", *accuracies, KL, f"{KL}_low", f"{KL}_high"]
-    numbers = points.sort_values(["method", "protocol", "seed", "folder", "index"])[columns].reset_index(drop=True)
+    columns = ["method", "preset", "seed", "run", "step", "seconds", *accuracies, KL, f"{KL}_low", f"{KL}_high"]
+    numbers = points.sort_values(["method", "preset", "seed", "folder", "index"])[columns].reset_index(drop=True)
     numbers = numbers.astype({"seed": "Int64", "step": "Int64"})
     shown = numbers.drop(columns=["run", "seconds", f"{KL}_low", f"{KL}_high"])
     shown = (
         shown.assign(**{name: shown[name].map(number) for name in (*accuracies, KL)})
         .astype(str)
-        .rename(columns={"protocol": "preset"})
+        .rename(columns={"preset": "preset"})
     )
     return Sheet(numbers, shown, f"Every measured point: {group.title}", notes)

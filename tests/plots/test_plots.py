@@ -349,7 +349,7 @@ def test_every_drawn_point_stands_in_a_record(filled: Maker):
 
 
 def value_of(table: pd.DataFrame, method: str, protocol: str, metric: str) -> Any:
-    found = table[(table["method"] == method) & (table["protocol"] == protocol) & (table["metric"] == metric)]
+    found = table[(table["method"] == method) & (table["preset"] == protocol) & (table["metric"] == metric)]
     return found.iloc[0]
 
 
@@ -530,7 +530,7 @@ def test_the_paired_difference_tells_what_two_intervals_cannot(make: Maker):
     bio(make, "npo", 0.54, 0.07, bench="wmdp", rows=choices(more, 0.1001))
     bio(make, "rmu", 0.54, 0.07, bench="wmdp", rows=pd.DataFrame({"task": [], "row": [], "cluster": []}))
     (sheet,) = sheets("wmdp_table", make).values()
-    numbers = sheet.numbers[sheet.numbers["protocol"] == "published"].set_index(["metric", "method"])
+    numbers = sheet.numbers[sheet.numbers["preset"] == "published"].set_index(["metric", "method"])
     of_bio = numbers.loc["bio_accuracy"]
     assert of_bio["not_worse"].to_dict() == {"ga": True, "npo": False, "rmu": True}
     assert of_bio["compared"].dropna().to_dict() == {"npo": "paired", "rmu": "unpaired"}
@@ -750,7 +750,7 @@ def test_the_trade_off_shows_every_point_of_every_run_and_where_untouched_and_ch
     found = FIGURES.get("wmdp_tradeoff").draw(select(make.store), options(make))
     drawing, sheet = (found[name] for name in sorted(found, key=len))
     assert isinstance(sheet, Sheet)
-    told = sheet.numbers[["method", "protocol", "step", "bio_accuracy", "alpaca_kl"]].to_numpy().tolist()
+    told = sheet.numbers[["method", "preset", "step", "bio_accuracy", "alpaca_kl"]].to_numpy().tolist()
     assert told == [["ga", "published", 1, 0.9, 0.8], ["ga", "published", 2, 0.3, 0.6], ["npo", "tuned", 1, 0.2, 0.7]]
     panels = drawing.get_axes()  # type: ignore[union-attr]
     assert [axes.get_title() for axes in panels[:2]] == ["published preset", "tuned preset"]
