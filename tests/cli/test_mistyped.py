@@ -126,7 +126,7 @@ def test_each_command_is_registered_by_the_module_that_it_is_looked_for_in():
 
 
 def test_listing_methods_imports_little():
-    """What it costs is what the parser and the table cost; see docs/performance.md."""
+    """What it costs is what the parser and the table cost."""
     script = (
         "import sys; from harness.cli.entry import main; sys.argv = ['harness', 'list', 'methods', '--json']\n"
         "try: main()\nexcept SystemExit: pass\n"
