@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from harness.core.caching import CacheView
 from harness.core.config import JSON
+from harness.core.errors import UsageError
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.options import Preset
 from harness.core.problem import ModelSource, Problem, Stage
@@ -100,6 +101,20 @@ class Method(Generic[C]):
     memory_fallbacks: Sequence[Mapping[str, JSON]] = ()
     """Settings that need less memory, to be proposed where a run does not fit."""
 
+    def steps(self, context: UnlearningContext, config: C) -> Iterator[Progress]:
+        """Its progress, step by step.
+
+        Raises:
+            UsageError: where the method is no generator: it changed the model before anybody looked.
+        """
+        steps: object = self.unlearn(context, config)
+        if not isinstance(steps, Iterator):
+            raise UsageError(
+                f"the method {self.name} gives {type(steps).__name__} and yields nothing: write yield Progress(step, "
+                "measure_here=True) where a point is to be measured."
+            )
+        return steps
+
     @property
     def presets(self) -> list[PresetEntry]:
         """What is published and what was tuned for it; see `harness.core.presets`."""
@@ -134,7 +149,13 @@ def method(
     memory: Callable[[ModelShape, C], Sequence[MemoryItem]] = lambda shape, config: (),
     memory_fallbacks: Sequence[Mapping[str, JSON]] = (),
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:
-    """Register the decorated generator as a method under its file's name."""
+    """Register the decorated generator as a method under its file's name.
+
+    Raises:
+        UsageError: for a settings class that is none.
+    """
+    if not hasattr(config, "__dataclass_fields__"):
+        raise UsageError(f"the settings of the method {name} are no settings: write @settings above class {config.__name__}.")
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
         METHODS.register(name, Method(name, version, config, source, function, skip_reason, clash, memory, memory_fallbacks))

@@ -287,7 +287,7 @@ def _measured_places(todo: Plan, context: UnlearningContext) -> Iterator[Progres
 
 def _unlearning(todo: Plan, context: UnlearningContext) -> Iterator[Progress]:
     """The method's progress; the clock runs, and the bar moves, only inside it."""
-    steps = todo.method.unlearn(context, todo.config)
+    steps = todo.method.steps(context, todo.config)
     with progress_bar(desc=todo.method.name, unit="step") as bar:
         while True:
             with context.costs.phase("unlearning"):

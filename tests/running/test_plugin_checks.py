@@ -11,6 +11,7 @@ import torch
 
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS
+from harness.core.method import METHODS
 from harness.core.plugins import VARIABLE
 from harness.running.contracts.files import checks_of, plugins_of
 from harness.running.contracts.process import ProcessBefore
@@ -189,6 +190,22 @@ def test_a_benchmark_whose_questions_name_no_rows_is_refused_when_a_run_is_plann
     ):
         with pytest.raises(UsageError, match=said):
             bench.plan(lambda *_: iter(()), problem=replace(bench.base, questions={"forget": [row]}))
+
+
+def test_a_method_that_yields_nothing_is_told_so_wherever_it_is_run(tmp_path: Path, bench: Bench):
+    (tmp_path / "no_yield.py").write_text(METHOD.format(name="no_yield", **GOOD).replace("yield Progress", "Progress"))
+    plugins_of(tmp_path / "no_yield.py")
+    found = {o.promise: o.broken for o in outcomes(checks_of("method", "no_yield", "tofu10", {}, tmp_path))}
+    assert "gives NoneType and yields nothing: write yield Progress(" in found["steps rise, and the last one is measured"]
+    with pytest.raises(UsageError, match="yields nothing: write yield"):
+        execute(bench.plan(lambda *_: None, []), bench.store, bench.cache)  # type: ignore[arg-type, return-value]
+
+
+def test_settings_that_are_none_are_refused_when_the_file_is_imported(tmp_path: Path):
+    (tmp_path / "no_settings.py").write_text(METHOD.format(name="no_settings", **GOOD).replace("@settings\n", ""))
+    plugins_of(tmp_path / "no_settings.py")
+    with pytest.raises(UsageError, match="are no settings: write @settings above class Config"):
+        METHODS.get("no_settings")
 
 
 def test_one_check_that_breaks_off_does_not_stop_the_next():

@@ -141,10 +141,13 @@ def same_from_record(evaluator: Evaluator, shop: Workshop) -> None:
     """Rows of other evaluators and of other sets of questions are no rows of its own."""
     if evaluator.changes_model:
         return
-    numbers, context = _beside_others(evaluator, shop)
+    context = _beside_others(evaluator, shop)
     if (rows := in_one(context.tables.values())) is None:
         return
-    again = measurements(evaluator, EvalContext(None, context.plan, (), AllInOne(rows)))
+    numbers, again = (
+        measurements(evaluator, EvalContext(None, context.plan, (), tables))
+        for tables in (dict(context.tables), AllInOne(rows))
+    )
     for now, then in zip(again, numbers, strict=True):
         same = isinstance(now, Absent) and isinstance(then, Absent)
         if isinstance(now, Measurement) and isinstance(then, Measurement):
@@ -156,13 +159,13 @@ def same_from_record(evaluator: Evaluator, shop: Workshop) -> None:
         )
 
 
-def _beside_others(evaluator: Evaluator, shop: Workshop) -> tuple[Sequence[Measurement | Absent], EvalContext]:
-    """Its numbers where the benchmark's own evaluators measure as well, and what holds the tables of all."""
+def _beside_others(evaluator: Evaluator, shop: Workshop) -> EvalContext:
+    """What holds the tables of it and of the benchmark's own evaluators."""
     others = [e for e in shop.plan.evaluators if e.name != evaluator.name and not e.changes_model]
     context = shop.eval_context(shop.context(), [*others, evaluator])
-    for other in others:
-        measurements(other, context)
-    return measurements(evaluator, context), context
+    for each in (*others, evaluator):
+        measurements(each, context)
+    return context
 
 
 def absent_without_anything(evaluator: Evaluator, shop: Workshop) -> None:

@@ -47,8 +47,10 @@ def plugins_of(file: Path) -> list[tuple[str, str]]:
         if entry.file and entry.file.path == place
     ]
     if not plugins:
-        kinds = ", ".join(f"@{registry.decorator}" for registry in REGISTRIES)
-        raise UsageError(f"{file} registers nothing. Decorate a function or class at its top level with one of {kinds}.")
+        kinds = ", ".join(f'@{registry.decorator}("name", …)' for registry in REGISTRIES)
+        raise UsageError(
+            f"{file} registers nothing. Decorate a function or class at its top level, its name written out, by {kinds}."
+        )
     return plugins
 
 

@@ -37,7 +37,7 @@ def checks(method: Method[Any], config: Any, make: MakeContext) -> Iterator[Chec
         "every setting is explained": lambda: settings_are_explained(method),
         "a setting that it does not have is refused": lambda: unknown_settings_are_refused(method),
         "what it refuses, it refuses in a sentence": lambda: refusals_are_texts(method, config, make().problem),
-        "steps rise, and the last one is measured": lambda: steps_rise(list(method.unlearn(make(), config))),
+        "steps rise, and the last one is measured": lambda: steps_rise(list(method.steps(make(), config))),
         "the same seed gives the same weights": lambda: same_seed_same_weights(method, config, make),
         "model and tokenizer come back as they were found": lambda: left_as_found(method, config, make()),
         "so they do when it is stopped early": lambda: left_as_found_when_stopped(method, config, make()),
@@ -104,7 +104,7 @@ def same_seed_same_weights(method: Method[Any], config: Any, make: MakeContext) 
         context = make(seed=3)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            list(method.unlearn(context, config))
+            list(method.steps(context, config))
         weights.append(weights_fingerprint(context.model))
     keep(weights[0] == weights[1], "two runs with one seed come to different weights: seed its generators with context.seed")
 
@@ -115,7 +115,7 @@ def left_as_found(method: Method[Any], config: Any, context: UnlearningContext) 
     context.model.get_parameter(frozen).requires_grad_(False)
     words, side = dict(context.tokenizer.get_vocab()), context.tokenizer.padding_side
     shapes = {name: (p.shape, p.dtype) for name, p in context.model.state_dict().items()}
-    list(method.unlearn(context, config))
+    list(method.steps(context, config))
     as_found(context, [frozen])
     keep(context.tokenizer.get_vocab() == words, "it changes the tokenizer's words: put them back")
     keep(context.tokenizer.padding_side == side, f"it leaves the tokenizer's padding_side other than {side}: put it back")
@@ -125,7 +125,7 @@ def left_as_found(method: Method[Any], config: Any, context: UnlearningContext) 
 
 def left_as_found_when_stopped(method: Method[Any], config: Any, context: UnlearningContext) -> None:
     """A generator that is closed puts things back in `finally`."""
-    steps = method.unlearn(context, config)
+    steps = method.steps(context, config)
     next(iter(steps))
     getattr(steps, "close", lambda: None)()
     as_found(context)
@@ -149,7 +149,7 @@ def as_found(context: UnlearningContext, frozen: Sequence[str] = ()) -> None:
 def process_left_as_found(method: Method[Any], config: Any, context: UnlearningContext) -> None:
     """Random numbers' seeds, default type, gradients, threads: at each yield, when others go on, and at the end."""
     before = ProcessBefore.now()
-    for _ in method.unlearn(context, config):
+    for _ in method.steps(context, config):
         before.keep(", and goes on so while a point is measured")
     before.keep()
 
@@ -157,7 +157,7 @@ def process_left_as_found(method: Method[Any], config: Any, context: UnlearningC
 def memory_is_told(method: Method[Any], config: Any, context: UnlearningContext) -> None:
     """An estimate where it takes gradients of the weights, whole numbers of bytes, and none that no machine has."""
     with _gradients(context) as taken:
-        list(method.unlearn(context, config))
+        list(method.steps(context, config))
     shape = ModelShape(context.model, 4, max(len(stage.retain) for stage in context.stages), 20)
     held = list(method.memory(shape, config))
     keep(
