@@ -1,6 +1,6 @@
 """What an evaluator is and what it sees.
 
-After each point of a run the model becomes a `EvalContext`, which is all an evaluator sees; it gives for each of its
+After each point of a run the model becomes an `EvalContext`, which is all an evaluator sees; it gives for each of its
 metrics rows or a number, and `harness.statistics` makes a `Measurement` of them.
 """
 

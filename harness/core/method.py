@@ -1,6 +1,6 @@
 """What a method is, what it sees, and what it yields.
 
-Loading a `Problem` gives a `UnlearningContext`, which is all a method sees; it is a generator that edits the model in place.
+Loading a `Problem` gives an `UnlearningContext`, which is all a method sees; it is a generator that edits the model in place.
 """
 
 from __future__ import annotations

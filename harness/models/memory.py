@@ -96,16 +96,16 @@ def shape_of(source: CheckpointSource, problem: Problem, dtype: str) -> ModelSha
 # ---------------------------------------------------------------- what is held
 
 
-def estimate(shape: ModelShape, held: Sequence[MemoryItem], evaluators: Sequence[Evaluator] = ()) -> Estimate:
+def estimate(shape: ModelShape, items: Sequence[MemoryItem], evaluators: Sequence[Evaluator] = ()) -> Estimate:
     """A run's largest moment: while the method works, or while a point is measured.
 
     Args:
         shape: of the model.
-        held: what the method says it holds.
+        items: what the method says it holds.
         evaluators: what measures; one at a time holds something.
     """
     weights = MemoryItem("weights", shape.parameters * shape.weight_bytes)
-    working = [weights, *(h for h in held if h.where == "device")]
+    working = [weights, *(h for h in items if h.where == "device")]
     kept = [h for h in working if h.while_measured]
     read = MemoryItem("evaluation", measuring_bytes(shape), certain=False)
     measured = [[*kept, read], *([*kept, *(h for h in e.memory(shape) if h.where == "device")] for e in evaluators)]
@@ -114,14 +114,14 @@ def estimate(shape: ModelShape, held: Sequence[MemoryItem], evaluators: Sequence
         rough=sum(h.bytes for h in working if not h.certain),
         measured=max(map(_certain, measured), key=lambda parts: sum(parts.values())),
         measuring=max(sum(h.bytes for h in moment) for moment in measured),
-        cpu=sum(h.bytes for h in held if h.where == "cpu")
+        cpu=sum(h.bytes for h in items if h.where == "cpu")
         + max((sum(h.bytes for h in e.memory(shape) if h.where == "cpu") for e in evaluators), default=0),
     )
 
 
-def _certain(held: Sequence[MemoryItem]) -> dict[str, int]:
+def _certain(items: Sequence[MemoryItem]) -> dict[str, int]:
     largest: dict[str, int] = {}
-    for each in held:  # a method and an evaluator may both hold an optimiser
+    for each in items:  # a method and an evaluator may both hold an optimiser
         if each.certain and each.bytes:
             largest[each.what] = largest.get(each.what, 0) + each.bytes
     return largest

@@ -80,16 +80,16 @@ def of_rows(
         others than the first one's is in no difference; nor is a metric with fewer than five clusters.
     """
     plan = EvalPlan(variant=variant)
-    subjects = {
+    contexts = {
         method: [EvalContext(None, plan, (), AllInOne(rows)) for rows in of_seeds] for method, of_seeds in recorded.items()
     }
-    return list(of_contexts(subjects, metrics, against))
+    return list(of_contexts(contexts, metrics, against))
 
 
 def of_contexts(
     measured: Mapping[str, Sequence[EvalContext]], metrics: Sequence[str], against: str | None = None
 ) -> Iterator[Difference]:
-    """The same as `of_rows`, of subjects: one for each seed."""
+    """The same as `of_rows`, of contexts: one for each seed."""
     resampling = Resampling()
     for name in metrics:
         match = metric_of(name)
@@ -118,8 +118,8 @@ def of_means(metric: Metric) -> Callable[[np.ndarray], np.ndarray]:
     return clipped
 
 
-def _groups(evaluator: Evaluator, metric: Metric, subjects: Sequence[EvalContext]) -> list[list[Group]] | None:
+def _groups(evaluator: Evaluator, metric: Metric, contexts: Sequence[EvalContext]) -> list[list[Group]] | None:
     try:
-        return [[matrix(rows) for rows in groups_of(given_by(evaluator, context, metric))] for context in subjects]
+        return [[matrix(rows) for rows in groups_of(given_by(evaluator, context, metric))] for context in contexts]
     except LookupError:
         return None

@@ -292,7 +292,7 @@ def score_log(
     """
     plan = EvalPlan(evaluators=benchmark.evaluators(), variant=variant)
     references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
-    subjects = {log_file.stem: EvalContext(None, plan, references, dict(benchmark.read_log(log_file)))}
+    contexts = {log_file.stem: EvalContext(None, plan, references, dict(benchmark.read_log(log_file)))}
     for other in references:
-        subjects[f"{other.name} (reference)"] = EvalContext(None, plan, references, dict(other.tables))
-    return {name: measure(context, "as logged") for name, context in subjects.items()}
+        contexts[f"{other.name} (reference)"] = EvalContext(None, plan, references, dict(other.tables))
+    return {name: measure(context, "as logged") for name, context in contexts.items()}

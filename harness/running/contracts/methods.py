@@ -159,13 +159,13 @@ def memory_is_told(method: Method[Any], config: Any, context: UnlearningContext)
     with _gradients(context) as taken:
         list(method.steps(context, config))
     shape = ModelShape(context.model, 4, max(len(stage.retain) for stage in context.stages), 20)
-    held = list(method.memory(shape, config))
+    items = list(method.memory(shape, config))
     keep(
-        held or not taken,
+        items or not taken,
         "it takes gradients of the weights and estimates no memory: give memory=, such as harness.models.memory.adamw's list",
     )
     weights = 4 * shape.parameters
-    for each in held:
+    for each in items:
         keep(
             isinstance(each.bytes, int) and each.bytes >= 0,
             f"it holds {each.bytes!r} bytes of {each.what}: give a whole number of bytes",
