@@ -182,7 +182,7 @@ def _described(cls: Any) -> Sequence[tuple[str, JSON, str]]:
 
 
 def to_json(config: Any) -> dict[str, JSON]:
-    """Plain JSON data out of a settings object; `resolve` gives it back."""
+    """Plain JSON data out of a settings object, under the names that records keep; `resolve` gives it back."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(type(config)).dump_python(config, mode="json")  # type: ignore[no-any-return]
+    return TypeAdapter(type(config)).dump_python(config, mode="json", by_alias=True)  # type: ignore[no-any-return]
