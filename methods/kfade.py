@@ -95,5 +95,5 @@ def _steps(
             gradients.clear()  # the solver holds them rotated
             logged = take_step(data, solver, before, step_size, step, network)
             del solver
-        warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping"])
+        warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping_absolute"])
         yield logged

@@ -232,7 +232,7 @@ class _Stage:
 
         self._context.costs.count(sum(len(e.input_ids) for e in self._data.forget(step)))
         gradients = forget_gradient(self._data, self._layers, step, network)
-        towards, norm, damping = self._direction(curvatures, gradients)
+        towards, norm, damping_absolute = self._direction(curvatures, gradients)
         move = moves(self._layers, towards)
 
         def kl_at(alpha: float) -> float:
@@ -242,7 +242,12 @@ class _Stage:
         already = self._kl() if step > 1 else 0.0
         alpha, peak = step_for_kl(kl_at, self._config.peak_kl, already)
         move(alpha / norm)
-        return {"step_size": alpha, "damping": damping, "peak_kl": peak, "forget_rows": float(len(self._data.forget(step)))}
+        return {
+            "step_size": alpha,
+            "damping_absolute": damping_absolute,
+            "peak_kl": peak,
+            "forget_rows": float(len(self._data.forget(step))),
+        }
 
     def _correct(self, curvatures: Sequence[LayerCurvature], step: int, kl: float) -> dict[str, float]:
         from methods.curvature.gradients import gradient_matrices

@@ -50,8 +50,8 @@ def take_step(
         Diverged: if there is no usable direction, or no step size meets `target_kl`.
     """
     context, config, layers = data.context, data.config, solver.layers
-    damping = config.damping * (solver.mean_eigenvalue if config.damping_scale == "mean_eigenvalue" else 1.0)
-    direction = solver.direction(damping, config.damping_mode)
+    damping_absolute = config.damping * (solver.mean_eigenvalue if config.damping_scale == "mean_eigenvalue" else 1.0)
+    direction = solver.direction(damping_absolute, config.damping_mode)
     norm = direction.g_norm if config.norm == "undamped" else direction.damped_norm
     start = [layer.matrix() for layer in layers]
     with context.costs.aside("monitoring"):
@@ -67,7 +67,7 @@ def take_step(
         rounded = rounding_losses(layers, start, direction.matrices, alpha / norm)
     return {
         "step_size": alpha,
-        "damping": damping,
+        "damping_absolute": damping_absolute,
         "mean_eigenvalue": solver.mean_eigenvalue,
         "gain": alpha / norm * direction.gain,
         "predicted_kl": 0.5 * (alpha / norm * direction.g_norm) ** 2,
