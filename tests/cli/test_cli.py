@@ -99,7 +99,7 @@ def test_a_place_that_one_may_not_enter_is_one_sentence(harness: Harness, tmp_pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--method", "kfad"), ("no method called 'kfad'. Did you mean 'kfade'?", "untouched")),
+        (("--method", "kfad"), ("no method called 'kfad'. Did you mean 'kfade'?", "harness list methods tells of all")),
         (("--bench", "tofu1O"), ("no benchmark called 'tofu1O'. Did you mean 'tofu10'?", "tofu01")),
         (("--method", "ga", "--model", "minni"), ("no model called 'minni'. Did you mean 'mini'?", "scratch")),
         (("--model", "minni"), ("no model called 'minni'. Did you mean 'mini'?",)),
@@ -213,8 +213,9 @@ def test_single_runs_of_a_sweep_show_no_bars(words: list[str]):
     assert "disabled: True" in told.stdout, told.stderr
 
 
-def test_a_method_typed_wrong_is_answered_with_all_there_are(harness: Harness):
-    refused(harness(*RUN, "--method", "xyz"), *METHODS.names())
+def test_a_method_typed_wrong_is_answered_with_all_there_are_or_the_command_that_lists_them(harness: Harness):
+    refused(harness(*RUN, "--method", "xyz"), f" and {len(METHODS.names()) - 5} more; harness list methods tells of all.")
+    refused(harness(*RUN, "--bench", "xyz"), *BENCHMARKS.names())
 
 
 def test_a_data_folder_without_the_data_is_named_with_the_file_and_where_to_get_it(harness: Harness, tmp_path: Path):
