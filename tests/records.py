@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.core.config import to_json
 from harness.core.costs import Phase
 from harness.core.measurement import Absent, Measurement
-from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec, to_json
+from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult, RunSpec
 
 SPEC = RunSpec(
     bench="tofu10",

@@ -60,11 +60,11 @@ def run(
 
 def _one(todo: Plan, control: RunControl) -> None:
     """Do a run, or show it as it is recorded."""
+    from harness.core.config import to_json
     from harness.models.export import ExportOptions
     from harness.running.provenance import made_by_other_code
     from harness.running.run import execute
     from harness.storage.cache import Cache
-    from harness.storage.records import to_json
     from harness.storage.store import Store
 
     store, exports = Store(control.root), ExportOptions(control.save_model, control.save_update)
@@ -93,12 +93,12 @@ def _one(todo: Plan, control: RunControl) -> None:
 
 def _several(plans: Sequence[Plan], control: RunControl) -> None:
     """Several methods in turn, and one table of them all at the end."""
+    from harness.core.config import to_json
     from harness.reading.comparison_table import comparison, in_short
     from harness.reading.console import stdout
     from harness.reading.differences import differences
     from harness.running.sweep import run_all
     from harness.storage.cache import Cache
-    from harness.storage.records import to_json
     from harness.storage.store import Store
 
     store = Store(control.root)

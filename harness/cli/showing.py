@@ -84,13 +84,12 @@ def _show_method(name: str, as_json: bool) -> None:
 
 def _show_run(folder: Path, result: RunResult, as_json: bool) -> None:
     from harness.core.arithmetic import in_words
-    from harness.core.config import describe
+    from harness.core.config import describe, to_json
     from harness.core.method import METHODS
     from harness.reading.columns import settings_table
     from harness.reading.console import stdout
     from harness.reading.run_list import given_settings
     from harness.reading.run_report import run_report
-    from harness.storage.records import to_json
 
     if as_json:
         print_json(to_json(result))

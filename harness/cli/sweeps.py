@@ -90,7 +90,7 @@ def _run(tries: Sequence[TrialSpec], control: SweepControl, by: str = "") -> Non
     """Do them and show the table."""
     results = _run_tries(tries, control)
     if control.json:
-        from harness.storage.records import to_json
+        from harness.core.config import to_json
 
         print_json([to_json(result) for result in results])
     else:

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.config import to_json
 from harness.core.documents import Malformed
 from harness.core.evaluator import GenerationRequest
 from harness.storage.cache import disk_errors, flush
 from harness.storage.frames import in_one
 from harness.storage.record_files import POINTS, ROWS, RUN, TEXTS, lines_of, point_of, read_rows
-from harness.storage.records import Point, RunResult, to_json
+from harness.storage.records import Point, RunResult
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from harness.core.config import JSON
+from harness.core.config import JSON, to_json
 from harness.core.costs import Phase
 from harness.core.measurement import Absent, Measurement
 from harness.core.options import Points, Retain, Variant
@@ -214,11 +214,6 @@ class RunResult:
     """On what it was made; None until the model was loaded."""
     points: Sequence[Point] = ()
     """In the order they were measured; stored in points.jsonl."""
-
-
-def to_json(value: Any) -> Any:
-    """A record as plain JSON data."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True)
 
 
 def read_spec(document: Any) -> RunSpec:

@@ -458,7 +458,7 @@ def test_a_flag_that_contradicts_a_spec_is_refused(harness: Harness, done: tuple
 def test_a_setting_typed_beside_a_spec_wins_over_its_alternative(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from harness.storage.records import to_json
+    from harness.core.config import to_json
 
     spec = to_json(plan("tofu10", "mini", "kfade", {}, Options(limit=2)).spec)
     assert spec["config"]["target_kl"] is not None

@@ -17,6 +17,7 @@ import pytest
 from evals import _judge, _judge_server, mt_bench
 from evals._judge import Prompt, verdicts
 from evals.mt_bench import answers, fastchat, judgements
+from harness.core.config import to_json
 from harness.core.errors import UsageError
 from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
 from harness.core.measurement import Absent, Measurement
@@ -31,7 +32,6 @@ from harness.running.run import execute
 from harness.statistics.measurements import measurements
 from harness.storage.cache import Cache
 from harness.storage.identity import comparable
-from harness.storage.records import to_json
 from tests.conftest import Bench, ContextMaker
 from tests.judge_server import Answer, Asked, JudgeServer, judge_server
 

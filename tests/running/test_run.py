@@ -615,8 +615,8 @@ def test_no_absolute_path_is_in_a_record(bench: Bench, tmp_path: Path):
 
 
 def test_a_model_given_as_a_folder_is_named_by_the_folders_name(nano: Nano, tmp_path: Path):
+    from harness.core.config import to_json
     from harness.models.sources import save_checkpoint
-    from harness.storage.records import to_json
 
     folder = tmp_path / "my model"
     save_checkpoint(nano.model(), nano.tokenizer, folder, {"model": "mini"})

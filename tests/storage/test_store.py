@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.core.config import to_json
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.evaluator import GenerationRequest, Sampling
@@ -24,7 +25,7 @@ from harness.storage.cache import digest
 from harness.storage.identity import comparable
 from harness.storage.record_reading import read_run
 from harness.storage.record_writing import Record
-from harness.storage.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, RunResult, RunSpec, to_json
+from harness.storage.records import LATER_FIELDS, LATER_SETTINGS, SCHEMA_VERSION, Point, RunResult, RunSpec
 from harness.storage.store import Store
 from harness.storage.validate import problems
 from tests.clock import A_HANG

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.config import to_json
 from harness.core.errors import UsageError, reason, without_secrets
 from harness.core.evaluator import GenerationRequest, Sampling
 from harness.core.figure import FIGURES, Figure, FigureOptions, Sheet
@@ -21,7 +22,7 @@ from harness.numerics.generation import HFGenerator
 from harness.reading.figures import draw
 from harness.running.failures import without_paths
 from harness.storage.cache import Cache
-from harness.storage.records import read_spec, to_json
+from harness.storage.records import read_spec
 from tests.conftest import Nano
 from tests.models.test_models import Touch, change_config
 from tests.records import SPEC
