@@ -55,7 +55,10 @@ def program(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
     plugins: Annotated[
-        str, typer.Option("--plugins", envvar="HARNESS_PLUGINS", metavar="DIR", help="A folder with methods and evaluators.")
+        str,
+        typer.Option(
+            "--plugins", envvar="HARNESS_PLUGINS", metavar="DIR", help="A folder, or a file, with plug-ins of your own."
+        ),
     ] = "",
 ) -> None:
     """Unlearning methods for language models behind one interface, measured alike."""

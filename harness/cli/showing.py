@@ -108,7 +108,7 @@ def _show_run(folder: Path, result: RunResult, as_json: bool) -> None:
         console.print(f"again: {result.provenance.command}", soft_wrap=True, highlight=False)
         for plugin, files in result.provenance.plugins.items():
             code = ", ".join(f"{file} (SHA-256 {digest[:12]}…)" for file, digest in files.items())
-            console.print(f"with --plugins: {plugin}, {code}", soft_wrap=True, highlight=False)
+            console.print(f"and --plugins for {plugin}: {code}", soft_wrap=True, highlight=False)
         packages = ", ".join(f"{package} {version}" for package, version in result.provenance.packages.items())
         console.print(f"made with {packages}, on {result.provenance.processor}", soft_wrap=True, highlight=False)
         if kind := in_words(result.provenance.arithmetic):
@@ -135,8 +135,9 @@ def _neither_run_nor_method(name: str) -> UsageError:
 
     for registry, listing in ((BENCHMARKS, "benches"), (EVALUATORS, "evals"), (FIGURES, "figures")):
         if name in registry.entries:
+            a = "an" if registry.kind[0] in "aeiou" else "a"
             return UsageError(
-                f"{name} is a {registry.kind}, and harness show tells of runs and methods; see harness list {listing}."
+                f"{name} is {a} {registry.kind}, and harness show tells of runs and methods; see harness list {listing}."
             )
     return unknown("method or run", name, METHODS.names(), "harness list methods")
 

@@ -90,8 +90,8 @@ def steps_rise(progress: Sequence[Progress]) -> None:
     for p in progress:
         for name, value in p.logged.items():
             keep(
-                isinstance(value, float) and math.isfinite(value),
-                f"it logs {name}={value!r} at step {p.step}: log finite floats; for a loss that is not finite raise Diverged",
+                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+                f"it logs {name}={value!r} at step {p.step}: log finite numbers; for a loss that is not finite raise Diverged",
             )
 
 
