@@ -544,7 +544,7 @@ def test_forget_gradient_equals_autograd(objective):
 @pytest.mark.parametrize("objective", ["npo", "simnpo"])
 def test_a_sequence_objectives_gradient_is_minus_the_losses_own(objective):
     """The losses as the first-order methods have them, by autograd; the step raises what they minimise."""
-    from methods.npo import npo_loss
+    from methods.first_order.preference import npo_loss
     from methods.simnpo import simnpo_loss
 
     model, encoded = llama(), data(5)
