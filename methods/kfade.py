@@ -93,7 +93,9 @@ def _steps(
         with costs.phase("step"):
             solver = Solver(layers, curvatures, gradients)
             gradients.clear()  # the solver holds them rotated
-            logged = take_step(data, solver, before, step_size, step, network)
-            del solver
-        warn_if_thin(layers, curvatures, data.fit_tokens, logged["damping_absolute"])
+            direction = solver.direction(config.damping, config.damping_mode, config.damping_scale)
+            logged = take_step(data, solver, direction, before, step_size, step, network)
+            damping_absolute = direction.damping_absolute
+            del solver, direction
+        warn_if_thin(layers, curvatures, data.fit_tokens, damping_absolute)
         yield logged

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harness.data.rows import Encoded
     from harness.numerics.likelihood import AnswerDistributions
     from methods.curvature.layers import Layer
+    from methods.curvature.solve import Direction
     from methods.curvature.spectrum import LayerCurvature
 
 Estimator = Literal["kfac", "ekfac", "diagonal", "identity"]
@@ -215,58 +216,58 @@ class _Stage:
         self._context.costs.count(sum(len(e.input_ids) for e in self._data.kl))
         return self._answers.kl(self._context.model)
 
-    def _direction(self, curvatures: Sequence[LayerCurvature], gradients: list[Tensor]) -> tuple[list[Tensor], float, float]:
-        """(G + λI)⁻¹ of a gradient, its length in G's metric, and λ."""
+    def _direction(self, curvatures: Sequence[LayerCurvature], gradients: list[Tensor]) -> Direction:
+        """(G + λI)⁻¹ of a gradient."""
         from methods.curvature.solve import Solver
 
         solver = Solver(self._layers, curvatures, gradients)
         gradients.clear()  # the solver holds them rotated
-        unit = solver.mean_eigenvalue if self._config.damping_scale == "mean_eigenvalue" else 1.0
-        direction = solver.direction(self._config.damping * unit)
-        return direction.matrices, direction.g_norm, self._config.damping * unit
+        return solver.direction(self._config.damping, scale=self._config.damping_scale)
 
     def _predict(self, curvatures: Sequence[LayerCurvature], step: int, network: str) -> dict[str, float]:
-        from methods.gauss_newton.corrector import moves
+        from methods.curvature.layers import Line
+        from methods.curvature.solve import warn_if_thin
         from methods.gauss_newton.fit import forget_gradient
         from methods.gauss_newton.step import step_for_kl
 
         self._context.costs.count(sum(len(e.input_ids) for e in self._data.forget(step)))
         gradients = forget_gradient(self._data, self._layers, step, network)
-        towards, norm, damping_absolute = self._direction(curvatures, gradients)
-        move = moves(self._layers, towards)
+        direction = self._direction(curvatures, gradients)
+        line = Line(self._layers, direction.matrices)
 
         def kl_at(alpha: float) -> float:
-            move(alpha / norm)
+            line.go(alpha / direction.g_norm)
             return self._kl()
 
         already = self._kl() if step > 1 else 0.0
         alpha, peak = step_for_kl(kl_at, self._config.peak_kl, already)
-        move(alpha / norm)
+        line.go(alpha / direction.g_norm)
+        warn_if_thin(self._layers, curvatures, self._data.fit_tokens, direction.damping_absolute)
         return {
             "step_size": alpha,
-            "damping_absolute": damping_absolute,
+            "damping_absolute": direction.damping_absolute,
             "peak_kl": peak,
             "forget_rows": float(len(self._data.forget(step))),
         }
 
     def _correct(self, curvatures: Sequence[LayerCurvature], step: int, kl: float) -> dict[str, float]:
         from methods.curvature.gradients import gradient_matrices
-        from methods.gauss_newton.corrector import kl_gradient, line_search, moves
+        from methods.curvature.layers import Line
+        from methods.gauss_newton.corrector import kl_gradient, line_search
 
         model, taken = self._context.model, 0
         for number in range(self._config.corrections):
             rows = self._rows(step, number)
             self._context.costs.count(2 * sum(len(e.input_ids) for e in rows))  # through the frozen copy, too
             gradients = gradient_matrices(model, self._layers, rows, self._data.pad, kl_gradient(self._before, rows))
-            towards, _, _ = self._direction(curvatures, gradients)
-            move = moves(self._layers, towards)
+            line = Line(self._layers, self._direction(curvatures, gradients).matrices)
 
             def kl_at(length: float) -> float:
-                move(-length)  # noqa: B023 - used before the next round
+                line.go(-length)  # noqa: B023 - used before the next round
                 return self._kl()
 
             length, kl, _ = line_search(kl_at, kl, self._length)
-            move(-length)
+            line.go(-length)
             if not length:
                 break
             self._length, taken = length, taken + 1

@@ -82,23 +82,23 @@ def _steps(context: UnlearningContext, stage: Stage, layers: list[Layer], config
     from harness.core.streams import streams
     from harness.data.rows import encode, pad_id
     from harness.numerics.likelihood import AnswerDistributions
-    from methods.gauss_newton.corrector import moves
+    from methods.curvature.layers import Line
     from methods.gauss_newton.step import step_for_kl
 
     retain = encode(stage.retain, context.tokenizer)
     chosen = streams(context.seed, "sham rows", stage.name).numpy().permutation(len(retain))[: config.kl_rows]
     rows = [retain[i] for i in sorted(chosen.tolist())]
     before = AnswerDistributions(context.model, rows, pad_id(context.tokenizer))
-    move = moves(layers, direction(context, stage, layers))
+    line = Line(layers, direction(context, stage, layers))
 
     def kl_at(length: float) -> float:
-        move(length)
+        line.go(length)
         context.costs.count(sum(len(e.input_ids) for e in rows))
         return before.kl(context.model)
 
     for step in range(1, config.steps + 1):
         length, kl = step_for_kl(kl_at, config.target_kl * step / config.steps)
-        move(length)
+        line.go(length)
         yield {"length": length, "measured_kl": kl, "kl_tokens": float(before.labels)}
 
 

@@ -77,6 +77,31 @@ class Layer:
         self.linear.matrix().copy_(value)
 
 
+class Line:
+    """The way of some layers along a direction, from where they are when it is made.
+
+    Args:
+        layers: whose weights move.
+        direction: [out, in (+ 1)] for each layer.
+
+    >>> layer = Layer(LinearMap("down_proj", nn.Linear(1, 1, bias=False), transposed=False), block=0)
+    >>> layer.set_matrix(torch.tensor([[3.0]]))
+    >>> line = Line([layer], [torch.tensor([[2.0]])])
+    >>> line.go(5.0), line.go(-1.0), layer.matrix().item()
+    (None, None, 1.0)
+    """
+
+    def __init__(self, layers: Sequence[Layer], direction: Sequence[Tensor]) -> None:
+        self.start = [layer.matrix() for layer in layers]
+        """[out, in (+ 1)] where each layer was."""
+        self._layers, self._direction = layers, direction
+
+    def go(self, length: float) -> None:
+        """To the start plus so much of the direction."""
+        for layer, matrix, towards in zip(self._layers, self.start, self._direction, strict=True):
+            layer.set_matrix(matrix + length * towards)
+
+
 def mlp_layers(model: PreTrainedModel, blocks: Sequence[int] | None = None) -> list[Layer]:
     """The linear maps of the MLPs (gate, up, down; fc1, fc2; c_fc, c_proj), in the order of the forward pass.
 

@@ -23,6 +23,7 @@ from methods.curvature.spectrum import LayerCurvature
 log = logging.getLogger(__name__)
 
 DampingMode = Literal["exact", "per_factor", "heuristic"]
+DampingScale = Literal["absolute", "mean_eigenvalue"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Direction:
     """sqrt(rᵀ (G + λI) r) = sqrt(gᵀ r) with exact damping."""
     gain: float
     """gᵀ r: the first-order rise of the forget objective per unit of r."""
+    damping_absolute: float
+    """λ in the units of G."""
 
 
 class Solver:
@@ -71,29 +74,31 @@ class Solver:
         self.mean_eigenvalue = sum(float(e.double().sum()) for e in self._spectra) / entries
         """One mean over all layers: the unit of `damping_scale=mean_eigenvalue`."""
 
-    def direction(self, damping: float, mode: DampingMode = "exact") -> Direction:
+    def direction(self, damping: float, mode: DampingMode = "exact", scale: DampingScale = "absolute") -> Direction:
         """The damped Newton direction.
 
         Args:
-            damping: λ, in the units of G (squared gradients per token).
+            damping: λ.
             mode: `exact` adds λ to G's eigenvalues; `per_factor` adds it to each factor's; `heuristic` adds √λ π and √λ / π
                 (Martens & Grosse 2015, section 6.3).
+            scale: λ's units: those of G (squared gradients per token), or its mean eigenvalue.
 
         Raises:
             UsageError: if the mode needs Kronecker factors and there are none.
             Diverged: if the direction is not finite or does not raise the objective.
         """
+        damping_absolute = damping * (self.mean_eigenvalue if scale == "mean_eigenvalue" else 1.0)
         matrices, quad, damped, gain = [], 0.0, 0.0, 0.0
         for curvature, g, e in zip(self.curvatures, self._rotated, self._spectra, strict=True):
-            r = g / damped_spectrum(curvature, e, damping, mode)
+            r = g / damped_spectrum(curvature, e, damping_absolute, mode)
             squared = r.double().square()
             quad += float((squared * e).sum())
-            damped += float((squared * (e + damping)).sum())
+            damped += float((squared * (e + damping_absolute)).sum())
             gain += float((r.double() * g).sum())
             matrices.append(curvature.rotate_back(r))
         if not (math.isfinite(quad) and math.isfinite(gain) and quad > 0 and gain > 0):
-            raise Diverged(f"no usable direction at damping {damping:g}: rᵀGr = {quad:g}, gᵀr = {gain:g}")
-        return Direction(matrices, quad**0.5, damped**0.5, gain)
+            raise Diverged(f"no usable direction at damping {damping_absolute:g}: rᵀGr = {quad:g}, gᵀr = {gain:g}")
+        return Direction(matrices, quad**0.5, damped**0.5, gain, damping_absolute)
 
 
 def damped_spectrum(curvature: LayerCurvature, spectrum: Tensor, damping: float, mode: DampingMode) -> Tensor:

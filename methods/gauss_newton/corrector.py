@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_logits
-from methods.curvature.layers import Layer
 from methods.curvature.passes import LogitGradient
 
 MOST_HALVINGS = 24
@@ -38,30 +37,6 @@ def kl_gradient(before: PreTrainedModel, encoded: Sequence[Encoded]) -> LogitGra
         yield (logits.softmax(dim=-1) - first) / labels
 
     return gradient
-
-
-def moves(layers: Sequence[Layer], direction: Sequence[Tensor]) -> Callable[[float], None]:
-    """Moves the layers by so much of a direction, always from where they are now.
-
-    Args:
-        layers: whose weights.
-        direction: [out, in (+ 1)] for each layer.
-
-    >>> from torch import nn
-    >>> from harness.numerics.anatomy import LinearMap
-    >>> layer = Layer(LinearMap("down_proj", nn.Linear(1, 1, bias=False), transposed=False), block=0)
-    >>> layer.set_matrix(torch.tensor([[3.0]]))
-    >>> move = moves([layer], [torch.tensor([[2.0]])])
-    >>> move(5.0), move(-1.0), layer.matrix().item()
-    (None, None, 1.0)
-    """
-    start = [layer.matrix() for layer in layers]
-
-    def move(length: float) -> None:
-        for layer, matrix, towards in zip(layers, start, direction, strict=True):
-            layer.set_matrix(matrix + length * towards)
-
-    return move
 
 
 def line_search(kl_at: Callable[[float], float], now: float, length: float) -> tuple[float, float, int]:

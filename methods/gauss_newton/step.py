@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.core.errors import Diverged
 from harness.numerics.likelihood import AnswerDistributions
-from methods.curvature.layers import Layer
-from methods.curvature.solve import Solver
+from methods.curvature.layers import Layer, Line
+from methods.curvature.solve import Direction, Solver
 from methods.gauss_newton.data import StageData, memoised
 
 log = logging.getLogger(__name__)
@@ -31,13 +31,20 @@ MOST_ROUNDED = 0.1
 
 
 def take_step(
-    data: StageData, solver: Solver, before: AnswerDistributions, step_size: float | None, step: int, network: str
+    data: StageData,
+    solver: Solver,
+    direction: Direction,
+    before: AnswerDistributions,
+    step_size: float | None,
+    step: int,
+    network: str,
 ) -> dict[str, float]:
     """Take one step, of the size given for its stage if one is, and say what it did.
 
     Args:
         data: the stage's sequences and settings.
         solver: of this step's curvature and gradient.
+        direction: its damped Newton direction.
         before: what the model said on the KL's rows before the stage.
         step_size: α, or None where `target_kl` chooses it.
         step: of the stage, from 1.
@@ -47,27 +54,21 @@ def take_step(
         What is recorded of the step, by name.
 
     Raises:
-        Diverged: if there is no usable direction, or no step size meets `target_kl`.
+        Diverged: if no step size meets `target_kl`.
     """
-    context, config, layers = data.context, data.config, solver.layers
-    damping_absolute = config.damping * (solver.mean_eigenvalue if config.damping_scale == "mean_eigenvalue" else 1.0)
-    direction = solver.direction(damping_absolute, config.damping_mode)
-    norm = direction.g_norm if config.norm == "undamped" else direction.damped_norm
-    start = [layer.matrix() for layer in layers]
+    context, layers = data.context, solver.layers
+    norm = direction.g_norm if data.config.norm == "undamped" else direction.damped_norm
+    line = Line(layers, direction.matrices)
     with context.costs.aside("monitoring"):
         forget_before = memoised(context, "loss", (network, data.forget(step)), lambda: data.mean_loss(step))
 
-    def move(alpha: float) -> None:
-        for layer, matrix, towards in zip(layers, start, direction.matrices, strict=True):
-            layer.set_matrix(matrix + (alpha / norm) * towards)
-
-    alpha, measured = _length(data, before, move, step_size, step)
+    alpha, measured = _length(data, before, lambda alpha: line.go(alpha / norm), step_size, step)
     with context.costs.aside("monitoring"):
         forget_after = data.mean_loss(step)
-        rounded = rounding_losses(layers, start, direction.matrices, alpha / norm)
+        rounded = rounding_losses(layers, line.start, direction.matrices, alpha / norm)
     return {
         "step_size": alpha,
-        "damping_absolute": damping_absolute,
+        "damping_absolute": direction.damping_absolute,
         "mean_eigenvalue": solver.mean_eigenvalue,
         "gain": alpha / norm * direction.gain,
         "predicted_kl": 0.5 * (alpha / norm * direction.g_norm) ** 2,

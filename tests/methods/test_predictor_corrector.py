@@ -17,11 +17,11 @@ from harness.models.sources import weights_fingerprint
 from harness.numerics.anatomy import LinearMap
 from harness.numerics.likelihood import AnswerDistributions
 from methods.curvature.gradients import gradient_matrices
-from methods.curvature.layers import Layer, mlp_layers
+from methods.curvature.layers import Layer, Line, mlp_layers
 from methods.curvature.solve import Solver
 from methods.curvature.spectrum import LayerCurvature
 from methods.first_order.losses import frozen_copy
-from methods.gauss_newton.corrector import kl_gradient, line_search, moves
+from methods.gauss_newton.corrector import kl_gradient, line_search
 from methods.gauss_newton.step import KL_TOLERANCE
 from tests.conftest import ContextMaker
 
@@ -68,7 +68,7 @@ class Quadratic:
     def predict(self) -> list[Tensor]:
         """A predictor of length α = ‖r‖_G / γ; r."""
         r, norm = self.solve(self.g)
-        moves(self.layers, r)(norm / GAMMA / norm)
+        Line(self.layers, r).go(norm / GAMMA / norm)
         return r
 
     def corrector(self) -> list[Tensor]:
@@ -93,9 +93,9 @@ def test_the_joint_step_lands_there_from_anywhere(seed: int):
     """r/γ − q with both gradients at the same θ."""
     on = Quadratic()
     torch.manual_seed(seed)
-    moves(on.layers, [torch.randn(x.shape) for x in on.first])(1.0)
+    Line(on.layers, [torch.randn(x.shape) for x in on.first]).go(1.0)
     (r, _), q = on.solve(on.g), on.corrector()
-    moves(on.layers, [x / GAMMA - y for x, y in zip(r, q, strict=True)])(1.0)
+    Line(on.layers, [x / GAMMA - y for x, y in zip(r, q, strict=True)]).go(1.0)
     same(on.moved, [x / GAMMA for x in r])
 
 
@@ -104,7 +104,7 @@ def test_a_corrector_scales_the_way_and_squares_that_for_the_kl(eta: float):
     on = Quadratic()
     on.predict()
     before, kl = on.moved, on.kl()
-    moves(on.layers, on.corrector())(-eta)
+    Line(on.layers, on.corrector()).go(-eta)
     same(on.moved, [(1 - eta) * x for x in before])
     assert on.kl() == pytest.approx((1 - eta) ** 2 * kl, rel=1e-3, abs=1e-6)
 
@@ -112,10 +112,10 @@ def test_a_corrector_scales_the_way_and_squares_that_for_the_kl(eta: float):
 def test_with_an_exact_g_the_line_search_undoes_the_predictor():
     on = Quadratic()
     on.predict()
-    move, kl = moves(on.layers, on.corrector()), on.kl()
+    line, kl = Line(on.layers, on.corrector()), on.kl()
 
     def kl_at(length: float) -> float:
-        move(-length)
+        line.go(-length)
         return on.kl()
 
     length, least, _ = line_search(kl_at, kl, 2.0**-10)
