@@ -112,7 +112,7 @@ def _rows(kind: str) -> list[dict[str, Any]]:
             for name, about in benchmark.models.items():
                 known.setdefault(name, (about, []))[1].append(bench)
         return [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
-    return [{"name": entry.name, "about": entry.summary} for entry in _registry(kind).entries.values()]
+    return [{"name": entry.name, "about": entry.summary} for entry in _registry(kind).listed()]
 
 
 def _registry(kind: str) -> Registry[Any]:

@@ -141,21 +141,30 @@ class Registry(Generic[T]):
             raise UsageError(f"{entry.file or entry.module} did not register {self.kind} '{name}'.")
         return self._registered[name]
 
-    def all(self) -> dict[str, T]:
-        """Every plug-in by name, each imported; one from outside that breaks off is left out, and a warning names it.
+    def listed(self) -> list[Entry]:
+        """Every plug-in; one from outside that breaks off when it is imported is left out, and a warning names it.
 
         Raises:
             UsageError: if two have one name.
         """
-        plugins = {}
+        kept = []
         for name, entry in self.entries.items():
-            try:
-                plugins[name] = self.get(name)
-            except UsageError as error:
-                if entry.file is None:
-                    raise
-                _leave_out(entry.file, reason(error))
-        return plugins
+            if entry.file:
+                try:
+                    self.get(name)
+                except UsageError as error:
+                    _leave_out(entry.file, reason(error))
+                    continue
+            kept.append(entry)
+        return kept
+
+    def all(self) -> dict[str, T]:
+        """Every plug-in of `listed` by name, each imported.
+
+        Raises:
+            UsageError: if two have one name.
+        """
+        return {entry.name: self.get(entry.name) for entry in self.listed()}
 
     def digests(self, name: str) -> Mapping[str, str]:
         """SHA-256 of the files of a plug-in from outside, by name; none of a built-in one: the commit names it."""

@@ -61,7 +61,8 @@ def run_report(result: RunResult) -> RenderableType:
     """Everything that is recorded of one run's measurements."""
     spec, parts = result.spec, _head(result)
     if len(result.points) > 1:
-        parts.append(_trajectory(result.points, roles_of(spec.bench).trajectory))
+        measured = by_name(result.points[0].measurements)
+        parts.append(_trajectory(result.points, [*roles_of(spec.bench).trajectory, *added(spec.bench, measured)]))
     if result.points:
         last = result.points[-1]
         columns = {spec.method: by_name(last.measurements)}

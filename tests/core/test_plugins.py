@@ -22,15 +22,17 @@ from harness.core.method import METHODS, Progress
 from harness.core.options import Options
 from harness.core.plugins import GROUP, VARIABLE, add_plugins
 from harness.core.registry import ROOT
+from harness.reading.run_report import run_report
 from harness.running.executors import in_turn, needs, on_ray, on_workers
 from harness.running.provenance import made_by_other_code, plugin_digests
 from harness.running.run import execute
 from harness.running.sweep import run_all, run_trials
 from harness.storage.cache import Cache
 from harness.storage.store import Store
-from tests.conftest import Bench
+from tests.conftest import Bench, HarnessCli
 from tests.nano_sweep import tries
-from tests.records import PROVENANCE, SPEC, numbers, run
+from tests.reading.test_run_report import text
+from tests.records import PROVENANCE, SPEC, number, numbers, run
 
 METHOD = '''"""A method of somebody else's."""
 
@@ -377,3 +379,22 @@ def test_an_evaluator_comes_to_the_benchmarks_own_or_stands_alone(bench: Bench, 
     assert measured("+beside") == [*own, "beside"]
     assert measured("beside") == ["beside"]
     assert measured(f"+{own[0]}") == own
+
+
+def test_a_listing_leaves_out_what_breaks_off_and_names_it(folder: Path, harness_cli: HarnessCli):
+    (folder / "broken_list.py").write_text(METHOD.format(name="broken_list") + "\n1 / 0\n")
+    listed = harness_cli("list", "methods", "--plugins", str(folder))
+    assert listed.returncode == 0
+    assert "broken_list " not in listed.stdout
+    assert "kfade" in listed.stdout
+    assert "broken_list.py cannot be imported (ZeroDivisionError: division by zero); it is left out" in listed.stderr
+
+
+def test_a_metric_of_a_plugin_stands_in_the_table_of_every_point(folder: Path):
+    (folder / "at_each_point.py").write_text(EVALUATOR.format(name="at_each_point"))
+    add_plugins(folder)
+    made = run([*numbers(0.004, 0.2, 0.8), number("at_each_point", 0.5)])
+    (point,) = made.points
+    of_every_point = text(run_report(replace(made, points=[point, replace(point, index=1, step=point.step + 1)])), 200)
+    (head,) = [line for line in of_every_point.splitlines() if "step" in line and "forget_quality" in line]
+    assert "at_each_point" in head
