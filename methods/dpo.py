@@ -18,7 +18,7 @@ from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, reference_nll, retain_term
-from methods.first_order.recipe import RetainedRecipe, retained_held
+from methods.first_order.recipe import RetainedRecipe, retained_memory_items
 from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class DPOConfig(RetainedRecipe):
     config=DPOConfig,
     source="arXiv:2401.06121",
     skip_reason=has_refusals,
-    memory=retained_held,
+    memory=retained_memory_items,
 )
 def dpo(context: UnlearningContext, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

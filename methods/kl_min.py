@@ -20,7 +20,7 @@ from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Progress, UnlearningContext, method
 from harness.numerics import anatomy
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.losses import all_logits, frozen_copy, padded
+from methods.first_order.losses import all_logits, frozen_copy, kl_term, padded
 from methods.first_order.recipe import PairedRecipe, memory_items_with_copy
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class KLMinConfig(PairedRecipe):
     """Tokens that retain sequences are padded to with `all_padded`."""
 
 
-def held_with_copies(shape: ModelShape, config: KLMinConfig) -> list[MemoryItem]:
+def memory_items(shape: ModelShape, config: KLMinConfig) -> list[MemoryItem]:
     """What training holds, the frozen copy, and both models' log-probabilities at the positions K sees at once."""
     from harness.models.memory import TOKENS_AT_ONCE
 
@@ -58,7 +58,7 @@ def held_with_copies(shape: ModelShape, config: KLMinConfig) -> list[MemoryItem]
     "kl_min",
     config=KLMinConfig,
     source="arXiv:2401.06121",
-    memory=held_with_copies,
+    memory=memory_items,
 )
 def kl_min(context: UnlearningContext, config: KLMinConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K.
@@ -66,9 +66,6 @@ def kl_min(context: UnlearningContext, config: KLMinConfig) -> Iterator[Progress
     Raises:
         UsageError: if sequences are to be padded beyond a model's table of positions.
     """
-    import torch
-
-    from harness.numerics.likelihood import answer_logits, kl_per_token
     from harness.numerics.training import pooled_nll
 
     def forget(part: Part) -> Tensor:
@@ -83,19 +80,13 @@ def kl_min(context: UnlearningContext, config: KLMinConfig) -> Iterator[Progress
 
     def losses(data: Data) -> Losses:
         before = frozen_copy(context.model)
+        if config.kl_positions == "answer":
+            return Losses(forget, kl_term(context, before, config.retain_weight))
 
-        def log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
-            if config.kl_positions == "answer":
-                return answer_logits(model, batch).log_softmax(dim=-1)
-            return all_logits(model, padded(batch, config.pad_length, data.pad)).flatten(0, 1).log_softmax(dim=-1)
+        def everywhere(model: PreTrainedModel, batch: Batch) -> Tensor:
+            return all_logits(model, padded(batch, config.pad_length, data.pad)).flatten(0, 1)
 
-        def retain(part: Part) -> Tensor:
-            context.costs.count(part.batch.tokens)  # they go through the copy too
-            with torch.no_grad():
-                target = log_probs(before, part.batch)
-            positions = part.labels if config.kl_positions == "answer" else part.examples * config.pad_length
-            return config.retain_weight * kl_per_token(target, log_probs(context.model, part.batch)).sum() / positions
-
-        return Losses(forget, retain, retain_length=config.pad_length if config.kl_positions == "all_padded" else 1)
+        retain = kl_term(context, before, config.retain_weight, everywhere, lambda part: part.examples * config.pad_length)
+        return Losses(forget, retain, retain_length=config.pad_length)
 
     yield from unlearn(context, config, losses)

@@ -21,7 +21,7 @@ from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, unlearn
 from methods.first_order.losses import retain_term
 from methods.first_order.preference import npo_term
-from methods.first_order.recipe import RetainedRecipe, retained_held
+from methods.first_order.recipe import RetainedRecipe, retained_memory_items
 
 
 @settings
@@ -42,7 +42,7 @@ class NPOConfig(RetainedRecipe):
     "npo",
     config=NPOConfig,
     source="arXiv:2404.05868",
-    memory=retained_held,
+    memory=retained_memory_items,
 )
 def npo(context: UnlearningContext, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

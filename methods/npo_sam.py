@@ -21,7 +21,7 @@ from methods._settings import Epochs
 from methods.first_order.loop import Data, Loss, Losses, Part, unlearn
 from methods.first_order.losses import retain_term
 from methods.first_order.preference import npo_term
-from methods.first_order.recipe import RetainedRecipe, retained_held
+from methods.first_order.recipe import RetainedRecipe, retained_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,16 +46,16 @@ class NPOSAMConfig(RetainedRecipe):
     """λ, the weight of the retain term."""
 
 
-def held_with_perturbation(shape: ModelShape, config: NPOSAMConfig) -> list[MemoryItem]:
+def memory_items(shape: ModelShape, config: NPOSAMConfig) -> list[MemoryItem]:
     """What NPO holds, beside the weights before the perturbation and one more gradient."""
-    return [*retained_held(shape, config), MemoryItem("perturbation", 2 * shape.parameters * shape.weight_bytes)]
+    return [*retained_memory_items(shape, config), MemoryItem("perturbation", 2 * shape.parameters * shape.weight_bytes)]
 
 
 @method(
     "npo_sam",
     config=NPOSAMConfig,
     source="arXiv:2502.05374",
-    memory=held_with_perturbation,
+    memory=memory_items,
 )
 def npo_sam(context: UnlearningContext, config: NPOSAMConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -26,7 +26,7 @@ from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from methods._settings import LayerNumbers, Points, absent_layers
 from methods.gauss_newton.config import KFADEConfig
-from methods.gauss_newton.memory import memory_items as held_by_kfade
+from methods.gauss_newton.memory import memory_items as kfade_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +109,7 @@ def memory_items(shape: ModelShape, config: PredictorCorrectorConfig) -> list[Me
     """What a step of K-FADE holds, a second curvature where the halves differ, and the frozen model that the KL is from."""
     kinds = {config.predictor, config.corrector or config.predictor}
     largest = max(
-        (held_by_kfade(shape, config.half(kind)) for kind in kinds), key=lambda items: sum(item.bytes for item in items)
+        (kfade_memory_items(shape, config.half(kind)) for kind in kinds), key=lambda items: sum(item.bytes for item in items)
     )
     second = sum(i.bytes for i in largest if i.what in ("factors", "spectrum")) if len(kinds) > 1 else 0
     return [*largest, MemoryItem("second curvature", second), MemoryItem("frozen copy", shape.parameters * shape.weight_bytes)]

@@ -18,7 +18,7 @@ from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import retain_term, token_nll
-from methods.first_order.recipe import RetainedRecipe, retained_held
+from methods.first_order.recipe import RetainedRecipe, retained_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class SatImpConfig(RetainedRecipe):
     "satimp",
     config=SatImpConfig,
     source="arXiv:2505.11953",
-    memory=retained_held,
+    memory=retained_memory_items,
 )
 def satimp(context: UnlearningContext, config: SatImpConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -16,7 +16,7 @@ from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import retain_term, token_nll
-from methods.first_order.recipe import RetainedRecipe, retained_held
+from methods.first_order.recipe import RetainedRecipe, retained_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class WGAConfig(RetainedRecipe):
     "wga",
     config=WGAConfig,
     source="arXiv:2502.19301",
-    memory=retained_held,
+    memory=retained_memory_items,
 )
 def wga(context: UnlearningContext, config: WGAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

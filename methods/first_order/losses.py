@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -74,23 +74,42 @@ def retain_term(context: UnlearningContext, recipe: RetainedRecipe, before: PreT
         recipe: says which term, and λ.
         before: the model that KL keeps to, frozen; where it is needed and not given, a copy of the model as it is now.
     """
-    import torch
-
-    from harness.numerics.likelihood import answer_logits, kl_per_token
     from harness.numerics.training import pooled_nll
 
     if not recipe.retain_weight:
         return None
     if recipe.retain_loss == "nll":
         return lambda part: recipe.retain_weight * pooled_nll(context.model, part.batch, part.labels)
-    reference = before or frozen_copy(context.model)
+    return kl_term(context, before or frozen_copy(context.model), recipe.retain_weight)
+
+
+def kl_term(
+    context: UnlearningContext,
+    before: PreTrainedModel,
+    weight: float,
+    logits: Callable[[PreTrainedModel, Batch], Tensor] | None = None,
+    positions: Callable[[Part], int] = lambda part: part.labels,
+) -> Loss:
+    """λ mean_t KL(before ‖ now) over some positions of a step.
+
+    Args:
+        context: whose model is trained.
+        before: the model that it keeps to, frozen.
+        weight: λ.
+        logits: [N, V] of a model at the positions of a batch; at its labels if not given.
+        positions: how many of them the whole step has.
+    """
+    import torch
+
+    from harness.numerics.likelihood import answer_logits, kl_per_token
+
+    at = logits or answer_logits
 
     def kl(part: Part) -> Tensor:
         context.costs.count(part.batch.tokens)  # they go through the copy too
         with torch.no_grad():
-            target = answer_logits(reference, part.batch).log_softmax(dim=-1)
-        divergence = kl_per_token(target, answer_logits(context.model, part.batch).log_softmax(dim=-1))
-        return recipe.retain_weight * divergence.sum() / part.labels
+            target = at(before, part.batch).log_softmax(dim=-1)
+        return weight * kl_per_token(target, at(context.model, part.batch).log_softmax(dim=-1)).sum() / positions(part)
 
     return kl
 

@@ -74,7 +74,7 @@ def memory_items_with_copy(shape: ModelShape, recipe: Recipe) -> list[MemoryItem
     return [*memory_items(shape, recipe), MemoryItem("frozen copy", shape.parameters * shape.weight_bytes)]
 
 
-def retained_held(shape: ModelShape, recipe: RetainedRecipe) -> list[MemoryItem]:
+def retained_memory_items(shape: ModelShape, recipe: RetainedRecipe) -> list[MemoryItem]:
     """The same, with a frozen copy where the retain term needs one."""
     with_copy = recipe.retain_loss == "kl" and recipe.retain_weight > 0
     return memory_items_with_copy(shape, recipe) if with_copy else memory_items(shape, recipe)
