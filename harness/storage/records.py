@@ -25,7 +25,10 @@ from harness.storage.cache import digest
 SCHEMA_VERSION = 7
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
 `Provenance.arithmetic`; 7: `Provenance.plugins`. Older ones are read as they are."""
-LATER_SETTINGS: Mapping[str, JSON] = {"max_steps": None, "max_length": None, "reduction": "sum", "retain_loss": "nll"}
+LATER_SETTINGS: Mapping[str, JSON] = {
+    **{"max_steps": None, "max_length": None, "reduction": "sum", "retain_loss": "nll"},
+    "importance": "fila",
+}
 """Settings that methods got when there were records already, each with the value that leaves everything as it was: with it a
 run is named as before."""
 LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all"}

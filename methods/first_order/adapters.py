@@ -1,7 +1,7 @@
 """Low-rank adapters: which linear maps of a decoder they sit on, and how they come off while the model is measured.
 
-peft wraps the maps (`inject_adapter_in_model`); what a method sees is a model that is plain whenever it yields. LoKU and ELM
-share this file.
+peft wraps the maps (`inject_adapter_in_model`); what a method sees is a model that is plain whenever it yields. LoKU, ELM
+and RepSelect share this file.
 """
 
 from __future__ import annotations
@@ -144,6 +144,19 @@ class Adapters:
                 self._place(linear.name, adapter)
         self._train_adapters_only()
 
+    def discard(self) -> None:
+        """Throw the adapters away unmerged: left is W, in every bit as `make` left it; nothing if there are none."""
+        for linear in self._maps:
+            if self._model.get_submodule(linear.name) is not linear.module:
+                self._place(linear.name, linear.module)
+        self._off.clear()
+        for parameter, had_gradient in self._gradients:
+            parameter.requires_grad_(had_gradient)
+
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """A [r, in] and B [out, r] of each map while the adapters are on."""
+        return [_factors(self._model.get_submodule(linear.name)) for linear in self._maps]
+
     @contextmanager
     def without(self) -> Iterator[None]:
         """Inside, the model answers as if it had no adapters, in eval mode and without gradients."""
@@ -165,8 +178,8 @@ class Adapters:
 
     def _train_adapters_only(self) -> None:
         self._model.requires_grad_(False)
-        for linear in self._maps:
-            for factor in _factors(self._model.get_submodule(linear.name)):
+        for pair in self.factors():
+            for factor in pair:
                 factor.requires_grad_(True)
 
     def _place(self, name: str, module: nn.Module) -> None:

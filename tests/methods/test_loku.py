@@ -14,9 +14,13 @@ from harness.core.errors import Diverged, UsageError
 from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.data.rows import collate, encode, pad_id
+from harness.numerics.anatomy import LinearMap
 from methods import loku
+from methods.first_order.adapters import Adapters, linear_maps
 from methods.first_order.loop import Data
 from methods.first_order.partners import Partners
+from methods.loku import importance
+from methods.loku.config import LoKUConfig
 from tests.conftest import ContextMaker
 
 if TYPE_CHECKING:
@@ -24,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def config_of(**changes: Any) -> loku.LoKUConfig:
-    return resolve(loku.LoKUConfig, {"epochs": 2, "batch_size": 4, "lr": 1e-2, "rank": 4, **changes}, owner="loku")
+def config_of(**changes: Any) -> LoKUConfig:
+    return resolve(LoKUConfig, {"epochs": 2, "batch_size": 4, "lr": 1e-2, "rank": 4, **changes}, owner="loku")
 
 
 def data_of(context: UnlearningContext) -> Data:
@@ -41,13 +45,16 @@ def some_logits(model: PreTrainedModel) -> Tensor:
         return model(input_ids=torch.arange(1, 41).reshape(2, 20)).logits
 
 
-def adapted(context: UnlearningContext, config: loku.LoKUConfig) -> loku.Adapters:
+def adapted(context: UnlearningContext, config: LoKUConfig) -> Adapters:
     """The model with its adapters as they start."""
-    maps = loku.linear_maps(context.model, config.target_modules, config.layers)
-    adapters = loku.Adapters(context.model, maps, config.rank, 2 * config.rank, context.seed)
+    maps = linear_maps(context.model, config.target_modules, config.layers)
+    adapters = Adapters(context.model, maps, config.rank, 2 * config.rank, context.seed)
     if config.fila:
-        rows = loku.row_weights(maps, *loku.fisher_information(context, maps, data_of(context), config))
-        adapters.make(lambda i, seed: loku.fila(maps[i].matrix().float(), rows[i], config.rank, seed))
+        if config.importance == "vila":
+            rows = importance.row_weights(maps, *importance.subspace_information(context, adapters, data_of(context), config))
+        else:
+            rows = importance.row_weights(maps, *importance.fisher_information(context, maps, data_of(context), config))
+        adapters.make(lambda i, seed: importance.fila(maps[i].matrix().float(), rows[i], config.rank, seed))
     else:
         adapters.make()
     return adapters
@@ -183,13 +190,13 @@ def test_all_linear_maps_of_attention_and_mlp_are_found(kind: str):
     model = tiny(kind)
     attention, mlp = NAMES[kind]
     for target, wanted in (("attention", attention), ("mlp", mlp), ("all", attention + mlp)):
-        names = [m.name for m in loku.linear_maps(model, target, (1,))]
+        names = [m.name for m in linear_maps(model, target, (1,))]
         assert sorted(name.partition(".1.")[2] for name in names) == sorted(wanted)
-        assert len(loku.linear_maps(model, target)) == 2 * len(wanted)
+        assert len(linear_maps(model, target)) == 2 * len(wanted)
 
 
 def test_all_linear_maps_of_a_llama_are_found(nano_context: UnlearningContext):
-    names = {m.name.rpartition(".")[2] for m in loku.linear_maps(nano_context.model)}
+    names = {m.name.rpartition(".")[2] for m in linear_maps(nano_context.model)}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -204,12 +211,12 @@ def test_an_architecture_without_such_maps_is_refused_with_what_it_has():
     with pytest.raises(
         UsageError, match=r"'mamba' has no linear maps.*as attention or mlp.*backbone\.layers\.N\.mixer\.in_proj"
     ):
-        loku.linear_maps(tiny("mamba"))
+        linear_maps(tiny("mamba"))
 
 
 def test_a_mixture_of_experts_is_refused():
     with pytest.raises(UsageError, match="mixture of experts"):
-        loku.linear_maps(tiny("mixtral"))
+        linear_maps(tiny("mixtral"))
 
 
 def test_a_rank_that_fila_cannot_have_is_refused(nano_context: UnlearningContext):
@@ -240,8 +247,8 @@ def test_fisher_information_is_the_weighted_square_of_mini_batch_gradients(froze
 
     config = config_of(fisher_batch=5, frozen_partner=frozen)
     model, data = nano_context.model, data_of(nano_context)
-    maps = loku.linear_maps(model)
-    forget, retain = loku.fisher_information(nano_context, maps, data, config)
+    maps = linear_maps(model)
+    forget, retain = importance.fisher_information(nano_context, maps, data, config)
     assert all(p.grad is None for p in model.parameters())
 
     model.requires_grad_(True)
@@ -264,19 +271,92 @@ def test_fisher_information_is_the_weighted_square_of_mini_batch_gradients(froze
             torch.testing.assert_close(f, total / counted, rtol=1e-3, atol=1e-7 * float(f.max()))
 
 
+def test_vilas_information_is_the_variance_of_what_reaches_random_adapters(nano_context: UnlearningContext):
+    """By the chain rule, without adapters: with G = ∇_{W + sBA}, ∇_B = s G Aᵀ and ∇_A = s Bᵀ G."""
+    import torch
+
+    from harness.core.streams import streams
+    from harness.numerics.training import shuffled_batches
+
+    config = config_of(fisher_batch=5, importance="vila")
+    model, data = nano_context.model, data_of(nano_context)
+    maps, before, found_look = linear_maps(model), bits(model), look(model)
+    adapters = Adapters(model, maps, config.rank, 2 * config.rank, nano_context.seed)
+    sides = [list(side) for side in importance.subspace_information(nano_context, adapters, data, config)]
+    assert same_bits(bits(model), before), "the adapters are thrown away unmerged"
+    assert look(model) == found_look
+
+    generator = streams(nano_context.seed, "importance of adapters", data.stage.name).torch()
+    drawn = []
+    for linear in maps:
+        out, inputs = linear.matrix().shape
+        down, up = (0.05 * torch.randn(shape, generator=generator) for shape in ((4, inputs), (out, 4)))
+        drawn.append((down, up))
+        with torch.no_grad():
+            linear.module.weight += 2 * up @ down
+    (order,) = shuffled_batches(12, 12, 1, nano_context.seed)
+    partner = Partners(24, nano_context.seed, False)
+    for encoded, rows, found in zip((data.forget, data.retain), (order, [partner(row) for row in order]), sides, strict=True):
+        seen: list[tuple[int, list[Tensor]]] = []
+        for start in (0, 5, 10):
+            batch = collate(chosen := [encoded[i] for i in rows[start : start + 5]], range(len(chosen)), 0)
+            model.zero_grad()
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
+            labels = sum(len(e.input_ids) - e.prompt_tokens for e in chosen)
+            seen.append((labels, [linear.module.weight.grad.clone() for linear in maps]))
+        counted = sum(labels for labels, _ in seen)
+        for i, (down, up) in enumerate(drawn):
+            fisher = []
+            for of in (lambda g, down=down: 2 * g @ down.T, lambda g, up=up: 2 * up.T @ g):
+                squares = sum(n * of(g[i]).double() ** 2 for n, g in seen) / counted
+                mean = sum(n * of(g[i]).double() for n, g in seen) / counted
+                fisher.append(squares - mean**2)
+            expected = (fisher[0] @ fisher[1]).float()
+            torch.testing.assert_close(found[i], expected, rtol=2e-3, atol=1e-5 * float(expected.max()))
+
+
+def test_vilas_rows_weigh_by_products_of_the_factors_information():
+    """w_i = √ Σ_j [F_f(B)F_f(A)]_ij / ([F_r(B)F_r(A)]_ij + 1e-5), rank 1, by hand."""
+    import torch
+
+    up, down = torch.tensor([[2.0], [1.0]]), torch.tensor([[3.0, 1e-5]])
+    retain_up, retain_down = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0, 0.0]])
+    expected = [math.sqrt(6 / (2 + 1e-5) + 2e-5 / 1e-5), math.sqrt(3 / 1e-5 + 1e-5 / 1e-5)]
+    linear = LinearMap("a", torch.nn.Linear(2, 2), False)
+    (found,) = importance.row_weights([linear], iter([up @ down]), iter([retain_up @ retain_down]))
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_importance_changes_where_adapters_start_and_nothing_else(make_context: ContextMaker):
+    starts = []
+    for kind in ("fila", "vila"):
+        context = make_context()
+        before = some_logits(context.model)
+        adapters = adapted(context, config_of(importance=kind))
+        assert float((some_logits(context.model) - before).abs().max()) < 1e-4
+        starts.append(adapters.factors())
+    assert all((one[0] != other[0]).any() for one, other in zip(*starts, strict=True))
+
+
+def test_importances_that_nothing_starts_from_are_refused(nano_problem: Problem):
+    says = loku.clash(nano_problem, config_of(importance="vila", fila=False))
+    assert says == "importance=vila weighs what fila starts from, and fila=false. Set fila=true, or leave importance out"
+    assert loku.clash(nano_problem, config_of(importance="vila")) is None
+
+
 def test_a_row_weighs_by_what_the_forget_set_has_more_of():
     import torch
 
     forget = torch.tensor([[4e-5, 0.0], [1.0, 3.0]], dtype=torch.float64)
     retain = torch.tensor([[0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
     expected = torch.tensor([2.0, math.sqrt(4 / (1 + 1e-5))], dtype=torch.float64)
-    linear = loku.LinearMap("a", torch.nn.Linear(2, 2), False)
-    torch.testing.assert_close(loku.row_weights([linear], [forget], [retain])[0], expected, rtol=1e-12, atol=0)
+    linear = LinearMap("a", torch.nn.Linear(2, 2), False)
+    torch.testing.assert_close(importance.row_weights([linear], [forget], [retain])[0], expected, rtol=1e-12, atol=0)
     with pytest.raises(Diverged, match="Fisher information of a is not finite"):
-        loku.row_weights([linear], [forget * math.nan], [retain])
+        importance.row_weights([linear], [forget * math.nan], [retain])
 
 
-@pytest.mark.parametrize(("epsilon", "rtol"), [(0.0, 1e-10), (loku.EPSILON, 1e-4)])
+@pytest.mark.parametrize(("epsilon", "rtol"), [(0.0, 1e-10), (importance.EPSILON, 1e-4)])
 @pytest.mark.parametrize("shape", [(9, 14), (14, 9)])
 def test_fila_is_the_best_approximation_in_the_rows_weighted_norm(
     shape: tuple[int, int], epsilon: float, rtol: float, monkeypatch: pytest.MonkeyPatch
@@ -284,33 +364,17 @@ def test_fila_is_the_best_approximation_in_the_rows_weighted_norm(
     """‖diag(w)(W − s·B·A)‖ is the tail of the singular values of diag(w)·W: no matrix of rank r comes closer."""
     import torch
 
-    monkeypatch.setattr(loku, "EPSILON", epsilon)
+    monkeypatch.setattr(importance, "EPSILON", epsilon)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator, dtype=torch.float64)
     rows = 1 + torch.rand(shape[0], generator=generator, dtype=torch.float64)
-    down, up = loku.fila(weight, rows, rank=4, seed=0)
+    down, up = importance.fila(weight, rows, rank=4, seed=0)
     assert down.shape == (4, shape[1])
     assert up.shape == (shape[0], 4)
     held = loku.SCALING * up @ down
     assert torch.linalg.matrix_rank(held) == 4
     values = torch.linalg.svdvals(rows[:, None] * weight)
     assert float((rows[:, None] * (weight - held)).norm()) == pytest.approx(float(values[4:].norm()), rel=rtol)
-
-
-def test_a_large_weight_is_decomposed_by_seeded_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch):
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(40, 6, generator=generator) @ torch.randn(6, 30, generator=generator)  # of rank 6
-    exact = loku.leading_singular(matrix, 6, seed=1)
-    monkeypatch.setattr(loku, "EXACT_UP_TO", 10)
-    state = torch.random.get_rng_state()
-    left, values, right = loku.leading_singular(matrix, 6, seed=1)
-    assert (torch.random.get_rng_state() == state).all()
-    assert all((a == b).all() for a, b in zip((left, values, right), loku.leading_singular(matrix, 6, seed=1), strict=True))
-    assert (left != loku.leading_singular(matrix, 6, seed=2)[0]).any()
-    torch.testing.assert_close(values, exact[1], rtol=1e-4, atol=0)
-    torch.testing.assert_close(left * values @ right.T, matrix, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [4, 16])
@@ -338,9 +402,11 @@ def test_adapters_fit_other_architectures(kind: str):
 
     model = tiny(kind)
     before, found = some_logits(model), look(model)
-    maps = loku.linear_maps(model)
-    adapters = loku.Adapters(model, maps, 3, alpha=6, seed=0)
-    adapters.make(lambda i, seed: loku.fila(maps[i].matrix().float(), torch.linspace(1, 2, len(maps[i].matrix())), 3, seed))
+    maps = linear_maps(model)
+    adapters = Adapters(model, maps, 3, alpha=6, seed=0)
+    adapters.make(
+        lambda i, seed: importance.fila(maps[i].matrix().float(), torch.linspace(1, 2, len(maps[i].matrix())), 3, seed)
+    )
     torch.testing.assert_close(some_logits(model), before, rtol=0, atol=1e-4)
     shift(model)
     shifted = some_logits(model)
@@ -439,46 +505,53 @@ def test_a_run_that_is_closed_leaves_a_plain_model(steps: int, nano_context: Unl
     assert steps == 1 or not same_bits(bits(model), before)  # a warm-up's first step has learning rate 0
 
 
-@pytest.mark.parametrize("where", ["inverted_hinge", "fila", "fisher_information", "row_weights"])
+@pytest.mark.parametrize(
+    ("where", "importances"),
+    [
+        *((where, "fila") for where in ("inverted_hinge", "fila", "fisher_information", "row_weights")),
+        *((where, "vila") for where in ("fila", "subspace_information", "row_weights")),
+    ],
+)
 def test_a_run_that_breaks_off_leaves_a_plain_model(
-    where: str, nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch
+    where: str, importances: str, nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch
 ):
     original, calls = getattr(loku, where), 0
 
     def breaks(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if where in ("fisher_information", "row_weights") or calls == 4:
+        if where in ("fisher_information", "subspace_information", "row_weights") or calls == 4:
             raise Diverged("a test")
         return original(*arguments)
 
     monkeypatch.setattr(loku, where, breaks)
     plain, before = look(nano_context.model), some_logits(nano_context.model)
     with pytest.raises(Diverged, match="a test"):
-        list(loku.loku(nano_context, config_of()))
+        list(loku.loku(nano_context, config_of(importance=importances)))
     assert look(nano_context.model) == plain
     assert not any(module.training for module in nano_context.model.modules())
     if where != "inverted_hinge":
         assert float((some_logits(nano_context.model) - before).abs().max()) < 1e-4
 
 
-def test_two_stages_are_two_runs_one_behind_the_other(make_context: ContextMaker, nano_problem: Problem):
+@pytest.mark.parametrize("importances", ["fila", "vila"])
+def test_two_stages_are_two_runs_one_behind_the_other(importances: str, make_context: ContextMaker, nano_problem: Problem):
     (stage,) = nano_problem.stages
     first = Stage("first", stage.forget[:6], stage.retain[:12])
     second = Stage("second", stage.forget[6:], stage.retain[12:])
     together = make_context(problem=replace(nano_problem, stages=[first, second]))
-    list(loku.loku(together, config_of()))
+    list(loku.loku(together, config_of(importance=importances)))
 
     apart = make_context(problem=replace(nano_problem, stages=[first]))
-    list(loku.loku(apart, config_of()))
+    list(loku.loku(apart, config_of(importance=importances)))
     assert not same_bits(bits(apart.model), bits(together.model))
     apart.problem = replace(nano_problem, stages=[second])
-    list(loku.loku(apart, config_of()))
+    list(loku.loku(apart, config_of(importance=importances)))
     assert same_bits(bits(apart.model), bits(together.model))
 
 
-@pytest.mark.parametrize("fila", [True, False])
-def test_the_seed_decides_and_the_global_random_numbers_do_not(fila: bool, make_context: ContextMaker):
+@pytest.mark.parametrize("changes", [{}, {"fila": False}, {"importance": "vila"}], ids=str)
+def test_the_seed_decides_and_the_global_random_numbers_do_not(changes: dict[str, Any], make_context: ContextMaker):
     import torch
 
     found = []
@@ -487,7 +560,7 @@ def test_the_seed_decides_and_the_global_random_numbers_do_not(fila: bool, make_
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(world)
             state = torch.random.get_rng_state()
-            list(loku.loku(context, config_of(fila=fila)))
+            list(loku.loku(context, config_of(**changes)))
             assert (torch.random.get_rng_state() == state).all()
         found.append(bits(context.model))
     assert same_bits(found[0], found[1])
