@@ -10,19 +10,17 @@ as shipped). S_θ0 is computed once, before a stage's first step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import PositiveFloat
 
 from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
-from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.losses import answer_nll_sums, reference_nll, retain_term
+from methods.first_order.loop import Data, Losses, unlearn
+from methods.first_order.losses import retain_term
+from methods.first_order.preference import dpo_term
 from methods.first_order.recipe import RetainedRecipe, retained_memory_items
 from methods.first_order.refusals import Refusals, has_refusals
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @settings
@@ -44,40 +42,10 @@ class DPOConfig(RetainedRecipe):
 )
 def dpo(context: UnlearningContext, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
-    from harness.data.rows import collate
 
     def losses(data: Data) -> Losses:
-        refusals = Refusals(context, data.stage)
-        answer_before = reference_nll(context, data.forget, data.pad)
-        drawn = {
-            (row, refusals.drawn(step, row)): refusals(step, row)
-            for step, rows in enumerate(data.steps, start=1)
-            for row in rows
-        }
-        refusal_before = dict(zip(drawn, reference_nll(context, list(drawn.values()), data.pad), strict=True))
-
-        def forget(part: Part) -> Tensor:
-            refused = collate([refusals(part.step, row) for row in part.rows], part.rows, data.pad).to(context.model.device)
-            context.costs.count(refused.tokens)
-            answer, _ = answer_nll_sums(context.model, part.batch)
-            refusal, _ = answer_nll_sums(context.model, refused)
-            before = answer.new_tensor([float(refusal_before[row, refusals.drawn(part.step, row)]) for row in part.rows])
-            rise = (answer - answer_before[list(part.rows)]) - (refusal - before)
-            return dpo_loss(rise, config.beta, 2 / config.beta if config.scale == "2/beta" else 1.0).sum() / part.examples
-
+        scale = 2 / config.beta if config.scale == "2/beta" else 1.0
+        forget = dpo_term(context, data, Refusals(context, data.stage), config.beta, scale)
         return Losses(forget, retain_term(context, config))
 
     yield from unlearn(context, config, losses)
-
-
-def dpo_loss(rise: Tensor, beta: float, scale: float) -> Tensor:
-    """−c log σ(β ΔΔ) for each sequence.
-
-    Args:
-        rise: [B] (S_θ − S_θ0)(answer) − (S_θ − S_θ0)(refusal) in nats.
-        beta: β.
-        scale: c.
-    """
-    import torch.nn.functional as F
-
-    return -scale * F.logsigmoid(beta * rise)

@@ -70,6 +70,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("ga", "grad_diff", "npo", "simnpo", "dpo", "idk", "soul"), FIRST_ORDER),
     **dict.fromkeys(("wga", "satimp", "ceu", "undial", "pdu", "npo_sam"), FIRST_ORDER),
     "jensun": {**FIRST_ORDER, "refusal": "not known"},
+    "altpo": {**FIRST_ORDER, "instruction": "", "max_tokens": 8, "alternatives": 2},
     "kl_min": {**FIRST_ORDER, "pad_length": 40},
     "loku": {**FIRST_ORDER, "rank": 4},
     "rmu": {"layer": 1, "layers": [0, 1], "steps": 1, "lr": 1e-2},

@@ -27,6 +27,7 @@ CHEAP: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}
 """Settings that make any method quick, where it has them."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "kfade": {"estimator": "ekfac", "step_size": 0.01, "damping": 0.1, "damping_scale": "mean_eigenvalue", "steps": 2},
+    "altpo": {"instruction": "", "alternatives": 2, "max_tokens": 6},
     "kl_min": {"pad_length": 40},
     "elm": {"layers": [0, 1], "rank": 4, "rounds": 12, "new_tokens": [2, 4], "contexts": "texts", "points": 2},
     "rmu": {"layer": 1, "layers": [0, 1], "coefficient": [2.0], "coefficient_scale": "activation_norm", "steps": 4},
@@ -122,6 +123,8 @@ def test_a_method_takes_running_text(name: str, make_context: ContextMaker, nano
     forget = [Window("", f"{e.prompt} {e.answer}") for e in stage.forget]
     retain = [Example("", f"{e.prompt} {e.answer}") for e in stage.retain]
     context = make_context(problem=replace(nano_problem, stages=[Stage("text", forget, retain)]))
+    if METHODS.get(name).skip_reason(context.problem):
+        pytest.skip("a run on running text is refused while it is planned")
     before = fingerprint(context)
     methods.steps_rise(unlearn(name, context))
     assert (fingerprint(context) == before) == (name in UNCHANGING)
