@@ -233,8 +233,8 @@ def prompt(context: UnlearningContext, example: Example, instruction: str) -> st
             "instruction=) to draw from the question alone."
         )
     template = context.problem.template
-    asked = template.prompt(f"Question: {question(example, template)}\nAnswer: {example.answer}\n{instruction}")
-    return f"{asked}{'' if asked[-1:].isspace() else ' '}{LEAD_IN}"
+    shown = template.prompt(f"Question: {question(example, template)}\nAnswer: {example.answer}\n{instruction}")
+    return f"{shown}{'' if shown[-1:].isspace() else ' '}{LEAD_IN}"
 
 
 def question(example: Example, template: Template) -> str:
