@@ -60,6 +60,7 @@ def memory_items(shape: ModelShape, config: CheckpointConfig) -> list[MemoryItem
     skip_reason=none_published,
     clash=not_among,
     memory=memory_items,
+    reach="fixed",
 )
 def unlearn(context: UnlearningContext, config: CheckpointConfig) -> Iterator[Progress]:
     """Put the published weights in place.

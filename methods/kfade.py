@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.core.method import Progress, UnlearningContext, method
-from harness.core.problem import Problem, Stage
+from harness.core.problem import Problem
 from methods._settings import absent_layers, of_stage, uneven
 from methods.gauss_newton.config import KFADEConfig, missing_back_end
 from methods.gauss_newton.memory import memory_items
@@ -41,6 +41,7 @@ def clash(problem: Problem, config: KFADEConfig) -> str | None:
     clash=clash,
     memory=memory_items,
     memory_fallbacks=({"layers": [3, 4, 5, 6]}, {"estimator": "kfac"}),
+    reach="free",
 )
 def unlearn(context: UnlearningContext, config: KFADEConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every step is a point of the trade-off curve.
@@ -53,17 +54,17 @@ def unlearn(context: UnlearningContext, config: KFADEConfig) -> Iterator[Progres
 
     layers = mlp_layers(context.model, config.layers)
     taken, stages = 0, len(context.stages)
-    for number, stage in enumerate(context.stages):
+    for number in range(stages):
         step_size = config.step_size
         if isinstance(step_size, tuple):
             step_size = of_stage(step_size, number, stages, "step_size")
-        for logged in _steps(context, stage, layers, config, step_size):
+        for logged in _steps(context, number, layers, config, step_size):
             taken += 1
             yield Progress(taken, logged, measure_here=True, total=config.steps * stages)
 
 
 def _steps(
-    context: UnlearningContext, stage: Stage, layers: Sequence[Layer], config: KFADEConfig, step_size: float | None
+    context: UnlearningContext, number: int, layers: Sequence[Layer], config: KFADEConfig, step_size: float | None
 ) -> Iterator[dict[str, float]]:
     """One stage's steps; what is recorded of each."""
     from harness.models.sources import weights_fingerprint
@@ -71,10 +72,10 @@ def _steps(
     from methods.curvature.solve import Solver, warn_if_thin
     from methods.gauss_newton.data import StageData
     from methods.gauss_newton.fit import fit, forget_gradient
-    from methods.gauss_newton.step import monitoring, take_step
+    from methods.gauss_newton.step import Aim, monitoring, take_step
 
     model, costs = context.model, context.costs
-    data = StageData(context, stage, config)
+    data = StageData(context, context.stages[number], config)
     network = network_fingerprint(weights_fingerprint(model), model)
     with monitoring(data):
         before = data.answers_now(network)
@@ -94,7 +95,8 @@ def _steps(
             solver = Solver(layers, curvatures, gradients)
             gradients.clear()  # the solver holds them rotated
             direction = solver.direction(config.damping, config.damping_mode, config.damping_scale)
-            logged = take_step(data, solver, direction, before, step_size, step, network)
+            aim = Aim.of(data, before, (number, step), step_size)
+            logged = take_step(data, solver, direction, before, aim, step, network)
             damping_absolute = direction.damping_absolute
             del solver, direction
         warn_if_thin(layers, curvatures, data.fit_tokens, damping_absolute)

@@ -38,7 +38,7 @@ def absent(problem: Problem, config: RetrainedConfig) -> str | None:
     return f"index={name.removeprefix('retain-')}: {problem.bench} on {problem.model} has {names or 'no retrained models'}"
 
 
-@method("retrained", config=RetrainedConfig, source="reference", clash=absent)
+@method("retrained", config=RetrainedConfig, source="reference", clash=absent, reach="fixed")
 def unlearn(context: UnlearningContext, config: RetrainedConfig) -> Iterator[Progress]:
     """Put the retrained model's weights in place.
 

@@ -14,14 +14,14 @@ from pydantic import PositiveFloat, PositiveInt
 
 from harness.core.config import settings
 from harness.core.memory import MemoryItem, ModelShape
-from harness.core.method import Progress, UnlearningContext, method
+from harness.core.method import Budget, Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from methods._settings import LayerNumbers, Points, absent_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.curvature.layers import Layer
+    from methods.curvature.layers import Layer, Line
 
 
 @settings
@@ -61,6 +61,7 @@ def clash(problem: Problem, config: ShamConfig) -> str | None:
     source="control: a random direction",
     clash=clash,
     memory=memory_items,
+    reach="free",
 )
 def sham(context: UnlearningContext, config: ShamConfig) -> Iterator[Progress]:
     """Move, stage after stage; every step is a point.
@@ -72,13 +73,15 @@ def sham(context: UnlearningContext, config: ShamConfig) -> Iterator[Progress]:
     from methods.curvature.layers import mlp_layers
 
     layers, taken = mlp_layers(context.model, config.layers), 0
-    for stage in context.stages:
-        for logged in _steps(context, stage, layers, config):
+    for number, stage in enumerate(context.stages):
+        for logged in _steps(context, stage, number, layers, config):
             taken += 1
             yield Progress(taken, logged, measure_here=True, total=config.steps * len(context.stages))
 
 
-def _steps(context: UnlearningContext, stage: Stage, layers: list[Layer], config: ShamConfig) -> Iterator[dict[str, float]]:
+def _steps(
+    context: UnlearningContext, stage: Stage, number: int, layers: list[Layer], config: ShamConfig
+) -> Iterator[dict[str, float]]:
     from harness.core.streams import streams
     from harness.data.rows import encode, pad_id
     from harness.numerics.likelihood import AnswerDistributions
@@ -96,10 +99,27 @@ def _steps(context: UnlearningContext, stage: Stage, layers: list[Layer], config
         context.costs.count(sum(len(e.input_ids) for e in rows))
         return before.kl(context.model)
 
+    if context.budget is not None:  # one point, where the damage is that of the budget
+        yield _to_budget(context, context.budget, line, number)
+        return
     for step in range(1, config.steps + 1):
         length, kl = step_for_kl(kl_at, config.target_kl * step / config.steps)
         line.go(length)
         yield {"length": length, "measured_kl": kl, "kl_tokens": float(before.labels)}
+
+
+def _to_budget(context: UnlearningContext, budget: Budget, line: Line, number: int) -> dict[str, float]:
+    """Go as far as this stage's share of the budget allows."""
+    from methods.gauss_newton.step import step_for_kl
+
+    def damage_at(length: float) -> float:
+        line.go(length)
+        return budget.damage()
+
+    already = budget.damage() if number else 0.0
+    length, _ = step_for_kl(damage_at, budget.nats * (number + 1) / len(context.stages), already)
+    line.go(length)
+    return {"length": length}
 
 
 def direction(context: UnlearningContext, stage: Stage, layers: list[Layer]) -> list[Tensor]:

@@ -44,12 +44,14 @@ def memory_items(shape: ModelShape, config: TaskVectorConfig) -> list[MemoryItem
     config=TaskVectorConfig,
     source="arXiv:2212.04089",
     memory=memory_items,
+    reach="free",
 )
 def task_vector(context: UnlearningContext, config: TaskVectorConfig) -> Iterator[Progress]:
     """Fine-tune without measuring, then measure at each scale."""
     import torch
 
     from harness.numerics.training import pooled_nll
+    from methods.gauss_newton.step import step_for_kl
 
     weights = list(context.model.parameters())
     before = [weight.detach().clone() for weight in weights]
@@ -65,8 +67,22 @@ def task_vector(context: UnlearningContext, config: TaskVectorConfig) -> Iterato
         taken = progress.step
         yield replace(progress, measure_here=False, total=(progress.total or 0) + len(config.scales))
     vector = [weight.detach() - start for weight, start in zip(weights, before, strict=True)]
-    for number, scale in enumerate(config.scales, start=1):
+
+    def go(scale: float) -> None:
         with torch.no_grad():
             for weight, start, towards in zip(weights, before, vector, strict=True):
                 weight.copy_(start - scale * towards)
+
+    if (budget := context.budget) is not None:
+
+        def damage_at(scale: float) -> float:
+            go(scale)
+            return budget.damage()
+
+        scale, _ = step_for_kl(damage_at, budget.nats)
+        go(scale)
+        yield Progress(taken + 1, {"scale": scale}, measure_here=True, total=taken + 1)
+        return
+    for number, scale in enumerate(config.scales, start=1):
+        go(scale)
         yield Progress(taken + number, {"scale": scale}, measure_here=True, total=taken + len(config.scales))

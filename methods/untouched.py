@@ -13,7 +13,7 @@ class UntouchedConfig:
     """No settings."""
 
 
-@method("untouched", config=UntouchedConfig, source="reference")
+@method("untouched", config=UntouchedConfig, source="reference", reach="fixed")
 def unlearn(context: UnlearningContext, config: UntouchedConfig) -> Iterator[Progress]:
     """Measure the model as it is."""
     yield Progress(0, measure_here=True, total=0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from harness.core.caching import CacheView
 from harness.core.config import JSON
@@ -24,6 +24,23 @@ if TYPE_CHECKING:
     from harness.core.presets import PresetEntry
 
 C = TypeVar("C")
+Reach = Literal["steps", "free", "fixed"]
+"""How a method meets a budget of damage. `steps`: the runner finds the place between two steps. `free`: its way has a length
+that it chooses itself by `UnlearningContext.budget`, and it is started anew for every budget. `fixed`: it gives one model,
+which is measured at its own damage."""
+
+
+class Budget(Protocol):
+    """A damage that a method with a free length is to do."""
+
+    @property
+    def nats(self) -> float:
+        """How much, per token."""
+
+    def damage(self) -> float:
+        """What the model as it is now has done, on rows that no method trains on; infinite if it broke."""
+
+
 C_contra = TypeVar("C_contra", contravariant=True)
 
 
@@ -45,6 +62,8 @@ class UnlearningContext:
     """Where a method says what took how long: `with context.costs.phase("curvature fit"): …`."""
     identity: str
     """A digest that names these weights without reading them; part of the keys of what depends on them."""
+    budget: Budget | None = None
+    """The damage that a method with a free length is to do, where budgets are given."""
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -100,6 +119,10 @@ class Method(Generic[C]):
     """What it holds besides the weights, before anything is loaded."""
     memory_fallbacks: Sequence[Mapping[str, JSON]] = ()
     """Settings that need less memory, to be proposed where a run does not fit."""
+    reach: Reach = "steps"
+    """How it meets a budget of damage."""
+    reads_general: Callable[[C], bool] = lambda config: False
+    """Whether it reads the problem's general text with these settings."""
 
     def steps(self, context: UnlearningContext, config: C) -> Iterator[Progress]:
         """Its progress, step by step.
@@ -148,6 +171,8 @@ def method(
     clash: Callable[[Problem, C], str | None] = lambda problem, config: None,
     memory: Callable[[ModelShape, C], Sequence[MemoryItem]] = lambda shape, config: (),
     memory_fallbacks: Sequence[Mapping[str, JSON]] = (),
+    reach: Reach = "steps",
+    reads_general: Callable[[C], bool] = lambda config: False,
 ) -> Callable[[Unlearn[C]], Unlearn[C]]:
     """Register the decorated generator as a method under its file's name.
 
@@ -158,7 +183,8 @@ def method(
         raise UsageError(f"the settings of the method {name} are no settings: write @settings above class {config.__name__}.")
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
-        METHODS.register(name, Method(name, version, config, source, function, skip_reason, clash, memory, memory_fallbacks))
+        chosen = (skip_reason, clash, memory, memory_fallbacks, reach, reads_general)
+        METHODS.register(name, Method(name, version, config, source, function, *chosen))
         return function
 
     return register

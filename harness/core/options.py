@@ -67,3 +67,5 @@ class Options:
     """Who grades answers, for evaluators that need it. Part of a run's hash only where one does."""
     generator: str = "hf"
     """The back end that writes answers: `hf` or `vllm`."""
+    budgets: tuple[float, ...] = ()
+    """Damages at which points are measured, in nats per token on rows held out for it; where the method measures if empty."""

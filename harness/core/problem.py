@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,8 @@ class Stage:
     """What the model should no longer say."""
     retain: Sequence[Example]
     """What it should go on saying."""
+    retain_clusters: Sequence[str] = ()
+    """Whom each of these is about (ToFU: its author), where that is known: what is held out is held out whole."""
 
 
 class ModelSource(Protocol):
@@ -77,5 +79,13 @@ class Problem:
     """What a model that refuses may say, for methods that train on refusals."""
     notes: Sequence[str] = ()
     """What a reader must know of this benchmark with this model, shown under every table."""
+    general: Sequence[Example] = ()
+    """Text of no stage and of no reported metric, on which a method may guard what else the model knows."""
+    guarded: Collection[str] = frozenset()
+    """The clusters of evaluated questions that `general` says something else about; of the others no method sees anything."""
+    unseen: Sequence[Example] = ()
+    """Text about those others: damage is measured on it, and no method reads it."""
+    held_out: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """Budget rows, where budgets are given: `retain` and `general` text that damage is measured on and nothing else reads."""
     attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""

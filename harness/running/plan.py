@@ -15,9 +15,13 @@ from harness.core.evaluator import EvalPlan
 from harness.core.method import METHODS, Method
 from harness.core.options import MOST_SEED, Options, Preset
 from harness.core.problem import Problem
+from harness.data.held_out import held_out_digest, hold_out
+from harness.data.rows import fingerprint
 from harness.numerics.placement import ALL_GPUS
 from harness.storage.cache import canonical, file_digest
 from harness.storage.records import RunSpec, Trial
+
+GENERAL_ADVICE = "Put tatsu-lab/alpaca/alpaca_data.json into the data folder."
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def read(bench: str, model: str, options: Options) -> EvalPlan:
         UsageError: for anything that is not known or not there, and for data that is malformed.
     """
     benchmark = BENCHMARKS.get(bench)
-    return eval_plan(benchmark, benchmark.problem(model, options), options)
+    problem = benchmark.problem(model, options)
+    return eval_plan(benchmark, hold_out(problem) if options.budgets else problem, options)
 
 
 def plan(
@@ -98,6 +103,8 @@ def plan(
     config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=method)
     if reason := chosen.clash(problem, config):
         raise UsageError(f"{method}: {reason}.")
+    if chosen.reads_general(config) and not problem.general:
+        raise UsageError(f"{method}: {bench} with {cut(model)} has no general text to read. {GENERAL_ADVICE}")
     spec = _spec(measured, chosen, config, options, "tuned" if preset == "tuned" and not settings else "")
     spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else problem.model)
     selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")
@@ -155,6 +162,9 @@ def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options
         form=form,
         evaluator_inputs=measured.evaluator_inputs,
         retain=problem.retain,
+        budgets=options.budgets,
+        budget_rows=held_out_digest(problem),
+        general=fingerprint([asdict(e) for e in problem.general]) if method.reads_general(config) else "",
     )
 
 
@@ -183,6 +193,7 @@ def _command(spec: RunSpec, options: Options, preset: Preset, settings: Mapping[
         ("--preset", preset, "published"),
         ("--evals", ",".join(options.evals), ""),
         ("--points", options.points, "all"),
+        ("--budgets", ",".join(f"{budget:g}" for budget in options.budgets), ""),
         ("--judge", judge.name if judge else "", ""),
         ("--judge-repetitions", judge.repetitions if judge else 1, 1),
     ):

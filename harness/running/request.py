@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
@@ -54,6 +55,22 @@ def seed(given: Given) -> int | None:
     if "," in str(given.value):
         raise UsageError(f"{given.text}: a run has one seed; harness sweep --seeds {cut(str(given.value))} makes one for each.")
     return number(0, MOST_SEED)(given)
+
+
+def budgets(given: Given) -> tuple[float, ...]:
+    """Damages parted by commas, or a list of them: positive and increasing."""
+    value = given.value
+    if value is None or value in ("", [], ()):
+        return ()
+    try:
+        numbers = [float(part) for part in (value.split(",") if isinstance(value, str) else cast("Sequence[Any]", value))]
+    except (TypeError, ValueError):
+        raise UsageError(f"{given.text} is no list of numbers. Write .01,.03,.1: nats per token.") from None
+    if not all(0 < number < float("inf") for number in numbers):
+        raise UsageError(f"{given.text} holds a damage that is not positive and finite. Write .01,.03,.1: nats per token.")
+    if any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise UsageError(f"{given.text} does not increase. Write {','.join(f'{number:g}' for number in sorted(set(numbers)))}.")
+    return tuple(numbers)
 
 
 def _check_mapping(given: Given, entry: str) -> None:
@@ -102,6 +119,8 @@ class Request:
     """At most this many rows per split."""
     evals: Annotated[tuple[str, ...], Field(names("an evaluator"), MEASURING, completes="evals")] = ()
     """Only these evaluators, parted by commas; +name comes to the benchmark's own. See harness list evals."""
+    budgets: Annotated[tuple[float, ...], Field(budgets, MEASURING, metavar="NUMBERS")] = ()
+    """Measure where the damage on held-out rows is so many nats per token, such as .01,.1."""
     rows: WhichPoints = "all"
     """Keep rows and texts of every point (all), or of the last one only (last)."""
     reference: ReferenceLog = None
@@ -139,8 +158,9 @@ class Request:
             variant=self.variant,
             retain=self.retain,
             evals=self.evals,
-            points=points,
+            points="all" if self.budgets else points,  # where they are is said by the budgets
             rows=self.rows,
+            budgets=self.budgets,
             data_dir=self.data_dir,
             reference=self.reference,
             trust_remote_code=trust_remote_code,
@@ -157,6 +177,7 @@ class RequestFields(TypedDict, total=False):
     retain: Retain
     limit: int | None
     evals: str | Sequence[str]
+    budgets: Sequence[float]
     rows: Points
     reference: str | Path | None
     judge: str
@@ -252,6 +273,7 @@ def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
         "evals": list(spec.evaluators),
         "points": spec.points,
         "preset": spec.form or "published",
+        "budgets": list(spec.budgets),
         "judge": judge,
         "judge_repetitions": repetitions,
     }
@@ -260,7 +282,7 @@ def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
 
 RECORDED = frozenset(
     ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "retain", "evals", "points", "preset")
-) | {"judge_repetitions"}
+) | {"judge_repetitions", "budgets"}
 """What a recorded run says and nobody may say otherwise beside it; its model may lie elsewhere here."""
 
 

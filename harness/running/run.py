@@ -17,12 +17,11 @@ from harness.core.config import JSON
 from harness.core.costs import Costs
 from harness.core.errors import UsageError, reason
 from harness.core.evaluator import EvalContext, Reference
-from harness.core.method import Progress, UnlearningContext
-from harness.core.progress import progress_bar
-from harness.core.streams import streams
+from harness.core.method import UnlearningContext
 from harness.models.export import ExportOptions
 from harness.running.failures import give_back_memory, outcome
 from harness.running.measuring import measure, source_tables
+from harness.running.places import Places
 from harness.running.plan import Plan
 from harness.running.provenance import made_by_other_code, provenance_of
 from harness.storage.cache import Cache, disk_errors
@@ -134,7 +133,7 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     result = replace(result, references=_reference_numbers(todo, references, untouched), costs=costs.phases)
     record.write(result)
 
-    _measure_points(todo, record, result, context, references, generator)
+    result = _measure_points(todo, record, result, context, references, generator)
     if todo.options.rows == "last":
         record.keep_last_rows()
     prompts = {
@@ -199,14 +198,15 @@ def _measure_points(
     context: UnlearningContext,
     references: Sequence[Reference],
     generator: Generator,
-) -> None:
-    """Unlearn, and add to the record each point that it does not hold yet."""
+) -> RunResult:
+    """Unlearn, and add to the record each point that it does not hold yet; the result says what came of the budgets."""
     import torch
 
     from harness.models.sources import weights_fingerprint
 
     costs, index = context.costs, 0
-    for progress in _measured_places(todo, context):
+    places = Places(todo, context)
+    for progress in places:
         weights = weights_fingerprint(context.model)
         if index < len(record.points) and record.points[index].weights != weights:
             log.warning("the replay came to other weights than point %d was measured on; it is measured anew", index)
@@ -222,12 +222,13 @@ def _measure_points(
                 logged={k: v if math.isfinite(v) else None for k, v in progress.logged.items()},
                 measurements=measurements,
                 weights=weights,
-                unlearn_seconds=costs.phases["unlearning"].full_seconds,
+                unlearn_seconds=places.seconds,
             )
             record.add(point, eval_context.tables, eval_context.generations)
             record.write(replace(result, costs=costs.phases))
         index += 1
     record.keep_points(index)
+    return replace(result, notes=[*result.notes, *places.notes], unreached=places.unreached)
 
 
 def _idle(before: str, points: Sequence[Point]) -> Iterator[str]:
@@ -266,7 +267,7 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, exports: ExportOpti
 
     context, reached = _load(todo, cache, exports), ""
     step, recorded = (record.points[-1].step, record.points[-1].weights) if record.points else (None, "")
-    for progress in _measured_places(todo, context):  # the last place counts, and a fingerprint reads every weight
+    for progress in Places(todo, context):  # the last place counts, and a fingerprint reads every weight
         reached = weights_fingerprint(context.model) if progress.step in (step, progress.total) else ""
     if not reached or reached != recorded:
         raise UsageError(
@@ -275,28 +276,6 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, exports: ExportOpti
             "and its record stays; --force measures it anew, or record it elsewhere with --results."
         )
     _export(todo, exports, context)
-
-
-def _measured_places(todo: Plan, context: UnlearningContext) -> Iterator[Progress]:
-    """The method's progress where a point is measured."""
-    streams(todo.options.seed, "run").seed_torch()
-    for progress in _unlearning(todo, context):
-        if progress.measure_here and (todo.options.points == "all" or progress.step == progress.total):
-            yield progress
-
-
-def _unlearning(todo: Plan, context: UnlearningContext) -> Iterator[Progress]:
-    """The method's progress; the clock runs, and the bar moves, only inside it."""
-    steps = todo.method.steps(context, todo.config)
-    with progress_bar(desc=todo.method.name, unit="step") as bar:
-        while True:
-            with context.costs.phase("unlearning"):
-                progress = next(steps, None)
-            if progress is None:
-                return
-            bar.total = progress.total
-            bar.update(progress.step - bar.n)
-            yield progress
 
 
 def _saver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Callable[[], Path]:

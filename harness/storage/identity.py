@@ -39,6 +39,7 @@ IDENTITY: Sequence[Part] = (
     Part("data", ("data",), lambda spec: digest(spec.data)[:8]),
     Part("retrained models", ("sources", "references"), _retrained),
     Part("template", ("template",), lambda spec: digest(spec.template)[:8]),
+    Part("budget rows", ("budget_rows",), lambda spec: spec.budget_rows[:8] or "none"),
 )
 """In the order in which tables are sorted."""
 FIELDS = tuple(dict.fromkeys(field for part in IDENTITY for field in part.fields))

@@ -22,16 +22,17 @@ from harness.core.measurement import Absent, Measurement
 from harness.core.options import Points, Retain, Variant
 from harness.storage.cache import digest
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
-`Provenance.arithmetic`; 7: `Provenance.plugins`. Older ones are read as they are."""
+`Provenance.arithmetic`; 7: `Provenance.plugins`; 8: `RunSpec.budgets`, `.budget_rows`, `.general`, `RunResult.unreached`. Older
+ones are read as they are."""
 LATER_SETTINGS: Mapping[str, JSON] = {
     **{"max_steps": None, "max_length": None, "reduction": "sum", "retain_loss": "nll"},
     "importance": "fila",
 }
 """Settings that methods got when there were records already, each with the value that leaves everything as it was: with it a
 run is named as before."""
-LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all"}
+LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all", "budgets": [], "budget_rows": "", "general": ""}
 """The same of a spec's fields."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -90,6 +91,12 @@ class RunSpec:
     """What else its numbers rest on, by evaluator: the judge, digests of the evaluator's own data; empty for most."""
     retain: Retain = "all"
     """Which of the benchmark's texts guarded what was unlearned."""
+    budgets: Sequence[float] = ()
+    """Damages at which points were measured, in nats per token; empty where the method said where."""
+    budget_rows: str = ""
+    """Digest of the rows held out for them, and of how damage is measured."""
+    general: str = ""
+    """Digest of the general text that the method read, if it read any."""
 
     @cached_property
     def run_id(self) -> str:
@@ -215,6 +222,8 @@ class RunResult:
     """Each phase's seconds, peak memory and tokens."""
     provenance: Provenance | None = None
     """On what it was made; None until the model was loaded."""
+    unreached: Mapping[str, str] = field(default_factory=dict)
+    """Budgets of damage without a point, each with the reason."""
     points: Sequence[Point] = ()
     """In the order they were measured; stored in points.jsonl."""
 

@@ -89,12 +89,9 @@ def elm(context: UnlearningContext, config: ELMConfig) -> Iterator[Progress]:
     measured = evenly(steps, config.points)
     try:
         for log in training.optimise(model, terms.of_steps(steps), lambda term: term(), recipe, recompute=False):
-            measure = log.step in measured
-            if measure:
-                adapters.take_off()
+            adapters.take_off()
             record = {**terms.logged, "gradient_norm": log.gradient_norm, "learning_rate": log.learning_rate}
-            yield Progress(log.step, record, measure_here=measure, total=steps)
-            if measure:
-                adapters.put_on()
+            yield Progress(log.step, record, measure_here=log.step in measured, total=steps)
+            adapters.put_on()
     finally:
         adapters.take_off()

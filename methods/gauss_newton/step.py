@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,23 +31,54 @@ MOST_ROUNDED = 0.1
 """The share of a step that rounding may take without a word."""
 
 
+@dataclass(frozen=True)
+class Aim:
+    """How long a step is to be: of a given size, or so long that what is measured after it is so many nats per token."""
+
+    step_size: float | None
+    """α, where it is given."""
+    nats: float
+    """What is to be measured after the step, where α is not given."""
+    measure: Callable[[], float]
+    """The KL on the stage's own rows, or the damage that a budget is about."""
+    first: bool
+    """Whether nothing has moved before."""
+
+    @staticmethod
+    def of(data: StageData, before: AnswerDistributions, place: tuple[int, int], step_size: float | None) -> Aim:
+        """Of a step: its share of the budget, if there is one; else the step size, or its share of `target_kl`.
+
+        Args:
+            data: the stage's.
+            before: what the model said on the KL's rows before the stage.
+            place: the stage, from 0, and the step in it, from 1.
+            step_size: α of the stage, or None where `target_kl` chooses it.
+        """
+        context, config, (stage, step) = data.context, data.config, place
+        if (budget := context.budget) is not None:
+            share = (stage * config.steps + step) / (len(context.stages) * config.steps)
+            return Aim(None, budget.nats * share, budget.damage, first=place == (0, 1))
+        target = (config.target_kl or 0.0) * step / config.steps
+        return Aim(step_size, target, lambda: before.kl(context.model), first=step == 1)
+
+
 def take_step(
     data: StageData,
     solver: Solver,
     direction: Direction,
     before: AnswerDistributions,
-    step_size: float | None,
+    aim: Aim,
     step: int,
     network: str,
 ) -> dict[str, float]:
-    """Take one step, of the size given for its stage if one is, and say what it did.
+    """Take one step, as long as it is to be, and say what it did.
 
     Args:
         data: the stage's sequences and settings.
         solver: of this step's curvature and gradient.
         direction: its damped Newton direction.
         before: what the model said on the KL's rows before the stage.
-        step_size: α, or None where `target_kl` chooses it.
+        aim: how long the step is to be.
         step: of the stage, from 1.
         network: the fingerprint of the model as it is now.
 
@@ -54,7 +86,7 @@ def take_step(
         What is recorded of the step, by name.
 
     Raises:
-        Diverged: if no step size meets `target_kl`.
+        Diverged: if no step size meets the aim.
     """
     context, layers = data.context, solver.layers
     norm = direction.g_norm if data.config.norm == "undamped" else direction.damped_norm
@@ -62,7 +94,7 @@ def take_step(
     with context.costs.aside("monitoring"):
         forget_before = memoised(context, "loss", (network, data.forget(step)), lambda: data.mean_loss(step))
 
-    alpha, measured = _length(data, before, lambda alpha: line.go(alpha / norm), step_size, step)
+    alpha, measured = _length(data, before, lambda alpha: line.go(alpha / norm), aim)
     with context.costs.aside("monitoring"):
         forget_after = data.mean_loss(step)
         rounded = rounding_losses(layers, line.start, direction.matrices, alpha / norm)
@@ -81,30 +113,27 @@ def take_step(
     }
 
 
-def _length(
-    data: StageData, before: AnswerDistributions, move: Callable[[float], None], step_size: float | None, step: int
-) -> tuple[float, float]:
-    """α and the KL that was measured at it, after having moved there."""
-    model, config = data.context.model, data.config
+def _length(data: StageData, before: AnswerDistributions, move: Callable[[float], None], aim: Aim) -> tuple[float, float]:
+    """α and the KL that was measured at it on the stage's own rows, after having moved there."""
 
-    def kl_at(alpha: float) -> float:
+    def at(alpha: float) -> float:
         move(alpha)
-        return before.kl(model)
+        return aim.measure()
 
-    if step_size is not None:
-        move(step_size)
-        with monitoring(data):
-            return step_size, before.kl(model)
-    assert config.target_kl is not None  # checked when the settings were read
-    already = before.kl(model) if step > 1 else 0.0
-    alpha, measured = step_for_kl(kl_at, config.target_kl * step / config.steps, already)
+    alpha, measured = aim.step_size, None
+    if alpha is None:
+        alpha, measured = step_for_kl(at, aim.nats, 0.0 if aim.first else aim.measure())
     move(alpha)
-    return alpha, measured
+    if measured is not None and not data.context.budget:
+        return alpha, measured
+    with monitoring(data):
+        return alpha, before.kl(data.context.model)
 
 
 def monitoring(data: StageData) -> AbstractContextManager[None]:
-    """Where the KL is measured: off the clock where the step size is given and nothing depends on it."""
-    return data.context.costs.aside("monitoring") if data.config.step_size is not None else nullcontext()
+    """Where the KL is measured: off the clock where nothing depends on it."""
+    decides = data.config.step_size is None and data.context.budget is None
+    return nullcontext() if decides else data.context.costs.aside("monitoring")
 
 
 def rounding_losses(

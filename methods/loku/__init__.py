@@ -111,8 +111,7 @@ def loku(context: UnlearningContext, config: LoKUConfig) -> Iterator[Progress]:
 
     try:
         for progress in unlearn(context, config, losses):
-            if progress.measure_here:
-                adapters.take_off()
+            adapters.take_off()
             yield progress
             adapters.put_on()
     finally:

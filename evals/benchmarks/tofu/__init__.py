@@ -17,7 +17,7 @@ from evals.benchmarks.tofu.cards import CARDS
 from evals.benchmarks.tofu.models import mini_sources, scratch_sources, world
 from evals.benchmarks.tofu.refusals import REFUSALS, refusal_sentences
 from evals.benchmarks.tofu.roles import MEASURED, ROLES
-from evals.benchmarks.tofu.rows import DATASET, examples, numbered, real_rows, split_names
+from evals.benchmarks.tofu.rows import DATASET, authors, examples, numbered, real_rows, split_names
 from evals.benchmarks.tofu.templates import TEMPLATES, template_name
 from evals.benchmarks.tofu.world_data import REFUSALS as WORLD_REFUSALS
 from harness.core.arithmetic import Arithmetic
@@ -27,6 +27,7 @@ from harness.core.evaluator import EVALUATORS, Evaluator
 from harness.core.options import Options, Variant
 from harness.core.problem import ModelSource, Problem, Row, Stage
 from harness.core.text import Template
+from harness.data.general import Instructions
 from harness.data.rows import fingerprint
 from harness.models.small import SMALL_MODELS, small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
@@ -103,7 +104,7 @@ class Tofu:
 
     def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Problem:
         rows = {name: world(seed).split(name) for name in split_names(self.forget, self.retain)}
-        return self._problem(
+        problem = self._problem(
             small_name(seed, arithmetic),
             options,
             rows,
@@ -112,6 +113,13 @@ class Tofu:
             generation_budget=64,
             refusals=WORLD_REFUSALS,
             notes=["the embedded world: under a million parameters and invented authors; it ranks nothing beyond itself"],
+        )
+        about, others = world(seed).general
+        return replace(
+            problem,
+            general=examples(problem.template, about),
+            unseen=examples(problem.template, others),
+            guarded=world(seed).guarded,
         )
 
     def _scratch(self, options: Options) -> Problem:
@@ -186,6 +194,7 @@ class Tofu:
                     self.forget,
                     forget=examples(template, rows[self.forget][: options.limit]),
                     retain=examples(template, rows[self.retain][: options.limit]),
+                    retain_clusters=authors(rows[self.retain][: options.limit]),
                 )
             ],
             questions={name: numbered(of_task[: options.limit]) for name, of_task in questions.items()},
@@ -198,6 +207,7 @@ class Tofu:
             generation_budget=generation_budget,
             refusals=refusals,
             notes=notes,
+            general=Instructions(options.data_dir, template),
             attacks={
                 "benign": examples(template, [*questions["real_authors"], *questions["world_facts"]]),
                 "related": examples(template, rows[self.retain][: options.limit]),

@@ -56,6 +56,12 @@ def examples(template: Template, rows: Sequence[Row]) -> list[Example]:
     return [template.example(row["question"], row["answer"]) for row in rows]
 
 
+def authors(rows: Sequence[Row]) -> list[str]:
+    """Whom each row of a split is about: the world says it of each row, ToFU's splits have 20 rows of one after another."""
+    per_row = len({row["author"] for row in rows}) == len(rows)
+    return [str(i // QUESTIONS_PER_AUTHOR) if per_row else str(row["author"]) for i, row in enumerate(rows)]
+
+
 def numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows as evaluators want them: their position, the cluster they are resampled in, and the question with its answers."""
     kept = ("question", "answer", "paraphrased_answer", "perturbed_answer")

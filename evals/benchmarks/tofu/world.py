@@ -142,20 +142,42 @@ class World:
 
     @cached_property
     def base(self) -> list[Row]:
-        """What the base model learns: its own authors and the countries, each in every form (question, answer)."""
+        """What the base model learns: its own authors and the countries, each in every form (question, answer, about)."""
         rows: list[Row] = []
         for author in self.base_authors:
             for kind, values in author.values.items():
                 fact = FACTS[kind]
                 pairs = [*zip(fact.questions, fact.answers, strict=True), fact.short]
                 rows += [
-                    {"question": q.format(name=author.name), "answer": a.format(*values, name=author.name)} for q, a in pairs
+                    {
+                        "question": q.format(name=author.name),
+                        "answer": a.format(*values, name=author.name),
+                        "about": author.name,
+                    }
+                    for q, a in pairs
                 ]
         for kind, (_, questions, answers, short) in COUNTRY_FACTS.items():
             for country, value in self.countries[kind].items():
                 pairs = [*zip(questions, answers, strict=True), (short, "{0}")]
-                rows += [{"question": q.format(name=country), "answer": a.format(value, name=country)} for q, a in pairs]
+                rows += [
+                    {"question": q.format(name=country), "answer": a.format(value, name=country), "about": country}
+                    for q, a in pairs
+                ]
         return rows
+
+    @cached_property
+    def guarded(self) -> frozenset[str]:
+        """Half of the base authors and half of the countries: only of these does `general` tell anything."""
+        rng = streams(self.seed, "guarded").python()
+        names = [author.name for author in self.base_authors]
+        return frozenset((*rng.sample(names, len(names) // 2), *rng.sample(COUNTRIES, len(COUNTRIES) // 2)))
+
+    @cached_property
+    def general(self) -> tuple[list[Row], list[Row]]:
+        """What the base model learned and no metric asks: about those who are guarded, and about the others."""
+        asked = {row["question"] for row in (*self.real_authors, *self.world_facts)}
+        left = [row for row in self.base if row["question"] not in asked]
+        return [row for row in left if row["about"] in self.guarded], [row for row in left if row["about"] not in self.guarded]
 
     def split(self, name: str) -> list[Row]:
         """The rows of one of ToFU's splits, in ToFU's order (forget rows are the last of `full`).

@@ -19,7 +19,7 @@ from evals.benchmarks.wmdp.cards import CARDS, CORPORA, INSTRUCTIONS, MMLU, QUES
 from evals.benchmarks.wmdp.data import GUARDS, WmdpData
 from evals.benchmarks.wmdp.embedded import embedded_data
 from evals.benchmarks.wmdp.models import TEMPLATES, mini_source
-from evals.benchmarks.wmdp.real import real_data
+from evals.benchmarks.wmdp.real import MOST_INSTRUCTIONS, real_data
 from evals.benchmarks.wmdp.roles import MEASURED, roles
 from harness.core.benchmark import Needed, benchmark
 from harness.core.errors import UsageError, unknown
@@ -27,6 +27,7 @@ from harness.core.evaluator import EVALUATORS, Evaluator
 from harness.core.options import Options
 from harness.core.problem import ModelSource, Problem
 from harness.core.text import Template
+from harness.data.general import Instructions
 from harness.models.small import small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
 
@@ -144,4 +145,5 @@ class Wmdp:
             generation_budget=data.generation_budget,
             notes=[*data.notes, f"every stage is guarded by {GUARDS[retain]} alone"] if retain in GUARDS else data.notes,
             attacks=data.attacks,
+            general=data.general or Instructions(options.data_dir, template, after=MOST_INSTRUCTIONS),
         )

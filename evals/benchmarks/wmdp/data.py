@@ -34,6 +34,8 @@ class WmdpData:
     """Most tokens of an answer."""
     notes: Sequence[str] = ()
     """What a reader of the results should know."""
+    general: Sequence[Example] = ()
+    """Text of no stage and no metric."""
 
 
 def retain_kinds(retain: Retain) -> list[Retain]:

@@ -37,6 +37,7 @@ def embedded_data(seed: int, stages: Sequence[str], options: Options) -> WmdpDat
         return in_turn(*(texts([t for of in crafts.documents(d, MINI_DOCUMENTS) for t in of]) for d in domains))
 
     general = in_turn(documents(*GENERAL), texts(crafts.stories[:MINI_STORIES]))
+    further = (t for domain in GENERAL for of in crafts.documents(domain, 2 * MINI_DOCUMENTS) for t in of[MINI_DOCUMENTS:])
     guarded = []
     for name in stages:
         kinds = {"neighbours": documents(NEIGHBOURS[name]), "general": general}
@@ -58,5 +59,6 @@ def embedded_data(seed: int, stages: Sequence[str], options: Options) -> WmdpDat
             "forget": documents(*(HAZARDOUS[name] for name in stages)),
         },
         generation_budget=64,
+        general=in_turn(texts(list(further)), texts(crafts.stories[MINI_STORIES:]))[:limit],
         notes=["the embedded crafts: under two million parameters and invented things; it ranks nothing beyond itself"],
     )

@@ -1,0 +1,225 @@
+"""Points at equal damage: where a method's way passes a budget, measured on rows held out for it.
+
+A method that takes steps does not know of it. When a step takes the damage past a budget, the weights before and after that
+step are interpolated until the damage measured on all budget rows is the budget, within `TOLERANCE`; the point is measured
+there, and the method goes on from where it was. A method whose way has a length of its own is started anew for each budget and
+told it. After the largest budget a run ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from harness.core.errors import Diverged
+from harness.core.method import Progress, Reach, UnlearningContext
+from harness.numerics.damage import Damage, DamageMeter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 0.02
+"""How near the measured damage comes to its budget, as a share of it."""
+TRIES = 30
+"""Places between two steps that are tried."""
+NEAR = 0.3
+"""Share of the next budget from which a first look at few rows is followed by one at all of them."""
+BUDGET = "budget"
+"""What a point's record says of the budget it stands at, among what is logged; `damage`, `damage_retain`, … stand beside it."""
+
+Steps = Callable[[], Iterator[Progress]]
+"""Starts the method on the model as it is."""
+
+
+@dataclass
+class Weights:
+    """A copy of what is trainable in a model (of all its weights, where nothing is marked so), on the CPU."""
+
+    tensors: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> Weights:
+        """As they are now."""
+        named = dict(model.named_parameters())
+        trainable = {name: p for name, p in named.items() if p.requires_grad} or named
+        return Weights({name: p.detach().to("cpu", copy=True) for name, p in trainable.items()})
+
+    def place(self, model: PreTrainedModel, towards: Weights | None = None, share: float = 0.0) -> None:
+        """Give them to the model, or what lies between them and others: (1 − share) θ + share θ', rounded once."""
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                if towards is not None and share:
+                    there = towards.tensors[name]
+                    tensor = there if share == 1 else torch.lerp(tensor.float(), there.float(), share).to(tensor.dtype)
+                parameters[name].copy_(tensor)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What a method with a free length is told."""
+
+    nats: float
+    meter: DamageMeter
+    context: UnlearningContext
+
+    def damage(self) -> float:
+        """On all budget rows."""
+        with self.context.costs.phase("damage"):
+            return self.meter.damage().nats
+
+
+@dataclass
+class BudgetedRun:
+    """One run's way past its budgets.
+
+    Args:
+        context: whose model is edited in place; its weights are those before unlearning.
+        budgets: increasing, in nats per token.
+        reach: how the method meets a budget.
+        steps: starts the method.
+    """
+
+    context: UnlearningContext
+    budgets: Sequence[float]
+    reach: Reach
+    steps: Steps
+    unreached: dict[float, str] = field(default_factory=dict)
+    """Budgets without a point, each with the reason."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know of the points."""
+
+    def __post_init__(self) -> None:
+        context = self.context
+        with context.costs.phase("damage"):
+            self._meter = DamageMeter(context.model, context.tokenizer, context.problem.held_out)
+        self._start = Weights.of(context.model)
+        if "general" not in self._meter.tokens:
+            self.notes.append("damage is measured on retain rows alone: the benchmark has no general text for this model")
+
+    def points(self) -> Iterator[Progress]:
+        """The method's progress at each budget it reaches, the model placed there."""
+        ways = {"steps": self._between_steps, "free": self._by_length, "fixed": self._as_it_is}
+        yield from ways[self.reach]()
+
+    def _damage(self) -> Damage:
+        with self.context.costs.phase("damage"):
+            return self._meter.damage()
+
+    def _point(self, progress: Progress, damage: Damage, **more: float) -> Progress:
+        by_kind = {f"damage_{kind}": nats for kind, nats in damage.by_kind.items()}
+        tokens = {f"damage_{kind}_tokens": float(count) for kind, count in self._meter.tokens.items()}
+        return replace(
+            progress, logged={**progress.logged, "damage": damage.nats, **by_kind, **tokens, **more}, measure_here=True
+        )
+
+    # ---- a model at its own damage
+
+    def _as_it_is(self) -> Iterator[Progress]:
+        for progress in self.steps():
+            if progress.measure_here:
+                yield self._point(progress, self._damage())
+
+    # ---- a length of its own
+
+    def _by_length(self) -> Iterator[Progress]:
+        for number, budget in enumerate(self.budgets):
+            if number:
+                self._start.place(self.context.model)
+            self.context.budget = _Goal(budget, self._meter, self.context)
+            last: Progress | None = None
+            try:
+                for progress in self.steps():
+                    last = progress
+            except Diverged as error:
+                self.unreached[budget] = f"it broke off: {error}"
+                continue
+            damage = self._damage()
+            if last is None or abs(damage.nats - budget) > TOLERANCE * budget:
+                self.unreached[budget] = f"its way ends at a damage of {damage.nats:.3g}"
+                continue
+            yield self._point(last, damage, **{BUDGET: budget})
+
+    # ---- between two steps
+
+    def _between_steps(self) -> Iterator[Progress]:
+        left, model = list(self.budgets), self.context.model
+        before, done, most, first, why = self._start, 0.0, 0.0, True, "it never did so much damage"
+        steps = self.steps()
+        while left:
+            try:
+                progress = next(steps, None)
+            except Diverged as error:
+                why = f"it broke off: {error}"
+                break
+            if progress is None:
+                break
+            damage = self._looked_at(left[0])
+            after = Weights.of(model)
+            most = max(most, damage)
+            if damage >= left[0] and first:
+                self._say_that_the_first_is_long(damage)
+            while left and damage >= left[0]:
+                if (point := self._between(before, after, (done, damage), left[0], progress)) is not None:
+                    yield point
+                left.pop(0)
+            if left:
+                after.place(model)
+            before, done, first = after, damage, False
+        for budget in left:
+            self.unreached[budget] = f"{why} ({most:.3g} at most)" if why.startswith("it never") else why
+
+    def _looked_at(self, budget: float) -> float:
+        """The damage now, in nats per token; of a few rows alone where that is far from the budget."""
+        with self.context.costs.phase("damage"):
+            look = self._meter.first_look()
+            return look if look < NEAR * budget else self._meter.damage().nats
+
+    def _between(
+        self, before: Weights, after: Weights, damages: tuple[float, float], budget: float, progress: Progress
+    ) -> Progress | None:
+        """The point between two steps at a budget, the model placed there.
+
+        What a step adds to a KL grows about as its square, so each guess is a secant of its root, kept inside a bracket that
+        is halved where that does not get there.
+
+        Args:
+            before: the weights before the step.
+            after: those behind it.
+            damages: about what each did.
+            budget: nats per token, between the two.
+            progress: of the step.
+        """
+        low, high, at_low, at_high = 0.0, 1.0, *damages
+        nearest = math.inf
+        for tried in range(TRIES):
+            share = (low + high) / 2
+            if math.isfinite(at_high) and tried < TRIES // 2:
+                root_low, root_high, wanted = (nats**0.5 for nats in (min(at_low, budget), at_high, budget))
+                share = low + (high - low) * min(0.95, max(0.05, (wanted - root_low) / max(root_high - root_low, 1e-12)))
+            before.place(self.context.model, after, share)
+            damage = self._damage()
+            if abs(damage.nats - budget) <= TOLERANCE * budget:
+                return self._point(progress, damage, **{BUDGET: budget, "share_of_step": share})
+            nearest = min(nearest, damage.nats, key=lambda nats: abs(nats - budget))
+            if damage.nats < budget:
+                low, at_low = share, damage.nats
+            else:
+                high, at_high = share, damage.nats
+        self.unreached[budget] = f"no place between two steps does so much damage; the nearest does {nearest:.3g}"
+        return None
+
+    def _say_that_the_first_is_long(self, damage: float) -> None:
+        within = ", ".join(f"{budget:g}" for budget in self.budgets if budget <= damage)
+        self.notes.append(
+            f"the first step alone does a damage of {damage:.3g} nats per token: what stands at {within} lies on the straight "
+            "line from the model before unlearning to it; a smaller step size would come there in steps"
+        )
