@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from harness.core.errors import Diverged
 from harness.core.method import Progress, Reach, UnlearningContext
-from harness.numerics.damage import Damage, DamageMeter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from harness.numerics.damage import Damage, DamageMeter
+    from harness.numerics.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -37,30 +34,6 @@ BUDGET = "budget"
 
 Steps = Callable[[], Iterator[Progress]]
 """Starts the method on the model as it is."""
-
-
-@dataclass
-class Weights:
-    """A copy of what is trainable in a model (of all its weights, where nothing is marked so), on the CPU."""
-
-    tensors: Mapping[str, Tensor]
-
-    @staticmethod
-    def of(model: PreTrainedModel) -> Weights:
-        """As they are now."""
-        named = dict(model.named_parameters())
-        trainable = {name: p for name, p in named.items() if p.requires_grad} or named
-        return Weights({name: p.detach().to("cpu", copy=True) for name, p in trainable.items()})
-
-    def place(self, model: PreTrainedModel, towards: Weights | None = None, share: float = 0.0) -> None:
-        """Give them to the model, or what lies between them and others: (1 − share) θ + share θ', rounded once."""
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in self.tensors.items():
-                if towards is not None and share:
-                    there = towards.tensors[name]
-                    tensor = there if share == 1 else torch.lerp(tensor.float(), there.float(), share).to(tensor.dtype)
-                parameters[name].copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -98,6 +71,9 @@ class BudgetedRun:
     """What a reader must know of the points."""
 
     def __post_init__(self) -> None:
+        from harness.numerics.damage import DamageMeter
+        from harness.numerics.weights import Weights
+
         context = self.context
         with context.costs.phase("damage"):
             self._meter = DamageMeter(context.model, context.tokenizer, context.problem.held_out)
@@ -151,6 +127,8 @@ class BudgetedRun:
     # ---- between two steps
 
     def _between_steps(self) -> Iterator[Progress]:
+        from harness.numerics.weights import Weights
+
         left, model = list(self.budgets), self.context.model
         before, done, most, first, why = self._start, 0.0, 0.0, True, "it never did so much damage"
         steps = self.steps()
