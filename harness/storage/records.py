@@ -91,7 +91,7 @@ class RunSpec:
     """What else its numbers rest on, by evaluator: the judge, digests of the evaluator's own data; empty for most."""
     retain: Retain = "all"
     """Which of the benchmark's texts guarded what was unlearned."""
-    budgets: Sequence[float] = ()
+    budgets: tuple[float, ...] = ()
     """Damages at which points were measured, in nats per token; empty where the method said where."""
     budget_rows: str = ""
     """Digest of the rows held out for them, and of how damage is measured."""

@@ -73,6 +73,9 @@ CHANGES: dict[str, Any] = {
     "form": "tuned",
     "evaluator_inputs": {"mt_bench": {"judge": "openai:gpt-4"}},
     "retain": "general",
+    "budgets": (0.01, 0.1),
+    "budget_rows": "abc",
+    "general": "abc",
 }
 
 NUMBER = Measurement(
@@ -204,7 +207,7 @@ def test_a_run_with_nothing_new_in_later_fields_is_named_as_before_there_were_an
     assert digest(told)[:12] == SPEC.run_id
 
 
-@pytest.mark.parametrize("name", ["evaluator_inputs", "retain"])
+@pytest.mark.parametrize("name", ["evaluator_inputs", "retain", "budget_rows"])
 def test_what_else_numbers_rest_on_sets_runs_apart(name: str):
     assert comparable(replace(SPEC, **{name: CHANGES[name]})) != comparable(SPEC)
 
