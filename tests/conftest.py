@@ -265,7 +265,7 @@ class Bench:
         settings: Mapping[str, Any] | None = None,
     ) -> Plan:
         """The plan of a run of that method, which goes by the name `fake`."""
-        self.monkeypatch.setitem(METHODS._registered, "fake", Method("fake", 1, FakeConfig, "a test", unlearn))
+        self.monkeypatch.setitem(METHODS._registered, "fake", Method("fake", FakeConfig, "a test", unlearn))
         self.monkeypatch.setitem(BENCHMARKS._registered, "nano", NanoBenchmark(problem or self.base, evaluators))
         return plan("nano", "mini", "fake", settings or {}, options)
 

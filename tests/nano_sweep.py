@@ -150,7 +150,7 @@ def count_fits() -> None:
 def register() -> None:
     if multiprocessing.parent_process():
         count_fits()
-    METHODS._registered["nudge"] = Method("nudge", 1, NanoConfig, "a test", nudge)
+    METHODS._registered["nudge"] = Method("nudge", NanoConfig, "a test", nudge)
     BENCHMARKS._registered["nano"] = NanoBenchmark(nano_problem(), [giving("norm", norm)])
 
 

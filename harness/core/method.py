@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
 
 from harness.core.caching import CacheView
 from harness.core.config import JSON
@@ -103,14 +103,14 @@ class Method(Generic[C]):
 
     name: str
     """Its file's name."""
-    version: int
-    """Raised when a change of the method changes numbers."""
     config: type[C]
     """Its settings class."""
     source: str
     """The paper that defines it."""
     unlearn: Unlearn[C]
     """The method itself."""
+    version: int = 1
+    """Raised when a change of the method changes numbers."""
     skip_reason: Callable[[Problem], str | None] = lambda problem: None
     """Why it cannot run on a problem, or None if it can."""
     clash: Callable[[Problem, C], str | None] = lambda problem, config: None
@@ -161,19 +161,19 @@ class Method(Generic[C]):
 METHODS: Registry[Method[Any]] = Registry("method", "methods", "method", "harness list methods")
 
 
-def method(
-    name: str,
-    *,
-    config: type[C],
-    source: str,
-    version: int = 1,
-    skip_reason: Callable[[Problem], str | None] = lambda problem: None,
-    clash: Callable[[Problem, C], str | None] = lambda problem, config: None,
-    memory: Callable[[ModelShape, C], Sequence[MemoryItem]] = lambda shape, config: (),
-    memory_fallbacks: Sequence[Mapping[str, JSON]] = (),
-    reach: Reach = "steps",
-    reads_general: Callable[[C], bool] = lambda config: False,
-) -> Callable[[Unlearn[C]], Unlearn[C]]:
+class Declared(TypedDict, Generic[C], total=False):
+    """What a method may say of itself besides its settings and its source; see `Method`."""
+
+    version: int
+    skip_reason: Callable[[Problem], str | None]
+    clash: Callable[[Problem, C], str | None]
+    memory: Callable[[ModelShape, C], Sequence[MemoryItem]]
+    memory_fallbacks: Sequence[Mapping[str, JSON]]
+    reach: Reach
+    reads_general: Callable[[C], bool]
+
+
+def method(name: str, *, config: type[C], source: str, **declared: Unpack[Declared[C]]) -> Callable[[Unlearn[C]], Unlearn[C]]:
     """Register the decorated generator as a method under its file's name.
 
     Raises:
@@ -183,8 +183,7 @@ def method(
         raise UsageError(f"the settings of the method {name} are no settings: write @settings above class {config.__name__}.")
 
     def register(function: Unlearn[C]) -> Unlearn[C]:
-        chosen = (skip_reason, clash, memory, memory_fallbacks, reach, reads_general)
-        METHODS.register(name, Method(name, version, config, source, function, *chosen))
+        METHODS.register(name, Method(name=name, config=config, source=source, unlearn=function, **declared))
         return function
 
     return register

@@ -109,7 +109,7 @@ def recorded(shop: Workshop, bench: str, root: Path) -> Store:
     from harness.running.plan import plan
     from harness.running.run import execute
 
-    METHODS.register("shrink_output", Method("shrink_output", 1, _Shrink, "a trial", _shrink))
+    METHODS.register("shrink_output", Method("shrink_output", _Shrink, "a trial", _shrink))
     store = Store(root)
     cheap = replace(shop.plan, evaluators=[e for e in shop.plan.evaluators if not e.changes_model])
     for seed in (0, 1):
