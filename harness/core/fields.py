@@ -271,3 +271,19 @@ def seeds(given: Given) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers):
         raise UsageError(f"{given.text} names a seed twice.")
     return tuple(seed for seed in numbers if seed is not None)
+
+
+def budgets(given: Given) -> tuple[float, ...]:
+    """Damages parted by commas, or a list of them: positive and increasing."""
+    value = given.value
+    if value is None or value in ("", [], ()):
+        return ()
+    try:
+        numbers = [float(part) for part in (value.split(",") if isinstance(value, str) else cast("Sequence[Any]", value))]
+    except (TypeError, ValueError):
+        raise UsageError(f"{given.text} is no list of numbers. Write .01,.03,.1: nats per token.") from None
+    if not all(0 < number < float("inf") for number in numbers):
+        raise UsageError(f"{given.text} holds a damage that is not positive and finite. Write .01,.03,.1: nats per token.")
+    if any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise UsageError(f"{given.text} does not increase. Write {','.join(f'{number:g}' for number in sorted(set(numbers)))}.")
+    return tuple(numbers)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut
-from harness.core.fields import Field, Given, from_document, names, number, path, seeds, switch, text, word
+from harness.core.fields import Field, Given, budgets, from_document, names, number, path, seeds, switch, text, word
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
 from harness.core.options import MOST_SEED, Options, Points, Preset, Retain, Variant
 from harness.running.misplaced import check_places, flag_for
@@ -55,22 +54,6 @@ def seed(given: Given) -> int | None:
     if "," in str(given.value):
         raise UsageError(f"{given.text}: a run has one seed; harness sweep --seeds {cut(str(given.value))} makes one for each.")
     return number(0, MOST_SEED)(given)
-
-
-def budgets(given: Given) -> tuple[float, ...]:
-    """Damages parted by commas, or a list of them: positive and increasing."""
-    value = given.value
-    if value is None or value in ("", [], ()):
-        return ()
-    try:
-        numbers = [float(part) for part in (value.split(",") if isinstance(value, str) else cast("Sequence[Any]", value))]
-    except (TypeError, ValueError):
-        raise UsageError(f"{given.text} is no list of numbers. Write .01,.03,.1: nats per token.") from None
-    if not all(0 < number < float("inf") for number in numbers):
-        raise UsageError(f"{given.text} holds a damage that is not positive and finite. Write .01,.03,.1: nats per token.")
-    if any(later <= earlier for earlier, later in pairwise(numbers)):
-        raise UsageError(f"{given.text} does not increase. Write {','.join(f'{number:g}' for number in sorted(set(numbers)))}.")
-    return tuple(numbers)
 
 
 def _check_mapping(given: Given, entry: str) -> None:
