@@ -35,12 +35,12 @@ def hold_out(problem: Problem) -> Problem:
     Raises:
         UsageError: for a stage whose retain set is all asked about by metrics.
     """
-    asked = {
+    evaluated = {
         problem.template.prompt(row["question"]) for rows in problem.questions.values() for row in rows if "question" in row
     }
     stages, retain = [], []
     for stage in problem.stages:
-        kept, taken = _divided(problem, stage, asked)
+        kept, taken = _divided(problem, stage, evaluated)
         stages.append(kept)
         retain += taken
     general, unseen = _drawn(problem, "general", problem.general), _drawn(problem, "unseen", problem.unseen)
@@ -59,11 +59,11 @@ def held_out_digest(problem: Problem) -> str:
     return digest([VERSION, rows])[:16]
 
 
-def _divided(problem: Problem, stage: Stage, asked: set[str]) -> tuple[Stage, list[Example]]:
+def _divided(problem: Problem, stage: Stage, evaluated: set[str]) -> tuple[Stage, list[Example]]:
     """A stage without its budget rows, and these."""
     retain = list(stage.retain)
     clusters = list(stage.retain_clusters) or [str(i) for i in range(len(retain))]
-    busy = {cluster for cluster, e in zip(clusters, retain, strict=True) if e.prompt in asked and e.prompt}
+    busy = {cluster for cluster, e in zip(clusters, retain, strict=True) if e.prompt in evaluated and e.prompt}
     free = [cluster for cluster in dict.fromkeys(clusters) if cluster not in busy]
     most = MOST_WINDOWS if all(isinstance(e, Window) for e in retain) else MOST_ROWS
     wanted, taken, count = min(most, max(1, round(SHARE * len(retain)))), set(), 0

@@ -83,8 +83,8 @@ class BudgetedRun:
 
     def points(self) -> Iterator[Progress]:
         """The method's progress at each budget it reaches, the model placed there."""
-        ways = {"steps": self._between_steps, "free": self._by_length, "fixed": self._as_it_is}
-        yield from ways[self.reach]()
+        each = {"steps": self._between_steps, "free": self._by_length, "fixed": self._as_it_is}
+        yield from each[self.reach]()
 
     def _damage(self) -> Damage:
         with self.context.costs.phase("damage"):

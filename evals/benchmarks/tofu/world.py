@@ -175,8 +175,8 @@ class World:
     @cached_property
     def general(self) -> tuple[list[Row], list[Row]]:
         """What the base model learned and no metric asks: about those who are guarded, and about the others."""
-        asked = {row["question"] for row in (*self.real_authors, *self.world_facts)}
-        left = [row for row in self.base if row["question"] not in asked]
+        reported = {row["question"] for row in (*self.real_authors, *self.world_facts)}
+        left = [row for row in self.base if row["question"] not in reported]
         return [row for row in left if row["about"] in self.guarded], [row for row in left if row["about"] not in self.guarded]
 
     def split(self, name: str) -> list[Row]:
