@@ -165,6 +165,7 @@ def nano_problem(nano: Nano) -> Problem:
         data={"rows": "nano"},
         generation_budget=16,
         refusals=REFUSALS,
+        guarded=WORLD.guarded,
         attacks={
             "benign": examples(WORLD.world_facts[:12]),
             "related": examples(retain[:24]),
