@@ -7,7 +7,8 @@ only where budgets are given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -38,16 +39,13 @@ def hold_out(problem: Problem) -> Problem:
     evaluated = {
         problem.template.prompt(row["question"]) for rows in problem.questions.values() for row in rows if "question" in row
     }
-    stages, retain = [], []
-    for stage in problem.stages:
-        kept, taken = _divided(problem, stage, evaluated)
-        stages.append(kept)
-        retain += taken
+    retain = list(dict.fromkeys(e for stage in problem.stages for e in _of_stage(problem, stage, evaluated)))
     general, unseen = _drawn(problem, "general", problem.general), _drawn(problem, "unseen", problem.unseen)
     budget = min(GENERAL_ROWS, len(general) // 2 + len(unseen))
     of_unseen = min(len(unseen), budget // 2)
     cut = budget - of_unseen
     held_out = {"retain": retain, **({"general": [*general[:cut], *unseen[:of_unseen]]} if budget else {})}
+    stages = [_without(stage, frozenset(retain)) for stage in problem.stages]  # stages may share texts
     return replace(problem, stages=stages, general=general[cut:], unseen=unseen[of_unseen:], held_out=held_out)
 
 
@@ -59,28 +57,35 @@ def held_out_digest(problem: Problem) -> str:
     return digest([VERSION, rows])[:16]
 
 
-def _divided(problem: Problem, stage: Stage, evaluated: set[str]) -> tuple[Stage, list[Example]]:
-    """A stage without its budget rows, and these."""
+def _of_stage(problem: Problem, stage: Stage, evaluated: set[str]) -> list[Example]:
+    """A stage's budget rows."""
     retain = list(stage.retain)
-    clusters = list(stage.retain_clusters) or [str(i) for i in range(len(retain))]
-    busy = {cluster for cluster, e in zip(clusters, retain, strict=True) if e.prompt in evaluated and e.prompt}
+    clusters = _clusters(stage)
+    busy = {cluster for cluster, e in zip(clusters, retain, strict=True) if e.prompt and e.prompt in evaluated}
     free = [cluster for cluster in dict.fromkeys(clusters) if cluster not in busy]
     most = MOST_WINDOWS if all(isinstance(e, Window) for e in retain) else MOST_ROWS
-    wanted, taken, count = min(most, max(1, round(SHARE * len(retain)))), set(), 0
+    wanted, sizes, taken, count = min(most, max(1, round(SHARE * len(retain)))), Counter(clusters), set(), 0
     for cluster in _drawn(problem, stage.name, free):
         if count >= wanted:
             break
         taken.add(cluster)
-        count += clusters.count(cluster)
+        count += sizes[cluster]
     if not taken or count >= len(retain):
         raise UsageError(
             f"{problem.bench} has no retain rows to measure damage on: metrics ask all of its {len(retain)}, or none is left "
             "to train on. Leave out --budgets, or raise --limit."
         )
-    kept = [i for i, cluster in enumerate(clusters) if cluster not in taken]
-    held_out = [retain[i] for i, cluster in enumerate(clusters) if cluster in taken]
-    of_kept = [stage.retain_clusters[i] for i in kept] if stage.retain_clusters else ()
-    return replace(stage, retain=[retain[i] for i in kept], retain_clusters=of_kept), held_out
+    return [e for cluster, e in zip(clusters, retain, strict=True) if cluster in taken]
+
+
+def _without(stage: Stage, held_out: Collection[Example]) -> Stage:
+    kept = [i for i, e in enumerate(stage.retain) if e not in held_out]
+    clusters = [stage.retain_clusters[i] for i in kept] if stage.retain_clusters else ()
+    return replace(stage, retain=[stage.retain[i] for i in kept], retain_clusters=clusters)
+
+
+def _clusters(stage: Stage) -> Sequence[str]:
+    return stage.retain_clusters or [str(i) for i in range(len(stage.retain))]
 
 
 def _drawn(problem: Problem, what: str, items: Sequence[T]) -> list[T]:

@@ -23,12 +23,16 @@ class Weights:
         trainable = {name: p for name, p in named.items() if p.requires_grad} or named
         return Weights({name: p.detach().to("cpu", copy=True) for name, p in trainable.items()})
 
+    def then(self, later: Weights) -> Weights:
+        """These, and of later ones what they hold: what was not trainable since has not moved."""
+        return Weights({**self.tensors, **later.tensors})
+
     def place(self, model: PreTrainedModel, towards: Weights | None = None, share: float = 0.0) -> None:
         """Give them to the model, or what lies between them and others: (1 − share) θ + share θ', rounded once."""
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 if towards is not None and share:
-                    end = towards.tensors[name]
+                    end = towards.tensors.get(name, tensor)
                     tensor = end if share == 1 else torch.lerp(tensor.float(), end.float(), share).to(tensor.dtype)
                 parameters[name].copy_(tensor)

@@ -151,7 +151,7 @@ class BudgetedRun:
                 left.pop(0)
             if left:
                 after.place(model)
-            before, done, first = after, damage, False
+            before, done, first = before.then(after), damage, False
         for budget in left:
             self.unreached[budget] = f"{why} ({most:.3g} at most)" if why.startswith("it never") else why
 

@@ -1,0 +1,421 @@
+"""Points at equal damage: which rows are held out, where every method meets a budget, and what is said where it does not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from evals.benchmarks.tofu.world import World
+from harness.core.benchmark import BENCHMARKS
+from harness.core.config import resolve
+from harness.core.errors import Diverged, UsageError
+from harness.core.evaluator import EvalContext
+from harness.core.method import METHODS, Progress, UnlearningContext
+from harness.core.options import Options
+from harness.core.problem import Problem
+from harness.data.held_out import GENERAL_ROWS, held_out_digest, hold_out
+from harness.models.sources import weights_fingerprint
+from harness.numerics.damage import DamageMeter
+from harness.numerics.weights import Weights
+from harness.running.budgets import TOLERANCE, BudgetedRun
+from harness.running.plan import read
+from harness.running.request import RunRequest
+from harness.running.run import execute
+from harness.storage.records import RunResult
+from harness.storage.store import Store
+from tests.architectures import SETTINGS
+from tests.conftest import Bench, ContextMaker, examples, giving
+
+BUDGETS = (1e-3, 1e-2)
+ANYTHING = giving("anything", lambda context: 1.0)
+
+
+@pytest.fixture
+def budgeted(nano_problem: Problem) -> Problem:
+    """The nano problem with general text, its budget rows held out."""
+    world = World(0)
+    about, others = world.general
+    return hold_out(replace(nano_problem, general=examples(about[:40]), unseen=examples(others[:20]), guarded=world.guarded))
+
+
+def walk(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+    """Eight equal steps of one matrix along one direction."""
+    weight = context.model.lm_head.weight
+    towards = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    for step in range(1, 9):
+        with torch.no_grad():
+            weight.add_(0.02 * towards)
+        yield Progress(step, {"length": 0.02 * step}, measure_here=step == 8, total=8)
+
+
+# ---------------------------------------------------------------- which rows
+
+
+@pytest.mark.parametrize("bench", ["tofu01", "tofu05", "tofu10", "wmdp", "wmdp-bio"])
+def test_budget_rows_are_in_no_retain_set_no_general_text_and_no_question(bench: str):
+    plain, held = (read(bench, "mini", Options(budgets=budgets)).problem for budgets in ((), (0.1,)))
+    assert not plain.held_out
+    left = {e for stage in held.stages for e in stage.retain}
+    prompts = {held.template.prompt(row["question"]) for rows in held.questions.values() for row in rows if "question" in row}
+    for e in held.held_out["retain"]:
+        assert e not in left
+        assert not e.prompt or e.prompt not in prompts
+    for e in held.held_out["general"]:
+        assert e not in held.general
+        assert e not in held.unseen
+        assert not e.prompt or e.prompt not in prompts
+    assert len(held.held_out["general"]) == GENERAL_ROWS
+    for before, after in zip(plain.stages, held.stages, strict=True):
+        assert [e for e in before.retain if e in set(after.retain)] == list(after.retain), "the others stay, in their order"
+        assert before.forget == after.forget
+        assert 0.08 <= 1 - len(after.retain) / len(before.retain) <= 0.2 or len(before.retain) - len(after.retain) >= 200
+
+
+def test_authors_are_held_out_whole_and_none_of_whom_a_metric_asks():
+    held = read("tofu10", "mini", Options(budgets=(0.1,))).problem
+    (stage,) = held.stages
+    asked = {row["cluster"] for row in held.questions["retain"]}
+    names = {a.name for a in World(0).authors}
+    of_held = {name for name in names if any(name in e.prompt for e in held.held_out["retain"])}
+    assert len(of_held) == 9
+    assert len(held.held_out["retain"]) == 9 * 12
+    assert not any(name in e.prompt for name in of_held for e in stage.retain), "the rest of such an author is not trained on"
+    assert {World(0).authors[int(cluster)].name for cluster in asked}.isdisjoint(of_held)
+    assert len(stage.retain) == len(stage.retain_clusters) == 90 * 12 - 9 * 12
+
+
+def test_half_of_the_general_rows_are_about_those_whom_no_method_may_read_of():
+    held = read("tofu10", "mini", Options(budgets=(0.1,))).problem
+    about = [any(name in e.prompt for name in held.guarded) for e in held.held_out["general"]]
+    assert sum(about) == len(about) / 2
+    assert all(any(name in e.prompt for name in held.guarded) for e in held.general)
+    clusters = {row["cluster"] for name in ("real_authors", "world_facts") for row in held.questions[name]}
+    assert 0.3 < len(clusters & set(held.guarded)) / len(clusters) < 0.7
+
+
+def test_the_same_rows_for_every_seed_and_method_and_others_in_another_world():
+    digests = {
+        held_out_digest(read("tofu10", "mini", Options(seed=seed, budgets=b)).problem)
+        for seed in (0, 3)
+        for b in ((0.1,), (0.2,))
+    }
+    assert len(digests) == 1
+    assert held_out_digest(read("tofu10", "mini@1", Options(budgets=(0.1,))).problem) not in digests
+    assert held_out_digest(read("tofu10", "mini", Options()).problem) == ""
+
+
+def test_a_problem_whose_retain_rows_are_all_asked_about_is_refused(nano_problem: Problem):
+    (stage,) = nano_problem.stages
+    asked = [
+        e
+        for e in stage.retain
+        if e.prompt in {nano_problem.template.prompt(r["question"]) for r in nano_problem.questions["retain"]}
+    ]
+    with pytest.raises(UsageError, match=r"no retain rows to measure damage on.*--budgets"):
+        hold_out(replace(nano_problem, stages=[replace(stage, retain=asked)]))
+
+
+# ---------------------------------------------------------------- what damage is
+
+
+def test_damage_is_the_larger_mean_kl_of_the_two_kinds(make_context: ContextMaker, budgeted: Problem):
+    from harness.data.rows import encode, pad_id
+    from harness.numerics.likelihood import kl_between
+
+    context = make_context(problem=budgeted)
+    meter = DamageMeter(context.model, context.tokenizer, budgeted.held_out)
+    assert meter.damage().nats == pytest.approx(0.0, abs=1e-6)
+    before = make_context(problem=budgeted).model
+    next(walk(context, None))
+    measured, expected = meter.damage(), {}
+    for kind, rows in budgeted.held_out.items():
+        sums, counts = kl_between(before, context.model, encode(list(rows), context.tokenizer), pad_id(context.tokenizer))
+        expected[kind] = sums.sum() / counts.sum()
+        assert meter.tokens[kind] == counts.sum()
+    assert measured.by_kind == pytest.approx(expected, rel=1e-4)
+    assert measured.nats == max(measured.by_kind.values()) > 0
+
+
+def test_a_model_that_broke_has_done_infinite_damage(make_context: ContextMaker, budgeted: Problem):
+    context = make_context(problem=budgeted)
+    meter = DamageMeter(context.model, context.tokenizer, budgeted.held_out)
+    with torch.no_grad():
+        context.model.lm_head.weight.fill_(math.nan)
+    assert meter.damage().nats == meter.first_look() == math.inf
+
+
+def test_weights_are_put_back_bit_by_bit_and_lie_on_the_line_between(make_context: ContextMaker):
+    context, other = make_context(), make_context()
+    context.model.model.embed_tokens.weight.requires_grad_(False)
+    start = Weights.of(context.model)
+    assert "model.embed_tokens.weight" not in start.tensors
+    assert "lm_head.weight" in start.tensors
+    before = weights_fingerprint(context.model)
+    next(walk(context, None))
+    after, moved = Weights.of(context.model), weights_fingerprint(context.model)
+    start.place(context.model, after, 0.25)
+    halfway = context.model.lm_head.weight.detach()
+    first, last = (w.tensors["lm_head.weight"] for w in (start, after))
+    torch.testing.assert_close(halfway, 0.75 * first + 0.25 * last)
+    start.place(context.model, after, 1.0)
+    assert weights_fingerprint(context.model) == moved
+    start.place(context.model)
+    assert weights_fingerprint(context.model) == before == weights_fingerprint(other.model)
+
+
+# ---------------------------------------------------------------- where points are
+
+
+def budgeted_run(context: UnlearningContext, method: str, budgets: tuple[float, ...], **settings: Any) -> BudgetedRun:
+    chosen = METHODS.get(method)
+    config = resolve(chosen.config, {**SETTINGS[method], **settings}, owner=method)
+    return BudgetedRun(context, budgets, chosen.reach, lambda: chosen.steps(context, config))
+
+
+LEARNING = {"lr": 5e-3, "max_steps": None, "epochs": 4, "batch_size": 6}
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_every_method_meets_its_budgets_within_two_percent(method: str, make_context: ContextMaker, budgeted: Problem):
+    context = make_context(problem=budgeted)
+    fields = METHODS.get(method).config.__dataclass_fields__
+    settings = {name: value for name, value in LEARNING.items() if name in fields and name != "max_steps"}
+    run = budgeted_run(context, method, BUDGETS, **settings)
+    meter = DamageMeter(make_context(problem=budgeted).model, context.tokenizer, budgeted.held_out)
+    meter._model = context.model  # the rows as they were before, and the model as it is
+    met = []
+    for progress in run.points():
+        budget = progress.logged["budget"]
+        assert meter.damage().nats == pytest.approx(budget, rel=TOLERANCE)
+        assert progress.logged["damage"] == pytest.approx(meter.damage().nats, rel=1e-6)
+        met.append(budget)
+    assert [*met, *run.unreached] == list(BUDGETS)
+    assert all("never did so much damage" in why or "broke off" in why or "ends at" in why for why in run.unreached.values())
+    assert met, run.unreached
+
+
+@pytest.mark.parametrize("method", ["grad_diff", "loku", "soul"])
+def test_a_method_goes_on_from_where_it_was(method: str, make_context: ContextMaker, budgeted: Problem):
+    """Its steps after a budget are, bit by bit, those it takes when nobody looks: the optimiser and adapters are as they were."""
+    settings = {"lr": 5e-3, "epochs": 2, "batch_size": 6, "max_steps": None}
+    alone = make_context(problem=budgeted)
+    chosen = METHODS.get(method)
+    config = resolve(chosen.config, {**SETTINGS[method], **settings}, owner=method)
+    seen = [weights_fingerprint(alone.model) for _ in chosen.steps(alone, config)]
+    watched = make_context(problem=budgeted)
+    run = budgeted_run(watched, method, (1e-5, 1e-4, 1e9), **settings)
+    after: list[str] = []
+    inner = run.steps
+
+    def steps() -> Iterator[Progress]:
+        for progress in inner():
+            after.append(weights_fingerprint(watched.model))
+            yield progress
+
+    run.steps = steps
+    assert len(list(run.points())) == 2
+    assert after == seen
+    assert weights_fingerprint(watched.model) == seen[-1]
+    assert list(run.unreached) == [1e9]
+    assert "never did so much damage" in run.unreached[1e9]
+
+
+def test_a_step_past_several_budgets_gives_a_point_at_each_and_the_long_first_step_is_said(
+    make_context: ContextMaker, budgeted: Problem
+):
+    context = make_context(problem=budgeted)
+
+    def leap() -> Iterator[Progress]:
+        for _ in walk(context, None):
+            pass
+        yield Progress(1, measure_here=True, total=1)
+
+    run = BudgetedRun(context, (1e-4, 1e-3, 1e-2), "steps", leap)
+    points = list(run.points())
+    assert [p.logged["damage"] for p in points] == pytest.approx([1e-4, 1e-3, 1e-2], rel=TOLERANCE)
+    shares = [p.logged["share_of_step"] for p in points]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
+    assert shares[0] / shares[1] == pytest.approx(0.1**0.5, rel=0.05), "the KL grows as the square of the way"
+    (note,) = run.notes
+    assert "the first step alone does a damage of" in note
+    assert "0.0001, 0.001, 0.01" in note
+
+
+def test_the_run_ends_at_its_largest_budget(make_context: ContextMaker, budgeted: Problem):
+    context = make_context(problem=budgeted)
+    taken: list[int] = []
+
+    def steps() -> Iterator[Progress]:
+        for progress in walk(context, None):
+            taken.append(progress.step)
+            yield progress
+
+    run = BudgetedRun(context, (1e-3,), "steps", steps)
+    (point,) = run.points()
+    assert taken[-1] == point.step < 8
+
+
+def test_what_breaks_off_keeps_its_points_and_says_why_the_others_are_absent(make_context: ContextMaker, budgeted: Problem):
+    context = make_context(problem=budgeted)
+
+    def steps() -> Iterator[Progress]:
+        yield next(walk(context, None))
+        raise Diverged("the loss is not finite")
+
+    run = BudgetedRun(context, (1e-4, 1e9), "steps", steps)
+    assert [p.logged["budget"] for p in run.points()] == [1e-4]
+    assert run.unreached == {1e9: "it broke off: the loss is not finite"}
+
+
+def test_a_model_that_breaks_in_a_step_is_met_before_it_breaks(make_context: ContextMaker, budgeted: Problem):
+    context = make_context(problem=budgeted)
+
+    def steps() -> Iterator[Progress]:
+        with torch.no_grad():
+            context.model.lm_head.weight.mul_(1e30)
+        yield Progress(1, total=1)
+
+    run = BudgetedRun(context, (1e-3,), "steps", steps)
+    assert [p.logged["damage"] for p in run.points()] == pytest.approx(
+        [1e-3], rel=TOLERANCE
+    ) or "no place between" in run.unreached[1e-3]
+
+
+def test_without_general_text_retain_rows_count_alone_and_it_is_said(make_context: ContextMaker, nano_problem: Problem):
+    context = make_context(problem=hold_out(nano_problem))
+    run = BudgetedRun(context, (1e-3,), "steps", lambda: walk(context, None))
+    (point,) = run.points()
+    assert point.logged["damage"] == point.logged["damage_retain"]
+    assert "damage_general" not in point.logged
+    assert run.notes[0] == "damage is measured on retain rows alone: the benchmark has no general text for this model"
+
+
+def test_a_model_that_is_what_it_is_stands_at_its_own_damage(make_context: ContextMaker, budgeted: Problem):
+    context = make_context(problem=budgeted)
+    chosen = METHODS.get("retrained")
+    config = resolve(chosen.config, {}, owner="retrained")
+    (point,) = BudgetedRun(context, BUDGETS, chosen.reach, lambda: chosen.steps(context, config)).points()
+    assert point.logged["damage"] > 0
+    assert "budget" not in point.logged
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def recorded(bench: Bench, budgeted: Problem, monkeypatch: pytest.MonkeyPatch, budgets: tuple[float, ...]) -> RunResult:
+    todo = bench.plan(walk, [ANYTHING], replace(budgeted, held_out={}, sources=bench.base.sources), Options(budgets=budgets))
+    return execute(todo, bench.store, bench.cache)
+
+
+@pytest.fixture
+def open_problem(nano_problem: Problem, bench: Bench) -> Problem:
+    """With general text, nothing held out yet."""
+    about, others = World(0).general
+    return replace(nano_problem, general=examples(about[:40]), unseen=examples(others[:20]), sources=bench.base.sources)
+
+
+def test_a_run_records_damage_budget_and_what_was_not_met(bench: Bench, open_problem: Problem):
+    todo = bench.plan(walk, [ANYTHING], open_problem, Options(budgets=(1e-3, 1e9)))
+    result = execute(todo, bench.store, bench.cache)
+    assert result.status == "done"
+    assert [p.logged["budget"] for p in result.points] == [1e-3]
+    assert result.points[0].logged["damage"] == pytest.approx(1e-3, rel=TOLERANCE)
+    assert list(result.unreached) == ["1e+09"]
+    assert result.spec.budgets == (1e-3, 1e9)
+    assert result.spec.budget_rows == held_out_digest(todo.problem) != ""
+    assert "--budgets 0.001,1e+09" in todo.command
+    (record,) = bench.store.places("*/*/*/*")
+    assert bench.store.document(record)["unreached"] == dict(result.unreached)
+
+
+def test_the_same_command_twice_gives_the_same_point(bench: Bench, open_problem: Problem):
+    found = []
+    for results in ("one", "other"):
+        todo = bench.plan(walk, [ANYTHING], open_problem, Options(budgets=BUDGETS))
+        result = execute(todo, Store(bench.results / results), bench.cache)
+        found.append([(p.weights, p.logged["damage"]) for p in result.points])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+
+
+@pytest.mark.parametrize("broken_at", range(1, 14))
+def test_a_run_that_is_stopped_in_a_bisection_goes_on_to_the_same_points(
+    bench: Bench, open_problem: Problem, monkeypatch: pytest.MonkeyPatch, broken_at: int
+):
+    todo = bench.plan(walk, [ANYTHING], open_problem, Options(budgets=BUDGETS))
+    whole = execute(todo, Store(bench.results / "whole"), bench.cache)
+    measured, inner = 0, DamageMeter.damage
+
+    def damage(meter: DamageMeter) -> Any:
+        nonlocal measured
+        measured += 1
+        if measured == broken_at:
+            raise KeyboardInterrupt
+        return inner(meter)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DamageMeter, "damage", damage)
+        try:
+            execute(todo, bench.store, bench.cache)
+        except KeyboardInterrupt:
+            assert bench.store.status(todo.spec) in (None, "interrupted")
+    again = execute(todo, bench.store, bench.cache)
+    assert again.status == "done"
+    assert [(p.weights, p.logged) for p in again.points] == [(p.weights, p.logged) for p in whole.points]
+
+
+def test_budgets_change_a_runs_name_and_none_leaves_it(bench: Bench, open_problem: Problem):
+    specs = [bench.plan(walk, [ANYTHING], open_problem, Options(budgets=b)).spec for b in ((), (0.1,), (0.1, 0.2))]
+    assert len({spec.run_id for spec in specs}) == 3
+    assert (specs[0].budgets, specs[0].budget_rows) == ((), "")
+    assert specs[1].budget_rows == specs[2].budget_rows
+
+
+def test_the_model_that_is_kept_is_the_one_at_the_largest_budget_that_was_met(bench: Bench, open_problem: Problem):
+    ends: list[str] = []
+
+    def look(context: EvalContext) -> float:
+        ends.append(weights_fingerprint(context.model))
+        return 1.0
+
+    todo = bench.plan(walk, [giving("look", look)], open_problem, Options(budgets=(1e-3, 1e9)))
+    result = execute(todo, bench.store, bench.cache)
+    assert result.points[-1].weights == ends[-1]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("0,.1", "not positive"),
+        ("-.1", "not positive"),
+        ("nan", "not positive"),
+        ("inf", "not positive"),
+        (".1,.03", "does not increase. Write 0.03,0.1"),
+        (".1,.1", "does not increase. Write 0.1"),
+        ("much", "no list of numbers"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(given: str, said: str):
+    from harness.core.fields import Given, read
+
+    with pytest.raises(UsageError, match=said.replace(".", r"\.")):
+        read(RunRequest, {"budgets": Given(given, f"--budgets {given}", "flag")})
+
+
+def test_budgets_from_a_file_or_from_python_may_be_a_list():
+    from harness.core.fields import Given, read
+
+    request = read(RunRequest, {"budgets": Given([0.01, 0.1], "budgets=[0.01, 0.1]", "python")})
+    assert request.budgets == request.options().budgets == (0.01, 0.1)
+    assert json.dumps(request.budgets) == "[0.01, 0.1]"
+    assert BENCHMARKS.get("tofu10") is not None
