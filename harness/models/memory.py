@@ -140,6 +140,17 @@ def adamw(shape: ModelShape) -> list[MemoryItem]:
     ]
 
 
+def budget_items(shape: ModelShape, problem: Problem) -> list[MemoryItem]:
+    """What meeting budgets of damage holds: copies of the weights, and what the model said of the budget rows before."""
+    tokens = sum(len(e.tag + e.answer) // 4 + 1 for rows in problem.held_out.values() for e in rows)
+    if not tokens:
+        return []
+    return [
+        MemoryItem("copies of the weights", 3 * shape.parameters * shape.weight_bytes, where="cpu"),
+        MemoryItem("budget rows' log-probabilities", 4 * tokens * shape.vocabulary, where="cpu"),
+    ]
+
+
 def activations(shape: ModelShape, trained: bool = True, recomputed: bool = False) -> MemoryItem:
     """What one forward and backward pass over `TOKENS_AT_ONCE` tokens keeps, and the logits of its labels; rough.
 
@@ -232,7 +243,8 @@ def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) ->
     shape = shape_of(source, problem, options.dtype)
     if shape is None:
         return
-    needed, room = estimate(shape, method.memory(shape, config), plan.evaluators), room_on(options.device)
+    held = [*method.memory(shape, config), *budget_items(shape, problem)]
+    needed, room = estimate(shape, held, plan.evaluators), room_on(options.device)
     log.info("%s on %s needs about %s, %s", method.name, problem.model, needed, room)
     certain = sum(needed.certain.values())
     if certain <= room.free:
@@ -256,7 +268,7 @@ def machine_bytes(plan: EvalPlan, method: Method[Any], config: Any, options: Opt
     shape = shape_of(source, plan.problem, options.dtype) if isinstance(source, CheckpointSource) else None
     if shape is None:
         return 0
-    needed = estimate(shape, method.memory(shape, config), plan.evaluators)
+    needed = estimate(shape, [*method.memory(shape, config), *budget_items(shape, plan.problem)], plan.evaluators)
     return needed.cpu + (needed.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
 
 
