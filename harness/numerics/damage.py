@@ -66,7 +66,7 @@ class DamageMeter:
 
 def _measured(distributions: Mapping[str, AnswerDistributions], model: PreTrainedModel) -> Damage:
     values = {kind: of_kind.kl(model) for kind, of_kind in distributions.items()}
-    return Damage({kind: value if math.isfinite(value) else math.inf for kind, value in values.items()})
+    return Damage({kind: max(0.0, value) if math.isfinite(value) else math.inf for kind, value in values.items()})  # rounding
 
 
 def _spread(items: Sequence[Encoded], most: int) -> list[Encoded]:

@@ -248,6 +248,15 @@ def test_a_step_past_several_budgets_gives_a_point_at_each_and_the_long_first_st
     assert "0.0001, 0.001, 0.01" in note
 
 
+def test_a_budget_under_what_rounding_lets_through_is_absent_with_the_nearest_damage(
+    make_context: ContextMaker, budgeted: Problem
+):
+    context = make_context(problem=budgeted)
+    run = BudgetedRun(context, (1e-13, 1e-3), "steps", lambda: walk(context, None))
+    assert [p.logged["budget"] for p in run.points()] == [1e-3]
+    assert "no place between two steps does so much damage; the nearest does" in run.unreached[1e-13]
+
+
 def test_the_run_ends_at_its_largest_budget(make_context: ContextMaker, budgeted: Problem):
     context = make_context(problem=budgeted)
     taken: list[int] = []
