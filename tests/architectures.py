@@ -68,7 +68,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 FIRST_ORDER = {"epochs": 1, "warmup_epochs": 0, "batch_size": 4, "lr": 1e-2}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("ga", "grad_diff", "npo", "simnpo", "dpo", "idk", "soul"), FIRST_ORDER),
-    **dict.fromkeys(("wga", "satimp", "ceu", "undial", "pdu", "npo_sam"), FIRST_ORDER),
+    **dict.fromkeys(("wga", "satimp", "ceu", "undial", "pdu", "npo_sam", "sage"), FIRST_ORDER),
     "jensun": {**FIRST_ORDER, "refusal": "not known"},
     "altpo": {**FIRST_ORDER, "instruction": "", "max_tokens": 8, "alternatives": 2},
     "kl_min": {**FIRST_ORDER, "pad_length": 40},
