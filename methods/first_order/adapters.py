@@ -40,7 +40,7 @@ def linear_maps(model: PreTrainedModel, target_modules: Kind = "all", layers: Se
     """
     if anatomy.has_experts(model):
         raise UsageError(
-            f"{model.config.model_type} has a mixture of experts; there are no adapters for experts here. {ANY_ARCHITECTURE}."
+            f"{model.config.model_type} has a mixture of experts, whose maps are not taken one by one here. {ANY_ARCHITECTURE}."
         )
     decoder = anatomy.decoder_layers(model)
     kinds = ("attention", "mlp") if target_modules == "all" else (target_modules,)
