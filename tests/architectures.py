@@ -78,6 +78,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "predictor_corrector": {"predictor": "ekfac", "steps": 1, "corrections": 1, "peak_kl": 1e-5},
     "task_vector": {**FIRST_ORDER, "scales": [1.0]},
     "sham": {"steps": 1, "target_kl": 1e-5},
+    "repselect": {"steps": 1, "target_kl": 1e-5, "components": 4, "rank": 4, "batch_size": 2},
     "kfade": {"estimator": "ekfac", "step_size": 0.05, "damping": 0.1, "damping_scale": "mean_eigenvalue"},
 }
 """What makes a method quick; all of them are methods that change weights."""

@@ -42,6 +42,7 @@ KIN = {
     "sage": "npo",
     "predictor_corrector": "kfade",
     "task_vector": "loku",
+    "repselect": "simnpo",
     "sham": "rmu",
 }
 """Methods that share the colour of another one, and differ in their marker."""
@@ -70,6 +71,7 @@ LOOKS = {
     "altpo": Look("#c694c2", (6, 2, 0)),
     "sage": Look("#004a43", (8, 2, 0)),
     "task_vector": Look("#580e00", "_"),
+    "repselect": Look("#5fd3a8", (6, 2, 0)),
     "sham": Look("#868176", "."),
     "untouched": Look("#000000", "s"),
     "retrained": Look("#000000", "*"),

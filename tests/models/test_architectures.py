@@ -9,7 +9,7 @@ import pytest
 from tests.architectures import ATTACK, COLUMNS, FAMILIES, SETTINGS, outcome
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")
-SINGLE_PARTS = ("loku", "rmu", "elm", "kfade", "predictor_corrector", "sham", "sage")
+SINGLE_PARTS = ("loku", "rmu", "elm", "kfade", "predictor_corrector", "sham", "repselect", "sage")
 """Methods that change single parts of a decoder, and must know them."""
 REFUSED: dict[tuple[str, str], str] = {
     **{(family, method): f"{family} has a mixture of experts" for family in MIXTURES for method in SINGLE_PARTS},

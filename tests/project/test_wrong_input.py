@@ -38,6 +38,8 @@ from tests.conftest import Nano
         ("elm", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
         ("loku", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
         ("loku", "tofu01", {"rank": 200}, "rank=200: fila starts from singular values, of which there are 160 at most"),
+        ("loku", "tofu01", {"importance": "vila", "fila": False}, "importance=vila weighs what fila starts from, and fila=false"),
+        ("repselect", "tofu01", {"components": 200}, r"components=200: a gradient has 160 at most. Set components=20\.$"),
         ("retrained", "tofu01", {"index": 99}, "index=99: tofu01 on mini has retain-0, retain-1, retain-2"),
     ],
 )
@@ -46,7 +48,7 @@ def test_what_a_model_or_a_benchmark_lacks_is_refused_when_the_run_is_planned(me
         plan(bench, "mini", method, settings, Options())
 
 
-@pytest.mark.parametrize("method", ["kfade", "rmu", "elm", "loku"])
+@pytest.mark.parametrize("method", ["kfade", "rmu", "elm", "loku", "repselect"])
 def test_layers_that_a_checkpoint_lacks_are_refused_when_the_run_is_planned(
     method: str, nano: Nano, nano_problem: Problem, tmp_path: Path
 ):
@@ -61,6 +63,7 @@ def test_layers_that_a_checkpoint_lacks_are_refused_when_the_run_is_planned(
 
 HUGE = {"rmu": ("layer", "layers", "steps", "batch_size", "points"), "kfade": ("steps", "mc_samples", "layers")}
 HUGE |= {"elm": ("rounds", "rank", "batch_size", "points", "new_tokens"), "loku": ("rank", "epochs", "fisher_batch")}
+HUGE |= {"repselect": ("steps", "components", "rank", "batch_size", "max_length", "layers")}
 HUGE |= {"ga": ("epochs", "batch_size", "max_steps", "warmup_epochs"), "soul": ("hessian_interval",), "kl_min": ("pad_length",)}
 
 
