@@ -23,14 +23,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
-from methods._settings import BatchSize, LayerNumbers, Points, Rank, Tokens, absent_layers, architecture
+from methods._settings import BatchSize, Rank, Tokens, absent_layers, architecture
+from methods.gauss_newton import along
+from methods.gauss_newton.along import FixedDirection, drawn_rows, points_along
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +41,9 @@ if TYPE_CHECKING:
 
 
 @settings
-class RepSelectConfig:
+class RepSelectConfig(FixedDirection):
     """Settings of RepSelect; the defaults are its repository's for models of 3 to 8 billion parameters on WMDP."""
 
-    target_kl: PositiveFloat = 0.1
-    """Nats per token on retain rows, after a stage's last step; spread evenly over its steps."""
-    steps: Points = 4
-    """How many points on each stage, all along one direction."""
     damping: Literal["soft", "quadratic"] = "soft"
     """How a component is damped on each side: by σ/σ_n, or by its square."""
     components: Rank = 512
@@ -58,26 +56,20 @@ class RepSelectConfig:
     """Forget examples in a mini-batch of either pass."""
     max_length: Tokens | None = None
     """Tokens that texts are cut to; not at all if not given."""
-    layers: LayerNumbers | None = None
-    """Decoder layers whose MLPs are moved, from 0; all if not given."""
-    kl_rows: PositiveInt = 200
-    """How many retain sequences the KL is measured on."""
 
 
 def memory_items(shape: ModelShape, config: RepSelectConfig) -> list[MemoryItem]:
-    """The direction and the weights as they were, or before these the adversary and a gradient beside its sum."""
+    """What the way along a direction holds; before there is one, the adversary, the gradients' sum and one more of them."""
     from harness.models.memory import activations
     from methods.curvature.layers import mlp_layers, sizes
 
     layers = mlp_layers(shape.model, config.layers)
-    spectrum = sizes(layers).spectrum
-    before = sum(shape.weight_bytes * layer.module.weight.numel() for layer in layers)
+    gradient = sum(shape.weight_bytes * layer.module.weight.numel() for layer in layers)
     adversary = 4 * 2 * config.rank * sum(sum(layer.module.weight.shape) for layer in layers)
-    rows = min(config.kl_rows, shape.retain_rows)
+    beyond = max(0, gradient + adversary - sizes(layers).spectrum)
     return [
-        MemoryItem("direction", 2 * spectrum),
-        MemoryItem("adversary and gradient beyond it", max(0, before + adversary - spectrum), while_measured=False),
-        MemoryItem("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
+        *along.memory_items(shape, config),
+        MemoryItem("adversary and gradient beyond it", beyond, while_measured=False),
         activations(shape),
     ]
 
@@ -97,6 +89,7 @@ def clash(problem: Problem, config: RepSelectConfig) -> str | None:
     clash=clash,
     memory=memory_items,
     memory_fallbacks=({"layers": [3, 4, 5, 6]},),
+    reach="free",
 )
 def repselect(context: UnlearningContext, config: RepSelectConfig) -> Iterator[Progress]:
     """Move, stage after stage; every step is a point.
@@ -107,38 +100,15 @@ def repselect(context: UnlearningContext, config: RepSelectConfig) -> Iterator[P
     """
     from methods.curvature.layers import mlp_layers
 
-    layers, taken = mlp_layers(context.model, config.layers), 0
+    layers = mlp_layers(context.model, config.layers)
     _check_components(layers, config.components)
-    for stage in context.stages:
-        for logged in _steps(context, stage, layers, config):
-            taken += 1
-            yield Progress(taken, logged, measure_here=True, total=config.steps * len(context.stages))
-
-
-def _steps(
-    context: UnlearningContext, stage: Stage, layers: list[Layer], config: RepSelectConfig
-) -> Iterator[dict[str, float]]:
-    from harness.core.streams import streams
-    from harness.data.rows import encode, pad_id
-    from harness.numerics.likelihood import AnswerDistributions
-    from methods.curvature.layers import Line
-    from methods.gauss_newton.step import step_for_kl
-
-    retain = encode(stage.retain, context.tokenizer, config.max_length)
-    chosen = streams(context.seed, "repselect rows", stage.name).numpy().permutation(len(retain))[: config.kl_rows]
-    rows = [retain[i] for i in sorted(chosen.tolist())]
-    before = AnswerDistributions(context.model, rows, pad_id(context.tokenizer))
-    line = Line(layers, direction(context, stage, layers, config))
-
-    def kl_at(length: float) -> float:
-        line.go(length)
-        context.costs.count(sum(len(e.input_ids) for e in rows))
-        return before.kl(context.model)
-
-    for step in range(1, config.steps + 1):
-        length, kl = step_for_kl(kl_at, config.target_kl * step / config.steps)
-        line.go(length)
-        yield {"length": length, "measured_kl": kl, "kl_tokens": float(before.labels)}
+    yield from points_along(
+        context,
+        config,
+        layers,
+        lambda stage: direction(context, stage, layers, config),
+        lambda stage: drawn_rows(context, stage, config.kl_rows, "repselect rows", config.max_length),
+    )
 
 
 def direction(context: UnlearningContext, stage: Stage, layers: list[Layer], config: RepSelectConfig) -> list[Tensor]:

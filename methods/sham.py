@@ -10,44 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveFloat, PositiveInt
-
 from harness.core.config import settings
-from harness.core.memory import MemoryItem, ModelShape
-from harness.core.method import Budget, Progress, UnlearningContext, method
+from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
-from methods._settings import LayerNumbers, Points, absent_layers
+from methods._settings import absent_layers
+from methods.gauss_newton.along import FixedDirection, drawn_rows, memory_items, points_along
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.curvature.layers import Layer, Line
+    from methods.curvature.layers import Layer
 
 
 @settings
-class ShamConfig:
+class ShamConfig(FixedDirection):
     """Settings of the control."""
-
-    target_kl: PositiveFloat = 0.1
-    """Nats per token on retain rows, after a stage's last step; spread evenly over its steps."""
-    steps: Points = 4
-    """How many points on each stage, all along one direction."""
-    layers: LayerNumbers | None = None
-    """Decoder layers whose MLPs are moved, from 0; all if not given."""
-    kl_rows: PositiveInt = 200
-    """How many retain sequences the KL is measured on."""
-
-
-def memory_items(shape: ModelShape, config: ShamConfig) -> list[MemoryItem]:
-    """The direction, the weights as they were, and what the model said before."""
-    from methods.curvature.layers import mlp_layers, sizes
-
-    spectrum = sizes(mlp_layers(shape.model, config.layers)).spectrum
-    rows = min(config.kl_rows, shape.retain_rows)
-    return [
-        MemoryItem("direction", 2 * spectrum),
-        MemoryItem("KL log-probabilities", rows * shape.answer_tokens * shape.vocabulary * 4, where="cpu"),
-    ]
 
 
 def clash(problem: Problem, config: ShamConfig) -> str | None:
@@ -72,54 +49,14 @@ def sham(context: UnlearningContext, config: ShamConfig) -> Iterator[Progress]:
     """
     from methods.curvature.layers import mlp_layers
 
-    layers, taken = mlp_layers(context.model, config.layers), 0
-    for number, stage in enumerate(context.stages):
-        for logged in _steps(context, stage, number, layers, config):
-            taken += 1
-            yield Progress(taken, logged, measure_here=True, total=config.steps * len(context.stages))
-
-
-def _steps(
-    context: UnlearningContext, stage: Stage, number: int, layers: list[Layer], config: ShamConfig
-) -> Iterator[dict[str, float]]:
-    from harness.core.streams import streams
-    from harness.data.rows import encode, pad_id
-    from harness.numerics.likelihood import AnswerDistributions
-    from methods.curvature.layers import Line
-    from methods.gauss_newton.step import step_for_kl
-
-    retain = encode(stage.retain, context.tokenizer)
-    chosen = streams(context.seed, "sham rows", stage.name).numpy().permutation(len(retain))[: config.kl_rows]
-    rows = [retain[i] for i in sorted(chosen.tolist())]
-    before = AnswerDistributions(context.model, rows, pad_id(context.tokenizer))
-    line = Line(layers, direction(context, stage, layers))
-
-    def kl_at(length: float) -> float:
-        line.go(length)
-        context.costs.count(sum(len(e.input_ids) for e in rows))
-        return before.kl(context.model)
-
-    if context.budget is not None:  # one point, where the damage is that of the budget
-        yield _to_budget(context, context.budget, line, number)
-        return
-    for step in range(1, config.steps + 1):
-        length, kl = step_for_kl(kl_at, config.target_kl * step / config.steps)
-        line.go(length)
-        yield {"length": length, "measured_kl": kl, "kl_tokens": float(before.labels)}
-
-
-def _to_budget(context: UnlearningContext, budget: Budget, line: Line, number: int) -> dict[str, float]:
-    """Go as far as this stage's share of the budget allows."""
-    from methods.gauss_newton.step import step_for_kl
-
-    def damage_at(length: float) -> float:
-        line.go(length)
-        return budget.damage()
-
-    already = budget.damage() if number else 0.0
-    length, _ = step_for_kl(damage_at, budget.nats * (number + 1) / len(context.stages), already)
-    line.go(length)
-    return {"length": length}
+    layers = mlp_layers(context.model, config.layers)
+    yield from points_along(
+        context,
+        config,
+        layers,
+        lambda stage: direction(context, stage, layers),
+        lambda stage: drawn_rows(context, stage, config.kl_rows, "sham rows"),
+    )
 
 
 def direction(context: UnlearningContext, stage: Stage, layers: list[Layer]) -> list[Tensor]:

@@ -71,7 +71,7 @@ LOOKS = {
     "altpo": Look("#c694c2", (6, 2, 0)),
     "sage": Look("#004a43", (8, 2, 0)),
     "task_vector": Look("#580e00", "_"),
-    "repselect": Look("#5fd3a8", (6, 2, 0)),
+    "repselect": Look("#5fd3a8", (5, 0, 180)),
     "sham": Look("#868176", "."),
     "untouched": Look("#000000", "s"),
     "retrained": Look("#000000", "*"),

@@ -38,7 +38,12 @@ from tests.conftest import Nano
         ("elm", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
         ("loku", "tofu01", {"layers": [2]}, "the model has layers 0 to 1"),
         ("loku", "tofu01", {"rank": 200}, "rank=200: fila starts from singular values, of which there are 160 at most"),
-        ("loku", "tofu01", {"importance": "vila", "fila": False}, "importance=vila weighs what fila starts from, and fila=false"),
+        (
+            "loku",
+            "tofu01",
+            {"importance": "vila", "fila": False},
+            "importance=vila weighs what fila starts from, and fila=false",
+        ),
         ("repselect", "tofu01", {"components": 200}, r"components=200: a gradient has 160 at most. Set components=20\.$"),
         ("retrained", "tofu01", {"index": 99}, "index=99: tofu01 on mini has retain-0, retain-1, retain-2"),
     ],

@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kfade": {"estimator": "ekfac", "step_size": 0.01, "damping": 0.1, "damping_scale": "mean_eigenvalue", "steps": 2},
     "altpo": {"instruction": "", "alternatives": 2, "max_tokens": 6},
     "kl_min": {"pad_length": 40},
+    "repselect": {"components": 4},
     "elm": {"layers": [0, 1], "rank": 4, "rounds": 12, "new_tokens": [2, 4], "contexts": "texts", "points": 2},
     "rmu": {"layer": 1, "layers": [0, 1], "coefficient": [2.0], "coefficient_scale": "activation_norm", "steps": 4},
 }
