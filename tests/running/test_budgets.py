@@ -200,7 +200,7 @@ def test_every_method_meets_its_budgets_within_two_percent(method: str, make_con
     assert met, run.unreached
 
 
-@pytest.mark.parametrize("method", ["grad_diff", "loku", "soul"])
+@pytest.mark.parametrize("method", ["grad_diff", "loku", "soul", "sage"])
 def test_a_method_goes_on_from_where_it_was(method: str, make_context: ContextMaker, budgeted: Problem):
     """Its steps after a budget are, bit by bit, those it takes when nobody looks: the optimiser and adapters are as they were."""
     settings = {"lr": 5e-3, "epochs": 2, "batch_size": 6, "max_steps": None}
