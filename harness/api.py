@@ -114,9 +114,9 @@ def load_runs(path: PathLike = RESULTS, *, bench: str = "", method: Names = ()) 
     return Runs(wanted, store)
 
 
-def compare(runs: Runs, against: str = "") -> Comparison:
+def compare(runs: Runs, against: str = "", budget: float | None = None) -> Comparison:
     """By how much methods differ on the same rows; see `Runs.compare`."""
-    return runs.compare(against)
+    return runs.compare(against, budget)
 
 
 def _all_done(results: Iterable[RunResult]) -> list[RunResult]:

@@ -171,9 +171,22 @@ def power(value: float) -> str:
 
 
 def mark(axes: Axes, x: Any, y: Any, colour: str, marker: Marker, size: float, hollow: bool = False, **more: Any) -> None:
-    """Markers with an edge: white round full ones, so that they stand apart; of their own colour round hollow ones."""
+    """Markers with an edge: white round full ones, so that they stand apart; of their own colour round hollow ones.
+
+    Those that consist of lines have neither face nor edge; the hollow ones are thinner then.
+    """
+    if not filled(marker):
+        axes.scatter(x, y, s=size, marker=marker, color=colour, linewidth=0.8 if hollow else 1.4, **more)
+        return
     face, edge = ("white", colour) if hollow else (colour, "white")
     axes.scatter(x, y, s=size, marker=marker, facecolor=face, edgecolor=edge, linewidth=0.9, **more)
+
+
+def filled(marker: Marker) -> bool:
+    """Whether a marker has a face; one that consists of lines would vanish in an edge of the background's colour."""
+    from matplotlib.markers import MarkerStyle
+
+    return MarkerStyle(marker).is_filled()
 
 
 def interval(axes: Axes, x: float, y: float, low: Any, high: Any, colour: str) -> None:

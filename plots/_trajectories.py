@@ -74,6 +74,6 @@ def legend(drawing: Drawing, points: pd.DataFrame, references: pd.DataFrame) -> 
         handle.set_linewidth(0 if name in REFERENCES else 0.9)
         handle.set_markersize(10 if name == "retrained" else 6)
         handle.set_markerfacecolor("white" if name == "untouched" else drawn.colour)
-        handle.set_markeredgecolor(drawn.colour if name == "untouched" else "white")
+        handle.set_markeredgecolor(drawn.colour if name == "untouched" or not _style.filled(drawn.marker) else "white")
         handles.append(handle)
     drawing.legend(handles=handles, loc="outside right upper", frameon=False)

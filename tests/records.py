@@ -102,6 +102,36 @@ def run(*ways: Sequence[Measurement | Absent], spec: Mapping[str, Any] | None = 
     return RunResult(spec=replace(SPEC, **(spec or {})), **{**told, **changes})
 
 
+BUDGETS = (0.003, 0.01, 0.03, 0.1)
+REFERENCES_AT_BUDGETS = {
+    "untouched": [*numbers(1e-20, 0.6, 0.9), number("forget_probability", 0.95)],
+    "retrained": [*numbers(1.0, 0.0, 0.88), number("forget_probability", 0.2)],
+}
+
+
+def at_budgets(
+    met: Mapping[float | None, Sequence[Measurement | Absent]],
+    unmet: Mapping[str, str] | None = None,
+    spec: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> RunResult:
+    """A finished run with budgets: what it measured at each that it met (None: at its own damage), why not at others."""
+    measured = [
+        Point(
+            index=i,
+            step=i // 2,  # two points may lie between the same two steps
+            logged={"damage": budget * 1.01, "budget": budget} if budget else {"damage": 0.2},
+            measurements=of,
+            weights=f"w{i}",
+            unlearn_seconds=i + 1.0,
+        )
+        for i, (budget, of) in enumerate(met.items())
+    ]
+    chosen = {"budgets": BUDGETS, "budget_rows": "rows-of-budgets", **(spec or {})}
+    usual: dict[str, Any] = {"unreached": unmet or {}, "points": measured, "references": REFERENCES_AT_BUDGETS}
+    return run(spec=chosen, **{**usual, **changes})
+
+
 def write(root: Path, *results: RunResult) -> list[Path]:
     """Store them below `root/runs`; returns their folders."""
     folders = []

@@ -111,7 +111,7 @@ def _several(plans: Sequence[Plan], control: RunControl) -> None:
     if control.json:
         print_json([to_json(result) for result in results])
     else:
-        done = {r.spec.method: [(r.spec, r.points[-1].index)] for r in results if r.points}
+        done = {r.spec.method: [(r.spec, r.points[-1].index)] for r in results if r.points and not r.spec.budgets}
         stdout().print(comparison(results, differences(done, store, against=next(iter(done), None))))
     report_failures([todo.method.name for todo in plans], results)
 

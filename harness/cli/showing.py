@@ -117,6 +117,7 @@ def _show_run(folder: Path, result: RunResult, as_json: bool) -> None:
 
 
 def _show_samples(result: RunResult, store: Store, as_json: bool) -> None:
+    from harness.reading.budget_table import where_it_stands
     from harness.reading.console import stdout
     from harness.reading.samples import Samples, written_samples
 
@@ -124,6 +125,8 @@ def _show_samples(result: RunResult, store: Store, as_json: bool) -> None:
     if as_json:
         print_json([vars(sample) for sample in samples])
     else:
+        if result.spec.budgets:
+            print(f"answers {where_it_stands(result.points[-1])}")
         stdout().print(Samples(samples))
 
 

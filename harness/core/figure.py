@@ -53,16 +53,34 @@ class Figure:
     """Its file's name."""
     draw: Draw
     """The figure itself. Raises `UsageError`, naming the command that makes what is missing, where there is nothing to show."""
+    at_budgets: bool = False
+    """Whether it is of runs with budgets of damage, which have no last point to speak for them; of all others if not."""
+
+    def drawn(self, runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing | Sheet]:
+        """The figure, of those of the runs that it is about.
+
+        Args:
+            runs: the runs' table.
+            options: what it is told besides.
+        """
+        if "budget_rows" in runs:  # an empty table has no columns
+            runs = runs[(runs["budget_rows"] != "") == self.at_budgets]
+        return self.draw(runs, options)
 
 
 FIGURES: Registry[Figure] = Registry("figure", "plots", "figure", "harness list figures")
 
 
-def figure(name: str) -> Callable[[Draw], Draw]:
-    """Register the decorated function as a figure under its file's name."""
+def figure(name: str, at_budgets: bool = False) -> Callable[[Draw], Draw]:
+    """Register the decorated function as a figure under its file's name.
+
+    Args:
+        name: the file's.
+        at_budgets: whether it is of runs with budgets of damage; it sees no others then, and none of them else.
+    """
 
     def register(draw: Draw) -> Draw:
-        FIGURES.register(name, Figure(name, draw))
+        FIGURES.register(name, Figure(name, draw, at_budgets))
         return draw
 
     return register

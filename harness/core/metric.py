@@ -225,6 +225,12 @@ class MetricRoles:
     """Those that methods are compared in, row by row."""
     power: Sequence[str] = ()
     """Those whose smallest difference that can be shown is told."""
+    at_budgets: Sequence[str] = ()
+    """Those that are shown at each budget of damage; all that was measured if empty."""
+    level: str = ""
+    """The one that falls as forgetting goes on, down to where the retrained model's is."""
+    kept_likelihoods: Sequence[str] = ()
+    """Parts of what was kept that need no answers; their harmonic mean stands in for `kept` where none were written."""
 
 
 NO_ROLES = MetricRoles()

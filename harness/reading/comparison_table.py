@@ -13,6 +13,7 @@ from harness.core.evaluator import metric_of, title_of
 from harness.core.measurement import Absent, Difference, Measurement
 from harness.core.metric import MetricRoles, in_text
 from harness.reading.added import added
+from harness.reading.budget_table import budget_table, met_in_short
 from harness.reading.columns import Columns
 from harness.reading.differences import LEVEL
 from harness.reading.formats import NO_NUMBER, arrow, gibibytes, interval, number, of_unit, seconds
@@ -27,6 +28,8 @@ def comparison(results: Sequence[RunResult], differences: Sequence[Difference] =
         results: of each method.
         differences: by how much they differ from one of them, on the same rows.
     """
+    if any(result.spec.budgets for result in results):
+        return budget_table(results)
     first = next((result for result in results if result.references), results[0])
     spec, roles, shown = first.spec, roles_of(first.spec.bench), _shown(results)
     kept = roles.kept if set(roles.brief) & shown.keys() else ()
@@ -141,7 +144,12 @@ def _best(points: Sequence[Point], factors: Sequence[str]) -> str:
 
 
 def in_short(result: RunResult) -> str:
-    """The last point's numbers that matter most, in a line: what was forgotten and kept, or all where there are neither."""
+    """The last point's numbers that matter most, in a line: what was forgotten and kept, or all where there are neither.
+
+    Of a run with budgets, which of them it met.
+    """
+    if result.spec.budgets:
+        return met_in_short(result)
     values, roles = at_last(result), roles_of(result.spec.bench)
     names = {metric: in_text(title_of(metric)) for metric in (*roles.forgetting, *roles.kept)} if roles.brief else {}
     if not names or (values and not values.keys() & set(roles.brief)):

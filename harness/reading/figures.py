@@ -91,7 +91,7 @@ def draw(name: str, runs: pd.DataFrame, options: FigureOptions, out: Path, chose
     Raises:
         UsageError: if there is nothing to show, or the folder cannot be written.
     """
-    made = FIGURES.get(name).draw(runs, options)
+    made = FIGURES.get(name).drawn(runs, options)
     files: dict[str, bytes] = {}
     for part, item in sorted(made.items()):
         stem = re.sub(r"[/\\\0]+", "-", f"{name}-{part}") if part else name  # parts hold names out of records

@@ -49,7 +49,7 @@ def build(root: Path, skipped: Callable[[str], None] = lambda text: None) -> dic
     """
     store = Store(root)
     with _uncollected():
-        tables = sections(read_runs(root, skipped))
+        tables = sections(run for run in read_runs(root, skipped) if not run.spec.budgets)
         for section in tables:
             section.differences = differences_of(section, store)
         published = read_published(root, skipped)

@@ -53,7 +53,7 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     for result in store.runs():
         spec = result.spec
         same = (spec.bench, spec.limit, spec.variant, spec.retain) == (bench, options.limit, options.variant, problem.retain)
-        same = same and spec.method not in REFERENCE_METHODS
+        same = same and spec.method not in REFERENCE_METHODS and not spec.budgets
         if same and spec.sources.get("base") == base and result.points and spec.method not in recorded:
             rows = store.rows(spec, result.points[-1].index)
             if rows is not None:

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.core.figure import Sheet
+from harness.reading.equal_damage import EqualDamage, comparisons
+from harness.reading.equal_damage_tables import equal_damage_sheets
 from harness.storage.record_files import Question
 from harness.storage.records import RunSpec
 from harness.storage.store import Store
@@ -42,6 +45,18 @@ class Recorded:
     def questions(self, folder: str) -> Sequence[Question]:
         """What the runs of this one's benchmark and data were asked, with the true answers; empty where it is not kept."""
         return self._store.questions(self._spec(folder))
+
+    def at_equal_damage(self, folders: Sequence[str]) -> list[EqualDamage]:
+        """The comparisons at equal damage of those runs among some that have budgets.
+
+        Args:
+            folders: the runs' places, as the runs' table has them.
+        """
+        return comparisons(self._store.read(folder) for folder in folders)
+
+    def tables(self, comparison: EqualDamage) -> dict[str, Sheet]:
+        """A comparison's tables by name, as the leaderboard has them."""
+        return equal_damage_sheets(comparison, self._store)
 
     def _spec(self, folder: str) -> RunSpec:
         if folder not in self._specs:

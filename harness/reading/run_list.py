@@ -17,6 +17,7 @@ from harness.core.errors import UsageError
 from harness.core.measurement import Measurement
 from harness.core.method import METHODS
 from harness.core.options import Preset
+from harness.reading.budget_table import met_in_short
 from harness.reading.columns import wrapped
 from harness.reading.compared import Protocol, protocol
 from harness.reading.formats import NO_NUMBER, of_unit
@@ -25,7 +26,9 @@ from harness.storage.records import RunResult
 from harness.storage.store import Store
 
 NARROWEST = 16
-"""Characters of the column of settings, which alone is wrapped."""
+"""Characters of columns that are wrapped."""
+WRAPPED = ("settings", "points")
+"""Those columns; they hold words."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Listed:
 
     @property
     def values(self) -> Mapping[str, Measurement]:
-        """What its last point measured, by metric."""
-        last = self.result.points[-1].measurements if self.result.points else ()
+        """What its last point measured, by metric; nothing of a run with budgets, whose last point is one of several."""
+        last = self.result.points[-1].measurements if self.result.points and not self.result.spec.budgets else ()
         return {item.metric: item for item in last if isinstance(item, Measurement)}
 
     @property
@@ -58,6 +61,7 @@ class Listed:
             **{"run": spec.run_id, "bench": spec.bench, "model": spec.model, "retain": spec.retain, "method": spec.method},
             **{"preset": self.preset, "settings": dict(self.settings), "seed": spec.seed, "status": self.result.status},
             "points": len(self.result.points),
+            **({"budgets": list(spec.budgets), "unreached": dict(self.result.unreached)} if spec.budgets else {}),
             **{metric: values[metric].value if metric in values else None for metric in _headline(spec.bench)},
         }
 
@@ -121,7 +125,7 @@ def _headline(bench: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RunTables:
-    """The runs as tables, one for each benchmark, model and retain set, as wide as the console allows.
+    """The runs as tables, one for each benchmark, model, retain set and budgets, as wide as the console allows.
 
     A number that is wrapped or cut short reads as another one: where there is no room for all, the last columns are left out,
     and that is said.
@@ -132,12 +136,13 @@ class RunTables:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """The tables."""
-        together: dict[tuple[str, str, str], list[Listed]] = {}
+        together: dict[tuple[str, str, str, tuple[float, ...]], list[Listed]] = {}
         for run in self.runs:
             spec = run.result.spec
-            together.setdefault((spec.bench, spec.model, spec.retain), []).append(run)
-        for (bench, model, retain), runs in together.items():
+            together.setdefault((spec.bench, spec.model, spec.retain, spec.budgets), []).append(run)
+        for (bench, model, retain, budgets), runs in together.items():
             title = f"{bench} · model {model}" + (f" · retain set {retain}" if retain != "all" else "")
+            title += f" · budgets {', '.join(f'{budget:g}' for budget in budgets)} nats per token" if budgets else ""
             yield _table(title, bench, runs, options.max_width)
 
 
@@ -150,6 +155,8 @@ def _table(title: str, bench: str, runs: Sequence[Listed], width: int) -> Render
         "seed": [str(run.result.spec.seed) for run in runs],
         "status": [run.result.status for run in runs],
     }
+    if runs[0].result.spec.budgets:
+        columns["points"] = [met_in_short(run.result) for run in runs]
     if not any(columns["settings"]):
         del columns["settings"]
     if set(columns["status"]) == {"done"}:
@@ -171,7 +178,7 @@ def _table(title: str, bench: str, runs: Sequence[Listed], width: int) -> Render
             shown.append(metric)
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", header_style="bold", pad_edge=False)
     for name in columns:
-        table.add_column(name, no_wrap=name != "settings", overflow="fold")
+        table.add_column(name, no_wrap=name not in WRAPPED, overflow="fold")
     for metric in shown:
         table.add_column(headings[metric], justify="right", no_wrap=True)
     for line in zip(*columns.values(), *(cells[metric] for metric in shown), strict=True):
@@ -185,4 +192,4 @@ def _table(title: str, bench: str, runs: Sequence[Listed], width: int) -> Render
 def _wide(heading: str, cells: Sequence[str]) -> int:
     """Characters that a column takes, with the gap beside it."""
     widest = max(map(len, (*heading.split("\n"), *cells)))
-    return (NARROWEST if heading == "settings" and widest > NARROWEST else widest) + 3
+    return (NARROWEST if heading in WRAPPED and widest > NARROWEST else widest) + 3

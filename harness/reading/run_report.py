@@ -11,6 +11,7 @@ from harness.core.benchmark import roles_of
 from harness.core.costs import Phase
 from harness.core.measurement import Absent, Measurement
 from harness.reading.added import added
+from harness.reading.budget_table import budget_table, where_it_stands
 from harness.reading.columns import Columns
 from harness.reading.formats import NO_NUMBER, arrow, gibibytes, interval, number, of_unit, seconds
 from harness.storage.records import Point, RunResult
@@ -37,6 +38,9 @@ def first_screen(result: RunResult) -> RenderableType:
     of plug-ins that it does not know.
     """
     values, parts = at_last(result), _head(result)
+    if result.spec.budgets:
+        rest = Text(f"all metrics, notes, settings and the command: harness show {result.spec.run_id}")
+        return Group(*parts, budget_table([result]), *map(_dim, _cost(result.costs.get("unlearning"))), rest)
     headline = [metric for metric in roles_of(result.spec.bench).headline if metric in values]
     beside = added(result.spec.bench, values)
     shown = [*dict.fromkeys([*(headline or values)][:FIRST] + beside[:FIRST])]
@@ -60,6 +64,13 @@ def first_screen(result: RunResult) -> RenderableType:
 def run_report(result: RunResult) -> RenderableType:
     """Everything that is recorded of one run's measurements."""
     spec, parts = result.spec, _head(result)
+    if spec.budgets:
+        references = {name: by_name(measured) for name, measured in result.references.items()}
+        tables = [
+            measurement_table({spec.method: by_name(point.measurements), **references}, where_it_stands(point))
+            for point in result.points
+        ]
+        return Group(*parts, budget_table([result]), *tables, *map(_dim, _costs(result.costs)))
     if len(result.points) > 1:
         measured = by_name(result.points[0].measurements)
         parts.append(_trajectory(result.points, [*roles_of(spec.bench).trajectory, *added(spec.bench, measured)]))

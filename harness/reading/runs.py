@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from harness.core.errors import UsageError
 from harness.core.measurement import Difference, Measurement
+from harness.reading.budget_table import met_in_short
 from harness.reading.differences import differences
 from harness.reading.formats import of_unit
 from harness.reading.samples import samples_of
@@ -108,19 +109,21 @@ class Runs(Sequence[RunResult]):
             ]
         )
 
-    def compare(self, against: str = "") -> Comparison:
-        """By how much these runs' methods differ, at their last points, on the same rows.
+    def compare(self, against: str = "", budget: float | None = None) -> Comparison:
+        """By how much these runs' methods differ, at their last points or at a budget of damage, on the same rows.
 
         Args:
             against: the method that all others are compared with; each with each if empty.
+            budget: the damage at which runs with budgets are compared, one of theirs; no other runs have any.
 
         Raises:
-            UsageError: if the runs are of several benchmarks, models or settings, or none is of that method.
+            UsageError: if the runs are of several benchmarks, models or settings, none is of that method, or they have budgets
+                and none of these is named.
         """
         named: dict[str, list[tuple[RunSpec, int]]] = {}
         for result in self:
-            if result.points:
-                named.setdefault(result.spec.method, []).append((result.spec, result.points[-1].index))
+            if (index := _compared_at(result, budget)) is not None:
+                named.setdefault(result.spec.method, []).append((result.spec, index))
         if against and against not in named:
             raise UsageError(f"none of these runs is of {against}; there are: {', '.join(sorted(named)) or 'none'}.")
         if len({comparable(result.spec) for result in self}) > 1:
@@ -137,7 +140,26 @@ class Runs(Sequence[RunResult]):
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
+def _compared_at(result: RunResult, budget: float | None) -> int | None:
+    """The index of the point that a run is compared at; None where it has none.
+
+    Raises:
+        UsageError: if it has budgets and none is named, or the other way round.
+    """
+    spec = result.spec
+    if budget is None and spec.budgets:
+        known = ", ".join(f"{each:g}" for each in spec.budgets)
+        raise UsageError(f"run {spec.run_id} has points at several damages ({known}): compare(budget=…) says at which.")
+    if budget is not None and not spec.budgets:
+        raise UsageError(f"run {spec.run_id} has no budgets; run it with budgets, or compare without one.")
+    indices = [point.index for point in result.points if budget is None or point.budget == budget]
+    return indices[-1] if indices else None
+
+
 def _cells(result: RunResult) -> list[str]:
+    if result.spec.budgets:
+        spec = result.spec
+        return [spec.bench, spec.model, spec.method, str(spec.seed), result.status, met_in_short(result)]
     last = result.points[-1].measurements if result.points else ()
     values = [f"{m.metric} {of_unit(m.value, m.unit)}" for m in last if isinstance(m, Measurement)]
     spec = result.spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -12,6 +13,7 @@ from harness.core.config import written
 from harness.core.evaluator import metric_of
 from harness.core.measurement import Measurement
 from harness.reading.added import added
+from harness.reading.budget_table import OWN
 from harness.reading.columns import Columns
 from harness.reading.comparison_table import heading
 from harness.reading.formats import of_unit
@@ -25,6 +27,7 @@ FACTS: Mapping[str, Callable[[RunResult], str]] = {
     "retain": lambda result: result.spec.retain,
     "seed": lambda result: str(result.spec.seed),
     "status": lambda result: result.status,
+    "budget": lambda result: _budget(result),
 }
 """What tells a sweep's runs apart besides their settings."""
 
@@ -32,22 +35,25 @@ FACTS: Mapping[str, Callable[[RunResult], str]] = {
 def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunResult], by: str = "") -> RenderableType:
     """Every try with its settings and its numbers at the last point, the best by a metric first and what broke off last.
 
-    What is the same in all tries stands in the title, and what another number contains is left out.
+    What is the same in all tries stands in the title, and what another number contains is left out. A run with budgets has a
+    row for each of its points, and the best at one budget stand together.
 
     Args:
         settings: what the grid set in each try.
         results: in the same order.
         by: the metric; the order of the tries if empty, or if no try measured it.
     """
+    places = [(chosen, each) for chosen, result in zip(settings, results, strict=True) for each in _places(result)]
+    settings, results = [chosen for chosen, _ in places], [each for _, each in places]
     measured = {metric for result in results for metric in at_last(result)}
     swept = _swept(results, measured)
     shown = _shown(measured, swept, by)
-    order = list(zip(settings, results, strict=True))
+    order = sorted(places, key=lambda item: _at(item[1]))
     if by in measured:
-        order.sort(key=lambda item: _rank(item[1], by))
+        order.sort(key=lambda item: (_at(item[1]), _rank(item[1], by)))
     varied = list(dict.fromkeys(key for chosen in settings for key in chosen))
     facts = {name: [of(result) for _, result in order] for name, of in FACTS.items()}
-    for name, usual in (("retain", "all"), ("status", "done")):
+    for name, usual in (("retain", "all"), ("status", "done"), ("budget", "")):
         if set(facts[name]) == {usual}:
             del facts[name]
     same = [name for name in ("benchmark", "model", "retain", "seed") if len(set(facts.get(name, ()))) == 1]
@@ -61,6 +67,21 @@ def sweep_table(settings: Sequence[Mapping[str, object]], results: Sequence[RunR
         return table
     names = ", ".join(sorted(measured)) or "none"
     return Group(table, Text(f"no try measured '{by}'; in the order of the tries. Measured were: {names}", style="red"))
+
+
+def _places(result: RunResult) -> list[RunResult]:
+    """The run itself; of one with budgets, as many as it has points, each with one of them."""
+    return [replace(result, points=[point]) for point in result.points] if result.spec.budgets and result.points else [result]
+
+
+def _at(result: RunResult) -> float:
+    """The budget that a row stands at; 0 for one without."""
+    return (result.points[-1].budget or float("inf")) if result.spec.budgets and result.points else 0.0
+
+
+def _budget(result: RunResult) -> str:
+    budgets = [point.budget for point in result.points if result.spec.budgets]
+    return "" if not budgets else OWN if budgets[-1] is None else f"{budgets[-1]:g}"
 
 
 def _swept(results: Sequence[RunResult], measured: Collection[str]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.errors import Diverged
 from harness.core.method import Progress, Reach, UnlearningContext
+from harness.storage.records import BUDGET, DAMAGE
 
 if TYPE_CHECKING:
     from harness.numerics.damage import Damage, DamageMeter
@@ -29,8 +30,6 @@ TRIES = 30
 """Places between two steps that are tried."""
 NEAR = 0.3
 """Share of the next budget from which a first look at few rows is followed by one at all of them."""
-BUDGET = "budget"
-"""What a point's record says of the budget it stands at, among what is logged; `damage`, `damage_retain`, … stand beside it."""
 
 Steps = Callable[[], Iterator[Progress]]
 """Starts the method on the model as it is."""
@@ -94,7 +93,7 @@ class BudgetedRun:
         by_kind = {f"damage_{kind}": nats for kind, nats in damage.by_kind.items()}
         tokens = {f"damage_{kind}_tokens": float(count) for kind, count in self._meter.tokens.items()}
         return replace(
-            progress, logged={**progress.logged, "damage": damage.nats, **by_kind, **tokens, **more}, measure_here=True
+            progress, logged={**progress.logged, DAMAGE: damage.nats, **by_kind, **tokens, **more}, measure_here=True
         )
 
     # ---- a model at its own damage

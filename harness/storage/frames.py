@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+PLACE = ("arm", "index", "step", "seconds", "logged", "budget", "damage")
+"""Columns that say where on a run's trajectory a number stands."""
+
+
 class AllInOne(dict[str, "pd.DataFrame"]):
     """The rows of a record, which keeps all tables as one: whichever table is asked for."""
 
@@ -67,13 +71,15 @@ def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:
             "folder": folder,
             "config": canonical(spec.config),
             "comparable": comparable(spec),
+            "budget_rows": spec.budget_rows,
         }
         places: list[tuple[Any, ...]] = [
-            ("method", p.index, p.step, p.unlearn_seconds, canonical(p.logged), p.measurements) for p in result.points
+            ("method", p.index, p.step, p.unlearn_seconds, canonical(p.logged), p.budget, p.damage, p.measurements)
+            for p in result.points
         ]
-        places += [(arm, None, None, None, None, items) for arm, items in result.references.items()]
-        for arm, index, step, seconds, logged, items in places:
-            line = {**run, "arm": arm, "index": index, "step": step, "seconds": seconds, "logged": logged}
+        places += [(arm, *[None] * (len(PLACE) - 1), items) for arm, items in result.references.items()]
+        for *place, items in places:
+            line = {**run, **dict(zip(PLACE, place, strict=True))}
             rows += [{**line, **_flat(item)} for item in items]
     table = pd.DataFrame(rows)
     return table.sort_values(["folder", "arm", "index", "metric"], ignore_index=True) if len(table) else table

@@ -34,6 +34,8 @@ LATER_SETTINGS: Mapping[str, JSON] = {
 run is named as before."""
 LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all", "budgets": [], "budget_rows": "", "general": ""}
 """The same of a spec's fields."""
+BUDGET, DAMAGE = "budget", "damage"
+"""What a point of a run with budgets says of where it stands, among what is logged; `damage_retain`, … stand beside it."""
 Status = Literal["done", "failed", "interrupted"]
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9@_][A-Za-z0-9@._-]{0,99}$")]
@@ -142,6 +144,16 @@ class Point:
     """How many rows belong to it in per_example.parquet; None in records of schema 5 and before."""
     texts: int | None = None
     """How many texts belong to it in generations.jsonl; likewise."""
+
+    @property
+    def budget(self) -> float | None:
+        """The budget of damage that it stands at, in nats per token; None of a run without budgets, or at its own damage."""
+        return self.logged.get(BUDGET)
+
+    @property
+    def damage(self) -> float | None:
+        """What was measured on budget rows, in nats per token; None of a run without budgets."""
+        return self.logged.get(DAMAGE)
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)

@@ -213,8 +213,9 @@ class Store:
         Returns:
             Columns: what names the run (`run`, `bench`, `model`, `source`, `method`, `method_version`, `seed`, `variant`,
             `retain`, `limit`, `selection`, `status`, `folder`; `config`: its settings as JSON; `comparable`: equal for runs
-            whose numbers of one metric version may be compared), the place on the way (`arm`: `method`, `untouched` or
-            `retrained`; `index`, `step`, `seconds`, NaN for the references; `logged`: the method's own numbers as JSON), and
+            whose numbers of one metric version may be compared; `budget_rows`: what damage was measured on, empty for runs
+            without budgets), the place on the way (`arm`: `method`, `untouched` or `retrained`; `index`, `step`, `seconds`, NaN
+            for the references; `logged`: the method's own numbers as JSON; `budget` and `damage`, NaN without budgets), and
             every field of a `Measurement` (intervals as `low` and `high`, references as `across_low` and `across_high`;
             `absent` holds the reason where there is no number). Sorted by folder, arm, index and metric.
         """

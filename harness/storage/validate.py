@@ -164,9 +164,23 @@ def _points(where: str, lines: int, result: RunResult) -> Iterator[Problem]:
         yield Problem(f"{where}/{POINTS}", what, unreadable=result.status == "done")
     if result.status == "done" and not result.points:
         yield Problem(where, "it is done and has no points")
+    if result.spec.budgets:
+        yield from _budgets(where, result)
+        return
     steps = [point.step for point in result.points]
     if steps != sorted(set(steps)):
         yield Problem(f"{where}/{POINTS}", f"its steps do not rise: {steps}")
+
+
+def _budgets(where: str, result: RunResult) -> Iterator[Problem]:
+    """Several points may lie between the same two steps, and a method may begin anew for each: their budgets rise."""
+    met = [point.budget for point in result.points if point.budget is not None]
+    if met != sorted(set(met)):
+        yield Problem(f"{where}/{POINTS}", f"its budgets do not rise: {met}")
+    if result.status == "done" and (met or result.unreached):
+        known = {f"{budget:g}" for budget in met} | set(result.unreached)
+        if missing := [f"{budget:g}" for budget in result.spec.budgets if f"{budget:g}" not in known]:
+            yield Problem(where, f"it has neither a point nor a reason for the budgets {', '.join(missing)}")
 
 
 def _rows(folder: Path, where: str, result: RunResult) -> Iterator[Problem]:

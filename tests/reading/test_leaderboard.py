@@ -155,6 +155,8 @@ def test_what_is_compared_is_declared_once_on_the_record():
         "points",
         "form",
         "evaluator_inputs",
+        "budgets",
+        "general",
     }
     assert names == {*FIELDS} | settings, "say of a new field whether it must be equal in what is compared"
 

@@ -28,4 +28,14 @@ ROLES = MetricRoles(
         *("forget_quality_d", "model_utility", "retain_rouge", "forget_rouge"),
         *("retain_probability", "forget_probability"),
     ),
+    at_budgets=(
+        *("forget_quality", "forget_quality_d", "forget_probability", "model_utility", "retain_probability"),
+        *("real_authors_probability", "real_authors_guarded", "real_authors_unseen", "world_facts_probability", "retain_kl"),
+        *("forget_rouge", "retain_rouge", "attack_benign_200", "attack_forget_200"),
+    ),
+    level="forget_probability",
+    kept_likelihoods=(
+        *("retain_probability", "real_authors_probability", "world_facts_probability"),
+        *("retain_truth_ratio", "real_authors_truth_ratio", "world_facts_truth_ratio"),
+    ),
 )

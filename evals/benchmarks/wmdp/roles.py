@@ -15,6 +15,7 @@ def roles(stages: Sequence[str]) -> MetricRoles:
     """The roles where some domains are forgotten: their accuracy is what is to fall."""
     return MetricRoles(
         headline=(*COMPARED, "selection_score"),
+        level=f"{stages[0]}_accuracy",
         forgetting=tuple(f"{stage}_accuracy" for stage in stages),
         kept=("general_accuracy", "mmlu_accuracy"),
         selection="selection_score",

@@ -35,7 +35,7 @@ def draws_or_refuses(figure: Figure, runs: pd.DataFrame, options: FigureOptions)
     """Drawings and sheets by name, and the table as it was; or a UsageError of one line."""
     before = runs.copy()
     try:
-        made: Any = figure.draw(runs, options)
+        made: Any = figure.drawn(runs, options)
     except UsageError as error:
         keep("\n" not in str(error) and str(error), "what it refuses with is no sentence")
         return

@@ -1,0 +1,107 @@
+"""Which contenders differ in how much they forgot at one damage, by resampling whole authors in every world.
+
+The worlds' questions are others, so that the authors of each are resampled on their own, and a contender's number is the mean
+over worlds and seeds. One family of comparisons, each with each, corrected by Holm. How much seeds differ is not in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, metric_of
+from harness.core.metric import Metric, OfMeans
+from harness.core.options import Variant
+from harness.reading.differences import holm, of_means
+from harness.reading.equal_damage import Contender, EqualDamage, Spot
+from harness.statistics.measurements import given_by, groups_of, matrix
+from harness.statistics.paired import Gap, Group, Resampling, gaps
+from harness.storage.frames import AllInOne
+from harness.storage.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_COMPARED = 40
+"""With more contenders than these nothing is compared each with each."""
+
+
+class Apart(NamedTuple):
+    """By how much two contenders differ."""
+
+    gap: Gap
+    """The difference, named by the contenders' labels."""
+    p_corrected: float
+    """Its p-value, corrected for all that were compared."""
+
+
+def told_apart(comparison: EqualDamage, store: Store, metric: str, budget: float) -> list[Apart]:
+    """Each two contenders' difference in a metric at a budget; empty where rows are not on record, or it follows from none.
+
+    Args:
+        comparison: whose contenders.
+        store: where their rows lie.
+        metric: by name.
+        budget: one of the comparison's, in nats per token.
+
+    Returns:
+        In the contenders' order. Who was not measured in the same worlds and with the same seeds as most is in none.
+    """
+    match = metric_of(metric)
+    if match is None or not isinstance(match[1].statistic, OfMeans):
+        return []
+    spots = {each: {(s.world, s.seed): s for s in comparison.of(each, budget)} for each in comparison.contenders}
+    grid = _grid(spots)
+    if not grid or not 1 < len(spots) <= MOST_COMPARED:
+        return []
+    worlds, seeds = (sorted(set(part)) for part in zip(*grid, strict=True))
+    if len(worlds) * len(seeds) != len(grid):
+        return []
+    reader = _Rows(store, *match, variant=comparison.identity["variant"])  # type: ignore[arg-type]
+    measured: dict[str, list[list[Group]]] = {}
+    for contender, of in spots.items():
+        if grid <= of.keys():
+            groups = [[reader.groups(of[world, seed]) for world in worlds] for seed in seeds]
+            if all(each is not None for of_seed in groups for each in of_seed):
+                measured[contender.label] = [[group for each in of_seed for group in each or ()] for of_seed in groups]
+    found = list(gaps(measured, _over_worlds(of_means(match[1]), len(worlds)), Resampling()))
+    return [Apart(gap, p) for gap, p in zip(found, holm([gap.p for gap in found]), strict=True)]
+
+
+def _grid(spots: Mapping[Contender, Mapping[tuple[str, int], Spot]]) -> frozenset[tuple[str, int]]:
+    """The worlds and seeds that most contenders were measured in; of equally frequent ones the larger set."""
+    kinds = Counter(frozenset(of) for of in spots.values() if of)
+    return max(kinds, key=lambda grid: (kinds[grid], len(grid), sorted(grid)), default=frozenset())
+
+
+def _over_worlds(function: Callable[[np.ndarray], np.ndarray], worlds: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A number of several worlds' means, [k × worlds, resamples] one world after another: the mean of each world's number."""
+
+    def averaged(means: np.ndarray) -> np.ndarray:
+        of_worlds = [function(part) for part in means.reshape(worlds, -1, means.shape[-1])]
+        total: np.ndarray = sum(of_worlds[1:], of_worlds[0])
+        return total / worlds
+
+    return averaged
+
+
+class _Rows:
+    """A metric's groups of rows, out of the records."""
+
+    def __init__(self, store: Store, evaluator: Evaluator, metric: Metric, variant: Variant) -> None:
+        self._store, self._evaluator, self._metric = store, evaluator, metric
+        self._plan = EvalPlan(variant=variant)
+
+    def groups(self, spot: Spot) -> Sequence[Group] | None:
+        """Of one spot; None where they are not on record."""
+        if self._metric.name not in spot.places:
+            return None
+        rows = self._store.rows(*spot.places[self._metric.name])
+        if rows is None:
+            return None
+        try:
+            given = given_by(self._evaluator, EvalContext(None, self._plan, (), AllInOne(rows)), self._metric)
+        except LookupError:
+            return None
+        return [matrix(group) for group in groups_of(given)]
