@@ -110,8 +110,8 @@ def _short(metric: str) -> str:
 
 
 def _better(comparison: EqualDamage, metric: str) -> str | None:
-    found = (comparison.middle(each, budget, metric) for each in comparison.contenders for budget in comparison.budgets)
-    return next((middle.example.better for middle in found if middle), None)
+    middles = (comparison.middle(each, budget, metric) for each in comparison.contenders for budget in comparison.budgets)
+    return next((middle.example.better for middle in middles if middle), None)
 
 
 def _cell(middle: Middle | None, n: int) -> str:

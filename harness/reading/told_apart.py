@@ -65,8 +65,9 @@ def told_apart(comparison: EqualDamage, store: Store, metric: str, budget: float
             groups = [[reader.groups(of[world, seed]) for world in worlds] for seed in seeds]
             if all(each is not None for of_seed in groups for each in of_seed):
                 measured[contender.label] = [[group for each in of_seed for group in each or ()] for of_seed in groups]
-    found = list(gaps(measured, _over_worlds(of_means(match[1]), len(worlds)), Resampling()))
-    return [Apart(gap, p) for gap, p in zip(found, holm([gap.p for gap in found]), strict=True)]
+    differences = list(gaps(measured, _over_worlds(of_means(match[1]), len(worlds)), Resampling()))
+    corrected = holm([gap.p for gap in differences])
+    return [Apart(gap, p) for gap, p in zip(differences, corrected, strict=True)]
 
 
 def _grid(spots: Mapping[Contender, Mapping[tuple[str, int], Spot]]) -> frozenset[tuple[str, int]]:
