@@ -101,9 +101,9 @@ def _list_runs(request: ListRequest, root: Path, as_json: bool) -> None:
 
 def _rows(kind: str) -> list[dict[str, Any]]:
     if kind == "studies":
-        from harness.running.studies import STUDIES
+        from harness.running.studies import ABOUT
 
-        return [{"name": name, "about": study.about} for name, study in STUDIES.items()]
+        return [{"name": name, "about": about} for name, about in ABOUT.items()]
     if kind == "models":
         from harness.core.benchmark import BENCHMARKS
 

@@ -14,7 +14,7 @@ from harness.cli.control import Json, Results, print_json, results_root
 from harness.cli.flags import Words, command
 from harness.core.errors import UsageError, unknown
 from harness.core.fields import read
-from harness.running.request import PowerRequest, ScoreRequest
+from harness.running.bench_request import PowerRequest, ScoreRequest
 
 if TYPE_CHECKING:
     from harness.storage.records import RunResult

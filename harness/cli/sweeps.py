@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +11,12 @@ import typer
 from harness.cli.app import RUN, app
 from harness.cli.control import SweepControl, no_bars, print_json, report_failures, tell_costs
 from harness.cli.flags import Words, command
+from harness.core.errors import UsageError, unknown
 from harness.core.fields import read
 from harness.running.request import StudyRequest, SweepRequest, request_file
 
 if TYPE_CHECKING:
-    from harness.running.trials import TrialSpec
+    from harness.running.trials import EvalPlans, TrialSpec
     from harness.storage.records import RunResult
 
 
@@ -39,7 +40,7 @@ def sweep(
     check_count(wanted.count(), control.yes)
     tries = wanted.trials()
     if control.dry_run:
-        _forecast(tries, control, "sweep", {})
+        _forecast(tries, control, "sweep", {}, {})
     else:
         _run(tries, control, wanted.by)
 
@@ -55,28 +56,56 @@ def study(
     harness study hessian --dry-run
 
     harness study hessian --bench tofu05 --jobs 2
+
+    harness study equal-damage --bench tofu10 --method npo,simnpo --phase tries
     """
     no_bars()
-    from harness.running.studies import possible, study_of, trials_of
+    from harness.running.studies import ABOUT, possible
     from harness.running.trials import check_count
 
-    request, chosen = read(StudyRequest, words.environment, words.typed), study_of(name)
-    every = trials_of(chosen, request.bench, request.model, request.seeds, request.options())
-    check_count(len(every), control.yes)
-    tries, left_out = possible(every, {})
-    about = {"study": name, "about": chosen.about, "left_out": left_out}
-    if control.dry_run or not control.silent:
-        _forecast(tries, control, name, about)
+    if name not in ABOUT:
+        raise unknown("study", name, ABOUT, "harness list studies")
+    request = read(StudyRequest, words.environment, words.typed)
+    done: list[tuple[TrialSpec, RunResult]] = []
+    eval_plans: EvalPlans = {}
+    for trials_of in _phases(name, request, control):
+        every = trials_of()
+        check_count(len(every), control.yes)
+        tries, left_out = possible(every, eval_plans)
+        about = {"study": name, "about": ABOUT[name], "left_out": left_out}
+        if control.dry_run or not control.silent:
+            _forecast(tries, control, name, about, eval_plans)
+        if not control.dry_run:
+            done += zip(tries, _run_tries(tries, control), strict=True)
     if not control.dry_run:
-        _run(tries, control)
+        _show([todo for todo, _ in done], [result for _, result in done], control)
 
 
-def _forecast(tries: Sequence[TrialSpec], control: SweepControl, name: str, about: dict[str, Any]) -> None:
+def _phases(name: str, request: StudyRequest, control: SweepControl) -> list[Callable[[], list[TrialSpec]]]:
+    """What makes the runs of each part of a study that is to be done; a later one reads what an earlier one recorded."""
+    from harness.running.equal_damage import EqualDamage
+    from harness.running.studies import EQUAL_DAMAGE, study_of, trials_of
+    from harness.storage.store import Store
+
+    if name == EQUAL_DAMAGE:
+        request.check_own_choices(name)
+        study = EqualDamage(Store(control.root), request.options(), request.bench, request.method, request.seeds)
+        return study.phases(request.phase, undecided=control.dry_run)
+    if request.phase != "both":
+        raise UsageError(f"the study {name} has no phases: its settings are its question. Leave out --phase.")
+    chosen, options = study_of(name), request.options()
+    every = trials_of(chosen, request.bench, request.model, request.seeds, options, request.method)
+    return [lambda: every]
+
+
+def _forecast(
+    tries: Sequence[TrialSpec], control: SweepControl, name: str, about: dict[str, Any], eval_plans: EvalPlans
+) -> None:
     """Say how many runs are left and how long they will take; each of them too where that is all that was asked."""
     from harness.running.studies import forecast
     from harness.storage.store import Store
 
-    expected = forecast([todo.plan({}) for todo in tries], Store(control.root), control.jobs or 1)
+    expected = forecast([todo.plan(eval_plans) for todo in tries], Store(control.root), control.jobs or 1)
     left_out = about.get("left_out", [])
     if control.json:
         print_json({**about, **vars(expected), "tries": [str(todo) for todo in tries]})
@@ -88,7 +117,11 @@ def _forecast(tries: Sequence[TrialSpec], control: SweepControl, name: str, abou
 
 def _run(tries: Sequence[TrialSpec], control: SweepControl, by: str = "") -> None:
     """Do them and show the table."""
-    results = _run_tries(tries, control)
+    _show(tries, _run_tries(tries, control), control, by)
+
+
+def _show(tries: Sequence[TrialSpec], results: Sequence[RunResult], control: SweepControl, by: str = "") -> None:
+    """The table, or JSON, and what is not done."""
     if control.json:
         from harness.core.config import to_json
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 Variant = Literal["original", "open-unlearning"]
 Points = Literal["all", "last"]
+Rows = Literal["all", "last", "none"]
 Retain = Literal["all", "general", "neighbours"]
 Preset = Literal["published", "tuned"]
 MOST_SEED = 2**32 - 1
@@ -57,8 +58,8 @@ class Options:
     """Which evaluators measure; the benchmark's own if none is named."""
     points: Points = "all"
     """Whether every point of the way is measured or the last one only."""
-    rows: Points = "all"
-    """Whether the rows and texts of every point are kept or of the last one only. Not part of a run's hash."""
+    rows: Rows = "all"
+    """Whether the rows and texts of every point are kept, of the last one only, or of none. Not part of a run's hash."""
     reference: Path | None = None
     """An evaluation log that stands in for the retain model."""
     trust_remote_code: bool = False

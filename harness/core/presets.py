@@ -30,6 +30,8 @@ from harness.core.registry import ROOT
 
 ANY = "*"
 """Any benchmark."""
+RANGES = "ranges.toml"
+"""The file beside them that says what settings are tried over."""
 _Word = Annotated[str, Field(min_length=1)]
 _Words = Annotated[tuple[_Word, ...], Field(min_length=1)]
 _KINDS: Sequence[Preset] = ("published", "tuned")
@@ -70,8 +72,21 @@ def preset_files() -> list[Path]:
     Raises:
         UsageError: for a plug-in folder that is named and not there.
     """
+    return [file for file in _files("*.toml") if file.name != RANGES]
+
+
+def ranges_files() -> list[Path]:
+    """The files that say what settings are tried over, the project's own first; see `harness.running.ranges`.
+
+    Raises:
+        UsageError: for a plug-in folder that is named and not there.
+    """
+    return _files(RANGES)
+
+
+def _files(pattern: str) -> list[Path]:
     folders = [ROOT / "methods", *plugin_folders()]
-    return [file for folder in dict.fromkeys(folders) for file in sorted((folder / "presets").glob("*.toml"))]
+    return [file for folder in dict.fromkeys(folders) for file in sorted((folder / "presets").glob(pattern))]
 
 
 def presets_of(method: str, config: type, methods: Collection[str]) -> list[PresetEntry]:

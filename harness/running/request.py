@@ -18,7 +18,7 @@ from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut
 from harness.core.fields import Field, Given, budgets, from_document, names, number, path, seeds, switch, text, word
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
-from harness.core.options import MOST_SEED, Options, Points, Preset, Retain, Variant
+from harness.core.options import MOST_SEED, Options, Points, Preset, Retain, Rows, Variant
 from harness.running.misplaced import check_places, flag_for
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Request:
     """Only these evaluators, parted by commas; +name comes to the benchmark's own. See harness list evals."""
     budgets: Annotated[tuple[float, ...], Field(budgets, MEASURING, metavar="NUMBERS")] = ()
     """Measure where the damage on held-out rows is so many nats per token, such as .01,.1."""
-    rows: WhichPoints = "all"
-    """Keep rows and texts of every point (all), or of the last one only (last)."""
+    rows: Annotated[Rows, Field(word("all", "last", "none"), MEASURING, metavar="WORD", completes="all|last|none")] = "all"
+    """Keep rows and texts of every point (all), of the last one only (last), or of none."""
     reference: ReferenceLog = None
     """A retrained model's evaluation log to compare with."""
     judge: Annotated[str, Field(text, MEASURING)] = ""
@@ -161,7 +161,7 @@ class RequestFields(TypedDict, total=False):
     limit: int | None
     evals: str | Sequence[str]
     budgets: Sequence[float]
-    rows: Points
+    rows: Rows
     reference: str | Path | None
     judge: str
     judge_url: str
@@ -341,37 +341,6 @@ class SweepRequest(Request):
         return sweep
 
 
-# ---------------------------------------------------------------- what is asked of a benchmark alone
-
-
-@dataclass(frozen=True, kw_only=True)
-class PowerRequest:
-    """What a benchmark can show."""
-
-    bench: BenchName = ""
-    """The benchmark; see harness list benches."""
-    model: ModelName = "mini"
-    """A card, mini, mini@SEED, scratch, a hub id or a folder."""
-    limit: RowLimit = None
-    """At most this many rows per split."""
-    variant: WhoseMetrics = "original"
-    """Whose metric definitions: original or open-unlearning."""
-    data_dir: DataFolder = None
-    """A folder laid out by hub id, used before the hub."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRequest:
-    """The metrics of an evaluation log."""
-
-    bench: BenchName = "tofu10"
-    """The benchmark whose log it is."""
-    variant: WhoseMetrics = "original"
-    """Whose metric definitions: original or open-unlearning."""
-    reference: ReferenceLog = None
-    """A retrained model's evaluation log to compare with."""
-
-
 # ---------------------------------------------------------------- a study
 
 
@@ -383,6 +352,26 @@ class StudyRequest(Request):
     """Other benchmarks than the study's, parted by commas."""
     seeds: Seeds = ()
     """Other unlearning seeds than the study's, parted by commas."""
+    method: Annotated[
+        tuple[str, ...],
+        Field(names("a method"), WHAT, short="-m", aliases=("--methods",), metavar="NAMES", completes="methods"),
+    ] = ()
+    """Only these of the study's methods, parted by commas."""
+    phase: Annotated[
+        Literal["both", "tries", "reported"],
+        Field(word("both", "tries", "reported"), WHAT, metavar="WORD", completes="both|tries|reported"),
+    ] = "both"
+    """Of a study that chooses settings first: the tries, what is reported, or both."""
+
+    def check_own_choices(self, study: str) -> None:
+        """Refuse what a study that says its models, evaluators and budgets itself is given.
+
+        Raises:
+            UsageError: naming it.
+        """
+        for name, flag in (("model", "--model"), ("evals", "--evals"), ("budgets", "--budgets"), ("rows", "--rows")):
+            if getattr(self, name) != getattr(StudyRequest(), name):
+                raise UsageError(f"the study {study} says {name} itself, the same for every method. Leave out {flag}.")
 
 
 def request_file(kind: type[Request], file: Path) -> dict[str, Given]:

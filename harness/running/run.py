@@ -73,7 +73,7 @@ def execute(todo: Plan, store: Store, cache: Cache, exports: ExportOptions | Non
         )
         if not record.written:
             record.result = result
-        record.keep_whole_points(todo.options.rows == "last")
+        record.keep_whole_points(todo.options.rows)
         if record.points and (changed := made_by_other_code(record.result)):
             log.warning("%s; its points are measured anew", changed)
             record.keep_points(0)
@@ -134,8 +134,7 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     record.write(result)
 
     result = _measure_points(todo, record, result, context, references, generator)
-    if todo.options.rows == "last":
-        record.keep_last_rows()
+    record.keep_rows(todo.options.rows)
     prompts = {
         name: [(problem.template.prompt(row["question"]), row) for row in rows if "question" in row]
         for name, rows in problem.questions.items()

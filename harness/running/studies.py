@@ -19,6 +19,7 @@ from harness.core.documents import parse_json
 from harness.core.errors import UsageError, unknown
 from harness.core.method import METHODS
 from harness.core.options import Options, Preset
+from harness.core.problem import Problem
 from harness.running.plan import Plan
 from harness.running.trials import EvalPlans, Sweep, TrialSpec
 from harness.storage.cache import canonical
@@ -27,6 +28,8 @@ from harness.storage.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
+EQUAL_DAMAGE = "equal-damage"
+"""The study that chooses settings first; see `harness.running.equal_damage`."""
 SMALL = ("mini", "scratch")
 """Model families that are trained on the spot."""
 KLS = (0.01, 0.03, 0.1, 0.3)
@@ -168,6 +171,12 @@ STUDIES: Mapping[str, Study] = {
     ),
 }
 
+ABOUT: Mapping[str, str] = {
+    **{name: study.about for name, study in STUDIES.items()},
+    EQUAL_DAMAGE: "which method is better at equal damage: tries on world 1, what they choose on worlds 0 and 2",
+}
+"""The question of every study."""
+
 
 def study_of(name: str) -> Study:
     """The study of that name.
@@ -180,8 +189,14 @@ def study_of(name: str) -> Study:
     return STUDIES[name]
 
 
-def trials_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[int], options: Options) -> list[TrialSpec]:
-    """Every run of a study; benchmarks and seeds are the study's own where none are given."""
+def trials_of(
+    study: Study, benches: Sequence[str], model: str, seeds: Sequence[int], options: Options, methods: Sequence[str] = ()
+) -> list[TrialSpec]:
+    """Every run of a study; benchmarks, seeds and methods are the study's own where none are given.
+
+    Raises:
+        UsageError: for a method that is not among the study's.
+    """
     family = model.partition("@")[0]
     size = "small" if family in SMALL else "real"
     specs: list[TrialSpec] = []
@@ -198,7 +213,10 @@ def trials_of(study: Study, benches: Sequence[str], model: str, seeds: Sequence[
             ]
             of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.preset)
             specs += of_bench.trials()
-    return specs
+    for name in methods:
+        if name not in (known := {todo.method for todo in specs}):
+            raise unknown("method of this study", name, known)
+    return [todo for todo in specs if not methods or todo.method in methods]
 
 
 def settings_of(study: Study, bench: str, model: str) -> set[tuple[str, str]]:
@@ -240,11 +258,20 @@ def possible(tries: Sequence[TrialSpec], eval_plans: EvalPlans) -> tuple[list[Tr
     """The tries whose methods can run there, and for the others why not."""
     kept, left = [], []
     for todo in tries:
-        if reason := METHODS.get(todo.method).skip_reason(todo.eval_plan(eval_plans).problem):
+        if reason := _reason_against(todo, todo.eval_plan(eval_plans).problem):
             left.append(f"{todo.method} is left out on {todo.bench}: {reason}")
         else:
             kept.append(todo)
     return kept, sorted(set(left))
+
+
+def _reason_against(todo: TrialSpec, problem: Problem) -> str | None:
+    """Why a method cannot run on a problem, or not with these settings."""
+    method = METHODS.get(todo.method)
+    if reason := method.skip_reason(problem):
+        return reason
+    preset = method.preset(todo.bench, problem.family or problem.model.partition("@")[0], todo.preset)
+    return method.clash(problem, resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method))
 
 
 @dataclass(frozen=True)

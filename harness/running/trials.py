@@ -41,6 +41,10 @@ class TrialSpec:
     """On which preset of the method they stand."""
     trial: Trial | None = None
     """Its place in a search for settings."""
+    selection: str = ""
+    """On what its settings were chosen; said by the plan if empty."""
+    called: str = ""
+    """What a study calls it, where its method's name does not say it."""
 
     def eval_plan(self, eval_plans: EvalPlans) -> EvalPlan:
         """Its data and what measures it, read once for all that share it."""
@@ -53,13 +57,13 @@ class TrialSpec:
         """Decide the run; see `harness.running.plan.plan`."""
         settings, measured = {**self.fixed, **self.chosen}, self.eval_plan(eval_plans)
         decided = plan(self.bench, self.model, self.method, settings, self.options, preset=self.preset, measured=measured)
-        return replace(decided, trial=self.trial)
+        return replace(decided, trial=self.trial, selection=self.selection or decided.selection)
 
     def label(self, with_bench: bool = True) -> str:
         """What tells it from the sweep's other runs; its benchmark does not where there is only one."""
         settings = "".join(f" {key}={value}" for key, value in self.chosen.items())
         where = f" on {self.bench}" if with_bench else ""
-        return f"{self.method}{where}{settings} seed {self.options.seed}"
+        return f"{self.called or self.method}{where}{settings} seed {self.options.seed}"
 
     def __str__(self) -> str:
         return self.label()

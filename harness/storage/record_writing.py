@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.config import to_json
 from harness.core.documents import Malformed
 from harness.core.evaluator import GenerationRequest
+from harness.core.options import Rows
 from harness.storage.cache import disk_errors, flush
 from harness.storage.frames import in_one
 from harness.storage.record_files import POINTS, ROWS, RUN, TEXTS, lines_of, point_of, read_rows
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_KEPT: Mapping[Rows, slice] = {"all": slice(None), "last": slice(-1, None), "none": slice(0)}
+"""The points whose rows and texts are kept."""
 PART = ".part"
 """How the name of a file ends that is being written."""
 
@@ -67,18 +70,18 @@ class Record:
             if dropped:
                 self._cut_rows(range(count))
 
-    def keep_whole_points(self, last_rows: bool = False) -> None:
+    def keep_whole_points(self, rows: Rows = "all") -> None:
         """Keep the points up to the first whose rows or texts are not there as they were written: it is measured anew.
 
         Args:
-            last_rows: ask for the last point's rows and texts alone.
+            rows: of which points they have to be there.
 
         Raises:
             UsageError: if the disk is full, or a file cannot be read.
         """
-        rows, texts = self._rows_of_points(), Counter(point_of(line) for line in lines_of(self.folder / TEXTS))
-        for point in self.points[-1:] if last_rows else self.points:
-            lacking = rows is None or point.rows not in (None, rows[point.index])
+        counted, texts = self._rows_of_points(), Counter(point_of(line) for line in lines_of(self.folder / TEXTS))
+        for point in self.points[_KEPT[rows]]:
+            lacking = counted is None or point.rows not in (None, counted[point.index])
             if lacking or point.texts not in (None, texts[point.index]):
                 log.warning(
                     "rows or texts of point %d of run %s are gone or damaged; from there on it is measured anew",
@@ -87,16 +90,20 @@ class Record:
                 self.keep_points(point.index)
                 return
 
-    def keep_last_rows(self) -> None:
-        """Let go of the rows and texts of all points but the last one: they are most of a record's size.
+    def keep_rows(self, rows: Rows) -> None:
+        """Let go of the rows and texts of all points but the last one, or of all: they are most of a record's size.
 
         Raises:
             UsageError: if the disk is full.
         """
-        last = range(len(self.points))[-1:]
+        kept = range(len(self.points))[_KEPT[rows]]
         with disk_errors("the results folder", "Free some space or choose another with --results"):
-            self._cut_rows(last)
-            self._cut_lines(TEXTS, last)
+            if rows == "none":
+                (self.folder / ROWS).unlink(missing_ok=True)
+                (self.folder / TEXTS).unlink(missing_ok=True)
+            elif rows == "last":
+                self._cut_rows(kept)
+                self._cut_lines(TEXTS, kept)
 
     @property
     def written(self) -> bool:

@@ -202,8 +202,8 @@ class Trial:
     """0 for the first try of its method, benchmark and seed."""
     tries: int
     """How many there are."""
-    search: Literal["grid", "random"]
-    """How they were drawn from the grid."""
+    search: Literal["grid", "random", "even"]
+    """How they were drawn from the grid; `even`: at places that fill it evenly, the same for every method."""
     metric: str
     """What settings are chosen by; empty if that is left to the reader."""
     split: str

@@ -10,12 +10,11 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.fields import Given, declared, flag_of, from_document, from_python, helps, read
+from harness.running.bench_request import PowerRequest, ScoreRequest
 from harness.running.plan import plan
 from harness.running.request import (
-    PowerRequest,
     RunFields,
     RunRequest,
-    ScoreRequest,
     StudyRequest,
     SweepFields,
     SweepRequest,

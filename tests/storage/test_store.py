@@ -426,9 +426,9 @@ def test_a_point_whose_rows_or_texts_are_gone_is_measured_anew(store: Store, nam
 def test_of_the_last_points_rows_alone_the_others_need_not_be_there(store: Store):
     keep(store, 3)
     with store.open(SPEC) as record:
-        record.keep_last_rows()
+        record.keep_rows("last")
     with store.open(SPEC) as record:
-        record.keep_whole_points(last_rows=True)
+        record.keep_whole_points("last")
         assert len(record.points) == 3
         record.keep_whole_points()
         assert len(record.points) == 0
@@ -626,7 +626,7 @@ def kept_of(where: Path) -> tuple[list[int], list[int]]:
 
 def let_go(store: Store) -> None:
     with store.open(SPEC) as record:
-        record.keep_last_rows()
+        record.keep_rows("last")
 
 
 def test_of_the_last_point_alone_rows_and_texts_are_kept_and_of_all_points_the_numbers(store: Store):
@@ -646,9 +646,9 @@ def test_of_the_last_point_alone_rows_and_texts_are_kept_and_of_all_points_the_n
 def test_a_record_without_points_rows_or_texts_has_none_to_let_go_of(store: Store):
     with store.open(SPEC) as record:
         record.write(result())
-        record.keep_last_rows()
+        record.keep_rows("last")
         record.add(point(0), {}, {})
-        record.keep_last_rows()
+        record.keep_rows("last")
     assert sorted(file.name for file in folder(store).iterdir()) == ["points.jsonl", "run.json"]
     assert list(problems(store)) == []
 
@@ -662,7 +662,7 @@ def test_killed_between_rows_and_texts_the_record_is_sound_and_goes_on(store: St
     with store.open(SPEC) as record:
         monkeypatch.setattr(Record, "_cut_lines", killed)
         with pytest.raises(KeyboardInterrupt):
-            record.keep_last_rows()
+            record.keep_rows("last")
         monkeypatch.undo()
     assert kept_of(where) == ([2, 2], [0, 1, 2])
     assert list(problems(store)) == []
@@ -682,7 +682,7 @@ def test_a_disk_that_fills_while_rows_are_let_go_of_loses_nothing(store: Store, 
     with store.open(SPEC) as record:
         monkeypatch.setattr("harness.storage.record_writing.flush", full)
         with pytest.raises(UsageError, match="no space is left on the disk of the results folder"):
-            record.keep_last_rows()
+            record.keep_rows("last")
         monkeypatch.undo()
     assert len(list(where.iterdir())) == 4, "half a file takes no space"
     assert kept_of(where) == ([2, 2] if flushes else [0, 0, 1, 1, 2, 2], [0, 1, 2])
