@@ -158,7 +158,7 @@ class EqualDamage:
         if len(done) < len(tries):
             raise UsageError(
                 f"of the {len(tries)} tries of {arm.name} on {on} {len(done)} are recorded. Make them: "
-                f"harness study {EQUAL_DAMAGE} --bench {on} --method '{arm.name}' --phase tries"
+                f"harness study {EQUAL_DAMAGE} --bench {on} --method '{arm.name}' --phase tries."
             )
         if not tries:
             return Chosen({})
@@ -225,5 +225,5 @@ def _score(record: RunResult) -> float:
     for point in record.points:
         if point.logged.get(BUDGET) == CHOSEN_AT:
             values = [m.value for m in point.measurements if isinstance(m, Measurement) and m.metric == CHOSEN_BY]
-            return values[0] if values and values[0] is not None else -math.inf
+            return values[0] if values else -math.inf
     return -math.inf

@@ -31,6 +31,8 @@ LEARNING_RATE = "lr"
 """How methods call it."""
 _SCALES = ("log", "linear")
 _KINDS = ("ranges", "variants")
+_BASES = (2, 3, 5, 7)
+"""One for each setting that is tried."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Range:
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         low, high = (self.low - 0.5, self.high + 0.5) if whole else (self.low, self.high)
         value = low * (high / low) ** share if self.scale == "log" else low + (high - low) * share
-        return min(int(self.high), max(int(self.low), round(value))) if whole else _typed(value)
+        return min(int(self.high), max(int(self.low), math.floor(value + 0.5))) if whole else _typed(value)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,10 @@ def arms() -> list[Arm]:
         for method, table in document.get("ranges", {}).items():
             ranges[method] = _ranges(f"{place(file)}, ranges.{method}", method, table)
         for name, table in document.get("variants", {}).items():
-            variants[name] = _variant(f"{place(file)}, variants.{name!r}", table)
+            where = f"{place(file)}, variants.{name}"
+            if name in METHODS.names():
+                raise UsageError(f"{where} has the name of a method; give the form another.")
+            variants[name] = _variant(where, table)
     found = []
     for method in METHODS.names():
         own = ranges.get(method, {})
@@ -187,16 +192,19 @@ def _check(where: str, method: str, settings: Mapping[str, JSON]) -> None:
 
 
 def _evenly(dimensions: int, number: int) -> Iterator[list[float]]:
-    """Points in a cube that fill it evenly however many are taken: multiples of powers of a root, from the middle on.
+    """Points in a cube that fill it evenly however many are taken: Halton's, moved so that the first is in the middle."""
+    for index in range(1, number + 1):
+        yield [math.fmod(_mirrored(index, base) + 0.5 - 1 / base, 1.0) for base in _BASES[:dimensions]]
 
-    The root solves x^(d+1) = x + 1; in one dimension it is the golden ratio.
-    """
-    root = 2.0
-    for _ in range(64):
-        root = (1 + root) ** (1 / (dimensions + 1))
-    steps = [root ** -(place + 1) for place in range(dimensions)]
-    for index in range(number):
-        yield [math.fmod(0.5 + index * step, 1.0) for step in steps]
+
+def _mirrored(index: int, base: int) -> float:
+    """A number's digits behind the point, in reverse: 6, in base 2 110, becomes 0.011."""
+    value, place = 0.0, 1.0
+    while index:
+        place /= base
+        index, digit = divmod(index, base)
+        value += digit * place
+    return value
 
 
 def _typed(value: float) -> float:
