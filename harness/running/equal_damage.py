@@ -17,11 +17,10 @@ from harness.core.measurement import Measurement
 from harness.core.method import METHODS
 from harness.core.options import Options
 from harness.core.problem import Problem
-from harness.running.budgets import BUDGET
 from harness.running.ranges import Arm, arms
 from harness.running.studies import EQUAL_DAMAGE
 from harness.running.trials import EvalPlans, TrialSpec
-from harness.storage.records import RunResult, Trial
+from harness.storage.records import BUDGET, RunResult, Trial
 from harness.storage.store import Store
 
 Phase = Literal["both", "tries", "reported"]
