@@ -127,14 +127,14 @@ def arms() -> list[Arm]:
             if name in METHODS.names():
                 raise UsageError(f"{where} has the name of a method; give the form another.")
             variants[name] = _variant(where, table)
-    found = []
+    listed = []
     for method in METHODS.names():
         own = ranges.get(method, {})
-        found.append(Arm(method, method, {}, own))
+        listed.append(Arm(method, method, {}, own))
         for name, (of, settings) in variants.items():
             if of == method:
-                found.append(Arm(name, method, settings, {key: value for key, value in own.items() if key not in settings}))
-    return found
+                listed.append(Arm(name, method, settings, {key: value for key, value in own.items() if key not in settings}))
+    return listed
 
 
 def arm_of(method: str, config: Mapping[str, JSON], every: Sequence[Arm]) -> str:
