@@ -220,7 +220,9 @@ class MetricRoles:
     oracle_score: Sequence[str] = ()
     """Those whose product finds the best point of a run by looking at the reported numbers."""
     selection: str = ""
-    """The one that settings are chosen by on rows that are not reported."""
+    """The one that settings are chosen by on rows that are not reported; its evaluator has its name."""
+    likelihood_evaluators: Sequence[str] = ()
+    """The evaluators that need no answer of the model."""
     compared: Sequence[str] = ()
     """Those that methods are compared in, row by row."""
     power: Sequence[str] = ()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+from harness.core.benchmark import roles_of
 from harness.core.config import JSON
 from harness.core.errors import UsageError, unknown
 from harness.core.measurement import Measurement
@@ -28,14 +29,12 @@ TRIED_ON, TRIED_SEED = "mini@1", 0
 """The world whose authors no reported number is about."""
 CHOSEN_AT = 0.01
 """The damage at which settings are chosen, in nats per token."""
-CHOSEN_BY = "selection_score"
 REPORTED_ON = ("mini", "mini@2")
 SEEDS = (0, 1, 2)
 ATTACKED_SEED = 0
 ATTACK = "finetune_attack"
 _ANSWERED_AT = (0.01, 0.1)
 _BUDGETS = (0.003, 0.01, 0.03, 0.1)
-_LIKELIHOODS = ("forget_quality", "probability", "truth_ratio", "retain_kl")
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ class OfBench:
     """The benchmark whose choice is taken; its own if empty."""
     budgets: tuple[float, ...] = _BUDGETS
     """At which likelihoods are measured."""
-    likelihoods: tuple[str, ...] = _LIKELIHOODS
-    """The evaluators that need no text of the model."""
     answers: bool = True
     """Whether the benchmark's own evaluators measure anything besides."""
 
@@ -57,7 +54,7 @@ class OfBench:
 BENCHES: Mapping[str, OfBench] = {
     "tofu10": OfBench(),
     "tofu05": OfBench(chosen_on="tofu10"),
-    "wmdp-bio": OfBench(6, budgets=(*_BUDGETS, 0.3), likelihoods=("multiple_choice", "alpaca_kl"), answers=False),
+    "wmdp-bio": OfBench(6, budgets=(*_BUDGETS, 0.3), answers=False),
 }
 
 
@@ -127,14 +124,14 @@ class EqualDamage:
         if not arm.tried:
             return []
         number = BENCHES[bench].tries
-        options = replace(self.options, seed=TRIED_SEED, evals=(CHOSEN_BY,), budgets=(CHOSEN_AT,), rows="none")
+        options, metric = self._tried(bench), roles_of(bench).selection
         rows = f"first {limit} rows per split" if (limit := options.limit) else "all evaluated rows"
         split = f"{rows} of {bench} on {TRIED_ON}, seed {TRIED_SEED}, at a damage of {CHOSEN_AT:g} nats per token"
         drawn = arm.tries(bench, TRIED_ON.partition("@")[0], number)
         return [
             TrialSpec(
                 *(bench, TRIED_ON, arm.method, options, arm.settings, settings),
-                trial=Trial(index=index, tries=number, search="even", metric=CHOSEN_BY, split=split),
+                trial=Trial(index=index, tries=number, search="even", metric=metric, split=split),
                 called=f"{arm.name}, try {index + 1}",
             )
             for index, settings in enumerate(drawn)
@@ -161,8 +158,8 @@ class EqualDamage:
             )
         if not tries:
             return Chosen({})
-        scores = [_score(record) for record in done]
-        where = f"tries on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {CHOSEN_BY} at a damage of {CHOSEN_AT:g} nats per token"
+        scores = [_score(record, roles_of(on).selection) for record in done]
+        where = f"tries on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {roles_of(on).selection} at a damage of {CHOSEN_AT:g} nats per token"
         best = max(range(len(scores)), key=lambda index: scores[index])
         if scores[best] == -math.inf:
             return Chosen({}, f"preset of {arm.method}: none of {len(tries)} {where} came to that damage")
@@ -198,7 +195,7 @@ class EqualDamage:
 
     def _of_seed(self, arm: Arm, bench: str, model: str, seed: int, chosen: Chosen) -> Iterator[TrialSpec]:
         of = BENCHES[bench]
-        likelihoods = replace(self.options, seed=seed, evals=of.likelihoods, budgets=of.budgets)
+        likelihoods = replace(self.options, seed=seed, evals=tuple(roles_of(bench).likelihood_evaluators), budgets=of.budgets)
         for what, options in (("likelihoods", likelihoods), ("answers", self._answers(of, seed))):
             if options:
                 yield TrialSpec(
@@ -215,14 +212,18 @@ class EqualDamage:
         return replace(self.options, seed=seed, evals=attacked, budgets=_ANSWERED_AT, rows="none")
 
     def _problem(self, bench: str) -> Problem:
-        options = replace(self.options, seed=TRIED_SEED, evals=(CHOSEN_BY,), budgets=(CHOSEN_AT,), rows="none")
-        return TrialSpec(bench, TRIED_ON, "", options, {}, {}).eval_plan(self.eval_plans).problem
+        return TrialSpec(bench, TRIED_ON, "", self._tried(bench), {}, {}).eval_plan(self.eval_plans).problem
+
+    def _tried(self, bench: str) -> Options:
+        """The options of a try."""
+        chosen_by = (roles_of(bench).selection,)
+        return replace(self.options, seed=TRIED_SEED, evals=chosen_by, budgets=(CHOSEN_AT,), rows="none")
 
 
-def _score(record: RunResult) -> float:
+def _score(record: RunResult, metric: str) -> float:
     """A try's score at the damage where tries are compared; minus infinity where it has none."""
     for point in record.points:
         if point.logged.get(BUDGET) == CHOSEN_AT:
-            values = [m.value for m in point.measurements if isinstance(m, Measurement) and m.metric == CHOSEN_BY]
+            values = [m.value for m in point.measurements if isinstance(m, Measurement) and m.metric == metric]
             return values[0] if values else -math.inf
     return -math.inf

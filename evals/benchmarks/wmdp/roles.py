@@ -19,6 +19,7 @@ def roles(stages: Sequence[str]) -> MetricRoles:
         forgetting=tuple(f"{stage}_accuracy" for stage in stages),
         kept=("general_accuracy", "mmlu_accuracy"),
         selection="selection_score",
+        likelihood_evaluators=MEASURED,
         compared=COMPARED,
         power=COMPARED,
     )
