@@ -158,8 +158,9 @@ class EqualDamage:
             )
         if not tries:
             return Chosen({})
-        scores = [_score(record, roles_of(on).selection) for record in done]
-        where = f"tries on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {roles_of(on).selection} at a damage of {CHOSEN_AT:g} nats per token"
+        metric = roles_of(on).selection
+        scores = [_score(record, metric) for record in done]
+        where = f"tries on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {metric} at a damage of {CHOSEN_AT:g} nats per token"
         best = max(range(len(scores)), key=lambda index: scores[index])
         if scores[best] == -math.inf:
             return Chosen({}, f"preset of {arm.method}: none of {len(tries)} {where} came to that damage")

@@ -23,7 +23,7 @@ ROLES = MetricRoles(
     ranking="forget_quality_d",
     oracle_score=("forget_quality", "model_utility"),
     selection="selection_score",
-    likelihood_evaluators=("forget_quality", "probability", "truth_ratio", "retain_kl"),
+    likelihood_evaluators=("forget_quality", "probability", "truth_ratio", "retain_kl", "unseen"),
     compared=("model_utility", "retain_rouge", "forget_rouge", "retain_kl"),
     power=(
         *("forget_quality_d", "model_utility", "retain_rouge", "forget_rouge"),
