@@ -6,113 +6,59 @@
 A method of this project, not of a paper. What is raised is equation 1 of "Gauss-Newton Unlearning for the LLM Era"
 (arXiv:2602.10568), L_F(θ) − γ E_retain KL(p_θ0 ‖ p_θ). K-FADE takes the first Gauss-Newton iteration on it: at θ0 the KL has
 no gradient. From the second on it has one, and K-FADE leaves it out; here it is a step of its own. **It trains on the retain
-rows**, as GradDiff, NPO and SimNPO do and K-FADE does not: a KL on rows that neither the fit nor the corrector saw says more.
+rows**, as GradDiff, NPO and SimNPO do and K-FADE does not (by `corrector_on` on general text, too, or instead). A KL on rows
+that neither the fit nor the corrector saw says more.
 
 With an exact G, a linear L_F and η = 1 a corrector would undo the predictor. On a real model it does not: what the forget
 objective needs and what the KL forbids lie apart. Each half has its own kind of G; `identity` is full-batch ascent or descent.
+
+Told a budget of damage, every step meets its share of it, which grows evenly over all steps, as K-FADE's does. The predictor
+goes to `overshoot` times that share, measured as damage; correctors follow, and the damage is measured after each, until it is
+down at the share or `corrections` have been taken. The one that goes below is shortened; what is still above goes back on the
+straight line to where the predictor began. With `overshoot=1` this is K-FADE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-
-from harness.core.config import settings
 from harness.core.memory import MemoryItem, ModelShape
-from harness.core.method import Progress, UnlearningContext, method
-from harness.core.problem import Problem, Stage
-from methods._settings import LayerNumbers, Points, absent_layers
-from methods.gauss_newton.config import KFADEConfig
+from harness.core.method import Budget, Progress, UnlearningContext, method
+from harness.core.problem import Problem
+from methods._settings import absent_layers
+from methods.gauss_newton.corrector_config import Estimator, PredictorCorrectorConfig
 from methods.gauss_newton.memory import memory_items as kfade_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from harness.data.rows import Encoded
     from harness.numerics.likelihood import AnswerDistributions
-    from methods.curvature.layers import Layer
+    from methods.curvature.layers import Layer, Line
     from methods.curvature.solve import Direction
     from methods.curvature.spectrum import LayerCurvature
 
-Estimator = Literal["kfac", "ekfac", "diagonal", "identity"]
-
-
-@settings
-class PredictorCorrectorConfig:
-    """Settings of the predictor and the corrector."""
-
-    predictor: Estimator = "kfac"
-    """The form of G in the predictor."""
-    corrector: Estimator | None = None
-    """The form of G in the corrector; the predictor's if not given."""
-    objective: Literal["cross_entropy", "margin", "npo", "simnpo"] = "cross_entropy"
-    """What is raised, as K-FADE has it."""
-    margin_clip: float = Field(0.0, ge=0, lt=1)
-    """The margin's gradient divides by max(1 − p, this)."""
-    beta: PositiveFloat = 0.1
-    """β of the objectives npo and simnpo."""
-    gamma: float = 0.0
-    """γ of the objective simnpo."""
-    steps: Points = 3
-    """How many times predictor and correctors follow one another on each stage; a point is measured after each."""
-    peak_kl: PositiveFloat = 0.1
-    """Nats per token on retain rows that each predictor goes to."""
-    corrections: Annotated[int, Field(ge=0, le=1_000)] = 4
-    """How many correctors follow a predictor; 0 is K-FADE at a KL that does not rise."""
-    corrector_rows: PositiveInt | None = None
-    """How many retain sequences a corrector reads, drawn anew for each; all if not given."""
-    first_length: PositiveFloat = 1e-3
-    """η that the first line search begins with; each later one begins with the last that was found."""
-    damping: NonNegativeFloat = 0.1
-    """λ in G + λI."""
-    damping_scale: Literal["absolute", "mean_eigenvalue"] = "mean_eigenvalue"
-    """Whether λ is in the units of G (squared gradients per token) or in units of G's mean eigenvalue."""
-    layers: LayerNumbers | None = None
-    """Decoder layers whose MLPs are changed, from 0; all if not given."""
-    mc_samples: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Labels drawn from the model per token, in the fit."""
-    retain_rows: PositiveInt | None = None
-    """How many retain sequences the fit takes, drawn by the seed; all if not given."""
-    forget_rows: PositiveInt | None = None
-    """How many forget sequences a predictor takes, without replacement over a stage's steps; all if not given."""
-    kl_rows: PositiveInt = 200
-    """How many retain sequences the KL is measured on; outside the fit's where the fit does not take all."""
-
-    def __post_init__(self) -> None:
-        if self.damping == 0 and {self.predictor, self.corrector or self.predictor} != {"identity"}:
-            raise ValueError("damping=0 divides by eigenvalues that are 0; give a small positive one")
-        if self.margin_clip and self.objective != "margin":
-            raise ValueError("margin_clip belongs to objective=margin")
-
-    def half(self, estimator: Estimator) -> KFADEConfig:
-        """The same for one half, as the fit and the data of K-FADE take it."""
-        return KFADEConfig(
-            estimator=estimator,
-            target_kl=self.peak_kl,
-            damping=self.damping,
-            **{name: getattr(self, name) for name in _SHARED},
-        )
-
-
-_SHARED = (
-    *("objective", "margin_clip", "beta", "gamma", "steps", "damping_scale"),
-    *("layers", "mc_samples", "retain_rows", "forget_rows", "kl_rows"),
-)
-"""Settings that K-FADE has under the same name."""
-
 
 def memory_items(shape: ModelShape, config: PredictorCorrectorConfig) -> list[MemoryItem]:
-    """What a step of K-FADE holds, a second curvature where the halves differ, and the frozen model that the KL is from."""
-    kinds = {config.predictor, config.corrector or config.predictor}
+    """What a step of K-FADE holds; a second curvature where the halves differ, the predictor, the model before the stage."""
+    from methods.curvature.layers import mlp_layers, sizes
+
+    kinds = config.estimators
     largest = max(
         (kfade_memory_items(shape, config.half(kind)) for kind in kinds), key=lambda items: sum(item.bytes for item in items)
     )
     second = sum(i.bytes for i in largest if i.what in ("factors", "spectrum")) if len(kinds) > 1 else 0
-    return [*largest, MemoryItem("second curvature", second), MemoryItem("frozen copy", shape.parameters * shape.weight_bytes)]
+    general = config.kl_rows * shape.answer_tokens * shape.vocabulary * 4 if config.corrector_on == "both" else 0
+    return [
+        *largest,
+        MemoryItem("second curvature", second),
+        MemoryItem("predictor's line", 2 * sizes(mlp_layers(shape.model, config.layers)).spectrum),
+        MemoryItem("frozen copy", shape.parameters * shape.weight_bytes),
+        MemoryItem("log-probabilities of general text", general, where="cpu"),
+    ]
 
 
 def clash(problem: Problem, config: PredictorCorrectorConfig) -> str | None:
@@ -127,22 +73,40 @@ def clash(problem: Problem, config: PredictorCorrectorConfig) -> str | None:
     clash=clash,
     memory=memory_items,
     memory_fallbacks=({"layers": [3, 4, 5, 6]}, {"predictor": "identity"}),
+    reach="free",
+    reads_general=lambda config: config.corrector_on != "retain",
 )
 def predictor_corrector(context: UnlearningContext, config: PredictorCorrectorConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every one, with its correctors, is a point of the trade-off curve.
 
     Raises:
         UsageError: for a model whose MLPs are not known, or layers that are not there.
-        Diverged: if there is no usable direction, or no step size meets `peak_kl`.
+        Diverged: if there is no usable direction, or no step size meets the peak.
     """
     from methods.curvature.layers import mlp_layers
 
-    layers = mlp_layers(context.model, config.layers)
+    layers, passes = mlp_layers(context.model, config.layers), Passes()
     taken, total = 0, config.steps * len(context.stages)
-    for stage in context.stages:
-        for logged in _Stage(context, stage, layers, config).steps():
+    for number in range(len(context.stages)):
+        for logged in _Stage(context, number, layers, config, passes).steps():
             taken += 1
-            yield Progress(taken, logged, measure_here=True, total=total)
+            yield Progress(taken, {**logged, **passes.logged}, measure_here=True, total=total)
+
+
+@dataclass
+class Passes:
+    """How often sequences went forward and backward through the model since the beginning; 1 is all that a stage has once."""
+
+    rows: dict[str, float] = field(default_factory=lambda: {"retain": 0.0, "general": 0.0, "forget": 0.0})
+
+    def add(self, kind: str, share: float) -> None:
+        """So much of a stage's sequences of that kind."""
+        self.rows[kind] += share
+
+    @property
+    def logged(self) -> Mapping[str, float]:
+        """`retain_passes`, …."""
+        return {f"{kind}_passes": times for kind, times in self.rows.items()}
 
 
 @dataclass
@@ -153,28 +117,52 @@ class _Curvatures:
     corrector: list[LayerCurvature]
 
 
+@dataclass
+class _Predicted:
+    """A predictor that has been gone to."""
+
+    line: Line
+    """From where it began."""
+    measured: tuple[float, float]
+    """Where it began and where it went to: the damage, where there is a budget of it; else the KL."""
+    kl: float
+    """Nats per token behind it, on the rows of the corrector's kinds."""
+    logged: dict[str, float]
+    """What is recorded of it."""
+
+
 class _Stage:
     """The steps on one stage.
 
     Args:
         context: whose model is edited in place.
-        stage: the texts.
+        number: the stage's, from 0.
         layers: whose weights move.
         config: the settings.
+        passes: counted up.
     """
 
     def __init__(
-        self, context: UnlearningContext, stage: Stage, layers: Sequence[Layer], config: PredictorCorrectorConfig
+        self,
+        context: UnlearningContext,
+        number: int,
+        layers: Sequence[Layer],
+        config: PredictorCorrectorConfig,
+        passes: Passes,
     ) -> None:
         from methods.first_order.losses import frozen_copy
+        from methods.gauss_newton.corrector import CorrectorRows
         from methods.gauss_newton.data import StageData
 
-        self._context, self._layers, self._config, self._stage = context, layers, config, stage
-        self._data = StageData(context, stage, config.half(config.predictor))
+        self._context, self._layers, self._config, self._passes = context, layers, config, passes
+        self._stage = context.stages[number]
+        self._data = StageData(context, self._stage, config.half(config.predictor))
+        self._rows = CorrectorRows(self._data, self._stage.name, config.corrector_on)
         self._before: PreTrainedModel = frozen_copy(context.model)
-        self._answers: AnswerDistributions = self._data.answers_now(self._network())
+        self._network_before = self._network()
+        self._answers: AnswerDistributions = self._data.answers_now(self._network_before, self._rows.kl)
         self._length = config.first_length
-        self._measured = 0
+        self._measured, self._number = 0, number
 
     def steps(self) -> Iterator[dict[str, float]]:
         """What is recorded of each step, as it is taken."""
@@ -184,12 +172,15 @@ class _Stage:
             with costs.phase("curvature"):
                 curvatures = self._fit(network)
             with costs.phase("step"):
-                logged = self._predict(curvatures.predictor, step, network)
+                predicted = self._predict(curvatures.predictor, step, network)
             with costs.phase("corrector"):
-                logged |= self._correct(curvatures.corrector, step, logged["peak_kl"])
+                if (budget := self._context.budget) is not None:
+                    logged = self._correct_to(budget, curvatures.corrector, step, predicted)
+                else:
+                    logged = self._correct(curvatures.corrector, step, predicted.kl)
             with costs.aside("monitoring"):
                 logged["forget_loss"] = self._data.mean_loss(step)
-            yield logged
+            yield predicted.logged | logged
 
     def _network(self) -> str:
         from harness.models.sources import weights_fingerprint
@@ -206,14 +197,16 @@ class _Stage:
                 self._context.costs.count(self._data.fit_tokens)
             return fit(self._data, self._layers, network)
 
+        made = {sums for estimator in self._config.estimators for sums in _SUMS[estimator]}
+        self._passes.add("retain", len(made) * self._config.mc_samples * len(self._data.fit) / len(self._data.retain))
         first = of(self._config.predictor)
         other = self._config.corrector or self._config.predictor
         return _Curvatures(first, first if other == self._config.predictor else of(other))
 
     def _kl(self) -> float:
-        """Nats per token on the retain rows that the KL is measured on."""
+        """Nats per token on the rows that the KL is measured on."""
         self._measured += 1
-        self._context.costs.count(sum(len(e.input_ids) for e in self._data.kl))
+        self._context.costs.count(sum(len(e.input_ids) for e in self._rows.kl))
         return self._answers.kl(self._context.model)
 
     def _direction(self, curvatures: Sequence[LayerCurvature], gradients: list[Tensor]) -> Direction:
@@ -224,53 +217,121 @@ class _Stage:
         gradients.clear()  # the solver holds them rotated
         return solver.direction(self._config.damping, scale=self._config.damping_scale)
 
-    def _predict(self, curvatures: Sequence[LayerCurvature], step: int, network: str) -> dict[str, float]:
+    def _predict(self, curvatures: Sequence[LayerCurvature], step: int, network: str) -> _Predicted:
         from methods.curvature.layers import Line
         from methods.curvature.solve import warn_if_thin
         from methods.gauss_newton.fit import forget_gradient
         from methods.gauss_newton.step import step_for_kl
 
-        self._context.costs.count(sum(len(e.input_ids) for e in self._data.forget(step)))
+        forget = self._data.forget(step)
+        self._context.costs.count(sum(len(e.input_ids) for e in forget))
+        self._passes.add("forget", len(forget) / len(self._stage.forget))
         gradients = forget_gradient(self._data, self._layers, step, network)
         direction = self._direction(curvatures, gradients)
         line = Line(self._layers, direction.matrices)
 
-        def kl_at(alpha: float) -> float:
-            line.go(alpha / direction.g_norm)
-            return self._kl()
+        budget, first = self._context.budget, step == 1
+        if budget is None:
+            peak, measure = self._config.peak_kl, self._kl
+        else:
+            peak, measure, first = self._config.overshoot * self._share(budget, step), budget.damage, first and not self._number
 
-        already = self._kl() if step > 1 else 0.0
-        alpha, peak = step_for_kl(kl_at, self._config.peak_kl, already)
+        def at(alpha: float) -> float:
+            line.go(alpha / direction.g_norm)
+            return measure()
+
+        already = 0.0 if first else measure()
+        alpha, reached = step_for_kl(at, peak, already)
         line.go(alpha / direction.g_norm)
         warn_if_thin(self._layers, curvatures, self._data.fit_tokens, direction.damping_absolute)
-        return {
+        kl = reached if budget is None else self._kl()
+        logged = {
             "step_size": alpha,
             "damping_absolute": direction.damping_absolute,
-            "peak_kl": peak,
-            "forget_rows": float(len(self._data.forget(step))),
+            "peak_kl": kl,
+            "forget_rows": float(len(forget)),
         }
+        return _Predicted(line, (already, reached), kl, logged)
+
+    def _share(self, budget: Budget, step: int) -> float:
+        """Nats per token that the damage is to be behind a step."""
+        steps = self._config.steps
+        return budget.nats * (self._number * steps + step) / (len(self._context.stages) * steps)
 
     def _correct(self, curvatures: Sequence[LayerCurvature], step: int, kl: float) -> dict[str, float]:
-        from methods.curvature.gradients import gradient_matrices
-        from methods.curvature.layers import Line
-        from methods.gauss_newton.corrector import kl_gradient, line_search
-
-        model, taken = self._context.model, 0
-        for number in range(self._config.corrections):
-            rows = self._rows(step, number)
-            self._context.costs.count(2 * sum(len(e.input_ids) for e in rows))  # through the frozen copy, too
-            gradients = gradient_matrices(model, self._layers, rows, self._data.pad, kl_gradient(self._before, rows))
-            line = Line(self._layers, self._direction(curvatures, gradients).matrices)
-
-            def kl_at(length: float) -> float:
-                line.go(-length)  # noqa: B023 - used before the next round
-                return self._kl()
-
-            length, kl, _ = line_search(kl_at, kl, self._length)
-            line.go(-length)
+        """Take all correctors, or as many as lower the KL."""
+        taken = 0
+        while taken < self._config.corrections:
+            _, length, kl = self._corrector(curvatures, (step, taken), kl)
             if not length:
                 break
-            self._length, taken = length, taken + 1
+            taken += 1
+        return self._logged(kl, taken)
+
+    def _corrector(self, curvatures: Sequence[LayerCurvature], place: tuple[int, int], kl: float) -> tuple[Line, float, float]:
+        """Take one corrector.
+
+        Args:
+            curvatures: G.
+            place: the step, from 1, and the corrector's number behind it, from 0.
+            kl: before it.
+
+        Returns:
+            (its line, η, the KL behind it); η is 0 where no length lowers the KL.
+        """
+        from methods.curvature.layers import Line
+        from methods.gauss_newton.corrector import kl_gradient, line_search
+        from methods.gauss_newton.fit import kept_gradient
+
+        drawn = self._rows.drawn(self._config.corrector_rows, *place)
+        for kind, some in drawn.items():
+            self._passes.add(kind, len(some) / len(self._rows.by_kind[kind]))
+        rows = [row for some in drawn.values() for row in some]
+        self._context.costs.count(2 * sum(len(e.input_ids) for e in rows))  # through the frozen copy, too
+        signal, key = kl_gradient(self._before, rows), {"kl_from": self._network_before}
+        gradients = kept_gradient(self._data, self._layers, self._network(), rows, signal, key)
+        line = Line(self._layers, self._direction(curvatures, gradients).matrices)
+
+        def kl_at(length: float) -> float:
+            line.go(-length)
+            return self._kl()
+
+        length, kl, _ = line_search(kl_at, kl, self._length)
+        line.go(-length)
+        self._length = length or self._length
+        return line, length, kl
+
+    def _correct_to(
+        self, budget: Budget, curvatures: Sequence[LayerCurvature], step: int, predicted: _Predicted
+    ) -> dict[str, float]:
+        """Come to a stand where the damage is this step's share of the budget; see the head of this file."""
+        from methods.curvature.layers import Line
+        from methods.gauss_newton.meeting import above, between
+
+        goal, kl, taken, back = self._share(budget, step), predicted.kl, 0, 0.0
+        began, damage = predicted.measured
+
+        def damage_on(line: Line, length: float) -> float:
+            line.go(length)
+            return budget.damage()
+
+        while above(damage, goal) and taken < self._config.corrections:
+            line, length, kl = self._corrector(curvatures, (step, taken), kl)
+            if not length:
+                break
+            before, damage, taken = damage, budget.damage(), taken + 1
+            if above(goal, damage):
+                stands = between(partial(damage_on, line), -length, (before, damage), goal)
+                damage, kl = before if stands is None else goal, self._kl()
+        if above(damage, goal):
+            line = Line(
+                self._layers, [at - layer.matrix() for at, layer in zip(predicted.line.start, self._layers, strict=True)]
+            )
+            back = between(partial(damage_on, line), 1.0, (damage, began), goal) or 0.0
+            kl = self._kl()
+        return self._logged(kl, taken) | {"went_back": back}
+
+    def _logged(self, kl: float, taken: int) -> dict[str, float]:
         return {
             "measured_kl": kl,
             "corrections": float(taken),
@@ -279,12 +340,11 @@ class _Stage:
             "kl_measurements": float(self._measured),
         }
 
-    def _rows(self, step: int, number: int) -> Sequence[Encoded]:
-        """The retain sequences that a corrector reads."""
-        from harness.core.streams import streams
 
-        retain, wanted = self._data.retain, self._config.corrector_rows
-        if wanted is None or wanted >= len(retain):
-            return retain
-        drawn = streams(self._context.seed, "corrector rows", self._stage.name, step, number).numpy().permutation(len(retain))
-        return [retain[i] for i in sorted(drawn[:wanted].tolist())]
+_SUMS: Mapping[Estimator, Sequence[str]] = {
+    "kfac": ("factors",),
+    "ekfac": ("factors", "spectrum"),
+    "diagonal": ("squares",),
+    "identity": (),
+}
+"""The passes over the fit's data that a form of G takes; K-FAC's serves EK-FAC."""

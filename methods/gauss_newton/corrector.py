@@ -2,24 +2,81 @@
 
     q = (G + λI)⁻¹ ∇KL(p_θ0 ‖ p_θ)        θ ← θ − η q        η by a line search on the measured KL
 
-The gradient of the KL with respect to the logits at one label is p_θ − p_θ0; the mean runs over the labels of the rows. A full
-Newton step (η = 1) overshoots where G underestimates how the KL curves, as a Kronecker-factored G does.
+The gradient of the KL with respect to the logits at one label is p_θ − p_θ0; the mean runs over the labels of the rows, of the
+retain set, of general text or of both together. A full Newton step (η = 1) overshoots where G underestimates how the KL curves,
+as a Kronecker-factored G does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data.rows import Batch, Encoded
-from harness.numerics.likelihood import answer_logits
+from harness.core.streams import streams
+from harness.data.rows import Batch, Encoded, encode
+from harness.numerics.damage import LONGEST
+from harness.numerics.likelihood import answer_logits, check_length
 from methods.curvature.passes import LogitGradient
+from methods.gauss_newton.corrector_config import Kinds
+from methods.gauss_newton.data import StageData, memoised
 
 MOST_HALVINGS = 24
 """Lengths that are tried before a direction counts as one that lowers the KL no further."""
+
+
+class CorrectorRows:
+    """The sequences that correctors read, by kind, and those of them that the KL is measured on.
+
+    Args:
+        data: the stage's.
+        stage: its name.
+        on: which kinds.
+
+    Raises:
+        UsageError: if a text is longer than the model's context.
+    """
+
+    def __init__(self, data: StageData, stage: str, on: Kinds) -> None:
+        self._seed, self._stage = data.context.seed, stage
+        self.by_kind: dict[str, Sequence[Encoded]] = {}
+        """`retain`, `general`: all that there are."""
+        self.kl: list[Encoded] = []
+        """Those that the KL is measured on."""
+        if on != "general":
+            self.by_kind["retain"] = data.retain
+            self.kl += data.kl
+        if on != "retain":
+            self.by_kind["general"] = general = _general(data)
+            self.kl += self._some(general, data.config.kl_rows, "general KL rows")
+
+    def drawn(self, most: int | None, step: int, number: int) -> Mapping[str, Sequence[Encoded]]:
+        """What one corrector reads, by kind.
+
+        Args:
+            most: so many of each kind, drawn anew for each corrector; all if None.
+            step: of the stage, from 1.
+            number: of the corrector behind that step, from 0.
+        """
+        names = {"retain": "corrector rows", "general": "general corrector rows"}
+        return {kind: self._some(rows, most, names[kind], self._stage, step, number) for kind, rows in self.by_kind.items()}
+
+    def _some(self, rows: Sequence[Encoded], most: int | None, name: str, *place: str | int) -> Sequence[Encoded]:
+        if most is None or most >= len(rows):
+            return rows
+        drawn = streams(self._seed, name, *place).numpy().permutation(len(rows))[:most]
+        return [rows[i] for i in sorted(drawn.tolist())]
+
+
+def _general(data: StageData) -> list[Encoded]:
+    """The problem's general text, cut as damage is measured on it."""
+    context = data.context
+    texts = tuple(context.problem.general)
+    rows = memoised(context, "general", (context.identity, texts), lambda: encode(texts, context.tokenizer, LONGEST))
+    check_length(context.model, max(len(e.input_ids) for e in rows))
+    return rows
 
 
 def kl_gradient(before: PreTrainedModel, encoded: Sequence[Encoded]) -> LogitGradient:

@@ -98,11 +98,11 @@ class StageData:
         sums, counts = answer_nll(self.context.model, self.forget(step), self.pad)
         return float(sums.sum() / counts.sum())
 
-    def answers_now(self, network: str) -> AnswerDistributions:
-        """What the model, which has that fingerprint, says on the KL's rows before it is changed."""
-        model = self.context.model
-        key = (network, str(model.device), self.kl)
-        return memoised(self.context, "answers", key, lambda: AnswerDistributions(model, self.kl, self.pad))
+    def answers_now(self, network: str, rows: Sequence[Encoded] | None = None) -> AnswerDistributions:
+        """What the model, which has that fingerprint, says on the KL's rows, or on those given, before it is changed."""
+        model, rows = self.context.model, self.kl if rows is None else rows
+        key = (network, str(model.device), rows)
+        return memoised(self.context, "answers", key, lambda: AnswerDistributions(model, rows, self.pad))
 
     def _rows(self, step: int) -> list[int]:
         start = (step - 1) * self._per_step

@@ -5,7 +5,7 @@ The keys hold neither damping nor step size: both can be changed after the fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.core.config import JSON
+from harness.data.rows import Encoded
 from harness.models.saving import save_tensors
 from harness.numerics.identity import versions
 from methods.curvature.by_curvlinops import curvlinops_curvatures
@@ -115,7 +116,7 @@ def forget_gradient(data: StageData, layers: Sequence[Layer], step: int, network
     Returns:
         For each layer [out, in (+ 1)], beside its weights.
     """
-    config, model = data.config, data.context.model
+    config = data.config
     forget, before = data.forget(step), data.forget_before(step)
     signal: LogitGradient
     if config.objective == "npo" or config.objective == "simnpo":
@@ -123,21 +124,50 @@ def forget_gradient(data: StageData, layers: Sequence[Layer], step: int, network
     else:
         signal = true_labels(sum(e.label_count for e in forget), config.objective, config.margin_clip)
 
-    def make(folder: Path) -> None:
-        made = gradient_matrices(model, layers, forget, data.pad, signal)
-        save_tensors({f"{i:04d}": matrix for i, matrix in enumerate(made)}, folder / "gradient.safetensors")
-
     key: dict[str, JSON] = {
-        "version": CURVATURE_VERSION,
-        "layers": [layer.name for layer in layers],
-        "network": network,
-        "data": sequences_digest(forget),
         "objective": config.objective,
         "margin_clip": config.margin_clip,
         "sequence": [config.beta, config.gamma, before] if config.objective in ("npo", "simnpo") else None,
-        "device": model.device.type,
     }
-    matrices = load_file(cached(data, "gradient", key, make) / "gradient.safetensors")
+    return kept_gradient(data, layers, network, forget, signal, key)
+
+
+def kept_gradient(
+    data: StageData,
+    layers: Sequence[Layer],
+    network: str,
+    rows: Sequence[Encoded],
+    signal: LogitGradient,
+    key: Mapping[str, JSON],
+) -> list[Tensor]:
+    """A gradient as one matrix per layer, from the cache where it has been computed before.
+
+    Args:
+        data: whose model, cache and clock.
+        layers: whose.
+        network: the fingerprint of the model as it is now.
+        rows: the sequences it is summed over.
+        signal: the gradient with respect to the logits.
+        key: all else that decides it.
+
+    Returns:
+        For each layer [out, in (+ 1)], beside its weights.
+    """
+    model = data.context.model
+
+    def make(folder: Path) -> None:
+        made = gradient_matrices(model, layers, rows, data.pad, signal)
+        save_tensors({f"{i:04d}": matrix for i, matrix in enumerate(made)}, folder / "gradient.safetensors")
+
+    whole: dict[str, JSON] = {
+        "version": CURVATURE_VERSION,
+        "layers": [layer.name for layer in layers],
+        "network": network,
+        "data": sequences_digest(rows),
+        "device": model.device.type,
+        **key,
+    }
+    matrices = load_file(cached(data, "gradient", whole, make) / "gradient.safetensors")
     return [matrices[name].to(layer.module.weight.device) for name, layer in zip(sorted(matrices), layers, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,18 +13,23 @@ from torch import Tensor, nn
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.method import METHODS, Progress, UnlearningContext
+from harness.core.problem import Problem, Stage
 from harness.data.rows import collate, encode, pad_id
 from harness.models.sources import weights_fingerprint
 from harness.numerics.anatomy import LinearMap
 from harness.numerics.likelihood import AnswerDistributions
+from harness.running.budgets import TOLERANCE, BudgetedRun
 from methods.curvature.gradients import gradient_matrices
 from methods.curvature.layers import Layer, Line, mlp_layers
 from methods.curvature.solve import Solver
 from methods.curvature.spectrum import LayerCurvature
 from methods.first_order.losses import frozen_copy
-from methods.gauss_newton.corrector import kl_gradient, line_search
+from methods.gauss_newton import fit
+from methods.gauss_newton.corrector import CorrectorRows, kl_gradient, line_search
+from methods.gauss_newton.corrector_config import PredictorCorrectorConfig
+from methods.gauss_newton.data import StageData
 from methods.gauss_newton.step import KL_TOLERANCE
-from tests.conftest import ContextMaker
+from tests.conftest import WORLD, ContextMaker, examples
 
 GAMMA = 0.7
 
@@ -160,9 +166,12 @@ def test_the_gradient_of_the_kl_is_autograds(nano_context: UnlearningContext):
 FEW = {"steps": 2, "corrections": 2, "peak_kl": 0.02, "kl_rows": 12}
 
 
+def small(**settings: Any) -> PredictorCorrectorConfig:
+    return resolve(PredictorCorrectorConfig, FEW, settings, owner="predictor_corrector")
+
+
 def run(context: UnlearningContext, **settings: Any) -> list[Progress]:
-    method = METHODS.get("predictor_corrector")
-    return list(method.unlearn(context, resolve(method.config, FEW, settings, owner="predictor_corrector")))
+    return list(METHODS.get("predictor_corrector").unlearn(context, small(**settings)))
 
 
 @pytest.mark.parametrize("predictor", ["kfac", "ekfac", "diagonal", "identity"])
@@ -228,3 +237,176 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 
 def test_identity_needs_no_damping(nano_context: UnlearningContext):
     run(nano_context, predictor="identity", damping=0)
+
+
+# ---------------------------------------------------------------- general text
+
+
+def general_text(problem: Problem) -> Problem:
+    """The nano problem with general text, none of it about whom a metric asks."""
+    return replace(problem, general=examples(WORLD.general[0][:9]))
+
+
+def test_over_both_kinds_it_is_one_mean_over_all_labels(make_context: ContextMaker, nano_problem: Problem):
+    """(n_r ∇KL_r + n_g ∇KL_g) / (n_r + n_g), n the labels of retain rows and of general text."""
+    context = make_context(problem=general_text(nano_problem))
+    model, (stage,) = context.model, context.stages
+    before = frozen_copy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(int(p.numel()))))
+    layers, data = mlp_layers(model), StageData(context, stage, small().half("kfac"))
+    drawn = CorrectorRows(data, stage.name, "both").drawn(None, 1, 0)
+    assert {kind: len(rows) for kind, rows in drawn.items()} == {"retain": 24, "general": 9}
+    counts = {kind: sum(e.label_count for e in rows) for kind, rows in drawn.items()}
+    alone = {kind: gradient_matrices(model, layers, rows, data.pad, kl_gradient(before, rows)) for kind, rows in drawn.items()}
+    rows = [*drawn["retain"], *drawn["general"]]
+    found = gradient_matrices(model, layers, rows, data.pad, kl_gradient(before, rows))
+    for together, retain, general in zip(found, alone["retain"], alone["general"], strict=True):
+        expected = (counts["retain"] * retain + counts["general"] * general) / sum(counts.values())
+        torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-7)
+        assert not torch.allclose(together, retain, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("on", "kinds"), [("retain", {"retain"}), ("general", {"general"}), ("both", {"retain", "general"})])
+def test_each_kind_is_drawn_and_measured_by_itself(on: Any, kinds: set[str], make_context: ContextMaker, nano_problem: Problem):
+    context = make_context(problem=general_text(nano_problem))
+    (stage,) = context.stages
+    rows = CorrectorRows(StageData(context, stage, small(kl_rows=4).half("kfac")), stage.name, on)
+    texts = {
+        "retain": {tuple(e.input_ids) for e in encode(stage.retain, context.tokenizer)},
+        "general": {tuple(e.input_ids) for e in encode(context.problem.general, context.tokenizer)},
+    }
+    drawn, again = (rows.drawn(3, 1, number) for number in (0, 1))
+    assert set(drawn) == kinds
+    for kind, some in drawn.items():
+        assert len(some) == 3
+        assert {tuple(e.input_ids) for e in some} <= texts[kind]
+        assert some != again[kind]
+    measured = [kind for e in rows.kl for kind in kinds if tuple(e.input_ids) in texts[kind]]
+    assert {kind: measured.count(kind) for kind in kinds} == dict.fromkeys(kinds, 4)
+    assert len(rows.kl) == 4 * len(kinds)
+
+
+def test_with_general_text_that_text_moves_less(make_context: ContextMaker, nano_problem: Problem):
+    moved = {}
+    for on in ("retain", "both", "general"):
+        context = make_context(problem=general_text(nano_problem))
+        rows = encode(context.problem.general, context.tokenizer)
+        answers = AnswerDistributions(context.model, rows, pad_id(context.tokenizer))
+        progress = run(context, steps=1, corrections=4, corrector_on=on, predictor="identity")
+        moved[on] = answers.kl(context.model) / progress[-1].logged["peak_kl"]
+        read = {"retain": on != "general", "general": on != "retain"}
+        assert {kind: progress[-1].logged[f"{kind}_passes"] for kind in read} == {k: 4.0 * on_it for k, on_it in read.items()}
+    assert moved["both"] < moved["retain"]
+    assert moved["general"] < moved["retain"]
+
+
+def test_only_with_these_settings_it_reads_general_text():
+    reads = METHODS.get("predictor_corrector").reads_general
+    assert [reads(small(corrector_on=on)) for on in ("retain", "general", "both")] == [False, True, True]
+
+
+# ---------------------------------------------------------------- a budget of damage
+
+
+class Told:
+    """A budget as a method sees it: the KL on rows of its own."""
+
+    def __init__(self, context: UnlearningContext, nats: float) -> None:
+        self.nats, self._model = nats, context.model
+        rows = encode(examples(WORLD.split("retain90")[24:36]), context.tokenizer)
+        self._answers = AnswerDistributions(context.model, rows, pad_id(context.tokenizer))
+
+    def damage(self) -> float:
+        return self._answers.kl(self._model)
+
+
+def at_budget(context: UnlearningContext, nats: float, **settings: Any) -> tuple[Progress, dict[float, str], int]:
+    """The point at a budget, why there is none, and how often damage was measured."""
+    problem = context.problem
+    spare = {"retain": examples(WORLD.split("retain90")[24:36]), "general": examples(WORLD.general[0][9:18])}
+    context.problem = replace(problem, held_out=spare)
+    method, measured = METHODS.get("predictor_corrector"), 0
+    config = small(**settings)
+    budgets = BudgetedRun(context, (nats,), method.reach, lambda: method.steps(context, config))
+    damage = budgets._meter.damage
+
+    def counted() -> Any:
+        nonlocal measured
+        measured += 1
+        return damage()
+
+    budgets._meter.damage = counted  # type: ignore[method-assign]
+    points = list(budgets.points())
+    return points[0], dict(budgets.unreached), measured
+
+
+@pytest.mark.parametrize("nats", [0.003, 0.03])
+@pytest.mark.parametrize(("on", "predictor"), [("retain", "kfac"), ("both", "identity")])
+def test_it_meets_a_budget(nats: float, on: str, predictor: str, make_context: ContextMaker, nano_problem: Problem):
+    context = make_context(problem=general_text(nano_problem))
+    loss = run_loss(context)
+    point, unreached, measured = at_budget(context, nats, corrector_on=on, predictor=predictor)
+    assert not unreached
+    assert point.logged["damage"] == pytest.approx(nats, rel=TOLERANCE)
+    assert point.logged["forget_loss"] > loss
+    assert point.logged["forget_passes"] == 2
+    assert measured < 40
+
+
+def test_each_step_meets_its_share(make_context: ContextMaker, nano_problem: Problem):
+    """Half of the budget behind the first of two stages; a quarter more with every step."""
+    (stage,) = nano_problem.stages
+    stages = [Stage("bio", stage.forget[:6], stage.retain[:12]), Stage("cyber", stage.forget[6:], stage.retain[12:])]
+    context = make_context(problem=replace(general_text(nano_problem), stages=stages))
+    told = Told(context, 0.02)
+    context.budget = told
+    method, damages = METHODS.get("predictor_corrector"), []
+    for _ in method.unlearn(context, small(predictor="identity")):
+        damages.append(told.damage())
+    assert damages == pytest.approx([0.005, 0.01, 0.015, 0.02], rel=TOLERANCE)
+
+
+def test_where_correctors_do_not_come_down_it_goes_back(make_context: ContextMaker, nano_problem: Problem):
+    """From three times the share, with none allowed: half of the way, about, that the root of it makes."""
+    point, unreached, _ = at_budget(make_context(problem=nano_problem), 0.02, corrections=0, overshoot=3, steps=1)
+    assert not unreached
+    assert (point.logged["corrections"], point.logged["damage"]) == (0, pytest.approx(0.02, rel=TOLERANCE))
+    assert point.logged["went_back"] == pytest.approx(1 - 3**-0.5, abs=0.1)
+
+
+def test_what_went_back_with_no_corrector_is_kfade(make_context: ContextMaker, nano_problem: Problem):
+    """One straight line, whether it is gone along or gone back along."""
+    one, other = make_context(), make_context()
+    for context, overshoot in ((one, 1.0), (other, 2.0)):
+        at_budget(context, 0.02, corrections=0, overshoot=overshoot, steps=1)
+    moved = [sum(p.double().norm() for p in context.model.parameters()) for context in (one, other)]
+    assert float(moved[0]) == pytest.approx(float(moved[1]), rel=1e-2)
+
+
+def test_a_replay_takes_its_gradients_from_the_cache(nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+    original = fit.gradient_matrices
+    monkeypatch.setattr(fit, "gradient_matrices", lambda *args: made.append(1) or original(*args))
+    start = {name: tensor.clone() for name, tensor in nano_context.model.state_dict().items()}
+    first = [p.logged for p in run(nano_context)]
+    assert len(made) == 6  # of the forget set and two correctors, in both of two steps
+    nano_context.model.load_state_dict(start)
+    assert [p.logged for p in run(nano_context)] == first
+    assert len(made) == 6
+    nano_context.model.load_state_dict(start)
+    run(nano_context, corrector_rows=8)
+    assert len(made) > 6
+
+
+@pytest.mark.parametrize(
+    ("predictor", "corrector", "passes"),
+    [("kfac", None, 1), ("ekfac", None, 2), ("ekfac", "kfac", 2), ("diagonal", "kfac", 2), ("identity", None, 0)],
+)
+def test_passes_over_data_are_counted(predictor: str, corrector: str | None, passes: int, nano_context: UnlearningContext):
+    """Two of them for a step's correctors; a half of the rows is half a pass."""
+    first, second = (p.logged for p in run(nano_context, predictor=predictor, corrector=corrector, corrector_rows=12))
+    assert first["retain_passes"] == passes + 1
+    assert second["retain_passes"] == 2 * (passes + 1)
+    assert (second["general_passes"], second["forget_passes"]) == (0, 2)
