@@ -271,7 +271,10 @@ def _reason_against(todo: TrialSpec, problem: Problem) -> str | None:
     if reason := method.skip_reason(problem):
         return reason
     preset = method.preset(todo.bench, problem.family or problem.model.partition("@")[0], todo.preset)
-    return method.clash(problem, resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method))
+    config = resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method)
+    if method.reads_general(config) and not problem.general:
+        return "it has no general text to read"
+    return method.clash(problem, config)
 
 
 @dataclass(frozen=True)

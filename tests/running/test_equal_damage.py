@@ -48,7 +48,7 @@ def record(root: Path, tries: list[TrialSpec], scores: list[float | None], statu
 
 def test_every_method_is_tried_over_a_learning_rate_and_a_constant_or_over_two_constants():
     for each in arms():
-        fixed = METHODS.get(each.method).reach == "fixed" or each.name in ("sham", "retain_training")
+        fixed = METHODS.get(each.method).reach == "fixed" or each.name in ("sham", "retain training")
         (tries,) = [each.tries("tofu10", "mini", 12)]
         varied = {key for one in tries for key in one if len({str(one[key]) for one in tries}) > 1}
         assert fixed or len(varied) >= 2, f"{each.name} lacks a range in methods/presets/ranges.toml"
