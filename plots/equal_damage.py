@@ -1,4 +1,4 @@
-"""Every method at the same damage: what it forgot, what it still knows and what an attack brings back, against damage.
+"""Forgetting, remaining knowledge and what attacks bring back, every method at the same damage (a view of ours).
 
 Damage is KL from the model before unlearning on rows that nothing trains on and nothing reports, on a logarithmic axis. One
 drawing has all methods, their lines the medians over worlds and seeds; in another each has a panel of its own, with the range
@@ -35,6 +35,8 @@ DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 
 """Of several contenders of one method, which share its colour and marker."""
 MOST_BANDS = 8
 """With more methods than these their ranges stand in the panels of each alone: bands over bands are mud."""
+NEAR = 0.07
+"""Levels closer than this share of an axis have one label."""
 ACROSS = 5
 """Panels side by side in the drawing with one for each."""
 DAMAGE = "damage, nats per token"
@@ -153,10 +155,13 @@ def _marks(axes: Axes, comparison: EqualDamage, metric: str, named: bool) -> Non
         if named:
             text = f"≤ {number(floor)}: ties (noise floor)"
             axes.annotate(text, (0.02, 0.01), xycoords="axes fraction", va="bottom", fontsize=7, color="#1b6e1b", zorder=7)
-    for name in ("untouched", "retrained"):
-        level = comparison.reference(name, metric)
-        if level and not (name == "retrained" and metric == comparison.roles.ranking):  # which is 0 against itself
-            _style.line(axes, level.value, name if named else "")
+    levels = {name: m.value for name in ("untouched", "retrained") if (m := comparison.reference(name, metric))}
+    if metric == comparison.roles.ranking:
+        levels.pop("retrained", None)  # which is 0 against itself
+    near = len(levels) > 1 and max(levels.values()) - min(levels.values()) < NEAR * max(axes.get_ylim()[1], *levels.values())
+    names = {"untouched": "untouched,\nretrained"} if near else {name: name for name in levels}
+    for name, level in levels.items():
+        _style.line(axes, level, names.get(name, "") if named else "")
     for contender in comparison.fixed:
         middle, damage = comparison.middle(contender, None, metric), comparison.damage(contender, None)
         if middle and damage:

@@ -17,6 +17,9 @@ from harness.reading.selection_rules import Agreement, Place, Ranking, agreement
 from harness.reading.told_apart import Apart, told_apart
 from harness.storage.store import Store
 
+REFERENCE = "reference"
+"""What stands for the budget of a model that others are compared with."""
+
 
 def title_at(comparison: EqualDamage) -> str:
     """What it is about, as a heading."""
@@ -94,7 +97,7 @@ def _missing(comparison: EqualDamage, contender: Contender, budget: float) -> in
 def _reference_row(comparison: EqualDamage, name: str, metrics: Sequence[str]) -> dict[str, str]:
     middles = [comparison.reference(name, metric) for metric in metrics]
     n = max((each.n for each in middles if each), default=0)
-    return _cells("reference", name, str(n), "", [_cell(each, n) for each in middles], comparison, metrics) if n else {}
+    return _cells(REFERENCE, name, str(n), "", [_cell(each, n) for each in middles], comparison, metrics) if n else {}
 
 
 def _cells(
@@ -187,6 +190,8 @@ def correlations(ranked: Sequence[Ranking], agreeing: Sequence[Agreement]) -> li
 def _value(place: Place, ranking: Ranking) -> str:
     if place.value is None:
         return f"absent: {place.remark}"
+    if math.isinf(place.value) and place.remark.startswith("0 "):
+        return "never"
     text = "never" if math.isinf(place.value) else number(place.value)
     return f"{text} ({place.remark})" if place.remark else text
 

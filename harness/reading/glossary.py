@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from harness.core.evaluator import metric_of
 from harness.core.method import METHODS
+from harness.reading.equal_damage_section import EqualDamageSection
 from harness.reading.formats import arrow
 from harness.reading.rows import REFERENCE_METHODS, Section
 
@@ -41,7 +42,7 @@ class Source(NamedTuple):
     """The paper's address; empty where the method names none."""
 
 
-def terms(tables: Iterable[Section]) -> list[Term]:
+def terms(tables: Iterable[Section | EqualDamageSection]) -> list[Term]:
     """The metrics of some tables that are declared here, in the tables' order."""
     names = dict.fromkeys(metric for section in tables for metric in section.metrics)
     declared = [match[1] for name in names if (match := metric_of(name))]

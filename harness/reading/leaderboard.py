@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.measurement import Absent
+from harness.reading import equal_damage_section
 from harness.reading.answers import answers_of
 from harness.reading.cells import (
     differences_in_one_line,
@@ -26,6 +27,7 @@ from harness.reading.cells import (
 )
 from harness.reading.compared import read_runs
 from harness.reading.comparing import differences_of, sections
+from harness.reading.equal_damage_section import EqualDamageSection, equal_damage_sections
 from harness.reading.formats import arrow, gibibytes, markdown, seconds
 from harness.reading.page import LEGEND, in_order, page
 from harness.reading.published import read_published
@@ -49,16 +51,20 @@ def build(root: Path, skipped: Callable[[str], None] = lambda text: None) -> dic
     """
     store = Store(root)
     with _uncollected():
-        tables = sections(run for run in read_runs(root, skipped) if not run.spec.budgets)
+        runs = read_runs(root, skipped)
+        tables, at_budgets = sections(run for run in runs if not run.spec.budgets), equal_damage_sections(runs, store)
         for section in tables:
             section.differences = differences_of(section, store)
         published = read_published(root, skipped)
         answers = {section.index: answer for section in tables if (answer := answers_of(section, store))}
         texts = {
-            "index.html": page(tables, published, answers, project=(root.resolve().parent / "CITATION.cff").is_file()),
+            "index.html": page(
+                tables, published, answers, at_budgets, project=(root.resolve().parent / "CITATION.cff").is_file()
+            ),
             "leaderboard.csv": as_csv(tables),
-            "leaderboard.md": as_markdown(tables, published),
+            "leaderboard.md": as_markdown(tables, published, at_budgets),
             "differences.csv": differences_as_csv(tables),
+            **equal_damage_section.as_csv(at_budgets),
         }
     return {name: text.encode() for name, text in texts.items()}
 
@@ -223,7 +229,9 @@ def differences_as_csv(tables: Sequence[Section]) -> str:
     return out.getvalue()
 
 
-def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]]) -> str:
+def as_markdown(
+    tables: Sequence[Section], published: Sequence[Mapping[str, Any]], at_budgets: Sequence[EqualDamageSection] = ()
+) -> str:
     """The headline columns of every table, for reading in a terminal or on a repository's page."""
     out = ["# Leaderboard", "", *(f"- {markdown(line)}" for line in LEGEND), ""]
     for section in in_order(tables):
@@ -233,6 +241,7 @@ def as_markdown(tables: Sequence[Section], published: Sequence[Mapping[str, Any]
         sentences = [differences_in_one_line(preset, pairs) for preset, pairs in section.differences.items()]
         out += [f"- {markdown(sentence)} See differences.csv." for sentence in sentences]
         out += [f"- {markdown(unfinished_in_one_line(run))}" for run in section.unfinished] + [""]
+    out += equal_damage_section.as_markdown(at_budgets)
     for paper in published:
         out += _markdown_paper(paper)
     return "\n".join(out).rstrip("\n") + "\n"

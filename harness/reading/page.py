@@ -15,12 +15,13 @@ from harness.reading.answers import Answers
 from harness.reading.cells import differences_in_one_line, headline, lines_of, unfinished_in_one_line
 from harness.reading.compared import PROTOCOLS, Protocol, protocol
 from harness.reading.differences import LEVEL
+from harness.reading.equal_damage_section import EqualDamageSection, for_page
 from harness.reading.formats import ARROWS, NO_NUMBER, arrow, gibibytes, interval, number, p_value, seconds
 from harness.reading.glossary import REFERENCES, sources, terms
 from harness.reading.looks import look
 from harness.reading.pareto import pareto
 from harness.reading.rows import REFERENCE_METHODS, Row, Section, Value, measured, single
-from harness.storage.identity import NAME
+from harness.storage.identity import NAME, NO_ROWS
 
 LEGEND = (
     "What stands for a run is its last point. Several seeds: the median, with the range over seeds below it; "
@@ -64,7 +65,11 @@ def in_order(tables: Sequence[Section]) -> list[Section]:
 
 
 def page(
-    tables: Sequence[Section], published: Sequence[Mapping[str, Any]], answers: Mapping[int, Answers], project: bool
+    tables: Sequence[Section],
+    published: Sequence[Mapping[str, Any]],
+    answers: Mapping[int, Answers],
+    at_budgets: Sequence[EqualDamageSection],
+    project: bool,
 ) -> str:
     """The page: one file that needs no other.
 
@@ -72,6 +77,7 @@ def page(
         tables: what was measured here.
         published: the papers' own numbers.
         answers: to one question, by a table's number.
+        at_budgets: what was measured at given damages.
         project: whether the results folder lies in the project's checkout, whose README is linked then.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -81,6 +87,7 @@ def page(
     )
     unfinished = [run for section in tables for run in section.unfinished]
     methods = sorted({row.method for s in tables for row in s.shown} | {run.spec.method for run in unfinished})
+    everybody = sorted({*methods, *(method for section in at_budgets for method in section.methods)})
     seen = {row.protocol for s in tables for row in s.rows} | {protocol(run.selection) for run in unfinished}
     return environment.get_template("leaderboard.html.j2").render(
         sections=[_section(section, answers.get(section.index)) for section in in_order(tables)],
@@ -89,11 +96,12 @@ def page(
         methods=methods,
         protocols=[(name, about) for name, about in PROTOCOLS.items() if name in seen],
         directions=ARROWS,
-        terms=terms(in_order(tables)),
+        equal_damage=[for_page(section, number_of) for number_of, section in enumerate(at_budgets, 1)],
+        terms=terms([*in_order(tables), *at_budgets]),
         references=REFERENCES,
-        sources=sources(methods),
+        sources=sources(everybody),
         project=project,
-        looks={method: look(method) for method in [*methods, *REFERENCE_METHODS]},
+        looks={method: look(method) for method in [*everybody, *REFERENCE_METHODS]},
     )
 
 
@@ -106,7 +114,7 @@ def _section(section: Section, answers: Answers | None) -> dict[str, Any]:
         "id": f"table-{section.index}",
         "title": f"{bench} · {model}",
         "definitions": section.definitions,
-        "identity": [(name, value) for name, value in section.identity.items() if name not in NAME],
+        "identity": [(name, value) for name, value in section.identity.items() if name not in NAME and value != NO_ROWS],
         "columns": columns,
         "references": [
             (

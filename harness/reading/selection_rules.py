@@ -113,12 +113,11 @@ def _at_equal_damage(comparison: EqualDamage) -> Ranking | None:
         tie = floor is not None and middle.value <= floor
         values.append((max(middle.value, floor or 0.0), middle.n, "a tie with retraining" if tie else ""))
     title = in_text(title_of(metric))
-    at = f"at a damage of {budget:g}"
     floor_text = f"; at or under {number(floor)}, the noise floor, all tie" if floor is not None else ""
     return Ranking(
         "A",
-        f"forgetting at equal damage: {title} {at} nats per token, lower is better{floor_text}",
-        f"{title} {at}",
+        f"forgetting at equal damage: {title} at {budget:g} nats per token, lower is better{floor_text}",
+        f"{title} at {budget:g}",
         _ranked(values),
     )
 
@@ -146,7 +145,7 @@ def _at_equal_forgetting(comparison: EqualDamage) -> Ranking | None:
         f"damage at equal forgetting: the damage at which {title} falls to the retrained model's, in nats per token, lower is "
         "better; between two budgets interpolated in the logarithm of damage; who never gets there is last"
     )
-    return Ranking("B", about, f"damage where {title} is the retrained model's", _ranked(values))
+    return Ranking("B", about, f"damage at the retrained {title}", _ranked(values))
 
 
 def _runs(comparison: EqualDamage, contender: Contender) -> list[list[Spot]]:

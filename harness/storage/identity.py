@@ -28,6 +28,8 @@ def _retrained(spec: RunSpec) -> str:
     return digest([{name: source for name, source in spec.sources.items() if name.startswith("retain-")}, spec.references])[:8]
 
 
+NO_ROWS = "none"
+"""What stands for the budget rows of a run without budgets."""
 IDENTITY: Sequence[Part] = (
     Part("benchmark", ("bench",), lambda spec: spec.bench),
     Part("model", ("model",), lambda spec: spec.model),
@@ -39,7 +41,7 @@ IDENTITY: Sequence[Part] = (
     Part("data", ("data",), lambda spec: digest(spec.data)[:8]),
     Part("retrained models", ("sources", "references"), _retrained),
     Part("template", ("template",), lambda spec: digest(spec.template)[:8]),
-    Part("budget rows", ("budget_rows",), lambda spec: spec.budget_rows[:8] or "none"),
+    Part("budget rows", ("budget_rows",), lambda spec: spec.budget_rows[:8] or NO_ROWS),
 )
 """In the order in which tables are sorted."""
 FIELDS = tuple(dict.fromkeys(field for part in IDENTITY for field in part.fields))

@@ -19,7 +19,7 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.evaluator import GenerationRequest, Sampling
-from harness.core.figure import FIGURES, FigureOptions, Sheet
+from harness.core.figure import FIGURES, Figure, FigureOptions, Sheet
 from harness.core.measurement import Absent, Measurement
 from harness.core.registry import ROOT
 from harness.reading.figures import FORMATS, draw, formats_of, latex, markdown, select
@@ -88,13 +88,17 @@ def completions(values: Sequence[float], task: str = "instructions", clusters: S
 
 REFERENCES = {"untouched": measured(1e-30, 0.9), "retrained": measured(1.0, 0.91)}
 Way = Sequence[tuple[float, float]]
+AT_BUDGETS = ("equal_damage",)
+"""Figures of runs with budgets."""
 
 
 class Maker:
     """Makes runs in a store, without torch."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, budgets: Sequence[float] = ()) -> None:
         self.store = Store(root)
+        self.budgets = budgets
+        """Damages at which the points of all runs stand; none if empty."""
 
     def __call__(self, method: str = "ga", way: Way = ((1e-30, 0.8), (0.5, 0.6)), **changes: Any) -> RunSpec:
         result_changes = {key: changes.pop(key) for key in ("selection", "status", "error", "references") if key in changes}
@@ -121,6 +125,8 @@ class Maker:
                 "dtype": "float32",
                 "device": "cpu",
                 "generator": "hf",
+                "budgets": tuple(self.budgets),
+                "budget_rows": "rows" if self.budgets else "",
                 **changes,
             }
         )
@@ -136,7 +142,7 @@ class Maker:
                 point = Point(
                     index=index,
                     step=index + 1,
-                    logged=logged,
+                    logged=logged | ({"budget": self.budgets[index], "damage": self.budgets[index]} if self.budgets else {}),
                     measurements=found,
                     weights=f"{index}",
                     unlearn_seconds=1.5 + index,
@@ -152,8 +158,11 @@ TUNED = "tuned form: preset of {} for tofu10 on mini"
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Maker:
-    return Maker(tmp_path / "results")
+def make(tmp_path: Path, request: pytest.FixtureRequest) -> Maker:
+    """Its runs have budgets where a test is about a figure of such."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    figure = parameters.get("name")
+    return Maker(tmp_path / "results", (0.01, 0.1) if figure in AT_BUDGETS else ())
 
 
 @pytest.fixture
@@ -190,6 +199,21 @@ def written(name: str, make: Maker, out: Path, **changes: Any) -> dict[str, byte
 
 
 BY = {"ablation": "kind"}
+
+
+def test_no_figure_sees_runs_that_others_are_about(make: Maker):
+    """Runs with budgets have no last point that speaks for them."""
+    seen: list[set[str]] = []
+    for at_budgets in (False, True):
+        figure = Figure("seen", lambda runs, _: seen.append(set(runs["method"])) or {}, at_budgets)
+        make.budgets = ()
+        make("ga")
+        make.budgets = (0.01, 0.1)
+        make("npo")
+        figure.drawn(select(make.store), options(make))
+    assert seen == [{"ga"}, {"npo"}]
+    for name in FIGURES.names():
+        assert FIGURES.get(name).at_budgets == (name in AT_BUDGETS)
 
 
 # ---------------------------------------------------------------- what every figure promises
@@ -233,7 +257,7 @@ def test_runs_that_are_not_done_are_no_runs(name: str, make: Maker):
         FIGURES.get(name).draw(select(make.store), options(make))
 
 
-@pytest.mark.parametrize("name", FIGURES.names())
+@pytest.mark.parametrize("name", [name for name in FIGURES.names() if name not in AT_BUDGETS])  # which joins worlds
 @pytest.mark.parametrize(
     "other",
     [
