@@ -121,6 +121,8 @@ def as_markdown(sections: Sequence[EqualDamageSection]) -> Iterator[str]:
 
 def as_csv(sections: Sequence[EqualDamageSection]) -> dict[str, str]:
     """Files by name, with every number in full; none where there are no sections."""
+    if not sections:
+        return {}
     import pandas as pd
 
     files = {"budgets": "equal_damage.csv", "rules": "equal_damage_rules.csv", "differences": "equal_damage_differences.csv"}

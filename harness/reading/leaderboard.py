@@ -58,9 +58,7 @@ def build(root: Path, skipped: Callable[[str], None] = lambda text: None) -> dic
         published = read_published(root, skipped)
         answers = {section.index: answer for section in tables if (answer := answers_of(section, store))}
         texts = {
-            "index.html": page(
-                tables, published, answers, at_budgets, project=(root.resolve().parent / "CITATION.cff").is_file()
-            ),
+            "index.html": page(tables, published, answers, (root.resolve().parent / "CITATION.cff").is_file(), at_budgets),
             "leaderboard.csv": as_csv(tables),
             "leaderboard.md": as_markdown(tables, published, at_budgets),
             "differences.csv": differences_as_csv(tables),

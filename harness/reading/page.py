@@ -68,8 +68,8 @@ def page(
     tables: Sequence[Section],
     published: Sequence[Mapping[str, Any]],
     answers: Mapping[int, Answers],
-    at_budgets: Sequence[EqualDamageSection],
     project: bool,
+    at_budgets: Sequence[EqualDamageSection] = (),
 ) -> str:
     """The page: one file that needs no other.
 
@@ -77,8 +77,8 @@ def page(
         tables: what was measured here.
         published: the papers' own numbers.
         answers: to one question, by a table's number.
-        at_budgets: what was measured at given damages.
         project: whether the results folder lies in the project's checkout, whose README is linked then.
+        at_budgets: what was measured at given damages.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
