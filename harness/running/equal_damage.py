@@ -163,8 +163,8 @@ class EqualDamage:
         where = f"tries on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {metric} at a damage of {CHOSEN_AT:g} nats per token"
         best = max(range(len(scores)), key=lambda index: scores[index])
         if scores[best] == -math.inf:
-            return Chosen({}, f"preset of {arm.method}: none of {len(tries)} {where} came to that damage")
-        return Chosen(tries[best].chosen, f"best of {len(tries)} {where} (number {best + 1})")
+            return Chosen({}, f"published form: none of {len(tries)} {where} came to that damage")
+        return Chosen(tries[best].chosen, f"tuned form: best of {len(tries)} {where} (number {best + 1})")
 
     # ---- what is reported
 

@@ -132,7 +132,7 @@ def test_the_choice_follows_the_records_and_the_earlier_of_equal_ones_wins(tmp_p
     chosen = of.chosen_settings(arm("npo"), "tofu10")
     assert chosen.settings == tries[1].chosen
     assert chosen.selection == (
-        "best of 12 tries on tofu10 with mini@1, seed 0, by selection_score at a damage of 0.01 nats per token (number 2)"
+        "tuned form: best of 12 tries on tofu10 with mini@1, seed 0, by selection_score at a damage of 0.01 nats per token (number 2)"
     )
     reported = of.reported()
     assert all(todo.chosen == tries[1].chosen and todo.plan(PLANS).selection == chosen.selection for todo in reported)
@@ -161,7 +161,7 @@ def test_a_method_of_which_no_try_did_the_damage_keeps_its_preset_and_says_so(tm
     record(tmp_path, of.tries(), [0.5] * 12, at=0.003)
     chosen = of.chosen_settings(arm("npo"), "tofu10")
     assert chosen.settings == {}
-    assert chosen.selection.startswith("preset of npo: none of 12 tries on tofu10 with mini@1")
+    assert chosen.selection.startswith("published form: none of 12 tries on tofu10 with mini@1")
 
 
 def test_what_is_reported_needs_the_tries_and_names_the_command(tmp_path: Path):
