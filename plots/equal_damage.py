@@ -303,6 +303,7 @@ def _shared(comparison: EqualDamage) -> list[str]:
         "general text, the larger of the two. Budgets are met within 2 %.",
         "Dashed: the references. Star: retrained models at a damage of their own; bar: lowest to highest.",
         *([f"Not met in every world and seed: {named}; the table says why."] if unmet else []),
+        *comparison.uneven,
         *comparison.notes,
     ]
 

@@ -189,6 +189,16 @@ class EqualDamage:
         of = [each.reason for each in self.unmet if each.contender == contender and each.budget == budget]
         return [reason if len(of) == 1 else f"{reason} ({of.count(reason)} of {len(of)})" for reason in dict.fromkeys(of)]
 
+    @property
+    def uneven(self) -> list[str]:
+        """A note on contenders that were tried in fewer worlds × seeds than others: their medians are over other worlds."""
+        tried = {each: {(t.world, t.seed) for t in self.targets if t.contender == each} for each in self.contenders}
+        most = max(map(len, tried.values()), default=0)
+        fewer = [f"{each.label} ({len(of)})" for each, of in tried.items() if len(of) < most]
+        if not fewer:
+            return []
+        return [f"Tried in fewer worlds × seeds than others ({most}); their medians are over other worlds: {', '.join(fewer)}."]
+
     def table(self) -> pd.DataFrame:
         """Every number: a row a contender, world, seed, budget and metric, and one for each budget that was not met."""
         import pandas as pd

@@ -14,7 +14,7 @@ from harness.reading.differences import LEVEL
 from harness.reading.equal_damage import Contender, EqualDamage, Middle
 from harness.reading.formats import NO_NUMBER, arrow, interval, number, of_unit, p_value
 from harness.reading.selection_rules import Agreement, Place, Ranking, agreements, rankings
-from harness.reading.told_apart import Apart, told_apart
+from harness.reading.told_apart import Apart, shared_grid, told_apart
 from harness.storage.store import Store
 
 REFERENCE = "reference"
@@ -141,6 +141,7 @@ def _reading(comparison: EqualDamage) -> list[str]:
             * (floor is not None)
         ),
         "own: a model at a damage of its own, which no budget decides",
+        *comparison.uneven,
         *comparison.notes,
     ]
 
@@ -173,7 +174,7 @@ def rules_sheet(comparison: EqualDamage) -> Sheet | None:
     numbers = pd.DataFrame(full)
     for ranking in ranked:
         numbers[f"{ranking.name}_rank"] = numbers[f"{ranking.name}_rank"].astype("Int64")
-    notes = [*(f"{each.name}: {each.about}." for each in ranked), *correlations(ranked, agreements(ranked))]
+    notes = [*(f"{each.name}: {each.about}." for each in ranked), *correlations(ranked, agreements(ranked)), *comparison.uneven]
     return Sheet(numbers, pd.DataFrame(rows), f"Three rules for the point that speaks: {title_at(comparison)}", notes)
 
 
@@ -211,7 +212,18 @@ def differences_sheet(comparison: EqualDamage, store: Store) -> Sheet | None:
     numbers = pd.DataFrame(full).rename(columns={"value": "difference"}).assign(metric=metric, budget=budget)
     shown = pd.DataFrame([_in_words(each) for each in pairs])
     caption = f"Differences in {in_text(title_of(metric))} at a damage of {budget:g}: {title_at(comparison)}"
-    return Sheet(numbers, shown, caption, [differences_in_words(pairs, metric, budget)])
+    return Sheet(numbers, shown, caption, _reading_of_differences(comparison, pairs, metric, budget))
+
+
+def _reading_of_differences(comparison: EqualDamage, pairs: Sequence[Apart], metric: str, budget: float) -> list[str]:
+    worlds, seeds = (sorted(set(part)) for part in zip(*shared_grid(comparison, budget), strict=True))
+    compared = {name for each in pairs for name in (each.gap.first, each.gap.second)}
+    others = [each.label for each in comparison.contenders if each.label not in compared]
+    return [
+        differences_in_words(pairs, metric, budget),
+        f"Worlds: {', '.join(worlds)}; seeds: {', '.join(map(str, seeds))}.",
+        *([f"Not compared, since not measured in all of them: {', '.join(others)}."] if others else []),
+    ]
 
 
 def _six(value: object) -> object:

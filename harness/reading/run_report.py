@@ -70,7 +70,8 @@ def run_report(result: RunResult) -> RenderableType:
             measurement_table({spec.method: by_name(point.measurements), **references}, where_it_stands(point))
             for point in result.points
         ]
-        return Group(*parts, budget_table([result]), *tables, *map(_dim, _costs(result.costs)))
+        notes = map(_dim, (*_trial(result), *_costs(result.costs)))
+        return Group(*parts, budget_table([result]), *tables, *notes)
     if len(result.points) > 1:
         measured = by_name(result.points[0].measurements)
         parts.append(_trajectory(result.points, [*roles_of(spec.bench).trajectory, *added(spec.bench, measured)]))
@@ -175,9 +176,7 @@ def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
         )
     yield from _remarks(values)
     yield f"settings: {result.selection}"
-    if trial := result.trial:
-        by = f"chosen by {trial.metric}" if trial.metric else "nothing chosen"
-        yield f"try {trial.index + 1} of {trial.tries} ({trial.search}), {by} on {trial.split}"
+    yield from _trial(result)
     if "measured_kl" in last.logged:
         yield (
             f"KL on retain rows: measured {number(last.logged['measured_kl'])}, predicted α²/2 = "
@@ -185,6 +184,12 @@ def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
         )
     for note in result.notes:
         yield f"note: {note}"
+
+
+def _trial(result: RunResult) -> Iterable[str]:
+    if trial := result.trial:
+        by = f"chosen by {trial.metric}" if trial.metric else "nothing chosen"
+        yield f"try {trial.index + 1} of {trial.tries} ({trial.search}), {by} on {trial.split}"
 
 
 def _time(phase: Phase) -> str:

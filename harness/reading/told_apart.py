@@ -7,7 +7,7 @@ over worlds and seeds. One family of comparisons, each with each, corrected by H
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, metric_of
@@ -51,8 +51,8 @@ def told_apart(comparison: EqualDamage, store: Store, metric: str, budget: float
     match = metric_of(metric)
     if match is None or not isinstance(match[1].statistic, OfMeans):
         return []
-    spots = {each: {(s.world, s.seed): s for s in comparison.of(each, budget)} for each in comparison.contenders}
-    grid = _grid(spots)
+    spots = _spots(comparison, budget)
+    grid = shared_grid(comparison, budget)
     if not grid or not 1 < len(spots) <= MOST_COMPARED:
         return []
     worlds, seeds = (sorted(set(part)) for part in zip(*grid, strict=True))
@@ -70,9 +70,13 @@ def told_apart(comparison: EqualDamage, store: Store, metric: str, budget: float
     return [Apart(gap, p) for gap, p in zip(differences, corrected, strict=True)]
 
 
-def _grid(spots: Mapping[Contender, Mapping[tuple[str, int], Spot]]) -> frozenset[tuple[str, int]]:
+def _spots(comparison: EqualDamage, budget: float) -> dict[Contender, dict[tuple[str, int], Spot]]:
+    return {each: {(s.world, s.seed): s for s in comparison.of(each, budget)} for each in comparison.contenders}
+
+
+def shared_grid(comparison: EqualDamage, budget: float) -> frozenset[tuple[str, int]]:
     """The worlds and seeds that most contenders were measured in; of equally frequent ones the larger set."""
-    kinds = Counter(frozenset(of) for of in spots.values() if of)
+    kinds = Counter(frozenset(of) for of in _spots(comparison, budget).values() if of)
     return max(kinds, key=lambda grid: (kinds[grid], len(grid), sorted(grid)), default=frozenset())
 
 

@@ -128,6 +128,14 @@ def test_other_benchmarks_definitions_and_versions_are_other_comparisons():
     assert "newer version" in one.notes[0]
 
 
+def test_who_was_tried_in_fewer_worlds_is_named():
+    runs = [falling(line(0.6, 0.1), model=model) for model in ("mini", "mini@2")]
+    assert only(*runs, *(replace(r, spec=replace(r.spec, method="ga")) for r in runs)).uneven == []
+    one = only(*runs, falling({}, "ga"))  # what met no budget was tried there
+    assert one.uneven == ["Tried in fewer worlds × seeds than others (2); their medians are over other worlds: ga (1)."]
+    assert one.uneven[0] in budgets_sheet(one).notes
+
+
 # ---------------------------------------------------------------- three rules
 
 
@@ -227,7 +235,8 @@ def test_contenders_are_told_apart_by_their_authors_in_every_world(tmp_path: Pat
     assert by_pair["a", "b"].p_corrected == pytest.approx(3 * by_pair["a", "b"].gap.p)
     assert by_pair["b", "c"].gap.value == 0
     assert by_pair["b", "c"].gap.clusters == 20  # ten authors in each world
-    assert "differences" in equal_damage_sheets(one, Store(tmp_path))
+    notes = equal_damage_sheets(one, Store(tmp_path))["differences"].notes
+    assert notes[1:] == ["Worlds: mini, mini@2; seeds: 0."]
     assert told_apart(one, Store(tmp_path), "forget_quality_d", 0.01) == []  # it follows from no means over rows
 
 
