@@ -181,7 +181,7 @@ def budgeted_run(context: UnlearningContext, method: str, budgets: tuple[float, 
 LEARNING = {"lr": 5e-3, "max_steps": None, "epochs": 4, "batch_size": 6}
 
 
-@pytest.mark.parametrize("method", [name for name in SETTINGS if name != "predictor_corrector"])
+@pytest.mark.parametrize("method", SETTINGS)
 def test_every_method_meets_its_budgets_within_two_percent(method: str, make_context: ContextMaker, budgeted: Problem):
     context = make_context(problem=budgeted)
     fields = METHODS.get(method).config.__dataclass_fields__
