@@ -159,8 +159,7 @@ class _Stage:
         self._data = StageData(context, self._stage, config.half(config.predictor))
         self._rows = CorrectorRows(self._data, self._stage.name, config.corrector_on)
         self._before: PreTrainedModel = frozen_copy(context.model)
-        self._network_before = self._network()
-        self._answers: AnswerDistributions = self._data.answers_now(self._network_before, self._rows.kl)
+        self._answers: AnswerDistributions = self._data.answers_now(self._network(), self._rows.kl)
         self._length = config.first_length
         self._measured, self._number = 0, number
 
@@ -279,17 +278,16 @@ class _Stage:
         Returns:
             (its line, η, the KL behind it); η is 0 where no length lowers the KL.
         """
+        from methods.curvature.gradients import gradient_matrices
         from methods.curvature.layers import Line
         from methods.gauss_newton.corrector import kl_gradient, line_search
-        from methods.gauss_newton.fit import kept_gradient
 
         drawn = self._rows.drawn(self._config.corrector_rows, *place)
         for kind, some in drawn.items():
             self._passes.add(kind, len(some) / len(self._rows.by_kind[kind]))
         rows = [row for some in drawn.values() for row in some]
         self._context.costs.count(2 * sum(len(e.input_ids) for e in rows))  # through the frozen copy, too
-        signal, key = kl_gradient(self._before, rows), {"kl_from": self._network_before}
-        gradients = kept_gradient(self._data, self._layers, self._network(), rows, signal, key)
+        gradients = gradient_matrices(self._context.model, self._layers, rows, self._data.pad, kl_gradient(self._before, rows))
         line = Line(self._layers, self._direction(curvatures, gradients).matrices)
 
         def kl_at(length: float) -> float:
