@@ -217,7 +217,7 @@ def _all_in_one(comparison: EqualDamage, metrics: Sequence[str]) -> Drawing:
         axes.set_xlabel(f"{DAMAGE}\n(log scale, ← better)")
         axes.set_title(_n(comparison, metric), fontsize=7, loc="left")
         axes.set_ylabel(_label(comparison, metric))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.03 * axes.get_ylim()[1])  # a marker at the top is not cut
     for axes in panels[len(metrics) :]:
         axes.set_visible(False)
     _legend(drawing, comparison, metrics[0], dashes)

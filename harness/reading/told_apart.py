@@ -6,9 +6,10 @@ over worlds and seeds. One family of comparisons, each with each, corrected by H
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from itertools import combinations, product
+from math import comb
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, metric_of
 from harness.core.metric import Metric, OfMeans
@@ -23,6 +24,9 @@ from harness.storage.store import Store
 if TYPE_CHECKING:
     import numpy as np
 
+T = TypeVar("T", str, int)
+MOST_SUBSETS = 6
+"""Of more worlds or seeds than these only all of them together are looked at."""
 MOST_COMPARED = 40
 """With more contenders than these nothing is compared each with each."""
 
@@ -46,7 +50,7 @@ def told_apart(comparison: EqualDamage, store: Store, metric: str, budget: float
         budget: one of the comparison's, in nats per token.
 
     Returns:
-        In the contenders' order. Who was not measured in the same worlds and with the same seeds as most is in none.
+        In the contenders' order. Who was not measured in all of `shared_grid` is in none.
     """
     match = metric_of(metric)
     if match is None or not isinstance(match[1].statistic, OfMeans):
@@ -56,8 +60,6 @@ def told_apart(comparison: EqualDamage, store: Store, metric: str, budget: float
     if not grid or not 1 < len(spots) <= MOST_COMPARED:
         return []
     worlds, seeds = (sorted(set(part)) for part in zip(*grid, strict=True))
-    if len(worlds) * len(seeds) != len(grid):
-        return []
     reader = _Rows(store, *match, variant=comparison.identity["variant"])  # type: ignore[arg-type]
     measured: dict[str, list[list[Group]]] = {}
     for contender, of in spots.items():
@@ -75,9 +77,26 @@ def _spots(comparison: EqualDamage, budget: float) -> dict[Contender, dict[tuple
 
 
 def shared_grid(comparison: EqualDamage, budget: float) -> frozenset[tuple[str, int]]:
-    """The worlds and seeds that most contenders were measured in; of equally frequent ones the larger set."""
-    kinds = Counter(frozenset(of) for of in _spots(comparison, budget).values() if of)
-    return max(kinds, key=lambda grid: (kinds[grid], len(grid), sorted(grid)), default=frozenset())
+    """The worlds, each with the same seeds, in which most is compared: pairs of contenders × worlds × seeds."""
+    measured = [frozenset(of) for of in _spots(comparison, budget).values() if of]
+    worlds, seeds = {world for of in measured for world, _ in of}, {seed for of in measured for _, seed in of}
+    best, most = frozenset[tuple[str, int]](), 0
+    for some, several in product(_subsets(worlds), _subsets(seeds)):
+        grid = frozenset(product(some, several))
+        compared = comb(sum(grid <= of for of in measured), 2) * len(grid)
+        if compared > most:
+            best, most = grid, compared
+    return best
+
+
+def _subsets(every: Collection[T]) -> list[tuple[T, ...]]:
+    """All but the empty one, the largest first; where they are many, all of it alone."""
+    whole = tuple(sorted(every))
+    return (
+        [part for size in range(len(whole), 0, -1) for part in combinations(whole, size)]
+        if len(whole) <= MOST_SUBSETS
+        else [whole]
+    )
 
 
 def _over_worlds(function: Callable[[np.ndarray], np.ndarray], worlds: int) -> Callable[[np.ndarray], np.ndarray]:

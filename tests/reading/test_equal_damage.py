@@ -23,7 +23,7 @@ from harness.reading.run_report import first_screen, run_report
 from harness.reading.runs import Runs
 from harness.reading.selection_rules import agreements, rankings
 from harness.reading.sweep_table import sweep_table
-from harness.reading.told_apart import told_apart
+from harness.reading.told_apart import shared_grid, told_apart
 from harness.storage.frames import frame_of
 from harness.storage.records import RunResult, Trial
 from harness.storage.store import Store
@@ -238,6 +238,18 @@ def test_contenders_are_told_apart_by_their_authors_in_every_world(tmp_path: Pat
     notes = equal_damage_sheets(one, Store(tmp_path))["differences"].notes
     assert notes[1:] == ["Worlds: mini, mini@2; seeds: 0."]
     assert told_apart(one, Store(tmp_path), "forget_quality_d", 0.01) == []  # it follows from no means over rows
+
+
+def test_what_is_compared_is_the_worlds_and_seeds_that_most_share():
+    def grid(**places: list[tuple[str, int]]) -> set[tuple[str, int]]:
+        runs = [falling({0.01: (0.5, 0.5)}, name, model=m, seed=seed) for name, of in places.items() for m, seed in of]
+        return set(shared_grid(only(*runs), 0.01))
+
+    full = [("mini", 0), ("mini", 1), ("mini@2", 0), ("mini@2", 1)]
+    assert grid(a=full, b=full, c=full) == set(full)
+    assert grid(a=full, b=full, c=full, d=full[:1]) == set(full), "one that lacks much does not take it from the others"
+    assert grid(a=full[:3], b=full[:3]) == {("mini", 0), ("mini@2", 0)}, "worlds have the same seeds"
+    assert grid(a=full[:1], b=full[3:]) == set(), "who shares nothing is not compared"
 
 
 # ---------------------------------------------------------------- what is about other runs
