@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import harmonic_mean, median
 
-from harness.core.evaluator import title_of
+from harness.core.evaluator import metric_of, title_of
 from harness.core.measurement import Measurement
 from harness.core.metric import in_text
 from harness.reading.equal_damage import Contender, EqualDamage, Spot
@@ -103,17 +103,20 @@ def _at_equal_damage(comparison: EqualDamage) -> Ranking | None:
     metric = roles.ranking or next(iter(roles.forgetting), "")
     if budget is None or not metric:
         return None
-    floor = comparison.floor(metric)
+    match, floor = metric_of(metric), comparison.floor(metric)
+    end, name, remarked = floor, "the noise floor", "a tie with retraining"
+    if match and match[1].better == "lower" and match[1].chance is not None:
+        end, name, remarked = match[1].chance, "chance", "at chance"
     values: list[tuple[float | None, int, str]] = []
     for contender in comparison.contenders:
         middle = comparison.middle(contender, budget, metric)
         if middle is None:
             values.append((None, 0, "; ".join(comparison.reasons(contender, budget)) or "not measured"))
             continue
-        tie = floor is not None and middle.value <= floor
-        values.append((max(middle.value, floor or 0.0), middle.n, "a tie with retraining" if tie else ""))
+        tie = end is not None and middle.value <= end
+        values.append((max(middle.value, end or 0.0), middle.n, remarked if tie else ""))
     title = in_text(title_of(metric))
-    floor_text = f"; at or under {number(floor)}, the noise floor, all tie" if floor is not None else ""
+    floor_text = f"; at or under {number(end)}, {name}, all tie" if end is not None else ""
     return Ranking(
         "A",
         f"forgetting at equal damage: {title} at {budget:g} nats per token, lower is better{floor_text}",

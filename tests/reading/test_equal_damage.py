@@ -150,6 +150,17 @@ def test_at_equal_damage_what_is_under_the_noise_floor_ties():
     assert ranks(one)["A"] == {"a": 1, "b": 1, "c": 3, "d": 4}
 
 
+def test_what_is_below_chance_ties_where_accuracies_fall():
+    values = {"a": 0.2, "b": 0.24, "c": 0.3}
+    runs = [
+        at_budgets(
+            {0.01: [number("bio_accuracy", value, better="lower", floor=None)]}, spec={"bench": "wmdp-bio", "method": name}
+        )
+        for name, value in values.items()
+    ]
+    assert ranks(only(*runs))["A"] == {"a": 1, "b": 1, "c": 3}
+
+
 def test_damage_at_equal_forgetting_is_interpolated_in_its_logarithm():
     """From .6 to .1 between .01 and .1 a probability of .2 lies at four fifths: 10^-1.2."""
     crossing = {0.003: (0.5, 0.8), 0.01: (0.5, 0.6), 0.1: (0.5, 0.1)}
