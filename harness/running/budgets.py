@@ -81,9 +81,16 @@ class BudgetedRun:
             self.notes.append("damage is measured on retain rows alone: the benchmark has no general text for this model")
 
     def points(self) -> Iterator[Progress]:
-        """The method's progress at each budget it reaches, the model placed there."""
+        """The method's progress at each budget it reaches, the model placed there; in the end it stands at the last one."""
+        from harness.numerics.weights import Weights
+
         each = {"steps": self._between_steps, "free": self._by_length, "fixed": self._as_it_is}
-        yield from each[self.reach]()
+        stood: Weights | None = None
+        for point in each[self.reach]():
+            yield point
+            stood = Weights.of(self.context.model)
+        if stood is not None:
+            stood.place(self.context.model)
 
     def _damage(self) -> Damage:
         with self.context.costs.phase("damage"):
