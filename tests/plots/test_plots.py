@@ -315,10 +315,14 @@ def test_listing_figures_imports_no_matplotlib():
 def test_drawing_changes_nothing_outside(filled: Maker, tmp_path: Path):
     import matplotlib as mpl
 
-    before = dict(mpl.rcParams)
+    def open_figures() -> list[int]:
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        return pyplot.get_fignums() if pyplot else []
+
+    before, others = dict(mpl.rcParams), open_figures()  # other tests in this process may have left some
     written("pareto", filled, tmp_path)
     assert dict(mpl.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert open_figures() == others
 
 
 def test_an_unknown_figure_and_an_unknown_format_get_the_nearest(make: Maker):
