@@ -162,7 +162,7 @@ def _points(where: str, lines: int, result: RunResult) -> Iterator[Problem]:
         what = f"line {len(result.points) + 1} of {lines} is no next point, or cut off"
         # A run that is not done goes on and measures again what is missing; one that is done would stay as it is.
         yield Problem(f"{where}/{POINTS}", what, unreadable=result.status == "done")
-    if result.status == "done" and not result.points:
+    if result.status == "done" and not (result.points or result.unreached):
         yield Problem(where, "it is done and has no points")
     if result.spec.budgets:
         yield from _budgets(where, result)

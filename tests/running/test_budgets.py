@@ -30,6 +30,7 @@ from harness.running.request import RunRequest
 from harness.running.run import execute
 from harness.storage.records import RunResult
 from harness.storage.store import Store
+from harness.storage.validate import problems
 from tests.architectures import SETTINGS
 from tests.conftest import Bench, ContextMaker, examples, giving
 
@@ -379,6 +380,16 @@ def test_a_run_that_is_stopped_in_a_bisection_goes_on_to_the_same_points(
     again = execute(todo, bench.store, bench.cache)
     assert again.status == "done"
     assert [(p.weights, p.logged) for p in again.points] == [(p.weights, p.logged) for p in whole.points]
+
+
+def test_a_run_that_meets_no_budget_is_a_result_and_sound(bench: Bench, open_problem: Problem):
+    todo = bench.plan(walk, [ANYTHING], open_problem, Options(budgets=(1e9,)))
+    result = execute(todo, bench.store, bench.cache)
+    assert result.status == "done"
+    assert not result.points
+    assert "never did so much damage" in result.unreached["1e+09"]
+    assert list(problems(bench.store)) == []
+    assert execute(todo, bench.store, bench.cache).unreached == result.unreached, "it is not done anew"
 
 
 def test_budgets_change_a_runs_name_and_none_leaves_it(bench: Bench, open_problem: Problem):

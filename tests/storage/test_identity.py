@@ -228,7 +228,7 @@ def test_an_end_that_the_checkpoint_names_ends_answers_and_is_not_shown(nano: Na
 
 # ---------------------------------------------------------------- committed names
 
-STORES = [Store(ROOT / "results"), Store(ROOT / "results" / "tuning")]
+STORES = [Store(ROOT / "results" / part) for part in ("", "tuning", "equal-damage")]
 SPECS = {place: read_spec(store.document(place)["spec"]) for store in STORES for place in store.places()}
 
 
@@ -257,6 +257,7 @@ def test_a_committed_run_planned_anew_has_the_same_name(which: tuple[str, str, s
         generator=spec.generator,
         points=spec.points,
         evals=tuple(spec.evaluators),
+        budgets=spec.budgets,
     )
     preset = spec.form or "published"
     again = plan(spec.bench, spec.model, spec.method, {}, options, recorded=spec.config, preset=preset).spec
