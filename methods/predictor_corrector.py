@@ -303,8 +303,9 @@ class _Stage:
         self, budget: Budget, curvatures: Sequence[LayerCurvature], step: int, predicted: _Predicted
     ) -> dict[str, float]:
         """Come to a stand where the damage is this step's share of the budget; see the head of this file."""
+        from harness.numerics.meeting import End, meet
         from methods.curvature.layers import Line
-        from methods.gauss_newton.meeting import above, between
+        from methods.gauss_newton.step import above
 
         goal, kl, taken, back = self._share(budget, step), predicted.kl, 0, 0.0
         began, damage = predicted.measured
@@ -319,13 +320,16 @@ class _Stage:
                 break
             before, damage, taken = damage, budget.damage(), taken + 1
             if above(goal, damage):
-                stands = between(partial(damage_on, line), -length, (before, damage), goal)
-                damage, kl = before if stands is None else goal, self._kl()
+                met = meet(partial(damage_on, line), less=End(-length, damage), more=End(0.0, before), goal=goal)
+                if met.place is None:
+                    line.go(0.0)
+                damage, kl = before if met.place is None else goal, self._kl()
         if above(damage, goal):
             line = Line(
                 self._layers, [at - layer.matrix() for at, layer in zip(predicted.line.start, self._layers, strict=True)]
             )
-            back = between(partial(damage_on, line), 1.0, (damage, began), goal) or 0.0
+            back = meet(partial(damage_on, line), less=End(1.0, began), more=End(0.0, damage), goal=goal).place or 0.0
+            line.go(back)
             kl = self._kl()
         return self._logged(kl, taken) | {"went_back": back}
 

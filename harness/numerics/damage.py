@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.core.text import Example
@@ -20,6 +21,11 @@ LONGEST = 512
 """Tokens at which a row is cut."""
 FEW = 16
 """Rows of each kind for a first look."""
+OF_FREE = 8
+"""What the model said before is kept on the GPU where it takes at most this part of its free memory."""
+FAR, FAR_BY_SCALE = 0.3, 0.7
+"""Shares of a budget under which the few rows are enough to say that the damage is not there yet: taken as they are, and once
+it is known how they go with all of them."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,34 @@ class DamageMeter:
         self._model, pad = model, pad_id(tokenizer)
         encoded = {kind: encode(list(rows), tokenizer, LONGEST) for kind, rows in held_out.items()}
         check_length(model, max(len(e.input_ids) for rows in encoded.values() for e in rows))
-        self._all = {kind: AnswerDistributions(model, rows, pad) for kind, rows in encoded.items()}
-        self._few = {kind: AnswerDistributions(model, _spread(rows, FEW), pad) for kind, rows in encoded.items()}
+        where = _room(model, sum(e.label_count for rows in encoded.values() for e in rows))
+        self._all = {kind: AnswerDistributions(model, rows, pad, where) for kind, rows in encoded.items()}
+        self._few = {kind: AnswerDistributions(model, _spread(rows, FEW), pad, where) for kind, rows in encoded.items()}
         self.tokens = {kind: distributions.labels for kind, distributions in self._all.items()}
         """How many tokens of each kind are read."""
+        self._scale, self._far = 1.0, FAR
 
     def damage(self) -> Damage:
         """On all budget rows."""
         return _measured(self._all, self._model)
 
-    def first_look(self) -> float:
-        """In nats per token, on a few of them."""
-        return _measured(self._few, self._model).nats
+    def look(self, budget: float) -> float:
+        """The damage in nats per token, about, where a few rows say that it is far under a budget; else on all of them."""
+        few = _measured(self._few, self._model).nats
+        if few * self._scale < self._far * budget:
+            return few * self._scale
+        nats = self.damage().nats
+        if few > 0 and math.isfinite(nats):
+            self._scale, self._far = nats / few, FAR_BY_SCALE
+        return nats
+
+
+def _room(model: PreTrainedModel, labels: int) -> torch.device | str:
+    """Beside the model on its GPU, where that takes a small part of what is free; else the CPU."""
+    if model.device.type != "cuda":
+        return "cpu"
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return model.device if 4 * labels * int(model.config.vocab_size) < free / OF_FREE else "cpu"
 
 
 def _measured(distributions: Mapping[str, AnswerDistributions], model: PreTrainedModel) -> Damage:

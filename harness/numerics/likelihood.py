@@ -239,17 +239,20 @@ def _logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], T
 class AnswerDistributions:
     """What the model says now at every answer position of some examples, to measure later how far it has moved.
 
-    Holds the log-probabilities on the CPU: labels × vocabulary × 4 bytes.
+    Holds the log-probabilities: labels × vocabulary × 4 bytes.
 
     Args:
         model: the model before unlearning.
         encoded: the examples.
         pad_id: see `harness.data.rows.pad_id`.
+        where: what holds them; from the CPU they go to the model's device each time that something is measured.
     """
 
-    def __init__(self, model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int, where: torch.device | str = "cpu"
+    ) -> None:
         self._batches = list(batches(encoded, pad_id, TOKENS_PER_BATCH, "cpu"))
-        self._base = [self._log_probs(model, batch).cpu() for batch in self._batches]
+        self._base = [self._log_probs(model, batch).to(where) for batch in self._batches]
         self.labels = sum(len(base) for base in self._base)
         """Number of answer positions."""
 

@@ -9,13 +9,13 @@ told it. After the largest budget a run ends.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.core.errors import Diverged
 from harness.core.method import Progress, Reach, UnlearningContext
+from harness.numerics.meeting import TOLERANCE, End, meet
 from harness.storage.records import BUDGET, DAMAGE
 
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 0.02
-"""How near the measured damage comes to its budget, as a share of it."""
-TRIES = 30
-"""Places between two steps that are tried."""
-NEAR = 0.3
-"""Share of the next budget from which a first look at few rows is followed by one at all of them."""
 
 Steps = Callable[[], Iterator[Progress]]
 """Starts the method on the model as it is."""
@@ -146,7 +140,8 @@ class BudgetedRun:
                 break
             if progress is None:
                 break
-            damage = self._looked_at(left[0])
+            with self.context.costs.phase("damage"):
+                damage = self._meter.look(left[0])
             after = Weights.of(model)
             most = max(most, damage)
             if damage >= left[0] and first:
@@ -161,19 +156,10 @@ class BudgetedRun:
         for budget in left:
             self.unreached[budget] = f"{why} ({most:.3g} at most)" if why.startswith("it never") else why
 
-    def _looked_at(self, budget: float) -> float:
-        """The damage now, in nats per token; of a few rows alone where that is far from the budget."""
-        with self.context.costs.phase("damage"):
-            look = self._meter.first_look()
-            return look if look < NEAR * budget else self._meter.damage().nats
-
     def _between(
         self, before: Weights, after: Weights, damages: tuple[float, float], budget: float, progress: Progress
     ) -> Progress | None:
-        """The point between two steps at a budget, the model placed there.
-
-        What a step adds to a KL grows about as its square, so each guess is a secant of its root, kept inside a bracket that
-        is halved where that does not get there.
+        """The point between two steps at a budget, the model placed there; None where no place does so much damage.
 
         Args:
             before: the weights before the step.
@@ -182,24 +168,20 @@ class BudgetedRun:
             budget: nats per token, between the two.
             progress: of the step.
         """
-        low, high, at_low, at_high = 0.0, 1.0, *damages
-        nearest = math.inf
-        for tried in range(TRIES):
-            share = (low + high) / 2
-            if math.isfinite(at_high) and tried < TRIES // 2:
-                root_low, root_high, wanted = (nats**0.5 for nats in (min(at_low, budget), at_high, budget))
-                share = low + (high - low) * min(0.95, max(0.05, (wanted - root_low) / max(root_high - root_low, 1e-12)))
+        measured: Damage | None = None
+
+        def damage_at(share: float) -> float:
+            nonlocal measured
             before.place(self.context.model, after, share)
-            damage = self._damage()
-            if abs(damage.nats - budget) <= TOLERANCE * budget:
-                return self._point(progress, damage, **{BUDGET: budget, "share_of_step": share})
-            nearest = min(nearest, damage.nats, key=lambda nats: abs(nats - budget))
-            if damage.nats < budget:
-                low, at_low = share, damage.nats
-            else:
-                high, at_high = share, damage.nats
-        self.unreached[budget] = f"no place between two steps does so much damage; the nearest does {nearest:.3g}"
-        return None
+            measured = self._damage()
+            return measured.nats
+
+        done, passed = damages
+        met = meet(damage_at, End(0.0, done), End(1.0, passed), budget)
+        if met.place is None or measured is None:
+            self.unreached[budget] = f"no place between two steps does so much damage; the nearest does {met.nearest:.3g}"
+            return None
+        return self._point(progress, measured, **{BUDGET: budget, "share_of_step": met.place})
 
     def _say_that_the_first_is_long(self, damage: float) -> None:
         within = ", ".join(f"{budget:g}" for budget in self.budgets if budget <= damage)

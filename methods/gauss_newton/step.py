@@ -173,6 +173,15 @@ def rounding_losses(
     return losses
 
 
+def above(one: float, other: float) -> bool:
+    """Whether a damage is above another one by more than `KL_TOLERANCE`, which says how near a given one is met.
+
+    >>> above(1.03, 1.0), above(1.01, 1.0), above(0.97, 1.0)
+    (True, False, False)
+    """
+    return one - other > KL_TOLERANCE * min(one, other)
+
+
 def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0.0) -> tuple[float, float]:
     """The step size whose measured KL is `target`, within `KL_TOLERANCE`.
 

@@ -18,7 +18,8 @@ from harness.data.rows import collate, encode, pad_id
 from harness.models.sources import weights_fingerprint
 from harness.numerics.anatomy import LinearMap
 from harness.numerics.likelihood import AnswerDistributions
-from harness.running.budgets import TOLERANCE, BudgetedRun
+from harness.numerics.meeting import TOLERANCE
+from harness.running.budgets import BudgetedRun
 from methods.curvature.gradients import gradient_matrices
 from methods.curvature.layers import Layer, Line, mlp_layers
 from methods.curvature.solve import Solver

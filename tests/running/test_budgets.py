@@ -23,8 +23,9 @@ from harness.data.held_out import GENERAL_ROWS, held_out_digest, hold_out
 from harness.models.export import ExportOptions
 from harness.models.sources import CheckpointSource, weights_fingerprint
 from harness.numerics.damage import DamageMeter
+from harness.numerics.meeting import TOLERANCE
 from harness.numerics.weights import Weights
-from harness.running.budgets import TOLERANCE, BudgetedRun
+from harness.running.budgets import BudgetedRun
 from harness.running.plan import read
 from harness.running.request import RunRequest
 from harness.running.run import execute
@@ -144,12 +145,32 @@ def test_damage_is_the_larger_mean_kl_of_the_two_kinds(make_context: ContextMake
     assert measured.nats == max(measured.by_kind.values()) > 0
 
 
+def test_few_rows_say_that_a_budget_is_far_and_all_rows_that_it_is_near(
+    make_context: ContextMaker, budgeted: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    context = make_context(problem=budgeted)
+    meter = DamageMeter(context.model, context.tokenizer, budgeted.held_out)
+    whole, inner = [], meter.damage
+    monkeypatch.setattr(meter, "damage", lambda: whole.append(1) or inner())
+    next(walk(context, None))
+    true = inner().nats
+    few = meter.look(1e3)
+    assert not whole, "far under the budget"
+    assert few == pytest.approx(true, rel=0.5)
+    assert meter.look(true) == true
+    assert len(whole) == 1
+    assert meter.look(true / 0.6) == pytest.approx(true, rel=1e-6), "few rows, scaled as they went with all of them"
+    assert len(whole) == 1
+    assert meter.look(true / 0.8) == true
+    assert len(whole) == 2
+
+
 def test_a_model_that_broke_has_done_infinite_damage(make_context: ContextMaker, budgeted: Problem):
     context = make_context(problem=budgeted)
     meter = DamageMeter(context.model, context.tokenizer, budgeted.held_out)
     with torch.no_grad():
         context.model.lm_head.weight.fill_(math.nan)
-    assert meter.damage().nats == meter.first_look() == math.inf
+    assert meter.damage().nats == meter.look(1.0) == math.inf
 
 
 def test_weights_are_put_back_bit_by_bit_and_lie_on_the_line_between(make_context: ContextMaker):
