@@ -32,7 +32,9 @@ class Stage:
     retain: Sequence[Example]
     """What it should go on saying."""
     retain_clusters: Sequence[str] = ()
-    """Whom each of these is about (ToFU: its author), where that is known: what is held out is held out whole."""
+    """What each of these is about (ToFU: its author), where that is known: what is held out is held out whole."""
+    evaluated_clusters: Collection[str] = frozenset()
+    """Those of them that a metric asks about, where no text's prompt says so: they are never held out."""
 
 
 class ModelSource(Protocol):
@@ -81,6 +83,8 @@ class Problem:
     """What a reader must know of this benchmark with this model, shown under every table."""
     general: Sequence[Example] = ()
     """Text of no stage and of no reported metric, on which a method may guard what else the model knows."""
+    general_clusters: Sequence[str] = ()
+    """What each of these is about, where retain sets are about the same: what is held out there is left out of these."""
     guarded: Collection[str] = frozenset()
     """The clusters of evaluated questions that `general` says something else about; of the others no method sees anything."""
     unseen: Sequence[Example] = ()

@@ -1,14 +1,14 @@
 """Budget rows: text that damage is measured on, held out of what every method trains on and of what is reported.
 
-Two kinds, the same for all methods and seeds: a tenth of each stage's retain set, whole clusters (ToFU: authors) of which no
-metric asks anything, and general text, half of it about what no method may read where there is such text. They are held out
-only where budgets are given.
+Two kinds, the same for all methods and seeds: a tenth of each stage's retain set, whole clusters (ToFU: authors; the embedded
+crafts: things that are described) of which no metric asks anything, and general text, half of it about what no method may read
+where there is such text. They are held out only where budgets are given.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -39,14 +39,25 @@ def hold_out(problem: Problem) -> Problem:
     evaluated = {
         problem.template.prompt(row["question"]) for rows in problem.questions.values() for row in rows if "question" in row
     }
-    retain = list(dict.fromkeys(e for stage in problem.stages for e in _of_stage(problem, stage, evaluated)))
-    general, unseen = _drawn(problem, "general", problem.general), _drawn(problem, "unseen", problem.unseen)
+    taken = {cluster for stage in problem.stages for cluster in _of_stage(problem, stage, evaluated)}
+    pairs = [pair for stage in problem.stages for pair in zip(_clusters(stage), stage.retain, strict=True)]
+    retain = list(dict.fromkeys(e for cluster, e in pairs if cluster in taken))
+    about = problem.general_clusters
+    order = _drawn(problem, "general", [i for i in range(len(problem.general)) if not about or about[i] not in taken])
+    general, unseen = [problem.general[i] for i in order], _drawn(problem, "unseen", problem.unseen)
     budget = min(GENERAL_ROWS, len(general) // 2 + len(unseen))
     of_unseen = min(len(unseen), budget // 2)
     cut = budget - of_unseen
     held_out = {"retain": retain, **({"general": [*general[:cut], *unseen[:of_unseen]]} if budget else {})}
-    stages = [_without(stage, frozenset(retain)) for stage in problem.stages]  # stages may share texts
-    return replace(problem, stages=stages, general=general[cut:], unseen=unseen[of_unseen:], held_out=held_out)
+    stages = [_without(stage, taken, frozenset(retain)) for stage in problem.stages]  # stages may share clusters and texts
+    return replace(
+        problem,
+        stages=stages,
+        general=general[cut:],
+        general_clusters=[about[i] for i in order[cut:]] if about else (),
+        unseen=unseen[of_unseen:],
+        held_out=held_out,
+    )
 
 
 def held_out_digest(problem: Problem) -> str:
@@ -57,14 +68,14 @@ def held_out_digest(problem: Problem) -> str:
     return digest([VERSION, rows])[:16]
 
 
-def _of_stage(problem: Problem, stage: Stage, evaluated: set[str]) -> list[Example]:
-    """A stage's budget rows."""
-    retain = list(stage.retain)
-    clusters = _clusters(stage)
+def _of_stage(problem: Problem, stage: Stage, evaluated: set[str]) -> set[Hashable]:
+    """The clusters that a stage gives as budget rows."""
+    retain, clusters = list(stage.retain), _clusters(stage)
     busy = {cluster for cluster, e in zip(clusters, retain, strict=True) if e.prompt and e.prompt in evaluated}
-    free = [cluster for cluster in dict.fromkeys(clusters) if cluster not in busy]
+    free = [cluster for cluster in dict.fromkeys(clusters) if cluster not in busy and cluster not in stage.evaluated_clusters]
     most = MOST_WINDOWS if all(isinstance(e, Window) for e in retain) else MOST_ROWS
-    wanted, sizes, taken, count = min(most, max(1, round(SHARE * len(retain)))), Counter(clusters), set(), 0
+    wanted, sizes, count = min(most, max(1, round(SHARE * len(retain)))), Counter(clusters), 0
+    taken: set[Hashable] = set()
     for cluster in _drawn(problem, stage.name, free):
         if count >= wanted:
             break
@@ -75,17 +86,19 @@ def _of_stage(problem: Problem, stage: Stage, evaluated: set[str]) -> list[Examp
             f"{problem.bench} has no retain rows to measure damage on: metrics ask all of its {len(retain)}, or none is left "
             "to train on. Leave out --budgets, or raise --limit."
         )
-    return [e for cluster, e in zip(clusters, retain, strict=True) if cluster in taken]
+    return taken
 
 
-def _without(stage: Stage, held_out: Collection[Example]) -> Stage:
-    kept = [i for i, e in enumerate(stage.retain) if e not in held_out]
+def _without(stage: Stage, taken: Collection[Hashable], held_out: Collection[Example]) -> Stage:
+    pairs = enumerate(zip(_clusters(stage), stage.retain, strict=True))
+    kept = [i for i, (cluster, e) in pairs if cluster not in taken and e not in held_out]
     clusters = [stage.retain_clusters[i] for i in kept] if stage.retain_clusters else ()
     return replace(stage, retain=[stage.retain[i] for i in kept], retain_clusters=clusters)
 
 
-def _clusters(stage: Stage) -> Sequence[str]:
-    return stage.retain_clusters or [str(i) for i in range(len(stage.retain))]
+def _clusters(stage: Stage) -> Sequence[Hashable]:
+    """What each retain text is about; each text by itself where that is not known."""
+    return stage.retain_clusters or stage.retain
 
 
 def _drawn(problem: Problem, what: str, items: Sequence[T]) -> list[T]:

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from evals.benchmarks.tofu.world import World
+from evals.benchmarks.wmdp.crafts import World as Crafts
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.core.options import Options
 from harness.core.problem import Problem
+from harness.core.registry import ROOT
 from harness.data.held_out import GENERAL_ROWS, held_out_digest, hold_out
 from harness.models.export import ExportOptions
 from harness.models.sources import CheckpointSource, weights_fingerprint
@@ -93,6 +95,22 @@ def test_authors_are_held_out_whole_and_none_of_whom_a_metric_asks():
     assert len(stage.retain) == len(stage.retain_clusters) == 90 * 12 - 9 * 12
 
 
+@pytest.mark.parametrize("limit", [None, 20])
+@pytest.mark.parametrize("bench", ["wmdp", "wmdp-cyber"])
+def test_what_the_crafts_describe_is_held_out_whole_and_nothing_that_a_metric_asks_about(bench: str, limit: int | None):
+    plain, held = (read(bench, "mini", Options(limit=limit, budgets=budgets)).problem for budgets in ((), (0.1,)))
+    left = [*(e for stage in held.stages for e in stage.retain), *held.general]
+    titles = {entity.title for entities in Crafts(0).entities.values() for entity in entities}
+    of_held = {title for title in titles if any(title in e.answer for e in held.held_out["retain"])}
+    assert of_held
+    for title in of_held:
+        assert not any(title in e.answer for e in left), "no other description of it is left to any method"
+        assert {e for stage in plain.stages for e in stage.retain if title in e.answer} <= set(held.held_out["retain"])
+    assert of_held.isdisjoint(row["cluster"] for rows in plain.questions.values() for row in rows)
+    for texts, clusters in [(s.retain, s.retain_clusters) for s in held.stages] + [(held.general, held.general_clusters)]:
+        assert all(cluster in e.answer for e, cluster in zip(texts, clusters, strict=True))
+
+
 def test_half_of_the_general_rows_are_about_those_whom_no_method_may_read_of():
     held = read("tofu10", "mini", Options(budgets=(0.1,))).problem
     about = [any(name in e.prompt for name in held.guarded) for e in held.held_out["general"]]
@@ -111,6 +129,13 @@ def test_the_same_rows_for_every_seed_and_method_and_others_in_another_world():
     assert len(digests) == 1
     assert held_out_digest(read("tofu10", "mini@1", Options(budgets=(0.1,))).problem) not in digests
     assert held_out_digest(read("tofu10", "mini", Options()).problem) == ""
+
+
+def test_the_committed_records_were_measured_on_the_same_rows():
+    committed = {result.spec.model: result.spec.budget_rows for result in Store(ROOT / "results" / "equal-damage").runs()}
+    assert set(committed) == {"mini", "mini@1", "mini@2"}
+    for model, rows in committed.items():
+        assert held_out_digest(read("tofu10", model, Options(budgets=(0.1,))).problem) == rows
 
 
 def test_a_problem_whose_retain_rows_are_all_asked_about_is_refused(nano_problem: Problem):

@@ -146,4 +146,5 @@ class Wmdp:
             notes=[*data.notes, f"every stage is guarded by {GUARDS[retain]} alone"] if retain in GUARDS else data.notes,
             attacks=data.attacks,
             general=data.general or Instructions(options.data_dir, template, after=MOST_INSTRUCTIONS),
+            general_clusters=data.general_clusters,
         )

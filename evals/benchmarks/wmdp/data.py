@@ -36,6 +36,8 @@ class WmdpData:
     """What a reader of the results should know."""
     general: Sequence[Example] = ()
     """Text of no stage and no metric."""
+    general_clusters: Sequence[str] = ()
+    """What each of these is about, where that is known."""
 
 
 def retain_kinds(retain: Retain) -> list[Retain]:
