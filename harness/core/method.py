@@ -124,6 +124,17 @@ class Method(Generic[C]):
     reads_general: Callable[[C], bool] = lambda config: False
     """Whether it reads the problem's general text with these settings."""
 
+    def refusal(self, problem: Problem, config: C) -> str | None:
+        """Why it cannot run on a problem with these settings, or None if it can; `skip_reason` is about all settings."""
+        if reason := self.clash(problem, config):
+            return reason
+        if self.reads_general(config) and not problem.general:
+            return (
+                f"{problem.bench} with {problem.model} has no general text to read; put tatsu-lab/alpaca/alpaca_data.json into "
+                "the data folder"
+            )
+        return None
+
     def steps(self, context: UnlearningContext, config: C) -> Iterator[Progress]:
         """Its progress, step by step.
 

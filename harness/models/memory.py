@@ -10,9 +10,9 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from harness.core.config import JSON, field_names, to_json
+from harness.core.config import JSON, to_json, written
 from harness.core.config import resolve as resolve_settings
 from harness.core.errors import UsageError
 from harness.core.evaluator import EvalPlan, Evaluator
@@ -78,11 +78,15 @@ def gib(size: float) -> str:
 # ---------------------------------------------------------------- shapes
 
 
-def shape_of(source: CheckpointSource, problem: Problem, dtype: str) -> ModelShape | None:
-    """A checkpoint's shape and the problem's, or None where its configuration cannot be read or brings code of its own.
+def shape_of(problem: Problem, dtype: str) -> ModelShape | None:
+    """The shape of the checkpoint that is unlearned and of its problem.
 
-    What is wrong with such a checkpoint is told when it is loaded.
+    None for a model that is trained on the spot, and where a checkpoint's configuration cannot be read or brings code of its
+    own: what is wrong with it is told when it is loaded.
     """
+    source = problem.sources.get("base")
+    if not isinstance(source, CheckpointSource):
+        return None
     try:
         model = meta_model(source.config())
     except UsageError:
@@ -236,11 +240,7 @@ def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) ->
     Raises:
         UsageError: saying what it needs, what there is, and which settings would fit by the same estimate.
     """
-    problem = plan.problem
-    source = problem.sources.get("base")
-    if not isinstance(source, CheckpointSource):
-        return
-    shape = shape_of(source, problem, options.dtype)
+    problem, shape = plan.problem, shape_of(plan.problem, options.dtype)
     if shape is None:
         return
     held = [*method.memory(shape, config), *budget_items(shape, problem)]
@@ -252,7 +252,7 @@ def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) ->
             log.warning("this may not fit: about %s GiB are needed, %s", gib(needed.total), room)
         return
     parts = ", ".join(f"{what} {gib(size)}" for what, size in needed.certain.items())
-    ways = _ways_out(shape, plan.evaluators, method, config, options, room)
+    ways = _ways_out(shape, plan, method, config, options, room)
     raise UsageError(
         f"{room}, {method.name} on {problem.model} needs {gib(certain)} GiB ({parts}) beside its activations. "
         + (f"Set {' or '.join(ways)}." if ways else "No setting known here makes it fit; take a larger GPU or a smaller model.")
@@ -264,52 +264,72 @@ def machine_bytes(plan: EvalPlan, method: Method[Any], config: Any, options: Opt
 
     A model passes through the machine's memory on its way to a GPU.
     """
-    source = plan.problem.sources.get("base")
-    shape = shape_of(source, plan.problem, options.dtype) if isinstance(source, CheckpointSource) else None
+    shape = shape_of(plan.problem, options.dtype)
     if shape is None:
         return 0
     needed = estimate(shape, [*method.memory(shape, config), *budget_items(shape, plan.problem)], plan.evaluators)
     return needed.cpu + (needed.total if options.device == "cpu" else shape.parameters * shape.weight_bytes)
 
 
-def _ways_out(
-    shape: ModelShape, measuring: Sequence[Evaluator], method: Method[Any], config: Any, options: Options, room: Room
-) -> list[str]:
+def _ways_out(shape: ModelShape, plan: EvalPlan, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
     """Settings and flags that fit by the same estimate: one change if one is enough, else two together."""
-    large = [e.name for e in measuring if e.memory(shape)]
-    others = [e for e in measuring if e.name not in large]
+    large = [e.name for e in plan.evaluators if e.memory(shape)]
+    others = [e for e in plan.evaluators if e.name not in large]
 
-    def fits(shape: ModelShape, settings: Mapping[str, JSON], free: int, evaluators: Sequence[Evaluator] = measuring) -> bool:
-        try:
-            changed = resolve_settings(method.config, to_json(config), settings, owner=method.name)
-            return estimate(shape, method.memory(shape, changed), evaluators).total <= free
-        except UsageError:
-            return False
+    def fits(shape: ModelShape, config: Any, free: int, evaluators: Sequence[Evaluator] = plan.evaluators) -> bool:
+        total = _total(shape, method, config, evaluators)
+        return total is not None and total <= free
 
-    settings = _memory_fallbacks(method, config)
+    proposals = _proposals(shape, plan.problem, method, config)
     half = replace(shape, weight_bytes=2) if options.dtype == "float32" else None
-    ways = [_typed(s) for s in settings if fits(shape, s, room.free)]
-    if half and fits(half, {}, room.free):
+    ways = [" and ".join(_typed(each.settings)) for each in proposals if fits(shape, each.config, room.free)]
+    if half and fits(half, config, room.free):
         ways.append("--dtype bfloat16")
-    if large and others and fits(shape, {}, room.free, others):
+    if large and others and fits(shape, config, room.free, others):
         ways.append(f"--evals {','.join(e.name for e in others)}")
     if not ways and half:
-        ways = [f"{_typed(s)} with --dtype bfloat16" for s in settings if fits(half, s, room.free)]
-    if options.device.startswith("cuda") and options.device != ALL_GPUS and fits(shape, {}, room_on(ALL_GPUS).free):
+        fitting = [each.settings for each in proposals if fits(half, each.config, room.free)]
+        ways = [f"{' and '.join(_typed(settings))} with --dtype bfloat16" for settings in fitting]
+    if options.device.startswith("cuda") and options.device != ALL_GPUS and fits(shape, config, room_on(ALL_GPUS).free):
         ways.append("--device cuda:all")
     return ways
 
 
-def _memory_fallbacks(method: Method[Any], config: Any) -> list[Mapping[str, JSON]]:
-    """The settings that the method proposes where memory is short, and that are not set already."""
-    known, now = set(field_names(method.config)), to_json(config)
-    return [s for s in method.memory_fallbacks if set(s) <= known and any(now.get(k) != v for k, v in s.items())]
+def _total(shape: ModelShape, method: Method[Any], config: Any, evaluators: Sequence[Evaluator] = ()) -> int | None:
+    """Bytes at a run's largest moment; None where the method refuses the model with these settings."""
+    try:
+        return estimate(shape, method.memory(shape, config), evaluators).total
+    except UsageError:
+        return None
 
 
-def _typed(settings: Mapping[str, JSON]) -> str:
-    from harness.storage.cache import canonical
+class _Proposal(NamedTuple):
+    """Settings that may need less memory."""
 
-    return " ".join(f"{key}={value if isinstance(value, str) else canonical(value)}" for key, value in settings.items())
+    settings: Mapping[str, JSON]
+    """What is set."""
+    config: Any
+    """All settings of the method with it."""
+
+
+def _proposals(shape: ModelShape | None, problem: Problem, method: Method[Any], config: Any) -> list[_Proposal]:
+    """What the method proposes where memory is short and accepts; nothing that is set already, or is known to take more."""
+    proposals = []
+    for settings in method.memory_fallbacks:
+        try:
+            changed = resolve_settings(method.config, to_json(config), settings, owner=method.name)
+        except UsageError:
+            continue
+        if changed != config and method.refusal(problem, changed) is None:
+            proposals.append(_Proposal(settings, changed))
+    if shape is None:
+        return proposals
+    now, then = _total(shape, method, config), [_total(shape, method, each.config) for each in proposals]
+    return [each for each, total in zip(proposals, then, strict=True) if total is not None and (now is None or total <= now)]
+
+
+def _typed(settings: Mapping[str, JSON]) -> list[str]:
+    return [f"{key}={written(value)}" for key, value in settings.items()]
 
 
 # ---------------------------------------------------------------- it did not fit
@@ -322,10 +342,18 @@ def ran_out(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
 
 
-def advice(method: Method[Any], config: Any, options: Options) -> str:
-    """What to say of a run that ran out of memory: where, and what to try."""
+def advice(problem: Problem, method: Method[Any], config: Any, options: Options) -> str:
+    """What to say of a run that ran out of memory: where, and what to try.
+
+    Args:
+        problem: what was unlearned.
+        method: by which method.
+        config: its settings.
+        options: where, in which type.
+    """
     kind = options.device.partition(":")[0]
-    ways = [f"--set {_typed(settings)}" for settings in _memory_fallbacks(method, config)]
+    proposals = _proposals(shape_of(problem, options.dtype), problem, method, config)
+    ways = [" ".join(f"--set {each}" for each in _typed(proposal.settings)) for proposal in proposals]
     if options.dtype == "float32":
         ways.append("--dtype bfloat16")
     if kind == "cuda" and options.device != ALL_GPUS:

@@ -48,7 +48,7 @@ def outcome(todo: Plan, record: Record, store: Store) -> Iterator[None]:
         raise RunFailed(f"{todo.method.name} broke off: {error}. Points measured so far are kept.") from error
     except Exception as error:
         if memory.ran_out(error):
-            advice = memory.advice(todo.method, todo.config, todo.options)
+            advice = memory.advice(todo.problem, todo.method, todo.config, todo.options)
             ended("failed", f"{advice}\n{frames(error)}")
             raise RunFailed(f"{advice} Points measured so far are kept.") from error
         ended("failed", frames(error))

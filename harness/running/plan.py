@@ -21,8 +21,6 @@ from harness.numerics.placement import ALL_GPUS
 from harness.storage.cache import canonical, file_digest
 from harness.storage.records import RunSpec, Trial
 
-GENERAL_ADVICE = "Put tatsu-lab/alpaca/alpaca_data.json into the data folder."
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -101,10 +99,8 @@ def plan(
     family = problem.family or problem.model.partition("@")[0]
     stands_on = chosen.preset(bench, family, preset)
     config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=method)
-    if reason := chosen.clash(problem, config):
+    if reason := chosen.refusal(problem, config):
         raise UsageError(f"{method}: {reason}.")
-    if chosen.reads_general(config) and not problem.general:
-        raise UsageError(f"{method}: {bench} with {cut(model)} has no general text to read. {GENERAL_ADVICE}")
     spec = _spec(measured, chosen, config, options, "tuned" if preset == "tuned" and not settings else "")
     spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else problem.model)
     selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")

@@ -272,9 +272,7 @@ def _reason_against(todo: TrialSpec, problem: Problem) -> str | None:
         return reason
     preset = method.preset(todo.bench, problem.family or problem.model.partition("@")[0], todo.preset)
     config = resolve(method.config, preset, {**todo.fixed, **todo.chosen}, owner=todo.method)
-    if method.reads_general(config) and not problem.general:
-        return "it has no general text to read"
-    return method.clash(problem, config)
+    return method.refusal(problem, config)
 
 
 @dataclass(frozen=True)

@@ -308,6 +308,15 @@ def test_only_with_these_settings_it_reads_general_text():
     assert [reads(small(corrector_on=on)) for on in ("retain", "general", "both")] == [False, True, True]
 
 
+@pytest.mark.parametrize("on", ["general", "both"])
+def test_without_general_text_it_is_refused(on: Any, nano_problem: Problem):
+    method = METHODS.get("predictor_corrector")
+    says = "nano with mini has no general text to read; put tatsu-lab/alpaca/alpaca_data.json into the data folder"
+    assert method.refusal(nano_problem, small(corrector_on=on)) == says
+    assert method.refusal(nano_problem, small()) is None
+    assert method.refusal(general_text(nano_problem), small(corrector_on=on)) is None
+
+
 # ---------------------------------------------------------------- a budget of damage
 
 

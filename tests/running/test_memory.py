@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from harness.core.options import Options
 from harness.core.problem import Problem
 from harness.models import memory
 from harness.models.memory import GIB, Estimate, Room
+from harness.models.sources import CheckpointSource
 from tests.conftest import Bench, Nano
 
 KFADE = {"step_size": 0.01}
@@ -132,7 +134,17 @@ def test_one_gpu_holds_what_it_should():
 
 
 @pytest.fixture
-def on_llama(nano_problem: Problem, monkeypatch: pytest.MonkeyPatch) -> Any:
+def llama(nano_problem: Problem, tmp_path: Path) -> Problem:
+    """The nano problem on a checkpoint of Llama-2-7B's shape, whose weights are not there."""
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(tmp_path / "llama2-7b")
+    sources = {"base": CheckpointSource(str(tmp_path / "llama2-7b"))}
+    return replace(nano_problem, model="llama2-7b", sources=sources)
+
+
+@pytest.fixture
+def on_llama(llama: Problem, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Checks a run of Llama-2-7B on a GPU of so many GiB."""
 
     def check(
@@ -140,10 +152,9 @@ def on_llama(nano_problem: Problem, monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> None:
         rooms = {"cuda": Room("cuda:0", gib * GIB, gib * GIB), "cuda:all": Room("cuda:all", all_gpus * GIB, all_gpus * GIB)}
         monkeypatch.setattr(memory, "room_on", rooms.__getitem__)
-        monkeypatch.setattr(memory, "shape_of", lambda *_: shape("llama2-7b", 2 if dtype == "bfloat16" else 4))
         chosen = METHODS.get(method)
         config = resolve(chosen.config, settings, owner=method)
-        plan = EvalPlan(replace(nano_problem, model="llama2-7b"), [EVALUATORS.get(name) for name in evals])
+        plan = EvalPlan(llama, [EVALUATORS.get(name) for name in evals])
         memory.check(plan, chosen, config, Options(device="cuda", dtype=dtype))
 
     return check
@@ -344,11 +355,42 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, ran_out
     ],
     ids=["one GPU", "all GPUs", "CPU"],
 )
-def test_who_ran_out_of_memory_is_told_what_to_try(options: Options, settings: dict[str, Any], said: str):
+def test_who_ran_out_of_memory_is_told_what_to_try(options: Options, settings: dict[str, Any], said: str, llama: Problem):
     method = METHODS.get("kfade")
-    assert (
-        memory.advice(method, resolve(method.config, KFADE, {"estimator": "ekfac"}, settings, owner="kfade"), options) == said
-    )
+    config = resolve(method.config, KFADE, {"estimator": "ekfac"}, settings, owner="kfade")
+    assert memory.advice(llama, method, config, options) == said
+
+
+def advised(problem: Problem, method: str, **settings: Any) -> str:
+    """What is said to be tried on a CPU, in bfloat16."""
+    chosen = METHODS.get(method)
+    said = memory.advice(problem, chosen, resolve(chosen.config, settings, owner=method), Options(dtype="bfloat16"))
+    return said.removeprefix(f"{method} ran out of memory on cpu. Try ").removesuffix("fewer rows with --limit.")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "ways"),
+    [
+        ("loku", {}, "--set fila=false, --set target_modules=attention, --set layers=[3,4,5,6], or "),
+        ("loku", {"importance": "vila"}, "--set target_modules=attention, --set layers=[3,4,5,6], or "),
+        ("loku", {"layers": [3]}, "--set fila=false, --set target_modules=attention, or "),
+        ("elm", {}, "--set rank=64, --set layers=[4,5], or "),
+        ("elm", {"rank": 16}, "--set layers=[4,5], or "),
+        ("kfade", {**KFADE, "estimator": "identity"}, "--set layers=[3,4,5,6], or "),
+        ("predictor_corrector", {}, "--set layers=[3,4,5,6], --set predictor=identity, or "),
+        ("repselect", {"layers": [3, 4, 5, 6]}, ""),
+        ("rmu", {}, "--set max_length=[256] --set retain_max_length=256, or "),
+    ],
+    ids=str,
+)
+def test_what_is_advised_is_accepted_and_takes_no_more(method: str, settings: dict[str, Any], ways: str, llama: Problem):
+    assert advised(llama, method, **settings) == ways
+
+
+def test_no_layers_are_advised_that_a_model_lacks(nano_problem: Problem):
+    """It has two."""
+    assert advised(nano_problem, "loku", rank=4) == "--set fila=false, --set target_modules=attention, or "
+    assert advised(nano_problem, "repselect") == ""
 
 
 def test_budgets_hold_four_copies_of_the_weights_and_log_probabilities_on_the_cpu(nano_problem: Problem):

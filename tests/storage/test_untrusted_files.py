@@ -102,7 +102,7 @@ def test_nothing_in_a_checkpoint_runs_or_asks(
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
     source = CheckpointSource(str(folder))
     with suppress(UsageError):
-        memory.shape_of(source, replace(nano_problem, sources={"base": source}), "float32")
+        memory.shape_of(replace(nano_problem, sources={"base": source}), "float32")
         source.examine()
         model, tokenizer = load_checkpoint(str(folder), "cpu", "float32")
         chat = bool(tokenizer.chat_template)
