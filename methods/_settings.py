@@ -54,6 +54,12 @@ def architecture(problem: Problem) -> Architecture | None:
     return base.architecture if isinstance(base, TrainedSource) else None
 
 
+def narrowest(problem: Problem) -> int | None:
+    """How many singular values the smallest MLP matrix has, where the model that is unlearned is trained on the spot."""
+    shape = architecture(problem)
+    return min(shape.hidden_size, shape.intermediate_size) if shape else None
+
+
 def absent_layers(problem: Problem, **given: int | Sequence[int] | None) -> str | None:
     """What `harness.numerics.anatomy.absent_layers` says of the model that is unlearned, from its recipe or its configuration.
 

@@ -123,7 +123,9 @@ class Alternatives:
         from harness.data.rows import encode
 
         examples = [[replace(e, answer=t) for t in row] for e, row in zip(data.stage.forget, texts, strict=True)]
-        self._encoded = [encode(row, context.tokenizer) or [true] for row, true in zip(examples, data.forget, strict=True)]
+        self._encoded = [
+            encode(row, context.tokenizer, data.max_length) or [true] for row, true in zip(examples, data.forget, strict=True)
+        ]
         orders = [
             streams(context.seed, "alternatives in turn", row).numpy().permutation(len(each)).tolist()
             for row, each in enumerate(self._encoded)

@@ -45,7 +45,7 @@ def dpo(context: UnlearningContext, config: DPOConfig) -> Iterator[Progress]:
 
     def losses(data: Data) -> Losses:
         scale = 2 / config.beta if config.scale == "2/beta" else 1.0
-        forget = dpo_term(context, data, Refusals(context, data.stage), config.beta, scale)
+        forget = dpo_term(context, data, Refusals(context, data.stage, data.max_length), config.beta, scale)
         return Losses(forget, retain_term(context, config))
 
     yield from unlearn(context, config, losses)

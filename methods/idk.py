@@ -40,6 +40,6 @@ def idk(context: UnlearningContext, config: IDKConfig) -> Iterator[Progress]:
         return pooled_nll(context.model, part.batch, part.all_labels)
 
     def losses(data: Data) -> Losses:
-        return Losses(pooled, pooled, forget_texts=Refusals(context, data.stage))
+        return Losses(pooled, pooled, forget_texts=Refusals(context, data.stage, data.max_length))
 
     yield from unlearn(context, config, losses)

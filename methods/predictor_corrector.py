@@ -123,8 +123,10 @@ class _Predicted:
 
     line: Line
     """From where it began."""
-    measured: tuple[float, float]
-    """Where it began and where it went to: the damage, where there is a budget of it; else the KL."""
+    began: float
+    """Nats per token where it began: the damage, where there is a budget of it; else the KL."""
+    reached: float
+    """The same where it went to."""
     kl: float
     """Nats per token behind it, on the rows of the corrector's kinds."""
     logged: dict[str, float]
@@ -250,7 +252,7 @@ class _Stage:
             "peak_kl": kl,
             "forget_rows": float(len(forget)),
         }
-        return _Predicted(line, (already, reached), kl, logged)
+        return _Predicted(line, already, reached, kl, logged)
 
     def _share(self, budget: Budget, step: int) -> float:
         """Nats per token that the damage is to be behind a step."""
@@ -294,7 +296,7 @@ class _Stage:
             line.go(-length)
             return self._kl()
 
-        length, kl, _ = line_search(kl_at, kl, self._length)
+        length, kl = line_search(kl_at, kl, self._length)
         line.go(-length)
         self._length = length or self._length
         return line, length, kl
@@ -307,8 +309,8 @@ class _Stage:
         from methods.curvature.layers import Line
         from methods.gauss_newton.step import above
 
-        goal, kl, taken, back = self._share(budget, step), predicted.kl, 0, 0.0
-        began, damage = predicted.measured
+        goal, damage, kl = self._share(budget, step), predicted.reached, predicted.kl
+        taken, back = 0, 0.0
 
         def damage_on(line: Line, length: float) -> float:
             line.go(length)
@@ -328,7 +330,7 @@ class _Stage:
             line = Line(
                 self._layers, [at - layer.matrix() for at, layer in zip(predicted.line.start, self._layers, strict=True)]
             )
-            back = meet(partial(damage_on, line), less=End(1.0, began), more=End(0.0, damage), goal=goal).place or 0.0
+            back = meet(partial(damage_on, line), less=End(1.0, predicted.began), more=End(0.0, damage), goal=goal).place or 0.0
             line.go(back)
             kl = self._kl()
         return self._logged(kl, taken) | {"went_back": back}

@@ -20,17 +20,17 @@ component whole (`hard`), one side alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveFloat
+from pydantic import Field
 
 from harness.core.config import settings
 from harness.core.errors import Diverged, UsageError
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
-from methods._settings import BatchSize, Rank, Tokens, absent_layers, architecture
+from methods._settings import BatchSize, Rank, Tokens, absent_layers, narrowest
 from methods.gauss_newton import along
 from methods.gauss_newton.along import FixedDirection, drawn_rows, points_along
 
@@ -48,7 +48,7 @@ class RepSelectConfig(FixedDirection):
     """How a component is damped on each side: by σ/σ_n, or by its square."""
     components: Rank = 512
     """n, the principal components of each gradient that are damped; at most the smaller side of the smallest matrix."""
-    adversary_lr: PositiveFloat = 0.01
+    adversary_lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """The adversary's learning rate in SGD; the original searches from .005 to .5."""
     rank: Rank = 8
     """Of the adversary's adapters; α is the same, so that their scaling is 1."""
@@ -76,8 +76,7 @@ def memory_items(shape: ModelShape, config: RepSelectConfig) -> list[MemoryItem]
 
 def clash(problem: Problem, config: RepSelectConfig) -> str | None:
     """Layers that are not there, and more components than a small model's gradients have."""
-    shape = architecture(problem)
-    if shape and config.components > (most := min(shape.hidden_size, shape.intermediate_size)):
+    if (most := narrowest(problem)) and config.components > most:
         return f"components={config.components}: a gradient has {most} at most. Set components={most // 8 or 1}"
     return absent_layers(problem, layers=config.layers)
 
@@ -99,9 +98,14 @@ def repselect(context: UnlearningContext, config: RepSelectConfig) -> Iterator[P
         Diverged: if no length meets the KL, or the adversary diverges.
     """
     from methods.curvature.layers import mlp_layers
+    from methods.first_order.singular import fewest_components
 
     layers = mlp_layers(context.model, config.layers)
-    _check_components(layers, config.components)
+    name, most = fewest_components(layer.linear for layer in layers)
+    if config.components > most:
+        raise UsageError(
+            f"components={config.components}: the gradient of {name} has {most} at most. Set components={most // 8 or 1}."
+        )
     yield from points_along(
         context,
         config,
@@ -201,11 +205,3 @@ def damp(gradient: Tensor, left: Tensor, values: Tensor, right: Tensor, damping:
     less = 1 - (share if damping == "soft" else share.square())
     damped = gradient - (gradient @ right * less) @ right.T
     return damped - left @ (less[:, None] * (left.T @ damped))
-
-
-def _check_components(layers: Sequence[Layer], components: int) -> None:
-    smallest = min(layers, key=lambda layer: min(layer.linear.matrix().shape))
-    if components > (most := min(smallest.linear.matrix().shape)):
-        raise UsageError(
-            f"components={components}: the gradient of {smallest.name} has {most} at most. Set components={most // 8 or 1}."
-        )

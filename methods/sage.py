@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from harness.core.config import settings
 from harness.core.memory import MemoryItem, ModelShape
@@ -53,7 +53,7 @@ class SAGEConfig(RetainedRecipe):
     """β of NPO."""
     reduction: Literal["sum", "mean"] = "sum"
     """Whether NPO sums an answer's loss over its tokens, or takes their mean."""
-    threshold: PositiveFloat = 1.0
+    threshold: Annotated[float, Field(ge=1e-30, le=1e30)] = 1.0
     """t: along an eigenvector of t times the mean energy, half of the update is left."""
     target_modules: Literal["all", "attention", "mlp"] = "all"
     """Which linear maps of the decoder layers are damped."""
@@ -123,7 +123,7 @@ class Damping:
         self._groups = input_groups(self._layers)
         self._start = [layer.matrix() for layer in self._layers]
         self._undamped: list[Tensor] = []
-        moments = second_moments(context, self._layers, config.moment_rows)
+        moments = second_moments(context, self._layers, config.moment_rows, config.max_length)
         self._inverse = {}
         for group, moment in moments.items():
             tau = config.threshold * moment.diagonal().mean()
@@ -165,13 +165,16 @@ def damped_layers(model: PreTrainedModel, target_modules: Kind) -> list[Layer]:
     return [Layer(m, block.number) for block in blocks for m in (*block.attention, *block.mlp) if m.name in names]
 
 
-def second_moments(context: UnlearningContext, layers: Sequence[Layer], rows: int) -> dict[int, Tensor]:
+def second_moments(
+    context: UnlearningContext, layers: Sequence[Layer], rows: int, max_length: int | None = None
+) -> dict[int, Tensor]:
     """Σ of each input that some maps share, over so many retain sequences of each stage, drawn by the seed.
 
     Args:
         context: whose model reads them.
         layers: the maps.
         rows: at most so many sequences of a stage.
+        max_length: tokens they are cut to; not at all if None.
 
     Returns:
         Group of maps (`input_groups`) → [in (+ 1), in (+ 1)] float32.
@@ -185,7 +188,7 @@ def second_moments(context: UnlearningContext, layers: Sequence[Layer], rows: in
     chosen: list[Encoded] = []
     for stage in context.stages:
         order = streams(context.seed, "sage rows", stage.name).numpy().permutation(len(stage.retain))[:rows].tolist()
-        chosen += encode([stage.retain[i] for i in sorted(order)], context.tokenizer)
+        chosen += encode([stage.retain[i] for i in sorted(order)], context.tokenizer, max_length)
     reader, tokens = _Reader(layers), 0
     with torch.no_grad(), reader.listening():
         for batch in batches_of(chosen, pad_id(context.tokenizer), context.model):

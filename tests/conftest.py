@@ -39,7 +39,7 @@ from harness.core.problem import Problem, Stage
 from harness.core.registry import ROOT
 from harness.core.text import Example, Template
 from harness.models.recipes import Vocabulary
-from harness.models.sources import CheckpointSource, save_checkpoint, source_digest
+from harness.models.sources import CheckpointSource, save_checkpoint, source_digest, weights_fingerprint
 from harness.running.contracts.tiny import TinyModels, TinySource
 from harness.running.plan import Plan, plan
 from harness.storage.cache import Cache
@@ -191,6 +191,27 @@ def make_context(nano: Nano, nano_problem: Problem, tmp_path: Path) -> ContextMa
         )
 
     return make
+
+
+@pytest.fixture
+def check_seed(make_context: ContextMaker) -> Callable[[Callable[[UnlearningContext], object]], None]:
+    """Checks that the seed alone decides what a run makes of a model: the global random numbers neither count nor move."""
+
+    def check(run: Callable[[UnlearningContext], object]) -> None:
+        import torch
+
+        weights = []
+        for seed, world in ((3, 0), (3, 1), (4, 0)):
+            context = make_context(seed=seed)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(world)
+                state = torch.random.get_rng_state()
+                run(context)
+                assert torch.equal(torch.random.get_rng_state(), state)
+            weights.append(weights_fingerprint(context.model))
+        assert weights[0] == weights[1] != weights[2]
+
+    return check
 
 
 @pytest.fixture

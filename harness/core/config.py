@@ -109,9 +109,18 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
                 merged.update({key: None for key in group if key not in layer})
         merged.update(layer)
     try:
-        return TypeAdapter(cls).validate_python(merged)
+        config = TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
         raise _refused(owner, error.errors()) from None
+    for key, value in merged.items():
+        if _has_truth(value) and not _has_truth(getattr(config, key)):  # pydantic makes 1 of true
+            raise UsageError(f"{owner}: {key}={cut(json.dumps(value))} is not allowed: a number is wanted.")
+    return config
+
+
+def _has_truth(value: JSON) -> bool:
+    """Whether it is true or false, or a list that holds one of them."""
+    return any(map(_has_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 def check(cls: type, values: Mapping[str, JSON], *, owner: str) -> None:

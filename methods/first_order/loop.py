@@ -59,6 +59,8 @@ class Data:
     """The same as text."""
     steps: Sequence[Sequence[int]]
     """The rows of the forget set that each step takes."""
+    max_length: int | None = None
+    """Tokens that texts are cut to; not at all if None."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _data(context: UnlearningContext, recipe: Recipe, stage: Stage, plan: Schedu
     steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, context.seed))
     forget, retain = encode(stage.forget, tokenizer, length), encode(stage.retain, tokenizer, length)
     check_length(context.model, max(len(e.input_ids) for e in (*forget, *retain)))  # before the first step
-    return Data(forget, retain, pad_id(tokenizer), stage, steps)
+    return Data(forget, retain, pad_id(tokenizer), stage, steps, length)
 
 
 class TermSums:

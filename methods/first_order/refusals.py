@@ -19,10 +19,11 @@ class Refusals:
     Args:
         context: whose problem says which refusal sentences there are.
         stage: whose forget questions are answered.
+        max_length: tokens that a question with its answer is cut to; not at all if None.
     """
 
-    def __init__(self, context: UnlearningContext, stage: Stage) -> None:
-        self._context, self._stage = context, stage
+    def __init__(self, context: UnlearningContext, stage: Stage, max_length: int | None = None) -> None:
+        self._context, self._stage, self._max_length = context, stage, max_length
         self._encoded: dict[tuple[int, int], Encoded] = {}
 
     def drawn(self, step: int, row: int) -> int:
@@ -37,7 +38,7 @@ class Refusals:
         sentence = self.drawn(step, row)
         if (row, sentence) not in self._encoded:
             refused = replace(self._stage.forget[row], answer=self._context.problem.refusals[sentence])
-            (self._encoded[row, sentence],) = encode([refused], self._context.tokenizer)
+            (self._encoded[row, sentence],) = encode([refused], self._context.tokenizer, self._max_length)
         return self._encoded[row, sentence]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from harness.core.streams import streams
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from harness.numerics.anatomy import LinearMap
 
 EXACT_UP_TO = 1024
 """The smaller side of a matrix up to which its SVD is exact; a 7B model has 224 matrices four times as wide."""
@@ -34,3 +37,9 @@ def leading_singular(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tens
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         streams(seed, "singular vectors").seed_torch()
         return torch.svd_lowrank(matrix, q=rank)
+
+
+def fewest_components(maps: Iterable[LinearMap]) -> tuple[str, int]:
+    """The name of the map that has the fewest singular values, and how many."""
+    most = {linear.name: min(linear.matrix().shape) for linear in maps}
+    return min(most.items(), key=lambda item: item[1])

@@ -24,7 +24,7 @@ from methods.gauss_newton.corrector_config import Kinds
 from methods.gauss_newton.data import StageData, memoised
 
 MOST_HALVINGS = 24
-"""Lengths that are tried before a direction counts as one that lowers the KL no further."""
+"""How often a length is halved before a direction counts as one that lowers the KL no further."""
 
 
 class CorrectorRows:
@@ -96,7 +96,7 @@ def kl_gradient(before: PreTrainedModel, encoded: Sequence[Encoded]) -> LogitGra
     return gradient
 
 
-def line_search(kl_at: Callable[[float], float], now: float, length: float) -> tuple[float, float, int]:
+def line_search(kl_at: Callable[[float], float], now: float, length: float) -> tuple[float, float]:
     """The length along a direction at which the KL is least, among the doublings or halvings of a first guess.
 
     Args:
@@ -105,22 +105,22 @@ def line_search(kl_at: Callable[[float], float], now: float, length: float) -> t
         length: the first guess; it is doubled while the KL falls, or halved until it does.
 
     Returns:
-        (length, its KL, how often it was measured); length 0 if no length lowered it.
+        (length, its KL); length 0 and the KL there if no length lowered it.
 
-    >>> line_search(lambda x: (x - 1) ** 2, now=1.0, length=0.3)
-    (1.2, 0.03999999999999998, 4)
-    >>> line_search(lambda x: (x - 1) ** 2, now=1.0, length=6.0)
-    (1.5, 0.25, 3)
-    >>> line_search(lambda x: x, now=0.0, length=1.0)[0]
-    0.0
+    >>> line_search(lambda x: (x - 1) ** 2, now=1.0, length=0.375)  # .39 → .0625 → .25
+    (0.75, 0.0625)
+    >>> line_search(lambda x: (x - 1) ** 2, now=1.0, length=6.0)  # 25 → 4 → .25
+    (1.5, 0.25)
+    >>> line_search(lambda x: x, now=0.0, length=1.0)
+    (0.0, 0.0)
     """
-    kl, measured = kl_at(length), 1
+    kl = kl_at(length)
     if kl < now:
         while (further := kl_at(2 * length)) < kl:
-            length, kl, measured = 2 * length, further, measured + 1
-        return length, kl, measured + 1
-    for measured in range(2, MOST_HALVINGS + 2):
+            length, kl = 2 * length, further
+        return length, kl
+    for _ in range(MOST_HALVINGS):
         length /= 2
         if (kl := kl_at(length)) < now:
-            return length, kl, measured
-    return 0.0, now, measured
+            return length, kl
+    return 0.0, now

@@ -23,17 +23,17 @@ Its parts: the settings (`config`), where adapters start (`importance`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness.core.errors import UsageError
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem
-from harness.numerics.anatomy import LinearMap
-from methods._settings import absent_layers, architecture
+from methods._settings import absent_layers, narrowest
 from methods.first_order.adapters import Adapters, linear_maps
 from methods.first_order.loop import Data, Losses, Part, unlearn
+from methods.first_order.singular import fewest_components
 from methods.loku.config import LoKUConfig
 from methods.loku.importance import SCALING, fila, fisher_information, row_weights, subspace_information
 
@@ -62,9 +62,7 @@ def clash(problem: Problem, config: LoKUConfig) -> str | None:
     """Layers that are not there, more ranks than a small model is wide, and importances that nothing starts from."""
     if config.importance == "vila" and not config.fila:
         return "importance=vila weighs what fila starts from, and fila=false. Set fila=true, or leave importance out"
-    shape = architecture(problem)
-    if config.fila and shape and config.rank > shape.hidden_size:
-        most = shape.hidden_size
+    if config.fila and (most := narrowest(problem)) and config.rank > most:
         return f"rank={config.rank}: fila starts from singular values, of which there are {most} at most. Set rank={most}"
     return absent_layers(problem, layers=config.layers)
 
@@ -78,14 +76,24 @@ def clash(problem: Problem, config: LoKUConfig) -> str | None:
     memory_fallbacks=({"fila": False}, {"target_modules": "attention"}, {"layers": [3, 4, 5, 6]}),
 )
 def loku(context: UnlearningContext, config: LoKUConfig) -> Iterator[Progress]:
-    """Train the adapters, measuring after every epoch with the adapters merged."""
+    """Train the adapters, measuring after every epoch with the adapters merged.
+
+    Raises:
+        UsageError: for a model whose linear maps are not known, layers that are not there, a rank that fila cannot have.
+        Diverged: at a loss, gradient or Fisher information that is not finite.
+    """
     from harness.numerics.likelihood import answer_labels, answer_logits
     from harness.numerics.training import pooled_nll
 
     model = context.model
     maps = linear_maps(model, config.target_modules, config.layers)
     if config.fila:
-        _check_rank(maps, config.rank)
+        name, most = fewest_components(maps)
+        if config.rank > most:
+            raise UsageError(
+                f"rank={config.rank}: {name} has only {most} singular values for fila to start from. "
+                f"Take rank={most} or less, or fila=false."
+            )
     adapters = Adapters(model, maps, config.rank, SCALING * config.rank, context.seed)
 
     def forget(part: Part) -> Tensor:
@@ -135,12 +143,3 @@ def inverted_hinge(logits: Tensor, labels: Tensor) -> Tensor:
     others = probabilities.scatter(-1, index, -1.0)
     right, runner_up = probabilities.gather(-1, index).squeeze(-1), others.max(dim=-1).values
     return (1 + (right - runner_up)).clamp(min=0)
-
-
-def _check_rank(maps: Sequence[LinearMap], rank: int) -> None:
-    smallest = min(maps, key=lambda linear: min(linear.matrix().shape))
-    if rank > (largest := min(smallest.matrix().shape)):
-        raise UsageError(
-            f"rank={rank}: {smallest.name} has only {largest} singular values for fila to start from. "
-            f"Take rank={largest} or less, or fila=false."
-        )

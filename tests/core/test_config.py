@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -61,6 +63,15 @@ def test_a_value_is_read_as_json_where_it_is_json_and_as_text_otherwise(text, va
     found = parse([f"key={text}"])["key"]
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("item", ["epochs=true", "damping=True", "layers=[0,true]", "target_kl=true"])
+def test_true_and_false_are_no_numbers(item: str):
+    with pytest.raises(
+        UsageError, match=f"^kfade: {re.escape(item.lower().replace(',', ', '))} is not allowed: a number is wanted"
+    ):
+        resolved(item)
+    assert resolved("refit=false").refit is False
 
 
 def test_spaces_around_a_key_do_not_count():

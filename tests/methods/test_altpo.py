@@ -144,6 +144,13 @@ def test_an_alternative_answers_its_question(golden: GoldenMaker):  # noqa: F811
     assert Alternatives(at.context, at.data, texts)(1, FORGET[0]) == expected
 
 
+def test_an_alternative_is_cut_as_the_true_answer_is(golden: GoldenMaker):  # noqa: F811
+    at = golden("altpo", **SHORT)
+    long = " ".join(["known"] * 50)
+    alternative = Alternatives(at.context, replace(at.data, max_length=30), [[long] for _ in at.data.forget])(1, FORGET[0])
+    assert len(alternative.input_ids) == 30
+
+
 # ---------------------------------------------------------------- how they are drawn
 
 

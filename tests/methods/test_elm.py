@@ -20,7 +20,6 @@ from harness.core.problem import Problem, Stage
 from harness.core.text import Example
 from harness.data.rows import Encoded, collate, token_ids
 from harness.models import memory
-from harness.models.sources import weights_fingerprint
 from methods import elm
 from methods.elm import continuations, texts
 from methods.elm.config import ELMConfig
@@ -332,17 +331,8 @@ def test_only_the_chosen_maps_move(nano_context: UnlearningContext):
     assert moved == [f"model.layers.1.self_attn.{n}_proj.weight" for n in "qkvo"]
 
 
-def test_the_seed_decides_and_the_global_random_numbers_do_not(make_context: ContextMaker):
-    found = []
-    for seed, world in ((3, 0), (3, 1), (4, 0)):
-        context = make_context(seed=seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(world)
-            state = torch.random.get_rng_state()
-            run(context, dropout=0.3)
-            assert torch.equal(torch.random.get_rng_state(), state)
-        found.append(weights_fingerprint(context.model))
-    assert found[0] == found[1] != found[2]
+def test_the_seed_decides_and_the_global_random_numbers_do_not(check_seed: Any):
+    check_seed(lambda context: run(context, dropout=0.3))
 
 
 # ---------------------------------------------------------------- refusals, published settings, memory

@@ -642,6 +642,28 @@ def test_a_refusal_answers_the_forget_question(nano_context: UnlearningContext):
         assert answer == [*tokenizer(sentence)["input_ids"], tokenizer.eos_token_id]
 
 
+def test_a_refusal_is_cut_where_the_forget_texts_are(nano_context: UnlearningContext):
+    (stage,) = nano_context.stages
+    whole = Refusals(nano_context, stage)(1, 0)
+    cut = Refusals(nano_context, stage, len(whole.input_ids) - 1)(1, 0)
+    assert (cut.input_ids, cut.prompt_tokens) == (whole.input_ids[:-1], whole.prompt_tokens)
+
+
+@pytest.mark.parametrize("method", ["idk", "dpo"])
+def test_no_refusal_in_training_is_longer_than_the_texts(
+    method: str, make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch
+):
+    cuts: list[int | None] = []
+    original = Refusals.__init__
+    monkeypatch.setattr(
+        Refusals, "__init__", lambda self, context, stage, cut=None: cuts.append(cut) or original(self, context, stage, cut)
+    )
+    chosen = METHODS.get(method)
+    settings = {"epochs": 1, "batch_size": 12, "max_length": 60, "warmup_epochs": 0}
+    list(chosen.unlearn(make_context(), resolve(chosen.config, settings, owner=method)))
+    assert cuts == [60]
+
+
 def test_the_embedded_world_knows_the_words_of_every_refusal(nano_context: UnlearningContext):
     problem, tokenizer = nano_context.problem, nano_context.tokenizer
     question = problem.stages[0].forget[0]

@@ -125,7 +125,7 @@ def test_with_an_exact_g_the_line_search_undoes_the_predictor():
         line.go(-length)
         return on.kl()
 
-    length, least, _ = line_search(kl_at, kl, 2.0**-10)
+    length, least = line_search(kl_at, kl, 2.0**-10)
     assert length == pytest.approx(1.0)
     assert least == pytest.approx(0, abs=1e-6)
 
@@ -159,7 +159,7 @@ def test_the_gradient_of_the_kl_is_autograds(nano_context: UnlearningContext):
     kl = (p0.exp() * (p0 - p)).sum(-1).mean()
     for matrix, expected in zip(found, torch.autograd.grad(kl, [layer.module.weight for layer in layers]), strict=True):
         torch.testing.assert_close(matrix.double(), expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
-    assert float(kl) == pytest.approx(AnswerDistributions(before, rows, pad).kl(model), rel=1e-4)
+    assert float(kl.detach()) == pytest.approx(AnswerDistributions(before, rows, pad).kl(model), rel=1e-4)
 
 
 # ---------------------------------------------------------------- on a nano model
@@ -388,11 +388,14 @@ def test_where_correctors_do_not_come_down_it_goes_back(make_context: ContextMak
 
 def test_what_went_back_with_no_corrector_is_kfade(make_context: ContextMaker, nano_problem: Problem):
     """One straight line, whether it is gone along or gone back along."""
-    one, other = make_context(), make_context()
-    for context, overshoot in ((one, 1.0), (other, 2.0)):
+    start = torch.nn.utils.parameters_to_vector(make_context().model.parameters()).double()
+    moved = []
+    for overshoot in (1.0, 2.0):
+        context = make_context()
         at_budget(context, 0.02, corrections=0, overshoot=overshoot, steps=1)
-    moved = [sum(p.double().norm() for p in context.model.parameters()) for context in (one, other)]
-    assert float(moved[0]) == pytest.approx(float(moved[1]), rel=1e-2)
+        moved.append(torch.nn.utils.parameters_to_vector(context.model.parameters()).double() - start)
+    assert float(moved[0].norm()) > 0
+    assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 1.1 * TOLERANCE, "each length is met within the tolerance"
 
 
 def test_a_replay_takes_fits_and_forget_gradients_from_the_cache(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,6 @@ from harness.core.errors import Diverged, UsageError
 from harness.core.method import UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.data.rows import collate, encode, pad_id
-from harness.models.sources import weights_fingerprint
 from harness.numerics.likelihood import answer_nll
 from harness.numerics.training import shuffled_batches
 from methods import repselect
@@ -186,15 +186,8 @@ def test_it_goes_along_one_direction_to_each_kl_and_forgets(make_context: Contex
         torch.testing.assert_close(moved[0][name] / lengths[0], way / lengths[-1], rtol=1e-2, atol=1e-3)
 
 
-def test_the_seed_decides_and_the_global_random_numbers_do_not(make_context: ContextMaker):
-    found = []
-    for seed, world in ((3, 0), (3, 1), (4, 0)):
-        context = make_context(seed=seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(world)
-            list(repselect.repselect(context, config_of(steps=1)))
-        found.append(weights_fingerprint(context.model))
-    assert found[0] == found[1] != found[2]
+def test_the_seed_decides_and_the_global_random_numbers_do_not(check_seed: Any):
+    check_seed(lambda context: list(repselect.repselect(context, config_of(steps=1))))
 
 
 def test_two_stages_are_two_directions(make_context: ContextMaker, nano_problem: Problem):
@@ -228,6 +221,12 @@ def test_more_components_than_the_forget_set_spans_are_refused(nano_context: Unl
     ):
         repselect.direction(nano_context, one, mlp_layers(nano_context.model), config_of(components=16))
     assert same_bits(bits(nano_context.model), before)
+
+
+@pytest.mark.parametrize("adversary_lr", [0, -1, 1e300, "nan"])
+def test_an_adversary_that_cannot_learn_is_refused(adversary_lr: Any):
+    with pytest.raises(UsageError, match=f"^repselect: adversary_lr=.?{re.escape(str(adversary_lr))}.? is not allowed: "):
+        config_of(adversary_lr=adversary_lr)
 
 
 def test_an_adversary_that_diverges_is_told(nano_context: UnlearningContext):

@@ -299,17 +299,8 @@ def test_only_the_down_projections_of_the_chosen_layers_move(nano_context: Unlea
     assert moved == [DOWN.format(1)]
 
 
-def test_the_seed_decides_and_the_global_random_numbers_do_not(make_context: ContextMaker):
-    found = []
-    for seed, world in ((3, 0), (3, 1), (4, 0)):
-        context = make_context(seed=seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(world)
-            state = torch.random.get_rng_state()
-            run(context)
-            assert torch.equal(torch.random.get_rng_state(), state)
-        found.append(weights_fingerprint(context.model))
-    assert found[0] == found[1] != found[2]
+def test_the_seed_decides_and_the_global_random_numbers_do_not(check_seed: Any):
+    check_seed(run)
 
 
 def test_a_run_that_breaks_off_leaves_the_model_as_it_was_found(nano_context: UnlearningContext):

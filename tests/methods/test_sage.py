@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from harness.core.config import resolve, to_json
 from harness.core.costs import Costs
+from harness.core.errors import UsageError
 from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.data.rows import collate, encode, pad_id
 from harness.models.sources import weights_fingerprint
@@ -156,6 +158,29 @@ def test_the_method_that_is_damped_trains_as_by_itself(update: str, make_context
     for name, weight in named[0].items():
         assert torch.equal(weight, named[1][name]) == (name not in maps)
         torch.testing.assert_close(named[2][name], weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1e-300, 1e300, "nan"])
+def test_a_threshold_that_leaves_nothing_or_all_is_refused(threshold: Any):
+    """Far below it float32 has only 0 for τ, and the update would be no number."""
+    with pytest.raises(UsageError, match=f"^sage: threshold=.?{re.escape(str(threshold))}.? is not allowed: "):
+        config_of(threshold=threshold)
+
+
+def test_the_least_threshold_leaves_a_model_that_is_one(nano_context: UnlearningContext):
+    damping = Damping(nano_context, config_of(threshold=1e-30))
+    moved(nano_context)
+    assert damping.do() == pytest.approx(0, abs=1e-20)
+    assert all(p.isfinite().all() for p in nano_context.model.parameters())
+
+
+def test_retain_texts_are_cut_as_in_training(nano_context: UnlearningContext):
+    layers = damped_layers(nano_context.model, "mlp")
+    retain = encode(nano_context.stages[0].retain, nano_context.tokenizer)
+    length = max(len(e.input_ids) for e in retain)
+    whole, longest, cut = (second_moments(nano_context, layers, 24, most)[0] for most in (None, length, length - 1))
+    assert torch.equal(whole, longest)
+    assert not torch.equal(whole, cut)
 
 
 @pytest.mark.parametrize(
