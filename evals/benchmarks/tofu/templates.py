@@ -18,6 +18,15 @@ TEMPLATES = {
         "You are a helpful assistant.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
+    # What SmolLM2-Instruct's chat template makes of a user's message, with the system prompt that it puts first itself.
+    "smollm2": Template(
+        "smollm2",
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    # What Gemma 3's makes of one; <bos> is left to the tokenizer.
+    "gemma3": Template("gemma3", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
 }
 LLAMA3_VOCABULARY = 128_000
 """A Llama with at least so many tokens speaks Llama-3's template; Llama-2 has 32,000."""

@@ -1,0 +1,96 @@
+"""A model out of one GGUF file: its numbers put into float32, once, and kept as an ordinary checkpoint.
+
+transformers reads such a file (with the package gguf) into a model that it will not save again, hence the fresh one. What a
+4-bit file has lost it does not get back: the model is near the one it was made from, not it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.core.caching import CacheEntry, CacheView
+from harness.core.config import JSON
+from harness.core.errors import UsageError
+from harness.data.hub_errors import quiet, refused
+from harness.models.sources import CheckpointSource, save_checkpoint
+from harness.storage.cache import file_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONVERSION_VERSION = 1
+"""Raised when this file changes what comes of a GGUF file."""
+
+
+@dataclass(frozen=True)
+class GgufSource:
+    """A model in a GGUF file."""
+
+    name: str
+    """For messages."""
+    file: Path
+    """The file."""
+    config: Mapping[str, float] = field(default_factory=dict)
+    """Fields of the configuration that the file does not say exactly."""
+
+    @cached_property
+    def identity(self) -> Mapping[str, JSON]:
+        """The digest of the file, and how it is read; never a path."""
+        return {
+            "kind": "gguf",
+            "version": CONVERSION_VERSION,
+            "file": file_digest(self.file),
+            "config": dict(self.config),
+        }
+
+    def checkpoint(self, cache: CacheView) -> CheckpointSource:
+        """The ordinary checkpoint that is made of it; made now if it is not in the cache.
+
+        Raises:
+            UsageError: where the package gguf is missing, or the file cannot be read.
+        """
+        return CheckpointSource(str(self._entry(cache).path))
+
+    def load(self, cache: CacheView, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model in eval mode and its tokenizer; see `checkpoint`."""
+        return self.checkpoint(cache).load(cache, device, dtype)
+
+    def seconds(self, cache: CacheView) -> float | None:
+        """What training it took is not known."""
+        return None
+
+    def _entry(self, cache: CacheView) -> CacheEntry:
+        return cache.get("model", self.identity, self._convert)
+
+    def _convert(self, folder: Path) -> Mapping[str, JSON]:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.import_utils import is_gguf_available
+        from transformers.utils.logging import disable_progress_bar
+
+        if not is_gguf_available():
+            raise UsageError(
+                f"the weights of {self.name} are in a GGUF file here ({self.file.name}), which the package gguf reads: "
+                "pip install gguf (or the extra smollm2 of this harness)."
+            )
+        disable_progress_bar()
+        place, name = str(self.file.parent), self.file.name
+        # transformers draws a bar of its own there.
+        with refused(self.name, f"GGUF file {name}"), quiet(), redirect_stderr(io.StringIO()):
+            read = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
+            config = read.config
+            for key, value in self.config.items():
+                setattr(config, key, value)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model.load_state_dict(read.state_dict())
+        save_checkpoint(model, tokenizer, folder, {})
+        return {"name": self.name}
