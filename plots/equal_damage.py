@@ -242,7 +242,7 @@ def _legend(drawing: Drawing, comparison: EqualDamage, metric: str, dashes: Mapp
         handles.append(handle)
     title = f"from top to bottom as\n{in_text(title_of(metric))} at {budget:g}"
     legend = drawing.legend(
-        handles=handles, loc="outside right upper", frameon=False, fontsize=7, title=title, title_fontsize=7
+        handles=handles, loc="outside right upper", frameon=False, fontsize=7, title=title, title_fontsize=7, handlelength=3.4
     )
     legend.set_alignment("left")
 
@@ -301,8 +301,9 @@ def _shared(comparison: EqualDamage) -> list[str]:
     return [
         "Damage: KL from the model before unlearning on rows held out of training, fitting and reporting; retain rows and "
         "general text, the larger of the two. Budgets are met within 2 %.",
-        "Dashed: the references. Star: retrained models at a damage of their own; bar: lowest to highest.",
+        "Level black dashes: the references. Star: retrained models at a damage of their own; bar: lowest to highest.",
         *([f"Not met in every world and seed: {named}; the table says why."] if unmet else []),
+        *comparison.chosen,
         *comparison.uneven,
         *comparison.notes,
     ]

@@ -83,13 +83,13 @@ def study(
 
 def _phases(name: str, request: StudyRequest, control: SweepControl) -> list[Callable[[], list[TrialSpec]]]:
     """What makes the runs of each part of a study that is to be done; a later one reads what an earlier one recorded."""
-    from harness.running.equal_damage import EqualDamage
+    from harness.running.equal_damage import EqualDamageStudy
     from harness.running.studies import EQUAL_DAMAGE, study_of, trials_of
     from harness.storage.store import Store
 
     if name == EQUAL_DAMAGE:
         request.check_own_choices(name)
-        study = EqualDamage(Store(control.root), request.options(), request.bench, request.method, request.seeds)
+        study = EqualDamageStudy(Store(control.root), request.options(), request.bench, request.method, request.seeds)
         return study.phases(request.phase, undecided=control.dry_run)
     if request.phase != "both":
         raise UsageError(f"the study {name} has no phases: its settings are its question. Leave out --phase.")

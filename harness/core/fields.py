@@ -274,12 +274,13 @@ def seeds(given: Given) -> tuple[int, ...]:
 
 
 def budgets(given: Given) -> tuple[float, ...]:
-    """Damages parted by commas, or a list of them: positive and increasing."""
+    """Damages parted by commas, or a list of them: positive and increasing, with six digits each, as records write them."""
     value = given.value
     if value is None or value in ("", [], ()):
         return ()
     try:
-        numbers = [float(part) for part in (value.split(",") if isinstance(value, str) else cast("Sequence[Any]", value))]
+        parts = value.split(",") if isinstance(value, str) else cast("Sequence[Any]", value)
+        numbers = [float(f"{float(part):g}") for part in parts]
     except (TypeError, ValueError):
         raise UsageError(f"{given.text} is no list of numbers. Write .01,.03,.1: nats per token.") from None
     if not all(0 < number < float("inf") for number in numbers):

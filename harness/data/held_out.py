@@ -84,7 +84,7 @@ def _of_stage(problem: Problem, stage: Stage, evaluated: set[str]) -> set[Hashab
     if not taken or count >= len(retain):
         raise UsageError(
             f"{problem.bench} has no retain rows to measure damage on: metrics ask all of its {len(retain)}, or none is left "
-            "to train on. Leave out --budgets, or raise --limit."
+            "to train on. Leave out --limit, or --budgets."
         )
     return taken
 

@@ -8,6 +8,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +113,8 @@ class EqualDamage:
     """Likewise."""
     references: Mapping[str, Mapping[str, Mapping[str, Measurement]]]
     """By world and reference: its measurements by metric."""
+    selections: Mapping[str, Sequence[str]]
+    """How settings were chosen → the labels of the contenders that it holds for."""
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
 
@@ -187,17 +190,29 @@ class EqualDamage:
     def reasons(self, contender: Contender, budget: float) -> list[str]:
         """Why a contender has no point at a budget, each reason with how many worlds × seeds it is about."""
         of = [each.reason for each in self.unmet if each.contender == contender and each.budget == budget]
-        return [reason if len(of) == 1 else f"{reason} ({of.count(reason)} of {len(of)})" for reason in dict.fromkeys(of)]
+        alike: dict[str, list[str]] = {}
+        for reason in of:
+            alike.setdefault(_NUMBER.sub("#", reason), []).append(reason)
+        return [_in_one(like) if len(of) == 1 else f"{_in_one(like)} ({len(like)} of {len(of)})" for like in alike.values()]
+
+    def tried(self, contender: Contender) -> int:
+        """In how many worlds × seeds a contender was run, whether or not it met a budget."""
+        return len({(each.world, each.seed) for each in self.targets if each.contender == contender})
 
     @property
     def uneven(self) -> list[str]:
-        """A note on contenders that were tried in fewer worlds × seeds than others: their medians are over other worlds."""
-        tried = {each: {(t.world, t.seed) for t in self.targets if t.contender == each} for each in self.contenders}
-        most = max(map(len, tried.values()), default=0)
-        fewer = [f"{each.label} ({len(of)})" for each, of in tried.items() if len(of) < most]
-        if not fewer:
-            return []
-        return [f"Tried in fewer worlds × seeds than others ({most}); their medians are over other worlds: {', '.join(fewer)}."]
+        """A note on contenders that were run in fewer worlds × seeds than others: their medians are over others."""
+        tried = {each.label: self.tried(each) for each in self.contenders}
+        most = max(tried.values(), default=0)
+        fewer = [f"{label} ({of})" for label, of in tried.items() if of < most]
+        return [f"Run in fewer worlds × seeds than others ({most}), their medians over fewer: {', '.join(fewer)}."] * bool(
+            fewer
+        )
+
+    @property
+    def chosen(self) -> list[str]:
+        """A note for each of the ways in which settings were chosen, with whose."""
+        return [f"Settings, {how}: {', '.join(labels)}." for how, labels in self.selections.items()]
 
     def table(self) -> pd.DataFrame:
         """Every number: a row a contender, world, seed, budget and metric, and one for each budget that was not met."""
@@ -230,6 +245,17 @@ def _columns(item: Measurement | Absent) -> dict[str, object]:
     low, high = item.interval_95 or (None, None)
     names = ("version", "value", "unit", "better", "n", "reference", "floor")
     return {name: getattr(item, name) for name in names} | {"low": low, "high": high}
+
+
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def _in_one(reasons: Sequence[str]) -> str:
+    """Reasons that differ in their numbers as one, each number from the lowest to the highest."""
+    numbers = zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True)
+    ends = [sorted(set(each), key=float) for each in numbers]
+    spans = iter([of[0] if len(of) == 1 else f"{of[0]} to {of[-1]}" for of in ends])
+    return _NUMBER.sub(lambda _: next(spans), reasons[0])
 
 
 def _middle(measured: Sequence[Measurement]) -> Middle | None:
@@ -279,7 +305,17 @@ def _comparison(identity: Mapping[str, object], every: Sequence[RunResult]) -> E
             known |= {m.metric: m for m in items if isinstance(m, Measurement) and m.metric not in known}
     spots.sort(key=lambda spot: (spot.contender.label, spot.world, spot.seed, spot.budget or float("inf")))
     unmet.sort(key=lambda each: (each.contender.label, each.world, each.seed, each.budget or float("inf")))
-    return EqualDamage(identity, spots, unmet, references, notes)
+    return EqualDamage(identity, spots, unmet, references, _selections(runs, contenders), notes)
+
+
+def _selections(results: Iterable[RunResult], contenders: Mapping[str, Contender]) -> dict[str, list[str]]:
+    """How settings were chosen, without which of several tries it was, and whose."""
+    made: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        if result.spec.method not in REFERENCE_METHODS:
+            how = re.sub(rf" of {re.escape(result.spec.method)}\b| \(number \d+\)$", "", result.selection)
+            made[how].add(contenders[_key(result)].label)
+    return {how: sorted(labels) for how, labels in sorted(made.items(), reverse=True)}
 
 
 def _spots(contender: Contender, world: str, seed: int, results: Sequence[RunResult]) -> list[Spot]:

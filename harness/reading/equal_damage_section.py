@@ -56,6 +56,8 @@ class EqualDamageSection:
         parts = []
         for budget in self.comparison.budgets:
             rows = whole.shown[whole.shown["budget"].isin((REFERENCE, f"{budget:g}", OWN))]
+            own = rows["budget"] == OWN  # of the same name as a reference
+            rows = rows.assign(method=rows["method"].where(~own, rows["method"] + " (own damage)"))
             caption = f"Damage {budget:g} nats per token"
             parts.append((f"{budget:g}", Sheet(whole.numbers, rows.drop(columns="budget"), caption)))
         return parts

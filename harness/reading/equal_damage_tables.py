@@ -141,6 +141,7 @@ def _reading(comparison: EqualDamage) -> list[str]:
             * (floor is not None)
         ),
         "own: a model at a damage of its own, which no budget decides",
+        *comparison.chosen,
         *comparison.uneven,
         *comparison.notes,
     ]
@@ -174,14 +175,17 @@ def rules_sheet(comparison: EqualDamage) -> Sheet | None:
     numbers = pd.DataFrame(full)
     for ranking in ranked:
         numbers[f"{ranking.name}_rank"] = numbers[f"{ranking.name}_rank"].astype("Int64")
-    notes = [*(f"{each.name}: {each.about}." for each in ranked), *correlations(ranked, agreements(ranked)), *comparison.uneven]
+    notes = [*(f"{each.name}: {each.about}." for each in ranked), *correlations(ranked, agreements(ranked))]
+    notes += ["Ranks go by medians: that one stands before another does not say that they are told apart.", *comparison.uneven]
     return Sheet(numbers, pd.DataFrame(rows), f"Three rules for the point that speaks: {title_at(comparison)}", notes)
 
 
 def correlations(ranked: Sequence[Ranking], agreeing: Sequence[Agreement]) -> list[str]:
     """How far each two rules rank alike, in sentences."""
+    every = len(ranked[0].places)
     lines = [
-        f"Kendall's τ between {a.first} and {a.second}: {number(a.tau, 2, signed=True)} over {a.n} methods (p {p_value(a.p)})."
+        f"Kendall's τ-b between {a.first} and {a.second}: {number(a.tau, 2, signed=True)} over {a.n}"
+        f"{'' if a.n == every else f' of {every}'} methods, those that both rank (p {p_value(a.p)})."
         for a in agreeing
     ]
     possible = len(ranked) * (len(ranked) - 1) // 2
@@ -221,7 +225,8 @@ def _reading_of_differences(comparison: EqualDamage, pairs: Sequence[Apart], met
     others = [each.label for each in comparison.contenders if each.label not in compared]
     return [
         differences_in_words(pairs, metric, budget),
-        f"Worlds: {', '.join(worlds)}; seeds: {', '.join(map(str, seeds))}.",
+        f"Worlds: {', '.join(worlds)}; seeds: {', '.join(map(str, seeds))}; {pairs[0].gap.n} rows of {pairs[0].gap.clusters} "
+        f"{_clusters(metric)}.",
         *([f"Not compared, since not measured in all of them: {', '.join(others)}."] if others else []),
     ]
 
@@ -236,7 +241,7 @@ def _in_words(each: Apart) -> dict[str, str]:
     ends = interval(gap.low, gap.high, signed=True)
     return {
         "method": gap.first,
-        "less": gap.second,
+        "minus": gap.second,
         "difference": f"{number(gap.value, signed=True)} [{ends}]",
         "p, corrected": p_value(each.p_corrected),
         "told apart": "yes" if each.p_corrected <= LEVEL else "no",
@@ -248,6 +253,12 @@ def differences_in_words(pairs: Sequence[Apart], metric: str, budget: float) -> 
     apart = sum(each.p_corrected <= LEVEL for each in pairs)
     return (
         f"{apart} of {len(pairs)} differences in {in_text(title_of(metric))} at a damage of {budget:g} are told apart from "
-        f"none at {100 * LEVEL:g} % (authors resampled as wholes in every world, mean over worlds and seeds, Holm-corrected "
-        f"for all {len(pairs)}); how much seeds differ is not in it."
+        f"none at {100 * LEVEL:g} % ({_clusters(metric)} resampled as wholes in every world, mean over worlds and seeds, "
+        f"Holm-corrected for all {len(pairs)}); how much seeds differ is not in it."
     )
+
+
+def _clusters(metric: str) -> str:
+    """What is resampled whole."""
+    match = metric_of(metric)
+    return match[1].clusters if match else "groups of rows"

@@ -100,7 +100,8 @@ def listed_runs(
 def given_settings(result: RunResult) -> dict[str, JSON]:
     """The settings of a run that are neither its method's defaults nor the preset's; none of a method that is not here."""
     spec = result.spec
-    form: Preset = "tuned" if spec.form or result.selection.startswith("tuned form") else "published"
+    # What a study's tries chose is tuned, too, and stands on the published preset.
+    form: Preset = "tuned" if spec.form or result.selection.startswith("tuned form: preset") else "published"
     try:
         config, preset = _usual(spec.method, spec.bench, spec.model.partition("@")[0], form)
     except UsageError:

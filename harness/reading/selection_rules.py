@@ -1,7 +1,6 @@
 """The same runs ranked under three rules for the point that speaks, and how far the rankings agree (Kendall's τ-b).
 
-A: forgetting at equal damage. B: damage at equal forgetting, the damage where no more is known than by
-the retrained model.
+A: forgetting at equal damage. B: damage at equal forgetting, the damage where no more is known than by the retrained model.
 C: the papers' oracle, the best forget quality × utility on the way, picked by looking at the rows that are reported.
 """
 
@@ -94,6 +93,11 @@ def _ranked(values: Sequence[tuple[float | None, int, str]], highest: bool = Fal
     return [Place(v, n, None if v is None else 1 + bisect_left(keys, -v if highest else v), remark) for v, n, remark in values]
 
 
+def _of_all(n: int, tried: int, what: str) -> list[str]:
+    """A remark where a number is over fewer worlds × seeds than a contender was run in: those that did well enough."""
+    return [f"{n} of {tried} {what}"] * (n < tried)
+
+
 # ---------------------------------------------------------------- A
 
 
@@ -114,7 +118,8 @@ def _at_equal_damage(comparison: EqualDamage) -> Ranking | None:
             values.append((None, 0, "; ".join(comparison.reasons(contender, budget)) or "not measured"))
             continue
         tie = end is not None and middle.value <= end
-        values.append((max(middle.value, end or 0.0), middle.n, remarked if tie else ""))
+        remarks = [remarked] * tie + _of_all(middle.n, comparison.tried(contender), "met it")
+        values.append((max(middle.value, end or 0.0), middle.n, "; ".join(remarks)))
     title = in_text(title_of(metric))
     floor_text = f"; at or under {number(end)}, {name}, all tie" if end is not None else ""
     return Ranking(
@@ -140,13 +145,14 @@ def _at_equal_forgetting(comparison: EqualDamage) -> Ranking | None:
             values.append((None, 0, "not measured"))
             continue
         middle, arrived = median(damages), sum(map(math.isfinite, damages))
-        remark = f"{arrived} of {len(damages)} get there" if arrived < len(damages) else ""
-        lowest = min(comparison.budgets)
-        values.append((middle, len(damages), remark or ("at most: there at the first budget" if middle <= lowest else "")))
+        remarks = [f"{arrived} of {len(damages)} get there"] * (arrived < len(damages))
+        remarks += ["at most: there at the first budget"] * (not remarks and middle <= min(comparison.budgets))
+        remarks += _of_all(len(damages), comparison.tried(contender), "met any budget")
+        values.append((middle, len(damages), "; ".join(remarks)))
     title = in_text(title_of(metric))
     about = (
         f"damage at equal forgetting: the damage at which {title} falls to the retrained model's, in nats per token, lower is "
-        "better; between two budgets interpolated in the logarithm of damage; who never gets there is last"
+        "better; between two budgets interpolated in the logarithm of damage; who is there at no budget that it met is last"
     )
     return Ranking("B", about, f"damage at the retrained {title}", _ranked(values))
 
@@ -201,7 +207,8 @@ def _oracle(comparison: EqualDamage) -> Ranking | None:
             for run in _runs(comparison, contender)
             if (scores := _scores(run, others, [*roles.kept[:1]] if whole else parts))
         ]
-        values.append((median(best), len(best), "") if best else (None, 0, "not measured"))
+        remark = "".join(_of_all(len(best), comparison.tried(contender), "met any budget"))
+        values.append((median(best), len(best), remark) if best else (None, 0, "not measured"))
     names = " × ".join(in_text(title_of(metric)) for metric in others)
     kept = in_text(title_of(roles.kept[0])) if whole else "likelihood utility"
     of = ", ".join(in_text(title_of(metric)) for metric in parts)

@@ -21,7 +21,7 @@ from harness.core.problem import Problem
 from harness.running.ranges import Arm, arms
 from harness.running.studies import EQUAL_DAMAGE
 from harness.running.trials import EvalPlans, TrialSpec
-from harness.storage.records import BUDGET, RunResult, Trial
+from harness.storage.records import RunResult, Trial
 from harness.storage.store import Store
 
 Phase = Literal["both", "tries", "reported"]
@@ -69,7 +69,7 @@ class Chosen:
 
 
 @dataclass
-class EqualDamage:
+class EqualDamageStudy:
     """The study, or a part of it.
 
     Args:
@@ -160,11 +160,13 @@ class EqualDamage:
             return Chosen({})
         metric = roles_of(on).selection
         scores = [_score(record, metric) for record in done]
-        where = f"tries on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {metric} at a damage of {CHOSEN_AT:g} nats per token"
+        broke = sum(record.status == "failed" for record in done)
+        tried = f"{len(tries)} tries" + (f" ({broke} failed)" if broke else "")
+        where = f"{tried} on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {metric} at a damage of {CHOSEN_AT:g} nats per token"
         best = max(range(len(scores)), key=lambda index: scores[index])
         if scores[best] == -math.inf:
-            return Chosen({}, f"published form: none of {len(tries)} {where} came to that damage")
-        return Chosen(tries[best].chosen, f"tuned form: best of {len(tries)} {where} (number {best + 1})")
+            return Chosen({}, f"published form: none of {where} came to that damage")
+        return Chosen(tries[best].chosen, f"tuned form: best of {where} (number {best + 1})")
 
     # ---- what is reported
 
@@ -224,7 +226,7 @@ class EqualDamage:
 def _score(record: RunResult, metric: str) -> float:
     """A try's score at the damage where tries are compared; minus infinity where it has none."""
     for point in record.points:
-        if point.logged.get(BUDGET) == CHOSEN_AT:
+        if point.budget == CHOSEN_AT:
             values = [m.value for m in point.measurements if isinstance(m, Measurement) and m.metric == metric]
             return values[0] if values else -math.inf
     return -math.inf

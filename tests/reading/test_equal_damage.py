@@ -132,8 +132,29 @@ def test_who_was_tried_in_fewer_worlds_is_named():
     runs = [falling(line(0.6, 0.1), model=model) for model in ("mini", "mini@2")]
     assert only(*runs, *(replace(r, spec=replace(r.spec, method="ga")) for r in runs)).uneven == []
     one = only(*runs, falling({}, "ga"))  # what met no budget was tried there
-    assert one.uneven == ["Tried in fewer worlds × seeds than others (2); their medians are over other worlds: ga (1)."]
+    assert one.uneven == ["Run in fewer worlds × seeds than others (2), their medians over fewer: ga (1)."]
     assert one.uneven[0] in budgets_sheet(one).notes
+
+
+def test_how_settings_were_chosen_stands_under_the_table():
+    tries = "tuned form: best of 12 tries on tofu10 with mini@1"
+    runs = [falling(line(0.6, 0.1), method, model=model) for method in ("a", "b") for model in ("mini", "mini@2")]
+    runs = [replace(r, selection=f"{tries} (number {3 if r.spec.method == 'a' else 12})") for r in runs]
+    sham = replace(falling(line(0.6, 0.1), "sham"), selection="published form: defaults of sham")
+    own = at_budgets({None: measured(0.1, 0.2)}, spec={"method": "retrained"})
+    one = only(*runs, sham, own)
+    assert one.chosen == [f"Settings, {tries}: a, b.", "Settings, published form: defaults: sham."]
+    assert set(one.chosen) < set(budgets_sheet(one).notes)
+
+
+def test_reasons_that_differ_in_a_number_are_one_with_the_span_of_it():
+    whys = ["ends at a damage of 0.0097", "ends at a damage of 1e-05", "broke off in step 3", "ends at a damage of 0.02"]
+    runs = [at_budgets({}, {f"{budget:g}": why for budget in BUDGETS}, spec={"seed": i}) for i, why in enumerate(whys)]
+    one = only(*runs)
+    assert one.reasons(one.contenders[0], 0.01) == [
+        "ends at a damage of 1e-05 to 0.02 (3 of 4)",
+        "broke off in step 3 (1 of 4)",
+    ]
 
 
 # ---------------------------------------------------------------- three rules
@@ -174,6 +195,15 @@ def test_damage_at_equal_forgetting_is_interpolated_in_its_logarithm():
     assert (places["c"].rank, places["c"].remark) == (3, "0 of 1 get there")
 
 
+def test_a_number_over_those_alone_that_met_a_budget_says_so():
+    met = [falling({0.003: (0.5, 0.6), 0.01: (0.4, 0.1)}, seed=seed) for seed in (0, 1)]
+    one = only(*met, falling({0.003: (0.5, 0.6)}, seed=2), falling({}, seed=3))
+    remarks = {rule.name: rule.places[0].remark for rule in rankings(one)}
+    assert remarks["A"] == "2 of 4 met it"
+    assert remarks["B"] == "2 of 3 get there; 3 of 4 met any budget"
+    assert remarks["C"] == "3 of 4 met any budget"
+
+
 def test_the_oracle_takes_the_best_product_on_the_way_and_likelihoods_where_there_are_no_answers():
     def way(method: str, *products: tuple[float, float], whole: bool) -> RunResult:
         kept = ("model_utility",) if whole else ("retain_probability", "world_facts_probability")
@@ -201,7 +231,7 @@ def test_kendalls_tau_is_over_those_that_both_rules_rank():
     assert (agreement.tau, agreement.n) == (pytest.approx(1.0), 4)
     sheet = rules_sheet(one)
     assert sheet is not None
-    assert any(note.startswith("Kendall's τ between A and B: +1.00 over 4 methods") for note in sheet.notes)
+    assert any(note.startswith("Kendall's τ-b between A and B: +1.00 over 4 of 5 methods") for note in sheet.notes)
     row = sheet.shown[sheet.shown["method"] == "e"].iloc[0].tolist()
     assert row[1:3] == [f"absent: {NEVER}", "–"]
 
@@ -247,7 +277,8 @@ def test_contenders_are_told_apart_by_their_authors_in_every_world(tmp_path: Pat
     assert by_pair["b", "c"].gap.value == 0
     assert by_pair["b", "c"].gap.clusters == 20  # ten authors in each world
     notes = equal_damage_sheets(one, Store(tmp_path))["differences"].notes
-    assert notes[1:] == ["Worlds: mini, mini@2; seeds: 0."]
+    assert "(authors resampled as wholes in every world" in notes[0]
+    assert notes[1:] == ["Worlds: mini, mini@2; seeds: 0; 40 rows of 20 authors."]
     assert told_apart(one, Store(tmp_path), "forget_quality_d", 0.01) == []  # it follows from no means over rows
 
 

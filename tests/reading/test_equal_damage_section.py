@@ -40,7 +40,7 @@ def test_each_budget_has_its_table_between_the_references(store: Path):
     section = text.partition("## At equal damage: tofu10 · model mini")[2]
     table = section.partition("**Damage 0.01 nats per token**")[2].partition("**Damage 0.03")[0]
     rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][2:]
-    assert [row[0].lstrip("| ") for row in rows] == ["untouched", "retrained", "npo", "sham", "retrained"]
+    assert [row[0].lstrip("| ") for row in rows] == ["untouched", "retrained", "npo", "sham", "retrained (own damage)"]
     assert rows[2][1:3] == ["2", "0.010"]
     later = section.partition("**Damage 0.03 nats per token**")[2].partition("**Damage 0.1 ")[0]
     assert f"| npo |  |  | absent: {NEVER} (2 of 2) |" in later

@@ -140,3 +140,12 @@ def test_the_command_picks_runs_and_refuses_to_pick_among_other_things(harness: 
     assert harness("list", "runs", "--results", store.root, "--bench", "tofu05").out == "none\n"
     refused(harness("list", "methods", "--bench", "wmdp"), "--bench picks runs; write harness list runs.")
     refused(harness("list", "runs", "--preset", "tund"), "--preset tund is not known. Did you mean 'tuned'?")
+
+
+def test_what_tries_chose_is_told_apart_from_the_published_preset_it_stands_on():
+    runs = listed_runs(Store(ROOT / "results" / "equal-damage"), never, methods=["predictor_corrector"], preset="tuned")
+    worlds = {run.result.spec.model for run in runs}
+    for model in worlds:
+        settings = {str(run.settings) for run in runs if run.result.spec.model == model and run.result.spec.seed == 0}
+        assert len(settings) == 2, "one with K-FAC and one with the identity"
+    assert worlds

@@ -14,7 +14,6 @@ import torch
 
 from evals.benchmarks.tofu.world import World
 from evals.benchmarks.wmdp.crafts import World as Crafts
-from harness.core.benchmark import BENCHMARKS
 from harness.core.config import resolve
 from harness.core.errors import Diverged, UsageError
 from harness.core.method import METHODS, Progress, UnlearningContext
@@ -31,7 +30,6 @@ from harness.running.budgets import BudgetedRun
 from harness.running.plan import read
 from harness.running.request import RunRequest
 from harness.running.run import execute
-from harness.storage.records import RunResult
 from harness.storage.store import Store
 from harness.storage.validate import problems
 from tests.architectures import SETTINGS
@@ -366,11 +364,6 @@ def test_a_model_that_is_what_it_is_stands_at_its_own_damage(make_context: Conte
 # ---------------------------------------------------------------- whole runs
 
 
-def recorded(bench: Bench, budgeted: Problem, monkeypatch: pytest.MonkeyPatch, budgets: tuple[float, ...]) -> RunResult:
-    todo = bench.plan(walk, [ANYTHING], replace(budgeted, held_out={}, sources=bench.base.sources), Options(budgets=budgets))
-    return execute(todo, bench.store, bench.cache)
-
-
 @pytest.fixture
 def open_problem(nano_problem: Problem, bench: Bench) -> Problem:
     """With general text, nothing held out yet."""
@@ -470,6 +463,8 @@ def test_the_model_that_is_kept_is_the_one_at_the_largest_budget_that_was_met(
         ("inf", "not positive"),
         (".1,.03", "does not increase. Write 0.03,0.1"),
         (".1,.1", "does not increase. Write 0.1"),
+        (".1,.1000000001", "does not increase. Write 0.1"),
+        (",", "no list of numbers"),
         ("much", "no list of numbers"),
     ],
 )
@@ -485,5 +480,6 @@ def test_budgets_from_a_file_or_from_python_may_be_a_list():
 
     request = read(RunRequest, {"budgets": Given([0.01, 0.1], "budgets=[0.01, 0.1]", "python")})
     assert request.budgets == request.options().budgets == (0.01, 0.1)
+    exact = read(RunRequest, {"budgets": Given([0.0123456789, 1], "budgets", "python")})
+    assert exact.budgets == (0.0123457, 1.0), "as the recorded command and reasons write them"
     assert json.dumps(request.budgets) == "[0.01, 0.1]"
-    assert BENCHMARKS.get("tofu10") is not None

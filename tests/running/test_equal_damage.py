@@ -12,7 +12,7 @@ from harness.core.measurement import Measurement
 from harness.core.method import METHODS
 from harness.core.options import Options
 from harness.running import ranges
-from harness.running.equal_damage import EqualDamage
+from harness.running.equal_damage import EqualDamageStudy
 from harness.running.ranges import Arm, OneOf, Range, arm_of, arms
 from harness.running.trials import EvalPlans, TrialSpec
 from harness.storage.records import SCHEMA_VERSION, Point, RunResult
@@ -23,8 +23,8 @@ PLANS: EvalPlans = {}
 SCORES = [0.1, 0.3, 0.2, 0.3, *[0.05] * 8]
 
 
-def study(root: Path, *methods: str, benches: tuple[str, ...] = ("tofu10",)) -> EqualDamage:
-    return EqualDamage(Store(root), Options(), benches, methods, eval_plans=PLANS)
+def study(root: Path, *methods: str, benches: tuple[str, ...] = ("tofu10",)) -> EqualDamageStudy:
+    return EqualDamageStudy(Store(root), Options(), benches, methods, eval_plans=PLANS)
 
 
 def arm(name: str) -> Arm:
@@ -153,7 +153,9 @@ def test_a_try_that_failed_or_did_less_damage_is_not_chosen(tmp_path: Path):
     record(tmp_path, tries[:6], [None] * 6, status="failed")
     record(tmp_path, tries[6:11], [None] * 5)
     record(tmp_path, tries[11:], [1e-30])
-    assert of.chosen_settings(arm("npo"), "tofu10").settings == tries[11].chosen
+    chosen = of.chosen_settings(arm("npo"), "tofu10")
+    assert chosen.settings == tries[11].chosen
+    assert chosen.selection.startswith("tuned form: best of 12 tries (6 failed) on tofu10")
 
 
 def test_a_method_of_which_no_try_did_the_damage_keeps_its_preset_and_says_so(tmp_path: Path):
