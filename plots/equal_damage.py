@@ -17,7 +17,8 @@ from harness.core.errors import UsageError
 from harness.core.evaluator import title_of
 from harness.core.figure import FigureOptions, Sheet, figure
 from harness.core.metric import in_text
-from harness.reading.equal_damage import Contender, EqualDamage, Middle
+from harness.reading.contenders import Contender
+from harness.reading.equal_damage import EqualDamage, Middle
 from harness.reading.equal_damage_tables import title_at
 from harness.reading.formats import number
 from harness.reading.looks import look

@@ -16,10 +16,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from harness.core.benchmark import roles_of
-from harness.core.config import to_json, written
+from harness.core.config import to_json
 from harness.core.measurement import Absent, Measurement
 from harness.core.metric import MetricRoles
-from harness.reading.compared import Protocol, protocol
+from harness.reading.contenders import Contender, contenders_of, key_of, selections_of
 from harness.reading.rows import REFERENCE_METHODS
 from harness.storage.cache import canonical, digest
 from harness.storage.identity import FIELDS, IDENTITY
@@ -32,18 +32,6 @@ JUDGED_AT = 0.01
 """The budget, in nats per token, at which contenders are ranked and told apart; the middle one where it is none of them."""
 _WORLD = ("model", "weights", "data", "retrained models", "budget rows")
 """What of a record's identity makes a world; comparisons differ in the rest."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method with its settings."""
-
-    label: str
-    """The method, and what of its settings its other contenders have otherwise."""
-    method: str
-    """The method."""
-    protocol: Protocol
-    """How its settings were chosen."""
 
 
 @dataclass(frozen=True)
@@ -286,10 +274,10 @@ def comparisons(results: Iterable[RunResult]) -> list[EqualDamage]:
 
 def _comparison(identity: Mapping[str, object], every: Sequence[RunResult]) -> EqualDamage:
     runs, notes = _newest(every)
-    worlds, contenders = _worlds(runs), _contenders(runs)
+    worlds, contenders = _worlds(runs), contenders_of(runs)
     by_place: dict[tuple[Contender, str, int], list[RunResult]] = defaultdict(list)
     for result in runs:
-        by_place[contenders[_key(result)], worlds[_world(result.spec)], result.spec.seed].append(result)
+        by_place[contenders[key_of(result)], worlds[_world(result.spec)], result.spec.seed].append(result)
     spots: list[Spot] = []
     unmet: list[Unmet] = []
     for (contender, world, seed), of in by_place.items():
@@ -305,17 +293,7 @@ def _comparison(identity: Mapping[str, object], every: Sequence[RunResult]) -> E
             known |= {m.metric: m for m in items if isinstance(m, Measurement) and m.metric not in known}
     spots.sort(key=lambda spot: (spot.contender.label, spot.world, spot.seed, spot.budget or float("inf")))
     unmet.sort(key=lambda each: (each.contender.label, each.world, each.seed, each.budget or float("inf")))
-    return EqualDamage(identity, spots, unmet, references, _selections(runs, contenders), notes)
-
-
-def _selections(results: Iterable[RunResult], contenders: Mapping[str, Contender]) -> dict[str, list[str]]:
-    """How settings were chosen, without which of several tries it was, and whose."""
-    made: dict[str, set[str]] = defaultdict(set)
-    for result in results:
-        if result.spec.method not in REFERENCE_METHODS:
-            how = re.sub(rf" of {re.escape(result.spec.method)}\b| \(number \d+\)$", "", result.selection)
-            made[how].add(contenders[_key(result)].label)
-    return {how: sorted(labels) for how, labels in sorted(made.items(), reverse=True)}
+    return EqualDamage(identity, spots, unmet, references, selections_of(runs, contenders), notes)
 
 
 def _spots(contender: Contender, world: str, seed: int, results: Sequence[RunResult]) -> list[Spot]:
@@ -373,41 +351,3 @@ def _worlds(results: Iterable[RunResult]) -> dict[str, str]:
     models = {_world(result.spec): result.spec.model for result in results}
     names = list(models.values())
     return {world: model if names.count(model) == 1 else f"{model} ({world})" for world, model in models.items()}
-
-
-# ---------------------------------------------------------------- what contenders are called
-
-
-def _key(result: RunResult) -> str:
-    return canonical([result.spec.method, dict(result.spec.config), protocol(result.selection)])
-
-
-def _contenders(results: Iterable[RunResult]) -> dict[str, Contender]:
-    """Runs' keys → contenders, told from the others of their method by as few settings as it takes."""
-    kinds: dict[str, dict[str, RunResult]] = defaultdict(dict)
-    for result in results:
-        kinds[result.spec.method].setdefault(_key(result), result)
-    made = {}
-    for method, of in kinds.items():
-        said = {key: {"preset": protocol(r.selection), **r.spec.config} for key, r in of.items()}
-        names = _telling([*said.values()])
-        for key, result in of.items():
-            parts = [str(said[key][n]) if n == "preset" else f"{n}={written(said[key].get(n))}" for n in names]
-            label = f"{method} ({', '.join(parts)})" if parts else method
-            made[key] = Contender(label, method, protocol(result.selection))
-    return made
-
-
-def _telling(settings: Sequence[Mapping[str, object]]) -> list[str]:
-    """The settings that tell some apart: words first, then how they were chosen, numbers only where it takes them."""
-    names = list(dict.fromkeys(name for each in settings for name in each if name != "preset"))
-    numeric = [n for n in names if any(type(each.get(n)) in (int, float) for each in settings)]
-    chosen: list[str] = []
-    for name in [*(n for n in names if n not in numeric), "preset", *numeric]:
-        if _kinds(settings, [*chosen, name]) > _kinds(settings, chosen):
-            chosen.append(name)
-    return chosen
-
-
-def _kinds(settings: Sequence[Mapping[str, object]], names: Sequence[str]) -> int:
-    return len({canonical([each.get(name) for name in names]) for each in settings})

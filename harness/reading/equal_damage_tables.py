@@ -10,8 +10,9 @@ from harness.core.figure import Sheet
 from harness.core.metric import in_text
 from harness.reading.added import added
 from harness.reading.budget_table import OWN, READING
+from harness.reading.contenders import Contender
 from harness.reading.differences import LEVEL
-from harness.reading.equal_damage import Contender, EqualDamage, Middle
+from harness.reading.equal_damage import EqualDamage, Middle
 from harness.reading.formats import NO_NUMBER, arrow, interval, number, of_unit, p_value
 from harness.reading.selection_rules import Agreement, Place, Ranking, agreements, rankings
 from harness.reading.told_apart import Apart, shared_grid, told_apart

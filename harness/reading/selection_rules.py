@@ -16,7 +16,8 @@ from statistics import harmonic_mean, median
 from harness.core.evaluator import metric_of, title_of
 from harness.core.measurement import Measurement
 from harness.core.metric import in_text
-from harness.reading.equal_damage import Contender, EqualDamage, Spot
+from harness.reading.contenders import Contender
+from harness.reading.equal_damage import EqualDamage, Spot
 from harness.reading.formats import number
 
 FEWEST = 3

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, metric_of
 from harness.core.metric import Metric, OfMeans
 from harness.core.options import Variant
+from harness.reading.contenders import Contender
 from harness.reading.differences import holm, of_means
-from harness.reading.equal_damage import Contender, EqualDamage, Spot
+from harness.reading.equal_damage import EqualDamage, Spot
 from harness.statistics.measurements import given_by, groups_of, matrix
 from harness.statistics.paired import Gap, Group, Resampling, gaps
 from harness.storage.frames import AllInOne
