@@ -175,10 +175,7 @@ def alternatives(context: UnlearningContext, stage: Stage, config: AltPOConfig) 
         "seed": context.seed,
         "device": context.model.device.type,
     }
-    entry = context.cache.get("continuations", key, make)
-    if not entry.made_now:
-        context.costs.saved(entry.seconds - entry.waited)
-    texts: list[list[str]] = read_json(entry.path / "texts.json")
+    texts: list[list[str]] = read_json(context.cached("continuations", key, make) / "texts.json")
     if not any(texts):
         raise UsageError(
             f"temperature={config.temperature:g}, redraws={config.redraws}: the model says nothing but the true answers of all "

@@ -274,12 +274,14 @@ def seeds(given: Given) -> tuple[int, ...]:
 
 
 def budgets(given: Given) -> tuple[float, ...]:
-    """Damages parted by commas, or a list of them: positive and increasing, with six digits each, as records write them."""
+    """Damages parted by commas, a list of them or one number: positive, increasing, with six digits, as records write them."""
     value = given.value
     if value is None or value in ("", [], ()):
         return ()
+    parts: list[Any] = value.split(",") if isinstance(value, str) else [*value] if isinstance(value, list | tuple) else [value]
     try:
-        parts = value.split(",") if isinstance(value, str) else cast("Sequence[Any]", value)
+        if any(isinstance(part, bool) for part in parts):
+            raise TypeError
         numbers = [float(f"{float(part):g}") for part in parts]
     except (TypeError, ValueError):
         raise UsageError(f"{given.text} is no list of numbers. Write .01,.03,.1: nats per token.") from None

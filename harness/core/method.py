@@ -18,6 +18,8 @@ from harness.core.problem import ModelSource, Problem, Stage
 from harness.core.registry import Registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.core.costs import Costs
@@ -74,6 +76,19 @@ class UnlearningContext:
     def sources(self) -> Mapping[str, ModelSource]:
         """Other models of the benchmark: `base`, `retain-0`, …."""
         return self.problem.sources
+
+    def cached(self, kind: str, key: Mapping[str, JSON], make: Callable[[Path], None]) -> Path:
+        """The folder of an entry of the cache; the clock counts in full what made it, whoever did.
+
+        Args:
+            kind: the sort of thing.
+            key: all that decides the value.
+            make: fills the folder if there is none yet.
+        """
+        entry = self.cache.get(kind, key, make)
+        if not entry.made_now:
+            self.costs.saved(entry.seconds - entry.waited)
+        return entry.path
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,9 @@ class DamageMeter:
         model: before unlearning.
         tokenizer: its tokenizer.
         held_out: the budget rows, by kind.
+
+    Raises:
+        UsageError: if a row is longer than the model's context.
     """
 
     def __init__(

@@ -65,10 +65,7 @@ def continuations(
         "seed": context.seed,
         "device": context.model.device.type,
     }
-    entry = context.cache.get("continuations", key, make)
-    if not entry.made_now:
-        context.costs.saved(entry.seconds - entry.waited)
-    tokens = read_json(entry.path / "tokens.json")
+    tokens = read_json(context.cached("continuations", key, make) / "tokens.json")
     return {(stage, row): concepts[stage].followed(row, ids) for (stage, row), ids in zip(rows, tokens, strict=True)}
 
 

@@ -100,7 +100,7 @@ class Fit:
         save_curvatures(bases, self._layers, folder)
 
     def _cached(self, estimator: str, make: Callable[[Path], None]) -> list[LayerCurvature]:
-        path = cached(self._data, "curvature", {**self._key, "estimator": estimator}, make)
+        path = self._data.context.cached("curvature", {**self._key, "estimator": estimator}, make)
         return load_curvatures(self._layers, path)
 
 
@@ -167,20 +167,5 @@ def kept_gradient(
         "device": model.device.type,
         **key,
     }
-    matrices = load_file(cached(data, "gradient", whole, make) / "gradient.safetensors")
+    matrices = load_file(data.context.cached("gradient", whole, make) / "gradient.safetensors")
     return [matrices[name].to(layer.module.weight.device) for name, layer in zip(sorted(matrices), layers, strict=True)]
-
-
-def cached(data: StageData, kind: str, key: dict[str, JSON], make: Callable[[Path], None]) -> Path:
-    """The folder of an entry of the cache; the clock counts in full what made it, whoever did.
-
-    Args:
-        data: whose cache and clock.
-        kind: the sort of thing.
-        key: all that decides the value.
-        make: fills the folder if there is none yet.
-    """
-    entry = data.context.cache.get(kind, key, make)
-    if not entry.made_now:
-        data.context.costs.saved(entry.seconds - entry.waited)
-    return entry.path

@@ -320,7 +320,7 @@ def test_without_general_text_it_is_refused(on: Any, nano_problem: Problem):
 # ---------------------------------------------------------------- a budget of damage
 
 
-class Told:
+class KLBudget:
     """A budget as a method sees it: the KL on rows of its own."""
 
     def __init__(self, context: UnlearningContext, nats: float) -> None:
@@ -370,11 +370,10 @@ def test_each_step_meets_its_share(make_context: ContextMaker, nano_problem: Pro
     (stage,) = nano_problem.stages
     stages = [Stage("bio", stage.forget[:6], stage.retain[:12]), Stage("cyber", stage.forget[6:], stage.retain[12:])]
     context = make_context(problem=replace(general_text(nano_problem), stages=stages))
-    told = Told(context, 0.02)
-    context.budget = told
+    context.budget = budget = KLBudget(context, 0.02)
     method, damages = METHODS.get("predictor_corrector"), []
     for _ in method.unlearn(context, small(predictor="identity")):
-        damages.append(told.damage())
+        damages.append(budget.damage())
     assert damages == pytest.approx([0.005, 0.01, 0.015, 0.02], rel=TOLERANCE)
 
 

@@ -466,9 +466,15 @@ def test_the_model_that_is_kept_is_the_one_at_the_largest_budget_that_was_met(
         (".1,.1000000001", "does not increase. Write 0.1"),
         (",", "no list of numbers"),
         ("much", "no list of numbers"),
+        (".1,", "no list of numbers"),
+        (True, "no list of numbers"),
+        ([0.1, True], "no list of numbers"),
+        ([[0.1]], "no list of numbers"),
+        ({"0.1": 1}, "no list of numbers"),
+        (-0.1, "not positive"),
     ],
 )
-def test_budgets_that_cannot_be_are_refused(given: str, said: str):
+def test_budgets_that_cannot_be_are_refused(given: Any, said: str):
     from harness.core.fields import Given, read
 
     with pytest.raises(UsageError, match=said.replace(".", r"\.")):
@@ -482,4 +488,5 @@ def test_budgets_from_a_file_or_from_python_may_be_a_list():
     assert request.budgets == request.options().budgets == (0.01, 0.1)
     exact = read(RunRequest, {"budgets": Given([0.0123456789, 1], "budgets", "python")})
     assert exact.budgets == (0.0123457, 1.0), "as the recorded command and reasons write them"
+    assert read(RunRequest, {"budgets": Given(0.1, "budgets=0.1", "file")}).budgets == (0.1,)
     assert json.dumps(request.budgets) == "[0.01, 0.1]"
