@@ -66,7 +66,7 @@ class AltPOConfig(RetainedRecipe):
     """β: how sharply the preference is drawn."""
     alternatives: Annotated[int, Field(ge=1, le=1_000)] = 5
     """How many other answers are drawn of each forget question."""
-    instruction: Annotated[str, StringConstraints(max_length=10_000)] = INSTRUCTION
+    instruction: Annotated[str, StringConstraints(max_length=10_000, strip_whitespace=True)] = INSTRUCTION
     """What the model is told, below the question and its true answer; if empty, it answers the question alone."""
     temperature: PositiveFloat = 1.0
     """At which alternatives are drawn."""

@@ -90,9 +90,10 @@ def loku(context: UnlearningContext, config: LoKUConfig) -> Iterator[Progress]:
     if config.fila:
         name, most = fewest_components(maps)
         if config.rank > most:
+            plain = ", or fila=false" if config.importance == "fila" else ""
             raise UsageError(
                 f"rank={config.rank}: {name} has only {most} singular values for fila to start from. "
-                f"Take rank={most} or less, or fila=false."
+                f"Take rank={most} or less{plain}."
             )
     adapters = Adapters(model, maps, config.rank, SCALING * config.rank, context.seed)
 

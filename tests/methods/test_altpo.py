@@ -246,6 +246,7 @@ def test_the_model_is_shown_question_answer_and_instruction(make_context: Contex
 def test_without_an_instruction_it_answers_the_question_alone(nano_context: UnlearningContext):
     example = nano_context.stages[0].forget[0]
     assert prompt(nano_context, example, "") == example.prompt
+    assert config_of(instruction=" \n").instruction == ""
 
 
 def test_an_instruction_in_words_that_the_model_lacks_is_refused(nano_context: UnlearningContext):

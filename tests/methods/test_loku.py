@@ -220,8 +220,12 @@ def test_a_mixture_of_experts_is_refused():
 
 
 def test_a_rank_that_fila_cannot_have_is_refused(nano_context: UnlearningContext):
-    with pytest.raises(UsageError, match=r"rank=17: .*_proj has only 16 singular values"):
+    with pytest.raises(
+        UsageError, match=r"rank=17: .*_proj has only 16 singular values .* Take rank=16 or less, or fila=false\.$"
+    ):
         next(iter(loku.loku(nano_context, config_of(rank=17))))
+    with pytest.raises(UsageError, match=r"Take rank=16 or less\.$"):  # it refuses fila=false
+        next(iter(loku.loku(nano_context, config_of(rank=17, importance="vila"))))
     next(iter(loku.loku(nano_context, config_of(rank=17, fila=False))))
 
 
