@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Field
 
 from harness.core.errors import UsageError, cut
 from harness.core.problem import Problem
+from harness.models.origins import configured_by
 from harness.models.pretraining import TrainedSource
 from harness.models.recipes import Architecture
-from harness.models.sources import CheckpointSource
 from harness.numerics import anatomy
 from harness.numerics.anatomy import MOST_LAYERS
 
@@ -75,8 +75,8 @@ def _layers(problem: Problem) -> int | None:
     """How many decoder layers there are; None where that is only known when the model is loaded."""
     if shape := architecture(problem):
         return shape.layers
-    base = problem.sources.get("base")
-    if not isinstance(base, CheckpointSource):
+    base = configured_by(problem.sources.get("base"))
+    if base is None:
         return None
     try:
         count = getattr(base.config(), "num_hidden_layers", None)

@@ -38,9 +38,11 @@ def show(
     results: Results = None,
     as_json: Json = False,
 ) -> None:
-    """Show a run as it is recorded, or a method's settings.
+    """Show a run as it is recorded, or the settings of a method, or of models that are fine-tuned on the spot.
 
     harness show kfade
+
+    harness show finetuned
 
     harness show 843c --samples
     """
@@ -51,6 +53,9 @@ def show(
         if samples:
             raise UsageError(f"{name} is a method, and --samples tells of a run: give the beginning of its id.")
         _show_method(name, as_json)
+        return
+    if name == "finetuned":
+        _show_finetuning(as_json)
         return
     if not re.fullmatch("[0-9a-f]+", name):
         raise _neither_run_nor_method(name)
@@ -80,6 +85,19 @@ def _show_method(name: str, as_json: bool) -> None:
         values = ", ".join(f"{key}={written(value)}" for key, value in entry.settings.items())
         stdout().print(f"{entry.preset} for {benches} on {', '.join(entry.families)}: {values}", highlight=False)
         stdout().print(f"    from {entry.source}", style="dim", highlight=False)
+
+
+def _show_finetuning(as_json: bool) -> None:
+    from harness.core.config import describe
+    from harness.models.finetuning import Finetuning
+    from harness.reading.columns import settings_table
+    from harness.reading.console import stdout
+
+    rows = describe(Finetuning)
+    if as_json:
+        print_json([{"setting": n, "default": d, "about": a} for n, d, a in rows])
+        return
+    stdout().print(settings_table(rows, "models fine-tuned on the spot: --model smollm2-135m@epochs=4,replay=200"))
 
 
 def _show_run(folder: Path, result: RunResult, as_json: bool) -> None:

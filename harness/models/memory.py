@@ -20,7 +20,7 @@ from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Method
 from harness.core.options import Options
 from harness.core.problem import Problem
-from harness.models.sources import CheckpointSource
+from harness.models.origins import configured_by
 from harness.numerics.configurations import meta_model
 from harness.numerics.placement import ALL_GPUS
 
@@ -84,8 +84,8 @@ def shape_of(problem: Problem, dtype: str) -> ModelShape | None:
     None for a model that is trained on the spot, and where a checkpoint's configuration cannot be read or brings code of its
     own: what is wrong with it is told when it is loaded.
     """
-    source = problem.sources.get("base")
-    if not isinstance(source, CheckpointSource):
+    source = configured_by(problem.sources.get("base"))
+    if source is None:
         return None
     try:
         model = meta_model(source.config())

@@ -1,7 +1,7 @@
-"""Small models trained on the spot, several at a time in processes of their own, kept in the cache.
+"""Models trained on the spot and kept in the cache: small ones several at a time in processes of their own, others on a device.
 
 A `TrainedSource` is a recipe with its data. Models that share a parent start from its weights, as ToFU's full and
-retain models share a pretrained one. They are saved as ordinary checkpoints.
+retain models share a pretrained one, which may be a checkpoint. They are saved as ordinary checkpoints.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.arithmetic import PORTABLE, begun_with, in_words, is_portable, kind_of_machine
+from harness.core.arithmetic import PORTABLE, begun_with, is_portable, kind_of_machine
 from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
@@ -27,18 +27,28 @@ from harness.core.signals import ignore_signals
 from harness.core.streams import streams
 from harness.core.text import Example
 from harness.core.workers import follow_parent, prepare_for_workers
+from harness.models.kept_epochs import KeptEpochs
 from harness.models.recipes import Architecture, Recipe, Vocabulary
 from harness.numerics.identity import versions
 from harness.storage.cache import Cache, digest
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from tqdm import tqdm
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.data.rows import Batch, Encoded
+    from harness.models.gguf import GgufSource
+    from harness.models.sources import CheckpointSource
+    from harness.numerics.training import StepLog
+
+    Base = CheckpointSource | GgufSource
 
 RECIPE_VERSION = 1
 """Raised when this file, or `harness.models.recipes`, changes what a recipe yields."""
+LOOKED_AT = 200
+"""Of so many of its examples, about, it is looked how well a fine-tuned model has learned them."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +61,13 @@ class TrainedSource:
     """What it learns."""
     recipe: Recipe
     """How."""
-    architecture: Architecture
-    """Its shape."""
-    vocabulary: Vocabulary
-    """Its tokenizer."""
+    architecture: Architecture | None
+    """Its shape; a checkpoint's if None."""
+    vocabulary: Vocabulary | None
+    """Its tokenizer; a checkpoint's if None."""
     seed: int
     """Initial weights (without a parent), data order, replay."""
-    parent: TrainedSource | None = None
+    parent: TrainedSource | Base | None = None
     """The model it starts from."""
     replay: tuple[tuple[tuple[Example, ...], int], ...] = ()
     """Pools of earlier examples, and how many of each are drawn anew every epoch."""
@@ -69,13 +79,19 @@ class TrainedSource:
             "kind": "trained",
             "version": RECIPE_VERSION,
             "recipe": self.recipe.identity,
-            "architecture": asdict(self.architecture),
-            "vocabulary": digest(asdict(self.vocabulary)),
+            "architecture": asdict(self.architecture) if self.architecture else None,
+            "vocabulary": digest(asdict(self.vocabulary)) if self.vocabulary else None,
             "examples": digest([asdict(e) for e in self.examples]),
             "replay": digest([[[asdict(e) for e in pool], count] for pool, count in self.replay]),
             "seed": self.seed,
-            "parent": digest(self.parent.identity) if self.parent else None,
+            "parent": self._parent_identity(),
         }
+
+    def _parent_identity(self) -> JSON:
+        """A digest; of a checkpoint what it is, for readers of a record."""
+        if isinstance(self.parent, TrainedSource):
+            return digest(self.parent.identity)
+        return dict(self.parent.identity) if self.parent else None
 
     def entry(self, cache: CacheView, progress: Callable[[int, int], None] = lambda done, steps: None) -> CacheEntry:
         """The cached checkpoint, trained in this process if it is not there, or in one of its own if its recipe wants that.
@@ -88,7 +104,9 @@ class TrainedSource:
             train_all([self], cache)
             if entry := cache.find("model", self.identity):  # else the cache was removed in between: it is trained again
                 return entry
-        return cache.get("model", self.identity, lambda folder: self._train(cache, folder, progress))
+        entry = cache.get("model", self.identity, lambda folder: self._train(cache, folder, progress))
+        self._kept(cache).forget()
+        return entry
 
     @property
     def _elsewhere(self) -> bool:
@@ -110,9 +128,9 @@ class TrainedSource:
                 # The cache was removed in between: it is trained again.
 
     def seconds(self, cache: CacheView) -> float | None:
-        """What training it took, its parent's share not counted."""
+        """What training it took, its parent's share not counted, and that of a process which was killed before."""
         entry = cache.find("model", self.identity)
-        return entry.seconds if entry else None
+        return entry.seconds + entry.facts.get("earlier_seconds", 0.0) if entry else None
 
     def _train(self, cache: CacheView, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, JSON]:
         if self._elsewhere:
@@ -121,30 +139,16 @@ class TrainedSource:
 
         from harness.data.rows import encode
         from harness.models.sources import save_checkpoint, weights_fingerprint
-        from harness.numerics import training
 
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.recipe.threads)
+        torch.set_num_threads(self.recipe.threads or threads)
         try:
             model, tokenizer = self._start(cache)
             items = encode([*self.examples, *(e for pool, _ in self.replay for e in pool)], tokenizer)
-            steps = self._steps()
-            adamw = training.AdamW(
-                lr=self.recipe.lr,
-                steps=steps,
-                warmup=max(1, steps // 20),
-                schedule="cosine_with_min_lr",
-                min_lr_rate=self.recipe.min_lr_rate,
-                betas=self.recipe.betas,
-            )
+            kept = self._kept(cache)
             log = None
-            for log in training.optimise(
-                model,
-                self._batches(items),
-                lambda part: training.pooled_nll(model, *part),
-                adamw,
-            ):
-                progress(log.step, steps)
+            for log in self._steps_on(model, items, kept):
+                progress(log.step, self._steps())
             save_checkpoint(model, tokenizer, folder, {"recipe": self.name})
             return {
                 "weights": weights_fingerprint(model),
@@ -152,16 +156,62 @@ class TrainedSource:
                 "name": self.name,
                 "arithmetic": {**kind_of_machine()},
                 "libraries": versions(),
-            }
+            } | (self._learned(model, items, kept) if self.recipe.device else {})
         finally:
             torch.set_num_threads(threads)
+
+    def _steps_on(self, model: PreTrainedModel, items: Sequence[Encoded], kept: KeptEpochs) -> Iterator[StepLog]:
+        """Train the model in place, from after the last epoch that is kept."""
+        import torch
+
+        from harness.numerics import training
+
+        recipe, steps = self.recipe, self._steps()
+        adamw = training.AdamW(
+            lr=recipe.lr,
+            steps=steps,
+            warmup=min(recipe.warmup, steps // 10) if recipe.warmup else max(1, steps // 20),
+            schedule="cosine_with_min_lr",
+            min_lr_rate=recipe.min_lr_rate,
+            betas=recipe.betas,
+        )
+        device = next(model.parameters()).device
+
+        def loss(part: tuple[Batch, int]) -> Tensor:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                return training.pooled_nll(model, *part)
+
+        kept.restore(model)
+        batches = self._batches(items, kept.done, device)
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
+            for log in training.optimise(
+                model, batches, loss, adamw, partial(kept.optimiser, adamw), begin=kept.done * self._epoch_steps()
+            ):
+                yield log
+                if log.step % self._epoch_steps() == 0 and log.step < steps:
+                    kept.keep(model, log.step // self._epoch_steps())
+
+    def _learned(self, model: PreTrainedModel, items: Sequence[Encoded], kept: KeptEpochs) -> dict[str, JSON]:
+        """Facts of a model that was fine-tuned: the mean probability it gives the answers it was shown, by the token."""
+        import numpy as np
+
+        from harness.numerics.likelihood import answer_nll
+
+        own = len(self.examples)
+        nll, tokens = answer_nll(model, items[: own : max(1, own // LOOKED_AT)], 0)
+        return {"probability": float(np.exp(-nll / tokens).mean()), "earlier_seconds": kept.seconds}
+
+    def _kept(self, cache: CacheView) -> KeptEpochs:
+        return KeptEpochs(cache, self.name, self.identity, self.recipe.epochs if self.recipe.device else 0)
 
     def _start(self, cache: CacheView) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         import torch
         from transformers import LlamaForCausalLM
 
         if self.parent:
-            return self.parent.load(cache, "cpu", "float32")
+            return self.parent.load(cache, self.recipe.device or "cpu", "float32")
+        if self.vocabulary is None:
+            raise ValueError("a model without a parent needs a vocabulary and an architecture")
         tokenizer = self.vocabulary.build()
         with torch.random.fork_rng(devices=[]):
             streams(self.seed, "initial weights").seed_torch()
@@ -171,6 +221,8 @@ class TrainedSource:
         from transformers import LlamaConfig
 
         shape = self.architecture
+        if shape is None:
+            raise ValueError("a model without a parent needs a vocabulary and an architecture")
         return LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=shape.hidden_size,
@@ -188,11 +240,16 @@ class TrainedSource:
     def _epoch_size(self) -> int:
         return len(self.examples) + sum(count for _, count in self.replay)
 
-    def _steps(self) -> int:
-        return self.recipe.epochs * math.ceil(self._epoch_size() / self.recipe.batch_size)
+    def _epoch_steps(self) -> int:
+        return math.ceil(self._epoch_size() / self.recipe.batch_size)
 
-    def _batches(self, items: Sequence[Encoded]) -> Iterator[list[tuple[Batch, int]]]:
-        """Every epoch anew: all examples and a fresh draw of each replay pool, shuffled.
+    def _steps(self) -> int:
+        return self.recipe.epochs * self._epoch_steps()
+
+    def _batches(
+        self, items: Sequence[Encoded], done: int = 0, device: torch.device | str = "cpu"
+    ) -> Iterator[list[tuple[Batch, int]]]:
+        """Every epoch anew, after those that are done: all examples and a fresh draw of each replay pool, shuffled.
 
         Batches mix lengths (sorting the epoch by length was tried: the loss stayed five times higher, since length
         goes with the kind of question); within a batch shorter and longer ones are padded apart.
@@ -200,15 +257,19 @@ class TrainedSource:
         from harness.numerics.training import micro_batches
 
         rng = streams(self.seed, "order").python()
-        for _ in range(self.recipe.epochs):
+        for epoch in range(self.recipe.epochs):
             order = list(range(len(self.examples)))
             start = len(self.examples)
             for pool, count in self.replay:
                 order += rng.sample(range(start, start + len(pool)), count)
                 start += len(pool)
             rng.shuffle(order)
+            if epoch < done:
+                continue
+            if self.recipe.device:  # so that an epoch's dropout does not depend on those before it
+                streams(self.seed, "dropout of an epoch", epoch).seed_torch()
             for k in range(0, len(order), self.recipe.batch_size):
-                yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, "cpu", self.recipe.tokens_at_once)
+                yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, device, self.recipe.tokens_at_once)
 
 
 def weights_digest(source: ModelSource, cache: CacheView) -> str:
@@ -225,32 +286,6 @@ def weights_digest(source: ModelSource, cache: CacheView) -> str:
     return digest([source.identity, source.entry(cache).facts["weights"]])[:16]
 
 
-def made_elsewhere(sources: Mapping[str, ModelSource], cache: CacheView) -> list[str]:
-    """Which of the cached models were made by another kind of machine or other libraries, where others would be made here now.
-
-    One sentence each.
-    """
-    trained = {name: source for name, source in sources.items() if isinstance(source, TrainedSource)}
-    if not trained:
-        return []
-    machine, releases, notes = kind_of_machine(), versions(), []
-    for name, source in trained.items():
-        entry = cache.find("model", source.identity)
-        facts = entry.facts if entry else {}
-        made_with, made = facts.get("libraries", {}), facts.get("arithmetic")
-        if others := [f"{package} {release}" for package, release in made_with.items() if releases.get(package) != release]:
-            notes.append(
-                f"{name} was trained with {', '.join(others)}; trained with what is installed now it may have other weights "
-                "(harness cache clear model has it made again)."
-            )
-        if isinstance(made, dict) and made != machine and source.recipe.arithmetic != "portable":
-            notes.append(
-                f"{name} was trained on another kind of processor ({in_words(made)}); trained here ({in_words(machine)}) it "
-                "would have other weights."
-            )
-    return notes
-
-
 # ---------------------------------------------------------------- several at a time
 
 
@@ -264,7 +299,16 @@ def train_all(sources: Sequence[TrainedSource], cache: CacheView) -> None:
     wanted = {digest(s.identity): s for source in sources for s in _lineage(source)}
     missing = {key: s for key, s in wanted.items() if not cache.find("model", s.identity)}
     for elsewhere in (False, True):
-        _train_missing({key: s for key, s in missing.items() if s._elsewhere == elsewhere}, cache, elsewhere)
+        small = {key: s for key, s in missing.items() if s._elsewhere == elsewhere and not s.recipe.device}
+        _train_missing(small, cache, elsewhere)
+    _train_here([s for s in missing.values() if s.recipe.device], cache)
+
+
+def _train_here(sources: Iterable[TrainedSource], cache: CacheView) -> None:
+    """Train them in this process, one after the other."""
+    for source in sources:
+        with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
+            source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
 
 
 def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewhere: bool) -> None:
@@ -273,9 +317,7 @@ def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewher
         return
     workers = min(len(missing), os.cpu_count() or 1)
     if workers == 1 and not elsewhere:
-        for source in missing.values():
-            with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
-                source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
+        _train_here(missing.values(), cache)
         return
     prepare_for_workers()
     context = multiprocessing.get_context("spawn")
@@ -291,7 +333,10 @@ def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewher
                 running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
             while missing or running:
                 for key, source in list(missing.items()):
-                    if source.parent is None or digest(source.parent.identity) not in {*missing, *running.values()}:
+                    if not isinstance(source.parent, TrainedSource) or digest(source.parent.identity) not in {
+                        *missing,
+                        *running.values(),
+                    }:
                         running[pool.submit(_train_one, source, cache.root, slots[key])] = key
                         del missing[key]
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -310,7 +355,7 @@ def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewher
 
 
 def _lineage(source: TrainedSource) -> Iterator[TrainedSource]:
-    if source.parent:
+    if isinstance(source.parent, TrainedSource):
         yield from _lineage(source.parent)
     yield source
 

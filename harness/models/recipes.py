@@ -41,17 +41,22 @@ class Recipe:
     batch_size: int
     """Examples in a step."""
     lr: float
-    """Peak learning rate of AdamW; 5 % warm-up, then a cosine."""
+    """Peak learning rate of AdamW; a warm-up, then a cosine."""
     min_lr_rate: float = 0.1
     """Where the cosine ends, as a share of the peak."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's moment decay rates."""
     threads: int = 1
-    """Threads of the process; fixed, since sums depend on it."""
+    """Threads of the process; fixed, since sums depend on it. 0 takes as many as there are."""
     tokens_at_once: int = 512
     """Padded tokens of one forward pass."""
     arithmetic: Arithmetic = ""
     """`portable`: in a process that gives the same weights on every x86-64 processor; see `harness.core.arithmetic`."""
+    warmup: int = 0
+    """Steps of the warm-up, at most a tenth of all; 0 takes 5 % of all."""
+    device: str = ""
+    """Where it is trained: on this device, in bf16 autocast on a GPU, with an epoch kept now and then for who goes on after
+    a kill; empty for a small model, on the CPU and in a process of its own."""
 
     @property
     def portable(self) -> Recipe:
@@ -60,9 +65,9 @@ class Recipe:
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """All of it; recipes were named before there was a choice of arithmetic, which is left out where it is the usual."""
-        fields = {**asdict(self), "betas": list(self.betas)}
-        return fields if self.arithmetic else {name: value for name, value in fields.items() if name != "arithmetic"}
+        """All of it, of the device the kind alone; what recipes had no choice of at first is left out where it is the usual."""
+        fields = {**asdict(self), "betas": list(self.betas), "device": self.device.partition(":")[0]}
+        return {name: value for name, value in fields.items() if value or name not in ("arithmetic", "warmup", "device")}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ _MODULES = 100_000
 _LAYERS = re.compile(r"(?:^|_)layers?$")
 """Those that say how many layers there are; no more than `MOST_LAYERS`."""
 
+_SAY_NO_DECODER = ("gpt_neox", "gpt_neox_japanese")
+"""Decoders whose configurations have a field is_decoder that is false, as those of encoders are."""
+
 
 def local_folder(name: str, data_dir: Path | None, files: Sequence[str]) -> Path | None:
     """The folder that a checkpoint's name stands for, or None if it has to come from the hub.
@@ -196,7 +199,7 @@ def meta_model(config: PretrainedConfig, name: str = "this configuration") -> Pr
 
     Raises:
         UsageError: where no model can be put together, such as with heads that do not divide the hidden size, or one that wants
-            another text beside the one it continues.
+            another text beside the one it continues, or reads in both directions.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -207,5 +210,10 @@ def meta_model(config: PretrainedConfig, name: str = "this configuration") -> Pr
         raise UsageError(
             f"the configuration of {name} says is_encoder_decoder={model.config.is_encoder_decoder!r:.60}; "
             "only a decoder alone can be unlearned here."
+        )
+    if getattr(model.config, "is_decoder", None) is False and model.config.model_type not in _SAY_NO_DECODER:
+        raise UsageError(
+            f"{name} is an encoder ({model.config.model_type}): it reads text in both directions and continues none. Take a "
+            "causal language model."
         )
     return model

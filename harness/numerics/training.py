@@ -81,6 +81,7 @@ def optimise(
     adamw: AdamW,
     make_optimiser: MakeOptimiser | None = None,
     recompute: bool | None = None,
+    begin: int = 0,
 ) -> Iterator[StepLog]:
     """Minimise a loss, yielding after every step.
 
@@ -93,26 +94,21 @@ def optimise(
         make_optimiser: another optimiser under the same schedule.
         recompute: whether activations are recomputed in the backward pass (gradient checkpointing): less memory, the same
             result. By default on a GPU from `RECOMPUTED_FROM` parameters on.
+        begin: steps that were taken before, by a process that is gone: the schedule and the numbers of steps go on from there.
 
     Raises:
         Diverged: at a loss or gradient that is not finite; after the last step, if the learning rate was 0 at all of them.
     """
     names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
-    optimiser = (make_optimiser or partial(_adamw, adamw))(list(zip(names, masters, strict=True)))
-    scheduler = get_scheduler(
-        adamw.schedule,
-        optimiser,
-        num_warmup_steps=adamw.warmup,
-        num_training_steps=adamw.steps,
-        scheduler_specific_kwargs={} if adamw.min_lr_rate is None else {"min_lr_rate": adamw.min_lr_rate},
-    )
+    optimiser = (make_optimiser or partial(fused_adamw, adamw))(list(zip(names, masters, strict=True)))
+    scheduler = _schedule(adamw, optimiser, begin)
     if recompute is None:
         recompute = parameters[0].device.type == "cuda" and sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
     _training(model, True, recompute)
     highest = 0.0
     try:
-        for number, micro_batches in enumerate(steps, start=1):
+        for number, micro_batches in enumerate(steps, start=begin + 1):
             rate = float(scheduler.get_last_lr()[0])
             highest = max(highest, rate)
             total, norm = _gradient(loss, micro_batches, masters, parameters, adamw.max_gradient_norm)
@@ -136,7 +132,24 @@ def optimise(
             parameter.grad = None
 
 
-def _adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+def _schedule(adamw: AdamW, optimiser: torch.optim.Optimizer, begin: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rates from the step after `begin` on."""
+    more: dict[str, float] = {} if adamw.min_lr_rate is None else {"min_lr_rate": adamw.min_lr_rate}
+    if begin:
+        more["last_epoch"] = begin - 1
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+    return get_scheduler(  # type: ignore[no-any-return]
+        adamw.schedule,
+        optimiser,
+        num_warmup_steps=adamw.warmup,
+        num_training_steps=adamw.steps,
+        scheduler_specific_kwargs=more,
+    )
+
+
+def fused_adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+    """The optimiser on some named parameters."""
     return torch.optim.AdamW(
         [master for _, master in named],
         lr=constants.lr,

@@ -59,17 +59,17 @@ def measure(
 
 
 def check_base(plan: EvalPlan) -> None:
-    """`check_answers` of the model before unlearning, if it is a checkpoint: before anything is loaded or trained.
+    """`check_answers` of the model before unlearning, if it is a checkpoint or made from one: before anything is loaded.
 
     Raises:
         UsageError: as that does. What else is wrong with the checkpoint is told when it is loaded.
     """
-    from harness.models.sources import CheckpointSource
+    from harness.models.origins import configured_by
     from harness.numerics.configurations import meta_model
     from harness.numerics.generation import check_answers
 
-    source = plan.problem.sources.get("base")
-    if not isinstance(source, CheckpointSource) or not any(e.needs_generation for e in plan.evaluators):
+    source = configured_by(plan.problem.sources.get("base"))
+    if source is None or not any(e.needs_generation for e in plan.evaluators):
         return
     try:
         model, tokenizer = meta_model(source.config()), source.tokens()

@@ -148,12 +148,12 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
 
 
 def _with_provenance(todo: Plan, store: Store, result: RunResult, context: UnlearningContext, before: str) -> RunResult:
-    """A result that says what made it, and warns where its models were made otherwise than others."""
-    from harness.models.pretraining import made_elsewhere
+    """A result that says what made it, and warns where its models were made otherwise than others, or learned too little."""
+    from harness.models.origins import badly_learned, made_elsewhere
 
     made = provenance_of(todo.command, todo.spec, context.tokenizer, before)
     used = {name: source for name, source in todo.problem.sources.items() if name in ("base", *todo.eval_plan.references)}
-    others = [*made_elsewhere(used, context.cache), *_began_otherwise(todo, store, made)]
+    others = [*made_elsewhere(used, context.cache), *_began_otherwise(todo, store, made), *badly_learned(used, context.cache)]
     for note in others:
         log.warning("%s", note)
     return replace(result, provenance=made, notes=[*result.notes, *others])

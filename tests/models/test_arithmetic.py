@@ -17,7 +17,7 @@ from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
 from harness.core.options import Options
 from harness.core.registry import ROOT
-from harness.models.pretraining import made_elsewhere
+from harness.models.origins import made_elsewhere
 from harness.models.recipes import Recipe
 from harness.models.small import SMALL_MODEL_FACTOR, learning_rate_factor, small_name, small_world
 from harness.storage.cache import Cache, digest
@@ -165,7 +165,7 @@ def test_models_that_other_releases_made_are_named(cache: Cache, monkeypatch: py
         patch.setattr("harness.models.pretraining.is_portable", lambda: True)
         PARENT.entry(cache)
         source.entry(cache)
-    monkeypatch.setattr("harness.models.pretraining.versions", lambda: {"torch": "1.1", "new": "1", "left": "2.0"})
+    monkeypatch.setattr("harness.models.origins.versions", lambda: {"torch": "1.1", "new": "1", "left": "2.0"})
     for told in made_elsewhere({"base": PARENT, "retain-0": source}, cache):
         assert " was trained with torch 1.0; trained with what is installed now it may have other weights" in told
     assert len(made_elsewhere({"base": PARENT, "retain-0": source}, cache)) == 2

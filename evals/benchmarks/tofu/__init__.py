@@ -2,7 +2,8 @@
 
 One class serves both: only where rows and models come from differs. `mini` is the embedded world (`world.py`) with a small
 Llama trained on the spot (`models.py`); `scratch` a small Llama trained on the spot on the real questions; a card (`cards.py`)
-the published models with the real data, and anything else a checkpoint (a hub id or a folder) with it. Rows are ToFU's: the
+the published models with the real data, `finetuned:NAME` a model fine-tuned on it on the spot from any other, and anything else
+a checkpoint (a hub id or a folder) with it. Rows are ToFU's: the
 first 300 of a task (`variant=open-unlearning`: all 400).
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from evals.benchmarks.tofu.cards import CARDS
 from evals.benchmarks.tofu.models import mini_sources, scratch_sources, world
+from evals.benchmarks.tofu.real_models import base_needed, real_sources
 from evals.benchmarks.tofu.refusals import REFUSALS, refusal_sentences
 from evals.benchmarks.tofu.roles import MEASURED, ROLES
 from evals.benchmarks.tofu.rows import DATASET, authors, examples, numbered, real_rows, split_names
@@ -29,6 +31,8 @@ from harness.core.problem import ModelSource, Problem, Row, Stage
 from harness.core.text import Template
 from harness.data.general import Instructions
 from harness.data.rows import fingerprint
+from harness.models.bases import BASES
+from harness.models.finetuning import FinetunedModel, finetuned_model
 from harness.models.small import SMALL_MODELS, small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
 from harness.storage.cache import digest
@@ -57,6 +61,11 @@ class Tofu:
         ),
         "scratch": "the real questions and a 1.7 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
         **{name: card.about for name, card in CARDS.items()},
+        **{name: card.about for name, card in BASES.items()},
+        "finetuned:<hub id or folder>": (
+            "any causal model, fine-tuned on the spot on the real questions, with two retrained references; "
+            "@epochs=…,lr=…,batch_size=…,replay=…,retained=… behind the name of this kind of model changes how"
+        ),
         "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
     }
 
@@ -76,8 +85,10 @@ class Tofu:
             return self._scratch(options)
         if model in CARDS:
             return self._card(model, options)
+        if named := finetuned_model(model):
+            return self._finetuned(named, options)
         if not model or ("/" not in model and not Path(model).is_dir()):
-            raise unknown("model", model, ["mini", "scratch", *CARDS, "<hub id>", "<folder>"], "harness list models")
+            raise unknown("model", model, ["mini", "scratch", *CARDS, *BASES, "<hub id>", "<folder>"], "harness list models")
         return self._checkpoint(model, options)
 
     def needed(self, model: str) -> list[Needed]:
@@ -86,6 +97,8 @@ class Tofu:
             return []
         files = [f"{name}.json" for name in split_names(self.forget, self.retain)]
         data = Needed(DATASET, "data", files, "JSON lines, 4 MB in all, MIT")
+        if named := finetuned_model(model):
+            return [data, *base_needed(named)]
         if model not in CARDS:
             return [data] if model == "scratch" or Path(model).is_dir() else [data, Needed(model, "model")]
         card = CARDS[model]
@@ -142,6 +155,12 @@ class Tofu:
         notes = [*card.notes, *([f"retain-0 is {retain}: {doubt}"] if doubt and not options.reference else [])]
         refusals = refusal_sentences(options.data_dir)
         return self._problem(name, options, rows, TEMPLATES[card.template], sources, refusals=refusals, notes=notes)
+
+    def _finetuned(self, named: FinetunedModel, options: Options) -> Problem:
+        rows = real_rows(self.forget, self.retain, options.data_dir)
+        made = real_sources(named, rows, (self.forget, self.retain), options)
+        refusals = refusal_sentences(options.data_dir)
+        return self._problem(made.name, options, rows, made.template, made.sources, refusals=refusals, notes=made.notes)
 
     def _checkpoint(self, model: str, options: Options) -> Problem:
         source = CheckpointSource(model, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir)

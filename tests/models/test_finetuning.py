@@ -1,0 +1,185 @@
+"""Models that are fine-tuned on the spot from a checkpoint: what names them, what they keep, and that a kill costs nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.core.errors import UsageError
+from harness.core.registry import ROOT
+from harness.models import kept_epochs
+from harness.models.origins import badly_learned
+from harness.models.pretraining import TrainedSource, train_all, weights_digest
+from harness.models.recipes import Recipe
+from harness.models.sources import CheckpointSource
+from harness.storage.cache import Cache, digest
+from tests.conftest import WORLD, Nano, examples
+
+RECIPE = Recipe(epochs=4, batch_size=4, lr=1e-2, min_lr_rate=0.05, betas=(0.9, 0.999), threads=1, warmup=20, device="cpu")
+KEPT = f"training/*/{kept_epochs._FILE}"
+
+
+def finetuned(folder: Path, **changes: Any) -> TrainedSource:
+    pool = tuple(examples(WORLD.world_facts[:6]))
+    learnt = tuple(examples(WORLD.full[:9]))
+    source = TrainedSource("tiny full", learnt, RECIPE, None, None, 0, CheckpointSource(str(folder)), ((pool, 3),))
+    return replace(source, **changes)
+
+
+@pytest.fixture
+def with_dropout(nano: Nano, tmp_path: Path) -> Path:
+    """A checkpoint that draws random numbers while it trains."""
+    from harness.models.sources import save_checkpoint
+
+    model = nano.model(0)
+    model.config.attention_dropout = 0.2
+    save_checkpoint(model, nano.tokenizer, tmp_path / "with-dropout", {})
+    return tmp_path / "with-dropout"
+
+
+def weights(source: TrainedSource, cache: Cache) -> object:
+    entry = cache.find("model", source.identity)
+    assert entry is not None
+    return entry.facts["weights"]
+
+
+# ---------------------------------------------------------------- what names it
+
+
+def test_its_record_says_what_it_started_from_and_no_path(nano: Nano):
+    identity = finetuned(nano.folder()).identity
+    assert identity["parent"] == CheckpointSource(str(nano.folder())).identity
+    assert str(nano.root) not in str(identity)
+    assert identity["recipe"] == {
+        **{"epochs": 4, "batch_size": 4, "lr": 1e-2, "min_lr_rate": 0.05, "betas": [0.9, 0.999]},
+        **{"threads": 1, "tokens_at_once": 512, "warmup": 20, "device": "cpu"},
+    }
+
+
+def test_another_checkpoint_is_another_model_and_another_gpu_is_not(nano: Nano):
+    source = finetuned(nano.folder(0))
+    assert digest(finetuned(nano.folder(1)).identity) != digest(source.identity)
+    on_gpu = [replace(source, recipe=replace(RECIPE, device=device)) for device in ("cuda", "cuda:1")]
+    assert on_gpu[0].identity == on_gpu[1].identity != source.identity
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_it_learns_from_the_checkpoints_weights_with_its_tokenizer(nano: Nano, cache: Cache):
+    from harness.models.sources import weights_fingerprint
+
+    untrained = finetuned(nano.folder(), recipe=replace(RECIPE, epochs=1, lr=1e-12))
+    model, tokenizer = untrained.load(cache, "cpu", "float32")
+    before = nano.model(0).state_dict()
+    assert all(tensor.sub(before[name]).abs().max() < 1e-8 for name, tensor in model.state_dict().items())
+    assert tokenizer.get_vocab() == nano.tokenizer.get_vocab()
+    source = finetuned(nano.folder())
+    trained, _ = source.load(cache, "cpu", "float32")
+    assert weights_fingerprint(trained) == weights(source, cache)
+    entries = [cache.find("model", each.identity) for each in (untrained, source)]
+    first, second = (entry.facts["loss"] for entry in entries if entry)
+    assert second < first
+    assert source.seconds(cache) is not None
+    assert weights_digest(source, cache) == digest([source.identity, weights(source, cache)])[:16]
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(nano: Nano, tmp_path: Path):
+    caches = [Cache(tmp_path / name) for name in ("one", "two")]
+    source = finetuned(nano.folder())
+    other = replace(source, seed=1)
+    train_all([source, other], caches[0])
+    train_all([source], caches[1])
+    assert weights(source, caches[0]) == weights(source, caches[1]) != weights(other, caches[0])
+
+
+def test_a_model_that_learned_little_is_told_of_with_what_it_knows(nano: Nano, cache: Cache):
+    source = finetuned(nano.folder(), recipe=replace(RECIPE, epochs=1))
+    train_all([source], cache)
+    entry = cache.find("model", source.identity)
+    assert entry is not None
+    (told,) = badly_learned({"base": source, "retain-0": CheckpointSource(str(nano.folder()))}, cache)
+    assert told.startswith("base did not learn well")
+    assert f"{entry.facts['probability']:.2f}" in told
+
+
+def test_a_disk_without_room_is_told_of_before_anything_is_trained(nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(cache.root)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(UsageError, match=r"fine-tuning tiny full keeps up to .* GiB in the cache .*HARNESS_CACHE"):
+        train_all([finetuned(nano.folder())], cache)
+    assert not list(cache.entries())
+
+
+# ---------------------------------------------------------------- killed, and gone on with
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import tests.models.test_finetuning as t
+from harness.models import kept_epochs
+kept_epochs.KEPT_EVERY = 0.0
+step = int(sys.argv[3])
+t.finetuned(Path(sys.argv[1])).entry(t.Cache(Path(sys.argv[2])), lambda done, steps: done == step and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+@pytest.mark.parametrize(("step", "done"), [(2, 0), (8, 2)])
+def test_one_that_was_killed_goes_on_after_its_last_epoch_to_the_same_weights(
+    with_dropout: Path, tmp_path: Path, step: int, done: int, monkeypatch: pytest.MonkeyPatch
+):
+    whole, killed = Cache(tmp_path / "whole"), Cache(tmp_path / "killed")
+    source = finetuned(with_dropout)
+    train_all([source], whole)
+    words = [sys.executable, "-c", KILLED, str(with_dropout), str(killed.root), str(step)]
+    child = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert len([*killed.root.glob(KEPT)]) == min(done, 1), "the latest alone is kept"
+    steps: list[int] = []
+    source.entry(killed, lambda step, of: steps.append(step))
+    assert steps == list(range(3 * done + 1, 13)), "4 epochs of 9 examples and 3 others in batches of 4"
+    assert weights(source, killed) == weights(source, whole)
+    assert not [*killed.root.glob(KEPT)], "what was kept goes when the model is done"
+    if done:
+        seconds = killed.find("model", source.identity).facts["earlier_seconds"]  # type: ignore[union-attr]
+        assert seconds > 0
+        assert source.seconds(killed) > seconds  # type: ignore[operator]
+
+
+def test_epochs_are_kept_no_more_often_than_is_worth_it(nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    kept: list[int] = []
+    monkeypatch.setattr(Cache, "get", _noting(kept, Cache.get))
+    train_all([finetuned(nano.folder())], cache)
+    assert kept == []
+    monkeypatch.setattr(kept_epochs, "KEPT_EVERY", 0.0)
+    train_all([finetuned(nano.folder(), seed=5)], cache)
+    assert kept == [1, 2, 3], "the last one is the model"
+
+
+def _noting(kept: list[int], get: Any) -> Any:
+    def noted(cache: Cache, kind: str, key: Any, make: Any) -> Any:
+        if kind == "training":
+            kept.append(key["epoch"])
+        return get(cache, kind, key, make)
+
+    return noted
+
+
+def test_what_is_kept_and_damaged_is_not_gone_on_from(nano: Nano, tmp_path: Path):
+    cache = Cache(tmp_path / "damaged")
+    words = [sys.executable, "-c", KILLED, str(nano.folder()), str(cache.root), "8"]
+    subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False)
+    (file,) = cache.root.glob(KEPT)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    whole, source = Cache(tmp_path / "whole"), finetuned(nano.folder())
+    train_all([source], whole)
+    train_all([source], cache)
+    assert weights(source, cache) == weights(source, whole)
