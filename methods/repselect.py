@@ -121,7 +121,7 @@ def direction(context: UnlearningContext, stage: Stage, layers: list[Layer], con
     Leaves every bit of the model as it was.
 
     Raises:
-        Diverged: if a gradient is not finite.
+        Diverged: if a gradient is not finite, or 0.
         UsageError: if a gradient has fewer components than are damped.
     """
     import torch
@@ -148,6 +148,8 @@ def _damped(layer: Layer, gradient: Tensor, config: RepSelectConfig, seed: int) 
 
     if not gradient.isfinite().all():
         raise Diverged(f"the gradient of {layer.name} is not finite; take a smaller adversary_lr")
+    if not gradient.any():
+        raise Diverged(f"the gradient of {layer.name} is 0; take a smaller adversary_lr, or leave it out by layers")
     left, values, right = leading_singular(gradient, config.components, seed)
     rank = int((values > values[0] * max(gradient.shape) * torch.finfo(values.dtype).eps).sum())
     if rank < config.components:

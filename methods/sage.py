@@ -53,7 +53,7 @@ class SAGEConfig(RetainedRecipe):
     """β of NPO."""
     reduction: Literal["sum", "mean"] = "sum"
     """Whether NPO sums an answer's loss over its tokens, or takes their mean."""
-    threshold: Annotated[float, Field(ge=1e-30, le=1e30)] = 1.0
+    threshold: Annotated[float, Field(ge=1e-9, le=1e9)] = 1.0
     """t: along an eigenvector of t times the mean energy, half of the update is left."""
     target_modules: Literal["all", "attention", "mlp"] = "all"
     """Which linear maps of the decoder layers are damped."""

@@ -112,10 +112,15 @@ def resolve(cls: type[T], *layers: Mapping[str, JSON], owner: str) -> T:
         config = TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
         raise _refused(owner, error.errors()) from None
-    for key, value in merged.items():
-        if _has_truth(value) and not _has_truth(getattr(config, key)):  # pydantic makes 1 of true
-            raise UsageError(f"{owner}: {key}={cut(json.dumps(value))} is not allowed: a number is wanted.")
+    _no_truth_for_a_number(merged, config, owner)
     return config
+
+
+def _no_truth_for_a_number(values: Mapping[str, JSON], config: object, owner: str) -> None:
+    """Refuse true and false where pydantic made 1 and 0 of them."""
+    for key, value in values.items():
+        if _has_truth(value) and not _has_truth(getattr(config, key)):
+            raise UsageError(f"{owner}: {key}={cut(json.dumps(value))} is not allowed: a number is wanted.")
 
 
 def _has_truth(value: JSON) -> bool:
@@ -133,10 +138,12 @@ def check(cls: type, values: Mapping[str, JSON], *, owner: str) -> None:
 
     _known(cls, values, owner)
     try:
-        TypeAdapter(cls).validate_python(dict(values))
+        config: object = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         if of_values := [detail for detail in error.errors() if detail["loc"]]:
             raise _refused(owner, of_values) from None
+    else:
+        _no_truth_for_a_number(values, config, owner)
 
 
 def _known(cls: type, values: Mapping[str, JSON], owner: str) -> None:

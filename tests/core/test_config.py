@@ -7,7 +7,7 @@ import re
 import pytest
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from harness.core.config import describe, field_names, parse, resolve, settings, to_json
+from harness.core.config import check, describe, field_names, parse, resolve, settings, to_json
 from harness.core.errors import UsageError
 
 
@@ -71,6 +71,8 @@ def test_true_and_false_are_no_numbers(item: str):
         UsageError, match=f"^kfade: {re.escape(item.lower().replace(',', ', '))} is not allowed: a number is wanted"
     ):
         resolved(item)
+    with pytest.raises(UsageError, match="a number is wanted"):
+        check(Config, parse([item]), owner="kfade")
     assert resolved("refit=false").refit is False
 
 

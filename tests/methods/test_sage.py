@@ -160,17 +160,17 @@ def test_the_method_that_is_damped_trains_as_by_itself(update: str, make_context
         torch.testing.assert_close(named[2][name], weight, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("threshold", [0, -1, 1e-300, 1e300, "nan"])
+@pytest.mark.parametrize("threshold", [0, -1, 1e-10, 1e10, "nan"])
 def test_a_threshold_that_leaves_nothing_or_all_is_refused(threshold: Any):
-    """Far below it float32 has only 0 for τ, and the update would be no number."""
+    """With a τ that float32 takes for 0 the weights would be no numbers."""
     with pytest.raises(UsageError, match=f"^sage: threshold=.?{re.escape(str(threshold))}.? is not allowed: "):
         config_of(threshold=threshold)
 
 
 def test_the_least_threshold_leaves_a_model_that_is_one(nano_context: UnlearningContext):
-    damping = Damping(nano_context, config_of(threshold=1e-30))
+    damping = Damping(nano_context, config_of(threshold=1e-9))
     moved(nano_context)
-    assert damping.do() == pytest.approx(0, abs=1e-20)
+    assert 0 < damping.do() < 1e-6
     assert all(p.isfinite().all() for p in nano_context.model.parameters())
 
 
