@@ -87,7 +87,7 @@ def _steps(
             curvatures = None  # before the next one is fitted: there may be room for one only
             with costs.phase("curvature"):
                 costs.count(data.fit_tokens)
-                curvatures = fit(data, layers, network)
+                curvatures = fit(data, layers, network, config.estimator)
         with costs.phase("forget gradient"):
             costs.count(sum(len(e.input_ids) for e in data.forget(step)))
             gradients = forget_gradient(data, layers, step, network)

@@ -29,7 +29,8 @@ from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Budget, Progress, UnlearningContext, method
 from harness.core.problem import Problem
 from methods._settings import absent_layers
-from methods.gauss_newton.corrector_config import Estimator, PredictorCorrectorConfig
+from methods.gauss_newton.config import Estimator
+from methods.gauss_newton.corrector_config import PredictorCorrectorConfig
 from methods.gauss_newton.memory import memory_items as kfade_memory_items
 
 if TYPE_CHECKING:
@@ -193,10 +194,9 @@ class _Stage:
         from methods.gauss_newton.fit import fit
 
         def of(estimator: Estimator) -> list[LayerCurvature]:
-            self._data.config = self._config.half(estimator)
             if estimator != "identity":
                 self._context.costs.count(self._data.fit_tokens)
-            return fit(self._data, self._layers, network)
+            return fit(self._data, self._layers, network, estimator)
 
         made = {sums for estimator in self._config.estimators for sums in _SUMS[estimator]}
         self._passes.add("retain", len(made) * self._config.mc_samples * len(self._data.fit) / len(self._data.retain))

@@ -10,6 +10,8 @@ from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, Posi
 from harness.core.config import settings
 from methods._settings import LayerNumbers, Points
 
+Estimator = Literal["kfac", "ekfac", "diagonal", "identity"]
+"""A form of G."""
 StepSize = Annotated[
     Annotated[PositiveFloat, Tag("number")] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1), Tag("list")],
     Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
@@ -21,7 +23,7 @@ StepSize = Annotated[
 class KFADEConfig:
     """Settings of K-FADE; the defaults are the paper's for ToFU (appendix D.2)."""
 
-    estimator: Literal["kfac", "ekfac", "diagonal", "identity"] = "kfac"
+    estimator: Estimator = "kfac"
     """The form of G: kfac on ToFU, ekfac on WMDP in the paper; diagonal and identity are its ablations."""
     objective: Literal["cross_entropy", "margin", "npo", "simnpo"] = "cross_entropy"
     """What is raised: the cross-entropy (ToFU), or minus the margin log(p/(1−p)) (WMDP); minus the losses of NPO or SimNPO,

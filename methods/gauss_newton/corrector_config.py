@@ -8,9 +8,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.core.config import settings
 from methods._settings import LayerNumbers, Points
-from methods.gauss_newton.config import KFADEConfig
+from methods.gauss_newton.config import Estimator, KFADEConfig
 
-Estimator = Literal["kfac", "ekfac", "diagonal", "identity"]
 Kinds = Literal["retain", "general", "both"]
 """Which rows a corrector reads."""
 

@@ -24,21 +24,23 @@ from methods.curvature.layers import Layer
 from methods.curvature.passes import LogitGradient
 from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
 from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
+from methods.gauss_newton.config import Estimator
 from methods.gauss_newton.data import StageData, sequences_digest
 
 CURVATURE_VERSION = 1
 """Raised when what is cached of a fit changes."""
 
 
-def fit(data: StageData, layers: Sequence[Layer], network: str) -> list[LayerCurvature]:
+def fit(data: StageData, layers: Sequence[Layer], network: str, estimator: Estimator) -> list[LayerCurvature]:
     """The retain curvature of each layer.
 
     Args:
         data: what it is fitted on, by which settings.
         layers: whose.
         network: the fingerprint of the model as it is now.
+        estimator: the form of G.
     """
-    return Fit(data, layers, network).curvatures()
+    return Fit(data, layers, network, estimator).curvatures()
 
 
 class Fit:
@@ -48,10 +50,11 @@ class Fit:
         data: what it is fitted on, by which settings.
         layers: whose.
         network: the fingerprint of the model as it is now.
+        estimator: the form of G.
     """
 
-    def __init__(self, data: StageData, layers: Sequence[Layer], network: str) -> None:
-        self._data, self._layers, self._config = data, layers, data.config
+    def __init__(self, data: StageData, layers: Sequence[Layer], network: str, estimator: Estimator) -> None:
+        self._data, self._layers, self._config, self._estimator = data, layers, data.config, estimator
         self._model, self._seed = data.context.model, data.context.seed
         self._key: dict[str, JSON] = {
             "version": CURVATURE_VERSION,
@@ -71,11 +74,11 @@ class Fit:
         return SampledLabels(self._data.fit, self._config.mc_samples, self._seed)
 
     def curvatures(self) -> list[LayerCurvature]:
-        """Each layer's curvature, as the settings ask for it."""
-        if self._config.estimator == "identity":
+        """Each layer's curvature."""
+        if self._estimator == "identity":
             return self._identities()
-        one_pass = self._config.estimator == "kfac" or self._config.backend == "curvlinops"
-        return self._cached(self._config.estimator, self._kronecker if one_pass else self._spectrum)
+        one_pass = self._estimator == "kfac" or self._config.backend == "curvlinops"
+        return self._cached(self._estimator, self._kronecker if one_pass else self._spectrum)
 
     def _identities(self) -> list[LayerCurvature]:
         return [LayerCurvature(None, None, None, None) for _ in self._layers]
@@ -83,15 +86,15 @@ class Fit:
     def _kronecker(self, folder: Path) -> None:
         config, encoded = self._config, self._data.fit
         if config.backend == "curvlinops":
-            assert config.estimator in ("kfac", "ekfac")  # checked when the settings were read
-            made = curvlinops_curvatures(self._model, self._layers, encoded, config.estimator, config.mc_samples, self._seed)
+            assert self._estimator in ("kfac", "ekfac")  # checked when the settings were read
+            made = curvlinops_curvatures(self._model, self._layers, encoded, self._estimator, config.mc_samples, self._seed)
         else:
             sums = covariance_sums(self._model, self._layers, encoded, self._data.pad, self._labels, config.mc_samples)
             made = eigenbases(self._layers, sums)
         save_curvatures(made, self._layers, folder)
 
     def _spectrum(self, folder: Path) -> None:
-        bases = self._cached("kfac", self._kronecker) if self._config.estimator == "ekfac" else self._identities()
+        bases = self._cached("kfac", self._kronecker) if self._estimator == "ekfac" else self._identities()
         sums = square_sums(
             self._model, self._layers, self._data.fit, self._data.pad, self._labels, bases, self._config.mc_samples
         )
@@ -99,7 +102,7 @@ class Fit:
             basis.corrected = sums.squares[i] / sums.labels
         save_curvatures(bases, self._layers, folder)
 
-    def _cached(self, estimator: str, make: Callable[[Path], None]) -> list[LayerCurvature]:
+    def _cached(self, estimator: Estimator, make: Callable[[Path], None]) -> list[LayerCurvature]:
         path = self._data.context.cached("curvature", {**self._key, "estimator": estimator}, make)
         return load_curvatures(self._layers, path)
 
