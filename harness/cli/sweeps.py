@@ -68,8 +68,9 @@ def study(
     request = read(StudyRequest, words.environment, words.typed)
     done: list[tuple[TrialSpec, RunResult]] = []
     eval_plans: EvalPlans = {}
-    for trials_of in _phases(name, request, control):
-        every = trials_of()
+    phases = _phases(name, request, control)
+    # A dry run is one list; else a phase is listed when the one before is done.
+    for every in [[todo for of in phases for todo in of()]] if control.dry_run else (of() for of in phases):
         check_count(len(every), control.yes)
         tries, left_out = possible(every, eval_plans)
         about = {"study": name, "about": ABOUT[name], "left_out": left_out}
@@ -126,7 +127,7 @@ def _show(tries: Sequence[TrialSpec], results: Sequence[RunResult], control: Swe
         from harness.core.config import to_json
 
         print_json([to_json(result) for result in results])
-    else:
+    elif tries:  # a control has none
         from harness.reading.console import stdout
         from harness.reading.sweep_table import sweep_table
 

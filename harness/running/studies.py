@@ -286,7 +286,7 @@ class Forecast:
     seconds: float
     """What the others will take, as far as anything is recorded of their methods."""
     unknown: Sequence[str]
-    """Methods of which nothing is recorded there."""
+    """Methods of some of whose runs nothing like them is recorded."""
 
     def __str__(self) -> str:
         left = self.runs - self.done
@@ -297,7 +297,7 @@ class Forecast:
             return f"{text}; how long the other {left} take is unknown: no such run is recorded"
         hours, minutes = divmod(max(1, round(self.seconds / 60)), 60)
         text += f"; the other {left} take about {f'{hours} h ' if hours else ''}{minutes} min by what is recorded"
-        return text + (f", without {', '.join(self.unknown)}: nothing is recorded of them" if self.unknown else "")
+        return text + (f", not counting those of {', '.join(self.unknown)} that are like none recorded" if self.unknown else "")
 
 
 def forecast(plans: Sequence[Plan], store: Store, jobs: int = 1) -> Forecast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -216,12 +217,13 @@ def test_a_dry_run_lists_everything_and_does_nothing(harness: Harness, tmp_path:
     words = ("study", "equal-damage", "-b", "tofu10", "--methods", "npo,sham", "--results", tmp_path / "r")
     listed = harness(*words, "--dry-run")
     assert listed.code == 0
-    assert "12 runs, 0 of them done" in listed.out
-    assert "24 runs, 0 of them done" in listed.out
+    assert "36 runs, 0 of them done" in listed.out
     assert "npo, try 12 on tofu10 lr=" in listed.out
     assert "npo, likelihoods, mini@2, to be chosen on tofu10 seed 2" in listed.out
     assert "sham, answers, mini on tofu10 seed 0" in listed.out
     assert not (tmp_path / "r").exists()
+    document = json.loads(harness(*words, "--dry-run", "--json").out)
+    assert (document["runs"], len(document["tries"])) == (36, 36), "one document, whatever the phases"
     assert "npo, answers" not in harness(*words, "--phase", "tries", "--dry-run").out
     refused(harness(*words, "--phase", "reported"), "of the 12 tries of npo on tofu10 0 are recorded", "--phase tries")
 
