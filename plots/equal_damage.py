@@ -1,4 +1,4 @@
-"""Forgetting, remaining knowledge and what attacks bring back, every method at the same damage (a view of ours).
+"""Forgetting, remaining knowledge and what attacks bring back, of runs with budgets, at the same damage (a view of ours).
 
 Damage is KL from the model before unlearning on rows that nothing trains on and nothing reports, on a logarithmic axis. One
 drawing has all methods, their lines the medians over worlds and seeds; in another each has a panel of its own, with the range

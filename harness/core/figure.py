@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.core.errors import UsageError
 from harness.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -62,9 +63,18 @@ class Figure:
         Args:
             runs: the runs' table.
             options: what it is told besides.
+
+        Raises:
+            UsageError: where there are only runs with budgets, and it is of the others; and what `draw` raises.
         """
         if "budget_rows" in runs:  # an empty table has no columns
-            runs = runs[(runs["budget_rows"] != "") == self.at_budgets]
+            of_those = runs[(runs["budget_rows"] != "") == self.at_budgets]
+            if len(runs) and of_those.empty and not self.at_budgets:
+                raise UsageError(
+                    f"all runs there have budgets of damage, and {self.name} is of runs without any. "
+                    "Run methods without --budgets, or take a figure that is of runs with them; see harness list figures."
+                )
+            runs = of_those
         return self.draw(runs, options)
 
 

@@ -177,7 +177,10 @@ def rules_sheet(comparison: EqualDamage) -> Sheet | None:
     for ranking in ranked:
         numbers[f"{ranking.name}_rank"] = numbers[f"{ranking.name}_rank"].astype("Int64")
     notes = [*(f"{each.name}: {each.about}." for each in ranked), *correlations(ranked, agreements(ranked))]
-    notes += ["Ranks go by medians: that one stands before another does not say that they are told apart.", *comparison.uneven]
+    counts = sorted({place.n for ranking in ranked for place in ranking.places if place.rank})
+    over = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    notes.append(f"Ranks go by medians over n = {over} worlds × seeds: they do not say who is told apart from whom.")
+    notes += comparison.uneven
     return Sheet(numbers, pd.DataFrame(rows), f"Three rules for the point that speaks: {title_at(comparison)}", notes)
 
 

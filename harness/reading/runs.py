@@ -144,7 +144,7 @@ def _compared_at(result: RunResult, budget: float | None) -> int | None:
     """The index of the point that a run is compared at; None where it has none.
 
     Raises:
-        UsageError: if it has budgets and none is named, or the other way round.
+        UsageError: if it has budgets and none of them is named, or it has none and one is.
     """
     spec = result.spec
     if budget is None and spec.budgets:
@@ -152,6 +152,10 @@ def _compared_at(result: RunResult, budget: float | None) -> int | None:
         raise UsageError(f"run {spec.run_id} has points at several damages ({known}): compare(budget=…) says at which.")
     if budget is not None and not spec.budgets:
         raise UsageError(f"run {spec.run_id} has no budgets; run it with budgets, or compare without one.")
+    if budget is not None and budget not in spec.budgets:
+        raise UsageError(
+            f"run {spec.run_id} has no budget {budget:g}; it has {', '.join(f'{each:g}' for each in spec.budgets)}."
+        )
     indices = [point.index for point in result.points if budget is None or point.budget == budget]
     return indices[-1] if indices else None
 

@@ -216,6 +216,13 @@ def test_no_figure_sees_runs_that_others_are_about(make: Maker):
         assert FIGURES.get(name).at_budgets == (name in AT_BUDGETS)
 
 
+def test_a_figure_of_other_runs_says_that_all_have_budgets(make: Maker):
+    make.budgets = (0.01, 0.1)
+    make("npo")
+    with pytest.raises(UsageError, match=r"all runs there have budgets of damage, and pareto is of runs without any"):
+        FIGURES.get("pareto").drawn(select(make.store), options(make))
+
+
 # ---------------------------------------------------------------- what every figure promises
 
 

@@ -232,6 +232,7 @@ def test_kendalls_tau_is_over_those_that_both_rules_rank():
     sheet = rules_sheet(one)
     assert sheet is not None
     assert any(note.startswith("Kendall's τ-b between A and B: +1.00 over 4 of 5 methods") for note in sheet.notes)
+    assert "Ranks go by medians over n = 1 worlds × seeds: they do not say who is told apart from whom." in sheet.notes
     row = sheet.shown[sheet.shown["method"] == "e"].iloc[0].tolist()
     assert row[1:3] == [f"absent: {NEVER}", "–"]
 
@@ -360,6 +361,8 @@ def test_python_compares_at_a_budget_that_is_named(both: Store):
     with pytest.raises(UsageError, match=r"several damages \(0.003, 0.01, 0.03, 0.1\): compare\(budget=…\)"):
         runs.compare()
     assert len(runs.compare(budget=0.01)) == 0  # one method alone
+    with pytest.raises(UsageError, match=r"has no budget 0\.02; it has 0\.003, 0\.01, 0\.03, 0\.1\."):
+        runs.compare(budget=0.02)
     with pytest.raises(UsageError, match="has no budgets"):
         Runs([each for each in both.runs() if not each.spec.budgets], both).compare(budget=0.01)
     assert "met at 0.003, 0.01" in runs._repr_html_()
