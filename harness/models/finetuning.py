@@ -34,7 +34,7 @@ class Finetuning:
     """How a model learns a benchmark's text: AdamW, 20 steps of warm-up (a tenth at most), a cosine to 5 %, no weight decay."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 8
-    """Passes over the benchmark's text; 5 from 400 M parameters on."""
+    """Passes over the benchmark's text; 5 from 400 M parameters on, 2 where --limit is given."""
     lr: PositiveFloat = 3e-4
     """Peak learning rate; 2e-5 from 400 M parameters on, 1e-5 from 2,000 M."""
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
@@ -42,14 +42,18 @@ class Finetuning:
     replay: NonNegativeInt = 0
     """Instructions that are trained on besides, drawn anew each epoch, so that less of what else the model knows fades."""
     retained: Annotated[int, Field(ge=0, le=100)] = 2
-    """Models retrained without the forget set, with seeds 0, 1 and so on; two give a noise floor."""
+    """Models retrained without the forget set, with seeds 0, 1 and so on: two give a noise floor; 1 where --limit is given."""
 
 
-def defaults(parameters: int) -> dict[str, JSON]:
-    """What differs from the defaults of `Finetuning` for a model of so many weights."""
-    if parameters < SMALL:
-        return {}
-    return {"epochs": 5, "lr": 2e-5 if parameters < 2_000_000_000 else 1e-5}
+def defaults(parameters: int, limited: bool) -> dict[str, JSON]:
+    """What differs from the defaults of `Finetuning`.
+
+    Args:
+        parameters: how many weights the model has.
+        limited: whether a few rows of every split are taken, to try the machinery: then two epochs and one retained model do.
+    """
+    of_size = {} if parameters < SMALL else {"epochs": 5, "lr": 2e-5 if parameters < 2_000_000_000 else 1e-5}
+    return {**of_size, **({"epochs": 2, "retained": 1} if limited else {})}
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def finetuned_model(model: str) -> FinetunedModel | None:
         return None
     base = name.removeprefix(PREFIX)
     base = next((known for known, card in BASES.items() if card.id == base), base)
-    if base not in BASES and not Path(base).is_dir():
+    if base not in BASES and not (base and Path(base).is_dir()):
         if base.startswith((".", "~")) or Path(base).is_absolute():
             raise UsageError(f"there is no folder {base} to fine-tune from.")
         if "/" not in base:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
+from harness.core.progress import progress_bar
 from harness.data.hub_errors import quiet, refused
 from harness.models.sources import CheckpointSource, save_checkpoint
 from harness.storage.cache import file_digest
@@ -81,8 +82,9 @@ class GgufSource:
             )
         disable_progress_bar()
         place, name = str(self.file.parent), self.file.name
-        # transformers draws a bar of its own there.
-        with refused(self.name, f"GGUF file {name}"), quiet(), redirect_stderr(io.StringIO()):
+        # It takes a minute or two, once; transformers draws a bar of its own of the last seconds.
+        bar = progress_bar(desc=f"reading {name}", unit="file", leave=True)
+        with bar, refused(self.name, f"GGUF file {name}"), quiet(), redirect_stderr(io.StringIO()):
             read = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
             config = read.config

@@ -321,6 +321,16 @@ def test_models_are_listed_with_their_benchmarks(harness: Harness):
     rows = {row["model"]: row for row in json.loads(harness("list", "models", "--json").out)}
     assert {"tofu01", "tofu05", "tofu10"} <= set(rows["mini"]["benches"].split(", "))
     assert rows["mini"]["about"]
+    assert {"smollm2-135m", "gemma3-270m", "finetuned:<hub id or folder>"} <= rows.keys()
+
+
+def test_the_settings_of_models_fine_tuned_on_the_spot_are_shown(harness: Harness):
+    rows = {row["setting"]: row for row in json.loads(harness("show", "finetuned", "--json").out)}
+    assert {name: row["default"] for name, row in rows.items()} == {
+        **{"epochs": 8, "lr": 3e-4, "batch_size": 32, "replay": 0, "retained": 2}
+    }
+    assert all(row["about"] for row in rows.values())
+    assert "replay" in harness("show", "finetuned").out
 
 
 def test_a_methods_settings_are_shown_with_default_and_meaning(harness: Harness):

@@ -49,7 +49,7 @@ def real_sources(
     """
     forget, retain = splits
     base = base_source(named.base, options.data_dir, options.trust_remote_code)
-    usual = defaults(parameters_of(base, named.base))
+    usual = defaults(parameters_of(base, named.base), limited=options.limit is not None)
     config = resolve(Finetuning, usual, named.given, owner="finetuned")
     name = named.name(config, usual)
     notes = [f"fine-tuned here on ToFU: {config.epochs} epochs, learning rate {config.lr:g}, batches of {config.batch_size}"]
