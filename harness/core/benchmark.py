@@ -35,7 +35,7 @@ class Needed:
     doubt: str = ""
     """What is not certain about it."""
     any_of: Sequence[str] = ()
-    """Forms that a data set's files may have instead (`*`: any part of a name); one is enough, the last is one's own."""
+    """Forms that its files may have instead (`*`: any part of a name); one is enough, the last is one's own."""
     hub_too: bool = False
     """Whether a data set is asked of the hub where a data folder is given that does not hold it."""
 

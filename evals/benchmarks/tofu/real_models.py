@@ -80,4 +80,4 @@ def base_needed(named: FinetunedModel) -> list[Needed]:
     if packaged(card):
         return []
     other = f"; or the package {card.package.partition('=')[0]}" if card.package else ""
-    return [Needed(card.id, "model", (), f"safetensors or one GGUF file, {card.licence}{other}")]
+    return [Needed(card.id, "model", (), f"safetensors or one GGUF file, {card.licence}{other}", any_of=("*.gguf",))]

@@ -28,6 +28,7 @@ from harness.core.options import Options
 from harness.core.problem import ModelSource, Problem
 from harness.core.text import Template
 from harness.data.general import Instructions
+from harness.models.finetuning import finetuned_model
 from harness.models.small import small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
 
@@ -92,6 +93,11 @@ class Wmdp:
             data = real_data(base, self.stages, options)
             data = replace(data, notes=[*card.notes, *data.notes])
             return self._problem(model, TEMPLATES[card.template], {"base": base, **others}, data, options)
+        if finetuned_model(model):
+            raise UsageError(
+                f"{self.name} fine-tunes no model: it makes one forget what it knows from its pre-training. Give the hub id or "
+                "the folder itself as --model."
+            )
         if not model or ("/" not in model and not Path(model).is_dir()):
             raise unknown("model", model, ["mini", *CARDS, "<hub id>", "<folder>"], "harness list models")
         return self._checkpoint(model, options)
