@@ -1,12 +1,16 @@
-"""What a run needs besides the weights, as it is estimated before anything is loaded."""
+"""What a run needs besides the weights, as it is estimated before anything is loaded; and whether memory ran out after all."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_RAN_OUT = re.compile(r"out of memory|can(?:no|')t allocate memory|ALLOC_FAILED", re.IGNORECASE)
+"""What torch's RuntimeErrors say of CUDA, MPS, the CPU and cuBLAS."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,10 @@ class MemoryItem:
     """Whether it is still there while a point is measured."""
     certain: bool = True
     """Whether its size is counted rather than guessed; a run is refused only for what is certain."""
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether it says that a device, or the machine, had no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None

@@ -7,7 +7,6 @@ key-value cache of generation are rough. A run is refused only for what is certa
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -35,8 +34,6 @@ PROMPTS_AT_ONCE = 256
 """Prompts that are answered together (`harness.numerics.generation`)."""
 ANSWERED_TOKENS = 200
 """Tokens of a prompt and its answer together (ToFU's limit)."""
-_RAN_OUT = re.compile(r"out of memory|can(?:no|')t allocate memory|ALLOC_FAILED", re.IGNORECASE)
-"""What torch's RuntimeErrors say of CUDA, MPS, the CPU and cuBLAS."""
 
 
 @dataclass(frozen=True)
@@ -333,13 +330,6 @@ def _typed(settings: Mapping[str, JSON]) -> list[str]:
 
 
 # ---------------------------------------------------------------- it did not fit
-
-
-def ran_out(error: Exception) -> bool:
-    """Whether it says that a device, or the machine, had no memory left."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
 
 
 def advice(problem: Problem, method: Method[Any], config: Any, options: Options) -> str:

@@ -21,6 +21,7 @@ from harness.core.arithmetic import PORTABLE, begun_with, is_portable, kind_of_m
 from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
+from harness.core.memory import ran_out
 from harness.core.problem import ModelSource
 from harness.core.progress import progress_bar
 from harness.core.signals import ignore_signals
@@ -305,10 +306,18 @@ def train_all(sources: Sequence[TrainedSource], cache: CacheView) -> None:
 
 
 def _train_here(sources: Iterable[TrainedSource], cache: CacheView) -> None:
-    """Train them in this process, one after the other."""
+    """Train them in this process, one after the other; a device that has no memory for it is told of."""
     for source in sources:
-        with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
-            source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
+        try:
+            with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
+                source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
+        except Exception as error:
+            if not source.recipe.device or not ran_out(error):
+                raise
+            raise UsageError(
+                f"fine-tuning {source.name} ran out of memory on {source.recipe.device}: it holds 16 bytes a weight, and "
+                "activations. Take a larger device, --device cuda:all, or a smaller model; what was kept of it stays."
+            ) from error
 
 
 def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewhere: bool) -> None:

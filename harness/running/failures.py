@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.core.errors import Diverged, RunFailed, UsageError, without_secrets
+from harness.core.memory import ran_out
 from harness.core.registry import ROOT
 from harness.running.plan import Plan
 from harness.storage.cache import Cache
@@ -47,7 +48,7 @@ def outcome(todo: Plan, record: Record, store: Store) -> Iterator[None]:
         ended("failed", without_paths(str(error)))
         raise RunFailed(f"{todo.method.name} broke off: {error}. Points measured so far are kept.") from error
     except Exception as error:
-        if memory.ran_out(error):
+        if ran_out(error):
             advice = memory.advice(todo.problem, todo.method, todo.config, todo.options)
             ended("failed", f"{advice}\n{frames(error)}")
             raise RunFailed(f"{advice} Points measured so far are kept.") from error

@@ -119,6 +119,19 @@ def test_a_disk_without_room_is_told_of_before_anything_is_trained(nano: Nano, c
     assert not list(cache.entries())
 
 
+def test_a_device_without_memory_is_told_of_as_such(nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from harness.numerics import training
+
+    def full(*words: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(training, "pooled_nll", full)
+    with pytest.raises(UsageError, match=r"fine-tuning tiny full ran out of memory on cpu.*a smaller model"):
+        train_all([finetuned(nano.folder())], cache)
+
+
 # ---------------------------------------------------------------- killed, and gone on with
 
 KILLED = """
