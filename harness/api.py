@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from harness.core.errors import RunFailed, UsageError
 from harness.core.fields import from_python, read
+from harness.core.workers import reads_the_script
 from harness.reading.runs import Comparison, Runs
 from harness.running.request import RunFields, RunRequest, SweepFields, SweepRequest
 
@@ -50,6 +51,7 @@ def run(method: Names, *, bench: str, results: PathLike = RESULTS, force: bool =
     from harness.storage.cache import Cache
     from harness.storage.store import Store
 
+    _check_script()
     wanted = read(RunRequest, from_python(RunRequest, {"method": method, "bench": bench, **request}))
     store = Store(Path(results))
     return Runs(_all_done(run_all(wanted.plans(), store, Cache(), force)), store)
@@ -86,9 +88,19 @@ def sweep(
     from harness.storage.cache import Cache
     from harness.storage.store import Store
 
+    _check_script()
     wanted = read(SweepRequest, from_python(SweepRequest, {"method": method, "bench": bench, **request}))
     store = Store(Path(results))
     return Runs(_all_done(run_trials(wanted.sweep().trials(), store, Cache(), executor_of(executor, jobs))), store)
+
+
+def _check_script() -> None:
+    """Refuse what a script asks for while a sweep's worker reads it: it would be asked for again in each."""
+    if reads_the_script():
+        raise UsageError(
+            "with jobs every worker of a sweep reads the script again, and comes to this line. Put what begins runs under "
+            '`if __name__ == "__main__":`.'
+        )
 
 
 def load_runs(path: PathLike = RESULTS, *, bench: str = "", method: Names = ()) -> Runs:

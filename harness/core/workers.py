@@ -5,8 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from types import ModuleType
 
 from harness.core.signals import SIGNALS
 
@@ -24,6 +28,26 @@ def prepare_for_workers() -> None:
         resource_tracker.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def without_the_script() -> Iterator[None]:
+    """Processes that are begun inside do not read the script that begins them.
+
+    Python has each one read it again. A script of a few lines, without `if __name__ == "__main__":`, would ask for its run in
+    each, and each would wait for the process that waits for it.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
+def reads_the_script() -> bool:
+    """Whether this is a worker that is reading the script which began it, as a sweep's must: methods may stand in it."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 
 
 def follow_parent() -> None:

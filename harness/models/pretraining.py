@@ -27,7 +27,7 @@ from harness.core.progress import progress_bar
 from harness.core.signals import ignore_signals
 from harness.core.streams import streams
 from harness.core.text import Example
-from harness.core.workers import follow_parent, prepare_for_workers
+from harness.core.workers import follow_parent, prepare_for_workers, without_the_script
 from harness.models.kept_epochs import KeptEpochs
 from harness.models.recipes import Architecture, Recipe, Vocabulary
 from harness.numerics.identity import versions
@@ -338,7 +338,7 @@ def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewher
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(steps,))
     try:
         with progress_bar(total=total, desc=label, unit="step", leave=True) as bar:
-            with begun_with(PORTABLE if elsewhere else {}):
+            with begun_with(PORTABLE if elsewhere else {}), without_the_script():
                 running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
             while missing or running:
                 for key, source in list(missing.items()):

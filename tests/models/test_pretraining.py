@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from evals.benchmarks.tofu.world import World
+from harness.core.registry import ROOT
 from harness.core.text import Example
 from harness.models import pretraining
 from harness.models.pretraining import TrainedSource, train_all
@@ -200,6 +204,32 @@ def test_processes_train_the_same_weights_and_a_second_call_trains_nothing(
     monkeypatch.setattr(pretraining, "ProcessPoolExecutor", never)
     train_all([OTHER, CHILD], cache)
     assert CHILD.seconds(cache) == cache.find("model", CHILD.identity).seconds
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+from harness.core.text import Example
+from harness.models.pretraining import TrainedSource, train_all
+from harness.models.recipes import Architecture, Recipe, Vocabulary
+from harness.storage.cache import Cache
+
+print("read as", __name__, flush=True)
+words = Vocabulary("words", ("one", "two", "."))
+texts, shape = (Example("one", "two."),), Architecture(hidden_size=8, layers=1, intermediate_size=8, heads=2, max_positions=8)
+sources = [TrainedSource(f"{k}", texts, Recipe(3, 1, 1e-2), shape, words, seed=k) for k in range(2)]
+train_all(sources, Cache(Path(sys.argv[1])))
+print("trained", all(Cache(Path(sys.argv[1])).find("model", source.identity) for source in sources))
+"""
+
+
+def test_processes_do_not_read_the_script_that_trains(tmp_path: Path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "cache")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=False)
+    assert done.stdout.split("\n") == ["read as __main__", "trained True", ""], done.stderr
 
 
 def test_what_is_trained_elsewhere_is_trained_again_where_the_cache_is_removed(cache: Cache, monkeypatch: pytest.MonkeyPatch):

@@ -99,9 +99,7 @@ def test_every_kind_that_is_kept_can_be_cleared(tmp_path: Path):
     kept = set()
     for folder in ("harness", "methods", "evals"):
         for file in (Path(__file__).parents[2] / folder).rglob("*.py"):
-            kept |= set(
-                re.findall(r"(?:cache\.get\(|cached\((?:self\._)?\w+,)\s*\"([a-z]+)\"", file.read_text(encoding="utf-8"))
-            )
+            kept |= set(re.findall(r"(?:cache\.get|context\.cached)\(\s*\"([a-z]+)\"", file.read_text(encoding="utf-8")))
     assert kept == set(KINDS)
     assert [Cache(tmp_path).clear(kind) for kind in KINDS] == [0] * len(KINDS)
     with pytest.raises(UsageError, match=r"no kind of cache entry called 'curvatures'\. Did you mean 'curvature'"):
