@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from harness.core.documents import parse_json
@@ -18,7 +19,7 @@ from harness.reading.compared import protocol
 if TYPE_CHECKING:
     import pandas as pd
 
-PRESETS = ("published", "tuned")
+PRESETS = ("published", "tuned", "tuned2")
 """The presets that methods are compared in."""
 OTHERS = ("by hand", "other")
 """Protocols of runs whose settings are no preset's: they are drawn where there is nothing else."""
@@ -203,7 +204,7 @@ def advice(bench: str = "tofu10", model: str = "mini", methods: str = "kfade,npo
 
 
 def protocols_of(points: pd.DataFrame) -> list[str]:
-    """The protocols that a figure shows: both presets, or settings by hand and others where there is no preset."""
+    """The protocols that a figure shows: the presets, or settings by hand and others where there is no preset."""
     present = set(points["preset"])
     return [name for name in PRESETS if name in present] or [name for name in OTHERS if name in present]
 
@@ -292,13 +293,14 @@ def settings_of(points: pd.DataFrame) -> list[Mapping[str, Any]]:
 
 
 def same_settings(points: pd.DataFrame) -> list[str]:
-    """A note on methods whose two presets are the same settings, so that nobody counts them as two findings."""
-    alike = []
+    """Notes on methods of which two presets are the same settings, so that nobody counts them as two findings."""
+    alike: dict[tuple[str, str], list[str]] = {}
     for method, of in points[points["preset"].isin(PRESETS)].groupby("method", sort=True):
         settings = {preset: frozenset(rows["config"]) for preset, rows in of.groupby("preset")}
-        if len(settings) > 1 and len(set(settings.values())) == 1:
-            alike.append(str(method))
-    return [f"Published and tuned are the same settings for {', '.join(alike)}."] if alike else []
+        for one, other in combinations([preset for preset in PRESETS if preset in settings], 2):
+            if settings[one] == settings[other]:
+                alike.setdefault((one, other), []).append(str(method))
+    return [f"{one.capitalize()} and {other} are the same settings for {', '.join(of)}." for (one, other), of in alike.items()]
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

@@ -111,7 +111,7 @@ def _full(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _short(group: Group, numbers: pd.DataFrame, notes: list[str]) -> Sheet:
-    """A row for every method, and for both presets and the oracle forget quality and utility."""
+    """A row for every method, and for each preset and the oracle forget quality and utility."""
     import pandas as pd
 
     kept = numbers[numbers["metric"].isin((QUALITY, UTILITY))]
@@ -128,7 +128,7 @@ def _short(group: Group, numbers: pd.DataFrame, notes: list[str]) -> Sheet:
                 values[f"{protocol}_{metric}"] = lines["value"].iloc[0] if len(lines) else None
         rows.append(cells)
         full.append(values)
-    return Sheet(pd.DataFrame(full), pd.DataFrame(rows), f"Published, tuned and oracle side by side: {group.title}", notes)
+    return Sheet(pd.DataFrame(full), pd.DataFrame(rows), f"Presets and oracle side by side: {group.title}", notes)
 
 
 def _tries(group: Group) -> str:
@@ -144,7 +144,7 @@ def _tries(group: Group) -> str:
 def _reading(group: Group, numbers: pd.DataFrame) -> list[str]:
     floor = group.floor(DISTANCE)
     notes = [
-        "published, tuned: the two presets of a method; a run speaks with its last measured point",
+        "published, tuned, tuned2: the presets of a method; a run speaks with its last measured point",
         f"{ORACLE}: {BEST.about}; it chose from {_tries(group)}",
         f"forget quality: KS p-value against the first retrained model, n = {group.n(QUALITY)} questions; in brackets "
         "its range over all retrained models; no interval, since resampled p-values are biased",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KINDS = ("methods", "benches", "models", "evals", "studies", "figures", "runs")
 """What `harness list` can list."""
-PRESETS = ("published", "tuned", "by hand", "other")
+PROTOCOLS = ("published", "tuned", "tuned2", "by hand", "other")
 """On what a run's settings stand."""
 ELSEWHERE = {
     **{"benchmarks": "harness list benches", "datasets": "harness list benches"},
@@ -43,11 +43,9 @@ class ListRequest:
     """Only runs of these methods, parted by commas."""
     preset: Annotated[
         str,
-        Field(
-            word("published", "tuned", "by hand", "other"), OF_RUNS, metavar="WORD", completes="published|tuned|by hand|other"
-        ),
+        Field(word(*PROTOCOLS), OF_RUNS, metavar="WORD", completes="|".join(PROTOCOLS)),
     ] = ""
-    """Only runs with settings as published, tuned, given 'by hand', or other ones."""
+    """Only runs with settings as published, tuned, tuned2, given 'by hand', or other ones."""
 
 
 def _kinds(incomplete: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 The project's own lie in `methods/presets/`, those of a plug-in folder in its `presets/`. A file holds entries:
 
-    [[published]]                        # or [[tuned]]
+    [[published]]                        # or [[tuned]], [[tuned2]]
     methods = ["npo"]                    # whose settings
     benches = ["tofu05", "tofu10"]       # where they hold; "*" is any benchmark, and one that is named wins over it
     families = ["mini"]                  # of which models: the name up to its `@`
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -34,7 +34,7 @@ RANGES = "ranges.toml"
 """The file beside them that says what settings are tried over."""
 _Word = Annotated[str, Field(min_length=1)]
 _Words = Annotated[tuple[_Word, ...], Field(min_length=1)]
-_KINDS: Sequence[Preset] = ("published", "tuned")
+_KINDS: Sequence[Preset] = get_args(Preset)
 _WRITTEN = ("methods", "benches", "families", "settings", "source")
 
 
@@ -132,15 +132,16 @@ def preset_settings(entries: Sequence[PresetEntry], method: str, bench: str, fam
     Raises:
         UsageError: for tuned ones that the method does not have there; for one that is given twice.
     """
-    tuned = [entry for entry in entries if entry.preset == "tuned" and entry.holds_for(bench, family)]
-    if preset == "tuned" and not tuned:
-        places = [f"{b} on {f}" for e in entries if e.preset == "tuned" for b in e.benches for f in e.families]
+    of_kind = [entry for entry in entries if entry.preset == preset]
+    tuned = [entry for entry in of_kind if preset != "published" and entry.holds_for(bench, family)]
+    if preset != "published" and not tuned:
+        places = [f"{b} on {f}" for e in of_kind for b in e.benches for f in e.families]
         listed = ", ".join(dict.fromkeys(places)) or "nowhere"
-        raise UsageError(f"{method} has no tuned preset for {bench} on {family} (it has one for: {listed}).")
+        raise UsageError(f"{method} has no {preset} preset for {bench} on {family} (it has one for: {listed}).")
     published = [entry for entry in entries if entry.preset == "published"]
     layers = [[entry for entry in published if entry.holds_for(name, family)] for name in dict.fromkeys((ANY, bench))]
     chosen: dict[str, JSON] = {}
-    for layer in [*layers, tuned] if preset == "tuned" else layers:
+    for layer in [*layers, tuned]:
         chosen |= _together(layer, method)
     return chosen
 
@@ -181,6 +182,6 @@ def _entry(where: str, kind: Preset, table: Mapping[str, Any]) -> PresetEntry:
     if missing := [key for key in _WRITTEN if key not in table]:
         raise UsageError(f"{where} lacks {', '.join(missing)}.")
     entry = resolve(PresetEntry, table, {"preset": kind, "where": where}, owner=where)
-    if kind == "tuned" and ANY in entry.benches:
+    if kind != "published" and ANY in entry.benches:
         raise UsageError(f"{where}: settings are tuned on some benchmark; name it in benches.")
     return entry

@@ -23,11 +23,12 @@ from harness.storage.store import Store
 Oracle = tuple[int, tuple[float, ...]]
 """A point's step, and its numbers whose product is the oracle's score, in the benchmark's order."""
 
-Protocol = Literal["published", "tuned", "by hand", "other"]
+Protocol = Literal["published", "tuned", "tuned2", "by hand", "other"]
 
 PROTOCOLS: Mapping[Protocol, str] = {
     "published": "the published number of epochs, constants and batch; on mini the learning rate alone is scaled",
     "tuned": "settings found with the same number of tries for every method; not comparable to published numbers",
+    "tuned2": "the same with twice as many tries, over one constant more of every method; K-FADE's number of steps among them",
     "by hand": "settings given on the command line",
     "other": "the record does not say how its settings were chosen",
 }
@@ -89,6 +90,8 @@ def protocol(selection: str) -> Protocol:
         return "by hand"
     if selection.startswith("published form"):
         return "published"
+    if selection.startswith("tuned2 form"):
+        return "tuned2"
     return "tuned" if selection.startswith("tuned form") else "other"
 
 

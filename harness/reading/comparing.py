@@ -20,7 +20,7 @@ from harness.storage.cache import canonical
 from harness.storage.identity import FIELDS, IDENTITY
 from harness.storage.store import Store
 
-FORMS: Sequence[Protocol] = ("published", "tuned")
+FORMS: Sequence[Protocol] = ("published", "tuned", "tuned2")
 """Protocols whose methods are compared each with each."""
 
 MOST_COMPARED = 30

@@ -171,11 +171,13 @@ def _px(value: float) -> str:
 
 
 def _shape(protocol: Protocol, x: float, y: float) -> str:
-    """An SVG path: a circle for published, a square for tuned, a triangle for by hand, a diamond for others."""
+    """An SVG path: published a circle, tuned a square, tuned2 and by hand triangles (tip down, tip up), others a diamond."""
     if protocol == "published":
         return f"M{_px(x - 5)},{_px(y)}a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z"
     if protocol == "tuned":
         return f"M{_px(x - 4.5)},{_px(y - 4.5)}h9v9h-9z"
+    if protocol == "tuned2":
+        return f"M{_px(x)},{_px(y + 5)}l5.5,-9.5h-11z"
     if protocol == "by hand":
         return f"M{_px(x)},{_px(y - 5.5)}l5.5,9.5h-11z"
     return f"M{_px(x)},{_px(y - 6)}l6,6l-6,6l-6,-6z"

@@ -76,7 +76,7 @@ def listed_runs(
         skipped: told of each record that cannot be read.
         bench: only those on this benchmark.
         methods: only those of these methods.
-        preset: only those whose settings stand on this one: published, tuned, by hand or other.
+        preset: only those whose settings stand on this one: published, tuned, tuned2, by hand or other.
 
     Raises:
         UsageError: for a benchmark or a method that neither is here nor was ever run.
@@ -101,7 +101,7 @@ def given_settings(result: RunResult) -> dict[str, JSON]:
     """The settings of a run that are neither its method's defaults nor the preset's; none of a method that is not here."""
     spec = result.spec
     # What a study's tries chose is tuned, too, and stands on the published preset.
-    form: Preset = "tuned" if spec.form or result.selection.startswith("tuned form: preset") else "published"
+    form: Preset = spec.form or ("tuned" if result.selection.startswith("tuned form: preset") else "published")
     try:
         config, preset = _usual(spec.method, spec.bench, spec.model.partition("@")[0], form)
     except UsageError:

@@ -79,7 +79,7 @@ def plan(
         settings: what differs from the method's defaults and presets.
         options: seed, limit, device and so on.
         recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
-        preset: the method's settings as published, or tuned.
+        preset: the method's settings as published, or tuned in one of two versions.
         measured: the benchmark with that model and these options, where it has been read already.
 
     Raises:
@@ -101,7 +101,7 @@ def plan(
     config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=method)
     if reason := chosen.refusal(problem, config):
         raise UsageError(f"{method}: {reason}.")
-    spec = _spec(measured, chosen, config, options, "tuned" if preset == "tuned" and not settings else "")
+    spec = _spec(measured, chosen, config, options, "" if settings or preset == "published" else preset)
     spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else problem.model)
     selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")
     if recorded:
@@ -133,7 +133,9 @@ def _check_rows(problem: Problem) -> None:
                     raise UsageError(f"the questions '{of}' of {problem.bench} lack '{key}' in row {index}: give each {what}.")
 
 
-def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned"]) -> RunSpec:
+def _spec(
+    measured: EvalPlan, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned", "tuned2"]
+) -> RunSpec:
     """What names a run."""
     problem = measured.problem
     return RunSpec(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_args
 
 from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
@@ -77,7 +77,7 @@ DataFolder = Annotated[Path | None, Field(path, MACHINE, metavar="DIR", variable
 WhichPoints = Annotated[Points, Field(word("all", "last"), MEASURING, metavar="WORD", completes="all|last")]
 Methods = Annotated[tuple[str, ...], Field(names("a method", NEEDED), WHAT, short="-m", metavar="NAMES", completes="methods")]
 WhichPreset = Annotated[
-    Preset, Field(word("published", "tuned"), SETTINGS, aliases=("--form",), metavar="WORD", completes="published|tuned")
+    Preset, Field(word(*get_args(Preset)), SETTINGS, aliases=("--form",), metavar="WORD", completes="|".join(get_args(Preset)))
 ]
 Settings = Annotated[
     Mapping[str, JSON], Field(settings, SETTINGS, flag="--set", short="-s", metavar="KEY=VALUE", repeated=True)
@@ -208,7 +208,7 @@ class RunRequest(Request):
     settings: Settings = field(default_factory=dict)
     """A setting, key=value; lists as [3,4]. See harness show METHOD."""
     preset: WhichPreset = "published"
-    """The method's settings as published, or tuned."""
+    """The method's settings as published, tuned, or tuned anew (tuned2)."""
     points: WhichPoints = "all"
     """Measure every point of the trajectory (all), or the last one only (last)."""
     trust_remote_code: RemoteCode = False
@@ -307,7 +307,7 @@ class SweepRequest(Request):
     by: Annotated[str, Field(text, SETTINGS, metavar="METRIC")] = ""
     """The metric that settings are chosen by, recorded with every trial; orders the table."""
     preset: WhichPreset = "published"
-    """The methods' settings as published, or tuned."""
+    """The methods' settings as published, tuned, or tuned anew (tuned2)."""
     points: WhichPoints = "last"
     """Measure every point of the trajectory (all), or the last one only (last)."""
     trust_remote_code: RemoteCode = False

@@ -209,7 +209,7 @@ def trials_of(
                 name
                 for name in part.methods or METHODS.names()
                 if part.preset == "published"
-                or any(entry.preset == "tuned" and entry.holds_for(bench, family) for entry in METHODS.get(name).presets)
+                or any(entry.preset == part.preset and entry.holds_for(bench, family) for entry in METHODS.get(name).presets)
             ]
             of_bench = Sweep(names, [bench], model, seeds or study.seeds, options, grid, dict(part.fixed), part.preset)
             specs += of_bench.trials()

@@ -87,8 +87,8 @@ class RunSpec:
     """The back end that wrote the answers."""
     points: Points = "all"
     """Whether every point of the way was measured or the last one only."""
-    form: Literal["", "tuned"] = ""
-    """`tuned` for a method's tuned form as it is: a run of its own, also where the published form has the same settings."""
+    form: Literal["", "tuned", "tuned2"] = ""
+    """`tuned` or `tuned2` for a tuned form as it is: a run of its own, also where the published form has the same settings."""
     evaluator_inputs: Mapping[str, JSON] = _stored_as("basis")
     """What else its numbers rest on, by evaluator: the judge, digests of the evaluator's own data; empty for most."""
     retain: Retain = "all"

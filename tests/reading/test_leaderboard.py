@@ -211,6 +211,7 @@ def test_no_floor_no_tie(tmp_path: Path):
         (PUBLISHED, "published"),
         ("published form: defaults of ga", "published"),
         (TUNED, "tuned"),
+        ("tuned2 form: preset of ga for tofu10 on mini", "tuned2"),
         (BY_HAND, "by hand"),
         ("tuned form: preset of ga for tofu10 on mini, then lr by hand", "by hand"),
         ("settings of a recorded run", "by hand"),
@@ -227,6 +228,7 @@ def test_the_protocol_is_that_of_real_plans():
 
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options()).selection) == "published"
     assert protocol(plan("tofu10", "mini", "kfade", {}, Options(), preset="tuned").selection) == "tuned"
+    assert protocol(plan("tofu10", "mini", "kfade", {}, Options(), preset="tuned2").selection) == "tuned2"
     assert protocol(plan("tofu10", "mini", "kfade", {"damping": 0.5}, Options()).selection) == "by hand"
 
 
