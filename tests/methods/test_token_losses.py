@@ -257,7 +257,7 @@ def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_h
     from harness.numerics import training
 
     radius, lr, whole = 0.05, 1e-3, training.AdamW
-    monkeypatch.setattr(training, "_adamw", lambda _, named: torch.optim.SGD([weight for _, weight in named], lr=lr))
+    monkeypatch.setattr(training, "fused_adamw", lambda _, named: torch.optim.SGD([weight for _, weight in named], lr=lr))
     monkeypatch.setattr(training, "AdamW", lambda **more: whole(**{**more, "max_gradient_norm": math.inf}))
     parts: dict[str, list[Part]] = {}
     real = training.optimise

@@ -147,5 +147,7 @@ def test_what_tries_chose_is_told_apart_from_the_published_preset_it_stands_on()
     worlds = {run.result.spec.model for run in runs}
     for model in worlds:
         settings = {str(run.settings) for run in runs if run.result.spec.model == model and run.result.spec.seed == 0}
-        assert len(settings) == 2, "one with K-FAC and one with the identity"
+        forms = {"identity", "diagonal", "both"}
+        assert len(settings) == 4, "one with K-FAC, one for each of the other forms"
+        assert {word for word in forms for each in settings if f"'{word}'" in each} == forms
     assert worlds
