@@ -10,16 +10,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from harness.core.documents import parse_json
 from harness.core.errors import UsageError
+from harness.core.options import Preset
 from harness.reading.compared import protocol
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PRESETS = ("published", "tuned", "tuned2")
+PRESETS: Sequence[str] = get_args(Preset)
 """The presets that methods are compared in."""
 OTHERS = ("by hand", "other")
 """Protocols of runs whose settings are no preset's: they are drawn where there is nothing else."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -15,13 +16,14 @@ from harness.cli.control import Json, Results, print_json, results_root
 from harness.cli.flags import Words, command
 from harness.core.errors import UsageError, unknown
 from harness.core.fields import Field, names, read, text, word
+from harness.core.options import Protocol
 
 if TYPE_CHECKING:
     from harness.core.registry import Registry
 
 KINDS = ("methods", "benches", "models", "evals", "studies", "figures", "runs")
 """What `harness list` can list."""
-PROTOCOLS = ("published", "tuned", "tuned2", "by hand", "other")
+PROTOCOLS: Sequence[Protocol] = get_args(Protocol)
 """On what a run's settings stand."""
 ELSEWHERE = {
     **{"benchmarks": "harness list benches", "datasets": "harness list benches"},

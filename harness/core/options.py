@@ -12,6 +12,8 @@ Rows = Literal["all", "last", "none"]
 Retain = Literal["all", "general", "neighbours"]
 Preset = Literal["published", "tuned", "tuned2"]
 """`tuned2` is the tuned form's second version: twice as many tries, over one constant more. The first keeps its records."""
+Protocol = Literal[Preset, "by hand", "other"]
+"""How a run's settings were chosen: what they stand on."""
 MOST_SEED = 2**32 - 1
 """The largest seed: all generators take it, and what is computed from it stays under 2^64."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.core.measurement import Absent, Difference
+from harness.core.options import Protocol
 from harness.reading.added import added
-from harness.reading.compared import Protocol, Run
+from harness.reading.compared import Run
 from harness.reading.differences import LEVEL
 from harness.reading.formats import NO_NUMBER, arrow, interval, number, of_unit
 from harness.reading.rows import Section, Value

@@ -10,20 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from harness.core.arithmetic import in_words
 from harness.core.benchmark import roles_of
 from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.measurement import Absent, Measurement
+from harness.core.options import Preset, Protocol
 from harness.storage.records import Point, RunResult, RunSpec
 from harness.storage.store import Store
 
 Oracle = tuple[int, tuple[float, ...]]
 """A point's step, and its numbers whose product is the oracle's score, in the benchmark's order."""
-
-Protocol = Literal["published", "tuned", "tuned2", "by hand", "other"]
 
 PROTOCOLS: Mapping[Protocol, str] = {
     "published": "the published number of epochs, constants and batch; on mini the learning rate alone is scaled",
@@ -88,11 +87,8 @@ def protocol(selection: str) -> Protocol:
     """Which protocol a record's words about its settings stand for."""
     if "by hand" in selection or selection == "settings of a recorded run":
         return "by hand"
-    if selection.startswith("published form"):
-        return "published"
-    if selection.startswith("tuned2 form"):
-        return "tuned2"
-    return "tuned" if selection.startswith("tuned form") else "other"
+    presets: Sequence[Preset] = get_args(Preset)
+    return next((preset for preset in presets if selection.startswith(f"{preset} form")), "other")
 
 
 def read_runs(root: Path, skipped: Callable[[str], None]) -> list[Run]:

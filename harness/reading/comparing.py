@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from harness.core.benchmark import roles_of
 from harness.core.evaluator import metric_of, title_of
 from harness.core.measurement import Absent, Difference, Measurement
 from harness.core.metric import in_text
-from harness.reading.compared import Protocol, Run
+from harness.core.options import Preset, Protocol
+from harness.reading.compared import Run
 from harness.reading.differences import differences
 from harness.reading.ranking import noise_floor, order, rank
 from harness.reading.rows import REFERENCE_METHODS, Row, Section, Value
@@ -20,7 +21,7 @@ from harness.storage.cache import canonical
 from harness.storage.identity import FIELDS, IDENTITY
 from harness.storage.store import Store
 
-FORMS: Sequence[Protocol] = ("published", "tuned", "tuned2")
+FORMS: Sequence[Protocol] = get_args(Preset)
 """Protocols whose methods are compared each with each."""
 
 MOST_COMPARED = 30

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.core.config import written
-from harness.reading.compared import Protocol, protocol
+from harness.core.options import Protocol
+from harness.reading.compared import protocol
 from harness.reading.rows import REFERENCE_METHODS
 from harness.storage.cache import canonical
 from harness.storage.records import RunResult

@@ -11,9 +11,10 @@ from urllib.parse import quote
 from harness.core.evaluator import title_of
 from harness.core.measurement import Absent, Difference
 from harness.core.metric import in_text
+from harness.core.options import Protocol
 from harness.reading.answers import Answers
 from harness.reading.cells import differences_in_one_line, headline, lines_of, unfinished_in_one_line
-from harness.reading.compared import PROTOCOLS, Protocol, protocol
+from harness.reading.compared import PROTOCOLS, protocol
 from harness.reading.differences import LEVEL
 from harness.reading.equal_damage_section import EqualDamageSection, for_page
 from harness.reading.formats import ARROWS, NO_NUMBER, arrow, gibibytes, interval, number, p_value, seconds

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from harness.core.evaluator import title_of
 from harness.core.measurement import Measurement
 from harness.core.metric import in_text
+from harness.core.options import Protocol
 from harness.reading.cells import text_of
-from harness.reading.compared import Protocol
 from harness.reading.formats import interval, number
 from harness.reading.looks import look
 from harness.reading.ranking import noise_floor

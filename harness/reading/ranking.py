@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.core.metric import MetricRoles
-from harness.reading.compared import PROTOCOLS, Protocol
+from harness.core.options import Protocol
+from harness.reading.compared import PROTOCOLS
 from harness.reading.rows import REFERENCE_METHODS, Row, Value, measured
 from harness.statistics.measurements import NOT_RANKED
 

@@ -12,7 +12,8 @@ from harness.core.benchmark import roles_of
 from harness.core.evaluator import title_of
 from harness.core.measurement import Absent, Difference, Measurement
 from harness.core.metric import MetricRoles
-from harness.reading.compared import Protocol, Run, protocol
+from harness.core.options import Protocol
+from harness.reading.compared import Run, protocol
 from harness.storage.identity import NAME
 
 REFERENCE_METHODS = ("untouched", "retrained")

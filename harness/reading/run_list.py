@@ -16,10 +16,10 @@ from harness.core.config import JSON, departures, written
 from harness.core.errors import UsageError
 from harness.core.measurement import Measurement
 from harness.core.method import METHODS
-from harness.core.options import Preset
+from harness.core.options import Preset, Protocol
 from harness.reading.budget_table import met_in_short
 from harness.reading.columns import wrapped
-from harness.reading.compared import Protocol, protocol
+from harness.reading.compared import protocol
 from harness.reading.formats import NO_NUMBER, of_unit
 from harness.reading.named import check_names
 from harness.storage.records import RunResult

@@ -133,9 +133,7 @@ def _check_rows(problem: Problem) -> None:
                     raise UsageError(f"the questions '{of}' of {problem.bench} lack '{key}' in row {index}: give each {what}.")
 
 
-def _spec(
-    measured: EvalPlan, method: Method[Any], config: Any, options: Options, form: Literal["", "tuned", "tuned2"]
-) -> RunSpec:
+def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options, form: Literal["", Preset]) -> RunSpec:
     """What names a run."""
     problem = measured.problem
     return RunSpec(

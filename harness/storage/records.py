@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from harness.core.config import JSON, to_json
 from harness.core.costs import Phase
 from harness.core.measurement import Absent, Measurement
-from harness.core.options import Points, Retain, Variant
+from harness.core.options import Points, Preset, Retain, Variant
 from harness.storage.cache import digest
 
 SCHEMA_VERSION = 8
@@ -87,7 +87,7 @@ class RunSpec:
     """The back end that wrote the answers."""
     points: Points = "all"
     """Whether every point of the way was measured or the last one only."""
-    form: Literal["", "tuned", "tuned2"] = ""
+    form: Literal["", Preset] = ""
     """`tuned` or `tuned2` for a tuned form as it is: a run of its own, also where the published form has the same settings."""
     evaluator_inputs: Mapping[str, JSON] = _stored_as("basis")
     """What else its numbers rest on, by evaluator: the judge, digests of the evaluator's own data; empty for most."""
