@@ -76,7 +76,7 @@ def preset_files() -> list[Path]:
 
 
 def ranges_files() -> list[Path]:
-    """The files that say what settings are tried over, the project's own first; see `harness.running.ranges`.
+    """The files that say what settings are tried over, the project's own first; see `harness.core.ranges`.
 
     Raises:
         UsageError: for a plug-in folder that is named and not there.

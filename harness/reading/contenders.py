@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from harness.core.config import written
 from harness.core.options import Protocol
+from harness.core.ranges import arm_of, arms
 from harness.reading.compared import protocol
 from harness.reading.rows import REFERENCE_METHODS
 from harness.storage.cache import canonical
@@ -23,7 +24,7 @@ class Contender:
     """A method with its settings."""
 
     label: str
-    """The method, and what of its settings its other contenders have otherwise."""
+    """The name of its form (`harness.core.ranges`), and what of its settings other contenders of that form have otherwise."""
     method: str
     """The method."""
     protocol: Protocol
@@ -36,18 +37,19 @@ def key_of(result: RunResult) -> str:
 
 
 def contenders_of(results: Iterable[RunResult]) -> dict[str, Contender]:
-    """Runs' keys (`key_of`) → contenders, told from the others of their method by as few settings as it takes."""
-    kinds: dict[str, dict[str, RunResult]] = defaultdict(dict)
+    """Runs' keys (`key_of`) → contenders, told from the others of their form by as few settings as it takes."""
+    forms: dict[str, dict[str, RunResult]] = defaultdict(dict)
+    every = arms()
     for result in results:
-        kinds[result.spec.method].setdefault(key_of(result), result)
+        forms[arm_of(result.spec.method, result.spec.config, every)].setdefault(key_of(result), result)
     made = {}
-    for method, of in kinds.items():
+    for form, of in forms.items():
         said = {key: {"preset": protocol(r.selection), **r.spec.config} for key, r in of.items()}
         names = _telling([*said.values()])
         for key, result in of.items():
             parts = [str(said[key][n]) if n == "preset" else f"{n}={written(said[key].get(n))}" for n in names]
-            label = f"{method} ({', '.join(parts)})" if parts else method
-            made[key] = Contender(label, method, protocol(result.selection))
+            label = f"{form} ({', '.join(parts)})" if parts else form
+            made[key] = Contender(label, result.spec.method, protocol(result.selection))
     return made
 
 

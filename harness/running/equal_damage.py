@@ -18,7 +18,7 @@ from harness.core.measurement import Measurement
 from harness.core.method import METHODS
 from harness.core.options import Options
 from harness.core.problem import Problem
-from harness.running.ranges import Arm, arms
+from harness.core.ranges import Arm, arms
 from harness.running.studies import EQUAL_DAMAGE
 from harness.running.trials import EvalPlans, TrialSpec
 from harness.storage.records import RunResult, Trial

@@ -11,9 +11,7 @@ from typing import Literal
 
 from harness.core.config import JSON, parse
 from harness.core.errors import UsageError, cut, unknown
-
-DRAWN_DIGITS = 3
-"""Significant digits of a number drawn from a span: as many as one would type."""
+from harness.core.ranges import DRAWN_DIGITS
 
 Search = Literal["grid", "random"]
 

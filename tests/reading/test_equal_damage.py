@@ -91,6 +91,13 @@ def test_contenders_are_told_apart_by_words_and_numbers_only_where_it_takes_them
     assert [each.label for each in one.contenders] == ["npo (published)", "npo (tuned)"]
 
 
+def test_a_form_that_has_a_name_is_called_by_it():
+    configs = [{"estimator": "kfac", "steps": 1}, {"estimator": "identity", "steps": 1}, {"estimator": "identity", "steps": 2}]
+    one = only(*(falling(line(0.6, 0.1), method="kfade", config=config) for config in configs))
+    assert [each.label for each in one.contenders] == ["kfade", "kfade identity (steps=1)", "kfade identity (steps=2)"]
+    assert {each.method for each in one.contenders} == {"kfade"}
+
+
 def test_runs_of_one_contender_complete_one_another():
     likelihoods = falling(line(0.6, 0.1))
     answers = at_budgets(

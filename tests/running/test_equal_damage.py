@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.core import ranges
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.measurement import Measurement
 from harness.core.method import METHODS
 from harness.core.options import Options
-from harness.running import ranges
+from harness.core.ranges import Arm, OneOf, Range, arm_of, arms
 from harness.running.equal_damage import EqualDamageStudy
-from harness.running.ranges import Arm, OneOf, Range, arm_of, arms
 from harness.running.trials import EvalPlans, TrialSpec
 from harness.storage.records import SCHEMA_VERSION, Point, RunResult
 from harness.storage.store import Store

@@ -25,10 +25,11 @@ from harness.core.documents import place, read_toml
 from harness.core.errors import UsageError, unknown
 from harness.core.method import METHODS
 from harness.core.presets import ranges_files
-from harness.running.grid import DRAWN_DIGITS
 
 LEARNING_RATE = "lr"
 """How methods call it."""
+DRAWN_DIGITS = 3
+"""Significant digits of a number drawn from a range: as many as one would type."""
 _SCALES = ("log", "linear")
 _KINDS = ("ranges", "variants")
 _BASES = (2, 3, 5, 7)
