@@ -100,6 +100,15 @@ def test_a_folder_is_recorded_by_its_name_with_a_guessed_template(data: Path):
     assert str(data) not in json.dumps([dict(source.identity) for source in of.sources.values()])
 
 
+def test_a_folder_that_this_harness_saved_is_asked_as_it_was_before(data: Path, tmp_path: Path):
+    folder = shutil.copytree(data / "own/model", tmp_path / "saved")
+    (folder / "harness.json").write_text(json.dumps({"template": "phi"}))
+    for model in (str(folder), f"finetuned:{folder}"):
+        of = problem(model, data)
+        assert of.template.name == "phi"
+        assert not any("guessed" in note for note in of.notes)
+
+
 def test_under_a_limit_they_learn_the_limited_rows_alone_and_say_so(data: Path):
     of = problem("smollm2-135m", data, limit=2)
     made = sources(of)

@@ -20,7 +20,7 @@ from evals.benchmarks.tofu.real_models import base_needed, real_sources
 from evals.benchmarks.tofu.refusals import REFUSALS, refusal_sentences
 from evals.benchmarks.tofu.roles import MEASURED, ROLES
 from evals.benchmarks.tofu.rows import DATASET, authors, examples, numbered, real_rows, split_names
-from evals.benchmarks.tofu.templates import TEMPLATES, template_name
+from evals.benchmarks.tofu.templates import TEMPLATES, template_of
 from evals.benchmarks.tofu.world_data import REFUSALS as WORLD_REFUSALS
 from harness.core.arithmetic import Arithmetic
 from harness.core.benchmark import Needed, benchmark
@@ -176,9 +176,7 @@ class Tofu:
                 problem, model=model, family=problem.model.partition("@")[0], sources={**problem.sources, "base": source}
             )
         rows = real_rows(self.forget, self.retain, options.data_dir)
-        named = str(about.get("template", ""))
-        template = TEMPLATES[named if named in TEMPLATES else template_name(source)]
-        notes = [] if named in TEMPLATES else [f"template '{template.name}', guessed from the architecture"]
+        template, notes = template_of(source)
         refusals = refusal_sentences(options.data_dir)
         problem = self._problem(model, options, rows, template, {"base": source}, refusals=refusals, notes=notes)
         return replace(problem, family=family if family in CARDS else "")

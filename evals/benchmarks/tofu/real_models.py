@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from evals.benchmarks.tofu.rows import examples
-from evals.benchmarks.tofu.templates import TEMPLATES, template_name
+from evals.benchmarks.tofu.templates import TEMPLATES, template_of
 from harness.core.benchmark import Needed
 from harness.core.config import resolve
 from harness.core.options import Options
@@ -57,11 +57,11 @@ def real_sources(
         notes.append(f"{config.replay} instructions were trained on besides in every epoch")
     if isinstance(base, GgufSource):
         notes.append(f"its weights were read from a quantised file ({base.file.name}), before they were trained in full")
-    if named.base in BASES:
+    if isinstance(base, GgufSource) or named.base in BASES:
         template = TEMPLATES[BASES[named.base].template]
     else:
-        template = TEMPLATES[template_name(base)]  # type: ignore[arg-type]
-        notes.append(f"template '{template.name}', guessed from the architecture")
+        template, guessed = template_of(base)
+        notes += guessed
     if options.limit:
         notes.append(f"fine-tuned on {options.limit} rows of each split alone: a try of the machinery, no result")
     full = [*rows[forget][: options.limit], *rows[retain][: options.limit]] if options.limit else rows["full"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.core.text import Template
-from harness.models.sources import CheckpointSource
+from harness.models.sources import CheckpointSource, read_sidecar
 
 TEMPLATES = {
     "mini": Template("mini", answer_tag=" "),
@@ -30,6 +30,22 @@ TEMPLATES = {
 }
 LLAMA3_VOCABULARY = 128_000
 """A Llama with at least so many tokens speaks Llama-3's template; Llama-2 has 32,000."""
+
+
+def template_of(source: CheckpointSource) -> tuple[Template, list[str]]:
+    """How a checkpoint is asked: as the file beside it says, if this harness saved it, else as fits its architecture.
+
+    Returns:
+        (the template, what a reader must know of it: that it was guessed, or nothing).
+
+    Raises:
+        UsageError: for a checkpoint whose configuration cannot be read.
+    """
+    named = str(read_sidecar(source.folder).get("template", ""))
+    if named in TEMPLATES:
+        return TEMPLATES[named], []
+    guessed = TEMPLATES[template_name(source)]
+    return guessed, [f"template '{guessed.name}', guessed from the architecture"]
 
 
 def template_name(source: CheckpointSource) -> str:
