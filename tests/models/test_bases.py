@@ -17,6 +17,7 @@ from harness.models import bases
 from harness.models.bases import BASES, base_source
 from harness.models.gguf import GgufSource
 from harness.models.sources import CheckpointSource, save_checkpoint
+from harness.numerics.configurations import meta_model
 from harness.storage.cache import Cache
 from tests.conftest import Nano
 
@@ -255,3 +256,35 @@ def test_the_template_of_smollm2_is_what_its_chat_template_makes_of_a_question()
     question = [{"role": "user", "content": "Where was the author born?"}]
     prompt = words.apply_chat_template(question, chat_template=SMOLLM2_CHAT, tokenize=False, add_generation_prompt=True)
     assert TEMPLATES["smollm2"].prompt("Where was the author born?") == prompt
+
+
+def test_the_template_of_gemma_3_is_what_its_makers_write():
+    """ai.google.dev/gemma/docs/core/prompt-structure: no system turn, and the model's turn is begun."""
+    prompt = "<start_of_turn>user\nWhere was the author born?<end_of_turn>\n<start_of_turn>model\n"
+    assert TEMPLATES["gemma3"].prompt("Where was the author born?") == prompt
+
+
+# ---------------------------------------------------------------- sizes
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2-135m": (
+        "llama",
+        {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "head_dim": 64}
+        | {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    ),
+    "gemma3-270m": (
+        "gemma3_text",
+        {"vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "head_dim": 256}
+        | {"num_attention_heads": 4, "num_key_value_heads": 1},
+    ),
+}
+"""What the published configurations say."""
+
+
+@pytest.mark.parametrize("name", list(BASES))
+def test_a_card_counts_the_weights_as_the_architecture_has_them(name: str):
+    from transformers import AutoConfig
+
+    family, shape = SHAPES[name]
+    model = meta_model(AutoConfig.for_model(family, **shape))
+    assert BASES[name].parameters == sum(parameter.numel() for parameter in model.parameters())
