@@ -63,8 +63,9 @@ class KeptEpochs:
         self._began = self._kept_at = time.perf_counter()
         if not self.epochs:
             return
-        self._check_room(sum(p.numel() for p in model.parameters()))
-        if (entry := self._latest()) is None:
+        entry = self._latest()
+        self._check_room(sum(p.numel() for p in model.parameters()), 1 if entry else 2)
+        if entry is None:
             return
         import torch
         from safetensors.torch import load_file
@@ -125,11 +126,16 @@ class KeptEpochs:
         entries = (self.cache.find("training", self._key(epoch)) for epoch in range(self.epochs - 1, 0, -1))
         return next((entry for entry in entries if entry), None)
 
-    def _check_room(self, parameters: int) -> None:
-        """Two epochs are there while one takes the place of another, each of three float32 numbers a weight; then the model."""
-        needed, free = (2 * 12 + 4) * parameters, shutil.disk_usage(self.cache.root).free
+    def _check_room(self, parameters: int, more: int) -> None:
+        """At most two epochs lie there, while one takes the place of another: each of three float32 numbers a weight.
+
+        Args:
+            parameters: how many weights there are.
+            more: how many of the two do not lie there yet; the model, smaller than an epoch, comes when one alone lies there.
+        """
+        needed, free = more * 12 * parameters, shutil.disk_usage(self.cache.root).free
         if free < needed:
             raise UsageError(
-                f"fine-tuning {self.name} keeps up to {needed / 2**30:.1f} GiB in the cache {self.cache.root}, and its disk "
-                f"has {free / 2**30:.1f} GiB left. Free some space, or set HARNESS_CACHE elsewhere."
+                f"fine-tuning {self.name} keeps up to {needed / 2**30:.1f} GiB more in the cache {self.cache.root}, and its "
+                f"disk has {free / 2**30:.1f} GiB left. Free some space, or set HARNESS_CACHE elsewhere."
             )

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,32 @@ def test_a_model_that_learned_little_is_told_of_with_what_it_knows(nano: Nano, c
 def test_a_disk_without_room_is_told_of_before_anything_is_trained(nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(cache.root)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    with pytest.raises(UsageError, match=r"fine-tuning tiny full keeps up to .* GiB in the cache .*HARNESS_CACHE"):
+    with pytest.raises(UsageError, match=r"fine-tuning tiny full keeps up to .* GiB more in the cache .*HARNESS_CACHE"):
         train_all([finetuned(nano.folder())], cache)
     assert not list(cache.entries())
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_one_that_goes_on_needs_room_for_one_more_epoch_alone(
+    nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch, fits: bool
+):
+    source, model = finetuned(nano.folder()), nano.model(0)
+    monkeypatch.setattr(kept_epochs, "KEPT_EVERY", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        source.entry(cache, _ended_at(8))
+    epoch = 12 * sum(p.numel() for p in model.parameters())
+    usage = shutil.disk_usage(cache.root)._replace(free=epoch if fits else epoch - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with nullcontext() if fits else pytest.raises(UsageError, match="GiB more in the cache"):
+        source.entry(cache)
+
+
+def _ended_at(step: int) -> Any:
+    def ended(done: int, steps: int) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return ended
 
 
 def test_a_device_without_memory_is_told_of_as_such(nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch):
