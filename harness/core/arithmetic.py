@@ -25,8 +25,11 @@ Arithmetic = Literal["", "portable"]
 """How a model is trained: as the machine does it fastest, or alike everywhere."""
 PORTABLE: Mapping[str, str] = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
 """The environment of a process that computes alike everywhere."""
-_VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
-"""What the libraries' choice can be changed by."""
+_VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"),
+    *("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE"),
+)
+"""What the libraries' choice can be changed by; the last two round float32 products on a GPU to 10 bits, or forbid it."""
 _SETS = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile")
 _SETS_OF_ARM = ("asimd", "asimdhp", "bf16", "sve", "sve2")
 

@@ -137,6 +137,8 @@ def test_a_kind_says_what_decides_the_rounding(monkeypatch: pytest.MonkeyPatch):
     assert set(found) == {"maker", "instructions", "torch", "blas", "variables"}
     assert found["torch"] in in_words(found)
     assert "MKL_CBWR=COMPATIBLE" in in_words(found)
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1" in in_words(kind_of_machine())
     assert "/" not in "".join([*found.values(), model_of_processor()])
 
 
