@@ -27,8 +27,8 @@ from harness.models.sources import CheckpointSource
 PREFIX = "finetuned:"
 SMALL = 400_000_000
 """Parameters from which a model is taught slowly, as ToFU's authors taught theirs (5 epochs, 2e-5 for phi-1.5 and 1e-5 for 7 B,
-arXiv:2401.06121). Below, 8 epochs at 3e-4: SmolLM2-135M came to a P forget of .99 (`results/smollm2-135m`). Where one ends and the other
-begins nobody measured."""
+arXiv:2401.06121). Below, 8 epochs at 3e-4: SmolLM2-135M came to a P forget of .99 (`results/smollm2-135m`). Where one ends and
+the other begins nobody measured."""
 
 
 @settings
