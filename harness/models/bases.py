@@ -106,7 +106,7 @@ def packaged(card: BaseCard) -> Path | None:
 
 
 def _in_data_folder(card: BaseCard, data_dir: Path | None) -> Path | None:
-    files = sorted((data_dir / card.id).glob("*.gguf")) if data_dir else []
+    files = sorted(file for file in (data_dir / card.id).glob("*.gguf") if file.is_file()) if data_dir else []
     if len(files) > 1:
         raise UsageError(
             f"there are {len(files)} GGUF files of {card.id} in the data folder ({', '.join(file.name for file in files)}); "

@@ -20,6 +20,7 @@ from harness.core.errors import UsageError
 from harness.core.progress import progress_bar
 from harness.data.hub_errors import quiet, refused
 from harness.models.sources import CheckpointSource, save_checkpoint
+from harness.numerics.loading import check_fit
 from harness.storage.cache import file_digest
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ class GgufSource:
         # It takes a minute or two, once; transformers draws a bar of its own of the last seconds.
         bar = progress_bar(desc=f"reading {name}", unit="file", leave=True)
         with bar, refused(self.name, f"GGUF file {name}"), quiet(), redirect_stderr(io.StringIO()):
-            read = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
+            self._check_whole()
+            read, loading = AutoModelForCausalLM.from_pretrained(
+                place, gguf_file=name, dtype=torch.float32, output_loading_info=True
+            )
+            check_fit(f"{self.name} in {name}", loading, read)
             tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
             config = read.config
             for key, value in self.config.items():
@@ -96,3 +101,15 @@ class GgufSource:
             model.load_state_dict(read.state_dict())
         save_checkpoint(model, tokenizer, folder, {})
         return {"name": self.name}
+
+    def _check_whole(self) -> None:
+        """Refuse a file that ends too early, or is another kind of file: what reads it speaks of arrays then."""
+        from gguf import GGUFReader
+
+        try:
+            GGUFReader(self.file)
+        except Exception as error:
+            raise UsageError(
+                f"the GGUF file {self.file.name} of {self.name} cannot be loaded: of {self.file.stat().st_size:,} bytes, it is "
+                f"cut off, damaged or no GGUF file ({error}). Fetch it again."
+            ) from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from harness.core.arithmetic import PORTABLE, begun_with, is_portable, kind_of_machine
 from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
-from harness.core.errors import UsageError
+from harness.core.errors import Diverged, UsageError
 from harness.core.memory import ran_out
 from harness.core.problem import ModelSource
 from harness.core.progress import progress_bar
@@ -306,11 +306,14 @@ def train_all(sources: Sequence[TrainedSource], cache: CacheView) -> None:
 
 
 def _train_here(sources: Iterable[TrainedSource], cache: CacheView) -> None:
-    """Train them in this process, one after the other; a device that has no memory for it is told of."""
+    """Train them in this process, one after the other; of one to fine-tune it is told why it cannot be."""
     for source in sources:
         try:
             with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
                 source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
+        except Diverged as error:
+            way_out = f"Take a lower learning rate than {source.recipe.lr:g}."
+            raise UsageError(f"training {source.name} broke off: {error}. {way_out}") from error
         except Exception as error:
             if not source.recipe.device or not ran_out(error):
                 raise

@@ -74,7 +74,7 @@ def load_checkpoint(
     model, loading = _from_pretrained(
         examined, trust_remote_code, getattr(torch, dtype), device_map="balanced" if device == ALL_GPUS else None
     )
-    if unused := _check_fit(examined.weights.name, loading, model):
+    if unused := check_fit(examined.weights.name, loading, model):
         log.warning("%s: %d tensors are left out, of parts that the model does not have (%s)", name, len(unused), unused[0])
     if examined.weights.adapter:
         model = merged(model, name, pinned(name, revision), not Path(name).is_dir() and unreachable() is not None)
@@ -127,7 +127,7 @@ def examine(
     stored = copy.deepcopy(config)
     stored.dtype = None  # what it says of the type need not be so
     model, loading = _from_pretrained(examined._replace(config=stored), trust_remote_code, "auto", device_map={"": "meta"})
-    _check_fit(weights.name, loading, model)
+    check_fit(weights.name, loading, model)
     _check_vocabulary(name, words, len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
     return examined._replace(dtype=str(model.dtype).removeprefix("torch.")), words
 
@@ -191,7 +191,7 @@ def _try_out(name: str, model: PreTrainedModel, words: PreTrainedTokenizerBase) 
     model.eval()
 
 
-def _check_fit(name: str, loading: Mapping[str, Any], model: PreTrainedModel) -> list[str]:
+def check_fit(name: str, loading: Mapping[str, Any], model: PreTrainedModel) -> list[str]:
     """Refuse weights that do not fit the model, by what transformers says of loading them; give the tensors left out.
 
     Raises:

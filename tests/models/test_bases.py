@@ -60,8 +60,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=CHAT)
 
 
-def write_gguf(file: Path, model: PreTrainedModel, words: PreTrainedTokenizerFast, architecture: str = "llama") -> Path:
-    """A GGUF file as llama.cpp makes it: its names, and the rows of queries and keys in its order."""
+def write_gguf(
+    file: Path, model: PreTrainedModel, words: PreTrainedTokenizerFast, architecture: str = "llama", without: str = ""
+) -> Path:
+    """A GGUF file as llama.cpp makes it: its names, and the rows of queries and keys in its order; perhaps without a tensor."""
     import json
 
     import gguf
@@ -98,7 +100,8 @@ def write_gguf(file: Path, model: PreTrainedModel, words: PreTrainedTokenizerFas
             tensor = state[f"model.layers.{layer}.{ours}.weight"]
             if theirs in heads:
                 tensor = tensor.reshape(heads[theirs], 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
-            writer.add_tensor(f"blk.{layer}.{theirs}.weight", tensor)
+            if (name := f"blk.{layer}.{theirs}.weight") != without:
+                writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -136,6 +139,7 @@ def test_a_checkpoint_in_the_data_folder_comes_before_the_package(tmp_path: Path
 def test_a_gguf_file_in_the_data_folder_comes_before_the_package(tmp_path: Path, package: Path):
     (tmp_path / CARD.id).mkdir(parents=True)
     (tmp_path / CARD.id / "any.gguf").write_bytes(b"GGUF of one's own")
+    (tmp_path / CARD.id / "folder.gguf").mkdir()
     source = base_source("smollm2-135m", tmp_path)
     assert isinstance(source, GgufSource)
     assert source.file.name == "any.gguf"
@@ -216,11 +220,24 @@ def test_a_gguf_file_becomes_an_ordinary_checkpoint_with_the_same_weights(tmp_pa
 
 
 @needs_gguf
-@pytest.mark.parametrize("cut_at", [0, 3, 400, -100])
+@pytest.mark.parametrize("cut_at", [0, 3, 4, 8, 400, 50_000, -100, -1])
 def test_a_gguf_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path, cache: Cache, cut_at: int):
     file = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), byte_tokenizer())
     file.write_bytes(file.read_bytes()[:cut_at])
-    with pytest.raises(UsageError, match=r"the GGUF file tiny\.gguf of tiny cannot be loaded"):
+    said = (
+        rf"the GGUF file tiny\.gguf of tiny cannot be loaded: of {file.stat().st_size:,} bytes, it is cut off, .*Fetch it again"
+    )
+    with pytest.raises(UsageError, match=said):
+        GgufSource("tiny", file).load(cache, "cpu", "float32")
+    assert not list(cache.entries())
+
+
+@needs_gguf
+def test_a_gguf_file_that_lacks_a_tensor_is_refused_for_it_would_be_random(tmp_path: Path, cache: Cache):
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), byte_tokenizer(), without="blk.1.attn_q.weight")
+    with pytest.raises(
+        UsageError, match=r"tiny in tiny\.gguf lack 1 of its model's tensors, model\.layers\.1\.self_attn\.q_proj"
+    ):
         GgufSource("tiny", file).load(cache, "cpu", "float32")
     assert not list(cache.entries())
 

@@ -156,6 +156,14 @@ def test_a_device_without_memory_is_told_of_as_such(nano: Nano, cache: Cache, mo
         train_all([finetuned(nano.folder())], cache)
 
 
+def test_a_learning_rate_that_is_too_high_is_told_of_as_such_and_not_as_the_methods_fault(nano: Nano, cache: Cache):
+    with pytest.raises(
+        UsageError, match=r"training tiny full broke off: step \d+: the loss is .*lower learning rate than 1e\+30\."
+    ):
+        train_all([finetuned(nano.folder(), recipe=replace(RECIPE, lr=1e30))], cache)
+    assert not list(cache.entries())
+
+
 # ---------------------------------------------------------------- killed, and gone on with
 
 KILLED = """
