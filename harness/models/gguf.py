@@ -12,7 +12,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
@@ -87,9 +87,10 @@ class GgufSource:
         bar = progress_bar(desc=f"reading {name}", unit="file", leave=True)
         with bar, refused(self.name, f"GGUF file {name}"), quiet(), redirect_stderr(io.StringIO()):
             self._check_whole()
-            read, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
                 place, gguf_file=name, dtype=torch.float32, output_loading_info=True
             )
+            read, loading = loaded
             check_fit(f"{self.name} in {name}", loading, read)
             tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
             config = read.config
