@@ -116,8 +116,7 @@ class KeptEpochs:
     def forget(self, before: int | None = None) -> None:
         """Remove what is kept: all of it, or of the epochs before one."""
         for epoch in range(1, self.epochs if before is None else before):
-            if self.cache.find("training", self._key(epoch)):
-                self.cache.forget("training", self._key(epoch))
+            self.cache.forget("training", self._key(epoch))
 
     def _key(self, epoch: int) -> Mapping[str, JSON]:
         return {"of": digest(self.identity), "epoch": epoch}

@@ -167,6 +167,8 @@ class Cache:
     def forget(self, kind: str, key: Mapping[str, JSON]) -> None:
         """Remove the entry of that key, if there is one."""
         path = self._path(kind, key)
+        if not path.exists():  # no lock is left behind for what never was
+            return
         with (
             disk_errors(f"the cache {self.root}", "Set HARNESS_CACHE to a folder that can be written"),
             FileLock(self.root / "locks" / f"{kind}-{path.name}.lock"),

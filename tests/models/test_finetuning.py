@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -216,6 +217,44 @@ def _noting(kept: list[int], get: Any) -> Any:
         return get(cache, kind, key, make)
 
     return noted
+
+
+def test_what_is_kept_goes_unread_for_another_process_may_just_be_removing_it(
+    nano: Nano, cache: Cache, caplog: pytest.LogCaptureFixture
+):
+    source = finetuned(nano.folder())
+    kept = source._kept(cache)
+    for epoch in (1, 3):
+        cache.get("training", kept._key(epoch), lambda folder: (folder / kept_epochs._FILE).write_bytes(b"x") and {})
+    for file in cache.root.glob(KEPT):
+        file.unlink()
+    source._kept(Cache(cache.root)).forget()  # another process, which has checked nothing yet
+    assert not [*(cache.root / "training").iterdir()], "neither an entry nor one that is set aside as corrupt"
+    assert not caplog.messages
+    assert len([*(cache.root / "locks").glob("training-*")]) == 2, "an epoch that was never kept has no lock"
+
+
+@pytest.mark.parametrize(("what", "goes_on_at"), [("training", 1), ("model", 10)])
+def test_a_disk_that_fills_up_meanwhile_is_told_of_and_leaves_nothing_half_made(
+    nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch, what: str, goes_on_at: int
+):
+    from harness.models import saving, sources
+
+    def full(*words: Any) -> None:
+        place = next(word for word in words if isinstance(word, Path))
+        (place / "half" if place.is_dir() else place).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source, steps = finetuned(nano.folder()), list[int]()
+    monkeypatch.setattr(kept_epochs, "KEPT_EVERY", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(*((saving, "save_tensors") if what == "training" else (sources, "save_checkpoint")), full)
+        with pytest.raises(UsageError, match=rf"no space is left on the disk of the cache .* \({what}\)\. Free some space"):
+            train_all([source], cache)
+    assert not [*(cache.root / "making").iterdir()]
+    assert cache.find("model", source.identity) is None
+    source.entry(cache, lambda step, of: steps.append(step))
+    assert steps[0] == goes_on_at
 
 
 def test_what_is_kept_and_damaged_is_not_gone_on_from(nano: Nano, tmp_path: Path):
