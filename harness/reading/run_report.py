@@ -170,9 +170,15 @@ def _remarks(values: Values) -> Iterable[str]:
 
 def _footnotes(result: RunResult, values: Values, last: Point) -> Iterable[str]:
     if result.references.get("retrained"):
+        known = any(isinstance(value, Measurement) and value.floor is not None for value in values.values())
         yield (
             "retrained: the model that never saw the forget set; forget quality compares with it, so it scores 1 against "
-            "itself (in brackets: against each retrained model). Noise floor: what two retrained models differ by."
+            "itself (in brackets: against each retrained model). "
+            + (
+                "Noise floor: what two retrained models differ by."
+                if known
+                else "No noise floor: it takes two retrained models."
+            )
         )
     yield from _remarks(values)
     yield f"settings: {result.selection}"

@@ -69,3 +69,9 @@ def test_a_run_that_failed_says_so(show: Any):
     shown = text(show(run(status="failed", error="Diverged: the loss is NaN\n  trace", points=())))
     assert "failed: Diverged: the loss is NaN" in shown
     assert "trace" not in shown
+
+
+@pytest.mark.parametrize(("floor", "said"), [(0.15, "Noise floor: what two"), (None, "No noise floor: it takes two")])
+def test_a_noise_floor_that_one_retrained_model_cannot_give_is_not_spoken_of(floor: float | None, said: str):
+    shown = text(run_report(run([number("forget_quality_d", 0.1, floor=floor)])), 160).replace("\n", " ")
+    assert said in " ".join(shown.split())
