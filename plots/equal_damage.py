@@ -32,8 +32,16 @@ if TYPE_CHECKING:
 
 KINDS = ("benign", "retain", "related", "forget")
 """Kinds of data of attacks by fine-tuning, in this order."""
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 2, 1, 2)))
-"""Of several contenders of one method, which share its colour and marker."""
+DASHES = (
+    "-",
+    (0, (5, 2)),
+    (0, (1, 1.2)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (8, 2, 1, 2, 1, 2)),
+    (0, (10, 2)),
+    (0, (2.5, 1, 1, 1, 1, 1)),
+)
+"""Of several contenders of one colour: a method's forms and its kin."""
 MOST_BANDS = 8
 """With more methods than these their ranges stand in the panels of each alone: bands over bands are mud."""
 NEAR = 0.07
@@ -41,6 +49,7 @@ NEAR = 0.07
 ACROSS = 5
 """Panels side by side in the drawing with one for each."""
 DAMAGE = "damage, nats per token"
+STAR = " Star: retrained models at a damage of their own; bar: lowest to highest."
 
 
 @figure("equal_damage", at_budgets=True)
@@ -115,11 +124,12 @@ def _lines(comparison: EqualDamage, metric: str) -> list[_Line]:
 
 
 def _dashes(comparison: EqualDamage) -> dict[str, Any]:
-    """Contender → its line: the first one of a method is drawn through."""
+    """Contender → its line: the first one of a colour is drawn through."""
     seen: dict[str, int] = {}
     made = {}
     for contender in comparison.contenders:
-        number_of = seen[contender.method] = seen.get(contender.method, -1) + 1
+        colour = look(contender.method).colour
+        number_of = seen[colour] = seen.get(colour, -1) + 1
         made[contender.label] = DASHES[number_of % len(DASHES)]
     return made
 
@@ -302,7 +312,7 @@ def _shared(comparison: EqualDamage) -> list[str]:
     return [
         "Damage: KL from the model before unlearning on rows held out of training, fitting and reporting; retain rows and "
         "general text, the larger of the two. Budgets are met within 2 %.",
-        "Level black dashes: the references. Star: retrained models at a damage of their own; bar: lowest to highest.",
+        f"Level black dashes: the references.{STAR * any(comparison.damage(each, None) for each in comparison.fixed)}",
         *([f"Not met in every world and seed: {named}; the table says why."] if unmet else []),
         *comparison.chosen,
         *comparison.uneven,

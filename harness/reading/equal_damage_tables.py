@@ -141,7 +141,7 @@ def _reading(comparison: EqualDamage) -> list[str]:
             [f"{title_of(comparison.roles.ranking)}s at or under {number(floor)} are ties: retrained models differ by as much."]
             * (floor is not None)
         ),
-        "own: a model at a damage of its own, which no budget decides",
+        *(["own: a model at a damage of its own, which no budget decides"] if comparison.fixed else []),
         *comparison.chosen,
         *comparison.uneven,
         *comparison.notes,
@@ -167,7 +167,7 @@ def rules_sheet(comparison: EqualDamage) -> Sheet | None:
         for ranking in ranked:
             place = ranking.places[i]
             cells[f"{ranking.name}: {ranking.heading}"] = _value(place, ranking)
-            cells[f"rank {ranking.name}"] = str(place.rank) if place.rank else NO_NUMBER
+            cells[f"rank {ranking.name}"] = _rank(place)
             finite = place.value is not None and math.isfinite(place.value)
             values |= {f"{ranking.name}_value": place.value if finite else None, f"{ranking.name}_rank": place.rank}
             values |= {f"{ranking.name}_n": place.n, f"{ranking.name}_remark": place.remark}
@@ -194,6 +194,13 @@ def correlations(ranked: Sequence[Ranking], agreeing: Sequence[Agreement]) -> li
     ]
     possible = len(ranked) * (len(ranked) - 1) // 2
     return lines + ["No τ where a rule tells fewer than two of the methods apart."] * (len(lines) < possible)
+
+
+def _rank(place: Place) -> str:
+    """Who never gets there is last, also where nobody does and all share the first rank."""
+    if place.value is not None and math.isinf(place.value):
+        return "last"
+    return str(place.rank) if place.rank else NO_NUMBER
 
 
 def _value(place: Place, ranking: Ranking) -> str:

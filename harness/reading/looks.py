@@ -2,8 +2,8 @@
 
 Kin share a hue and differ in lightness; every method has a marker of its own, so that a figure can be read in grey too. The
 colours were moved apart until any two differ by at least 20 (CIE 1976) as people without red or green cones see them (Machado
-et al. 2009, doi:10.1109/TVCG.2009.113), and by 34 as others do; there is no room for many more, so that later methods share the
-colour of one that they are close to. Needs neither matplotlib nor anything else.
+et al. 2009, doi:10.1109/TVCG.2009.113), and by 34 as others do; there is little room for more, so that most later methods share
+the colour of one that they are close to. Who is close to none (`repselect`) has its own. Needs neither matplotlib nor anything else.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ KIN = {
     "sage": "npo",
     "predictor_corrector": "kfade",
     "task_vector": "loku",
-    "repselect": "simnpo",
     "sham": "rmu",
 }
 """Methods that share the colour of another one, and differ in their marker."""
@@ -71,7 +70,7 @@ LOOKS = {
     "altpo": Look("#c694c2", (6, 2, 0)),
     "sage": Look("#004a43", (8, 2, 0)),
     "task_vector": Look("#580e00", "_"),
-    "repselect": Look("#5fd3a8", (5, 0, 180)),
+    "repselect": Look("#7a1aff", (5, 0, 180)),
     "sham": Look("#868176", "."),
     "untouched": Look("#000000", "s"),
     "retrained": Look("#000000", "*"),

@@ -202,6 +202,19 @@ def test_damage_at_equal_forgetting_is_interpolated_in_its_logarithm():
     assert (places["c"].rank, places["c"].remark) == (3, "0 of 1 get there")
 
 
+def test_who_never_gets_there_is_shown_as_last_also_where_nobody_does():
+    never, there = falling({0.1: (0.5, 0.3)}, "a"), falling({0.003: (0.5, 0.1)}, "b")
+    assert [*rules_sheet(only(never)).shown["rank B"]] == ["last"]
+    assert sorted(rules_sheet(only(never, there)).shown["rank B"]) == ["1", "last"]
+
+
+def test_a_note_on_models_at_their_own_damage_stands_where_one_is_shown():
+    run_at_budgets = falling({0.01: (0.4, 0.5)})
+    retrained = at_budgets({None: measured(0.1, 0.2)}, spec={"method": "retrained"})
+    assert not any(note.startswith("own:") for note in budgets_sheet(only(run_at_budgets)).notes)
+    assert any(note.startswith("own:") for note in budgets_sheet(only(run_at_budgets, retrained)).notes)
+
+
 def test_a_number_over_those_alone_that_met_a_budget_says_so():
     met = [falling({0.003: (0.5, 0.6), 0.01: (0.4, 0.1)}, seed=seed) for seed in (0, 1)]
     one = only(*met, falling({0.003: (0.5, 0.6)}, seed=2), falling({}, seed=3))
