@@ -3,7 +3,7 @@
 Kin share a hue and differ in lightness; every method has a marker of its own, so that a figure can be read in grey too. The
 colours were moved apart until any two differ by at least 20 (CIE 1976) as people without red or green cones see them (Machado
 et al. 2009, doi:10.1109/TVCG.2009.113), and by 34 as others do; there is little room for more, so that most later methods share
-the colour of one that they are close to. Who is close to none (`repselect`) has its own. Needs neither matplotlib nor anything else.
+the colour of one that they are close to. Who is close to none (`repselect`) has its own. Needs no matplotlib.
 """
 
 from __future__ import annotations
