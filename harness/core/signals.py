@@ -90,7 +90,7 @@ def _is_terminal(number: int) -> bool:
 def _leave(terminals: list[int]) -> None:
     """Write to nowhere instead of to a terminal that is gone: there even a progress bar's last line is an error."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RuntimeError):  # the last one where the signal came in the middle of a write
             stream.flush()
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in terminals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
+from harness.core import signals
 from harness.core.registry import ROOT
 from harness.core.signals import kept_signals
 from harness.running import executors
@@ -330,3 +332,17 @@ def force_under_fire(program: Program, kills: int, seed: int) -> None:
 
 def test_a_forced_run_that_is_killed_leaves_the_earlier_record_in_sight(program: Program):
     force_under_fire(program, kills=4, seed=0)
+
+
+def test_a_signal_in_the_middle_of_a_write_ends_a_command_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    class Busy(io.StringIO):
+        def flush(self) -> None:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(sys, "stderr", Busy())
+    with kept_signals():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signals.stop_on_signals()
+        with pytest.raises(signals.Stopped, match="ended by SIGHUP"):
+            signal.raise_signal(signal.SIGHUP)
