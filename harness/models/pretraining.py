@@ -306,7 +306,7 @@ def train_all(sources: Sequence[TrainedSource], cache: CacheView) -> None:
 
 
 def _train_here(sources: Iterable[TrainedSource], cache: CacheView) -> None:
-    """Train them in this process, one after the other; of one to fine-tune it is told why it cannot be."""
+    """Train them in this process, one after the other; one that diverges or runs out of memory is refused in a sentence."""
     for source in sources:
         try:
             with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:

@@ -895,3 +895,16 @@ def test_figures_reach_records_through_one_door():
     for file in sorted((ROOT / "plots").glob("*.py")):
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"harness\.(storage|store|records|record_\w+|packs|packing|frames)\b", text), file.name
+
+
+def test_lines_of_one_colour_at_equal_damage_differ_in_their_dashes():
+    from plots.equal_damage import _dashes
+    from tests.reading.test_equal_damage import falling, line, only
+
+    forms = [("kfade", {"estimator": each}) for each in ("kfac", "diagonal", "identity")] + [
+        ("predictor_corrector", {"predictor": "kfac"})
+    ]
+    one = only(*(falling(line(0.6, 0.1), method, config) for method, config in [*forms, ("ga", {})]))
+    drawn = {each.label: _dashes(one)[each.label] for each in one.contenders}
+    assert drawn.pop("ga") == "-"
+    assert len(drawn) == len(set(map(str, drawn.values()))) == len(forms)
