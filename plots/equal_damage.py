@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UsageError
-from harness.core.evaluator import title_of
+from harness.core.evaluator import metric_of, title_of
 from harness.core.figure import FigureOptions, Sheet, figure
 from harness.core.metric import in_text
 from harness.reading.contenders import Contender
@@ -87,14 +87,14 @@ def _file_name(comparison: EqualDamage) -> str:
 
 
 def _metrics(comparison: EqualDamage) -> list[str]:
-    """What is drawn: the metric that ranks, what falls with forgetting, and the ends of attacks by fine-tuning."""
+    """What is drawn: what ranks, what falls with forgetting, and the ends of attacks by fine-tuning, else what was kept."""
     roles, measured = comparison.roles, comparison.metrics
     ends: dict[str, int] = {}
     for metric in measured:
         if (match := re.fullmatch(r"attack_(\w+?)_(\d+)", metric)) and match[1] in KINDS:
             ends[match[1]] = max(ends.get(match[1], 0), int(match[2]))
     attacks = [f"attack_{kind}_{ends[kind]}" for kind in KINDS if kind in ends]
-    names = [roles.ranking or next(iter(roles.forgetting), ""), roles.level, *attacks]
+    names = [roles.ranking or next(iter(roles.forgetting), ""), roles.level, *(attacks or roles.kept)]
     return [metric for metric in dict.fromkeys(names) if metric in measured]
 
 
@@ -173,6 +173,8 @@ def _marks(axes: Axes, comparison: EqualDamage, metric: str, named: bool) -> Non
     names = {"untouched": "untouched,\nretrained"} if near else {name: name for name in levels}
     for name, level in levels.items():
         _style.line(axes, level, names.get(name, "") if named else "")
+    if (match := metric_of(metric)) and match[1].chance is not None:
+        _style.line(axes, match[1].chance, "chance" if named else "")
     for contender in comparison.fixed:
         middle, damage = comparison.middle(contender, None, metric), comparison.damage(contender, None)
         if middle and damage:

@@ -908,3 +908,24 @@ def test_lines_of_one_colour_at_equal_damage_differ_in_their_dashes():
     drawn = {each.label: _dashes(one)[each.label] for each in one.contenders}
     assert drawn.pop("ga") == "-"
     assert len(drawn) == len(set(map(str, drawn.values()))) == len(forms)
+
+
+def test_what_was_kept_is_drawn_at_equal_damage_where_no_attack_was_and_chance_where_a_metric_has_one():
+    from plots.equal_damage import _all_in_one, _metrics
+    from tests.reading.test_equal_damage import only
+    from tests.records import at_budgets, number
+
+    def on_wmdp(method: str, bio: float, **attacked: float) -> RunResult:
+        values = {"bio_accuracy": bio, "general_accuracy": 0.9, **attacked}
+        return at_budgets({0.01: [number(*of) for of in values.items()]}, spec={"bench": "wmdp-bio", "method": method})
+
+    drawn = only(on_wmdp("kfade", 0.4), on_wmdp("npo", 0.9))
+    names = _metrics(drawn)
+    assert names == ["bio_accuracy", "general_accuracy"]
+    panels = _all_in_one(drawn, names).axes
+    assert len(panels) == 2
+    for axes in panels:
+        assert "chance" in [text.get_text() for text in axes.texts]
+        assert 0.25 in [each.get_ydata()[0] for each in axes.lines]
+    attacked = only(on_wmdp("kfade", 0.4, attack_related_50=0.5))
+    assert _metrics(attacked) == ["bio_accuracy", "attack_related_50"]
