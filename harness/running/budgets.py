@@ -130,7 +130,8 @@ class BudgetedRun:
         from harness.numerics.weights import Weights
 
         left, model = list(self.budgets), self.context.model
-        before, done, most, first, why = self._start, 0.0, 0.0, True, "it never did so much damage"
+        before, done, most, why = self._start, 0.0, 0.0, "it never did so much damage"
+        last: Progress | None = None
         steps = self.steps()
         while left:
             try:
@@ -144,7 +145,7 @@ class BudgetedRun:
                 damage = self._meter.look(left[0])
             after = Weights.of(model)
             most = max(most, damage)
-            if damage >= left[0] and first:
+            if damage >= left[0] and last is None:
                 self._say_that_the_first_is_long(damage)
             while left and damage >= left[0]:
                 if (point := self._between(before, after, (done, damage), left[0], progress)) is not None:
@@ -152,7 +153,10 @@ class BudgetedRun:
                 left.pop(0)
             if left:
                 after.place(model)
-            before, done, first = before.then(after), damage, False
+            before, done, last = before.then(after), damage, progress
+        if left and last is not None and left[0] - done <= TOLERANCE * left[0]:  # where it ends is near enough
+            before.place(model)
+            yield self._point(last, self._damage(), **{BUDGET: left.pop(0), "share_of_step": 1.0})
         for budget in left:
             self.unreached[budget] = f"{why} ({most:.3g} at most)" if why.startswith("it never") else why
 

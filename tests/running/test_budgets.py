@@ -317,6 +317,21 @@ def test_the_run_ends_at_its_largest_budget(make_context: ContextMaker, budgeted
     assert taken[-1] == point.step < 8
 
 
+@pytest.mark.parametrize(("short", "met"), [(0.015, True), (0.03, False)])
+def test_a_way_that_ends_within_two_percent_of_a_budget_meets_it(
+    short: float, met: bool, make_context: ContextMaker, budgeted: Problem
+):
+    context = make_context(problem=budgeted)
+    meter = DamageMeter(context.model, context.tokenizer, budgeted.held_out)
+    end = [meter.damage().nats for _ in walk(context, None)][-1]
+    context = make_context(problem=budgeted)
+    run = BudgetedRun(context, (end / 10, end / (1 - short), 1e9), "steps", lambda: walk(context, None))
+    damages = {p.logged["budget"]: p.logged["damage"] for p in run.points()}
+    assert damages[end / 10] == pytest.approx(end / 10, rel=TOLERANCE)
+    assert damages.get(end / (1 - short)) == (pytest.approx(end, rel=1e-6) if met else None)
+    assert list(run.unreached) == [1e9] if met else [end / (1 - short), 1e9]
+
+
 def test_what_breaks_off_keeps_its_points_and_says_why_the_others_are_absent(make_context: ContextMaker, budgeted: Problem):
     context = make_context(problem=budgeted)
 
