@@ -168,5 +168,8 @@ def _known(what: str) -> Sequence[str]:
 
     if what == "models":
         return list(dict.fromkeys(name for bench in BENCHMARKS.all().values() for name in bench.models if name[0] != "<"))
+    if what == "templates":
+        names = [name for bench in BENCHMARKS.all().values() for name in getattr(bench, "templates", ())]
+        return list(dict.fromkeys([*names, "chat"]))
     registries: dict[str, Registry[Any]] = {"methods": METHODS, "benches": BENCHMARKS, "evals": EVALUATORS, "figures": FIGURES}
     return registries[what].names()

@@ -21,7 +21,7 @@ from harness.core.options import Protocol
 if TYPE_CHECKING:
     from harness.core.registry import Registry
 
-KINDS = ("methods", "benches", "models", "evals", "studies", "figures", "runs")
+KINDS = ("methods", "benches", "models", "templates", "evals", "studies", "figures", "runs")
 """What `harness list` can list."""
 PROTOCOLS: Sequence[Protocol] = get_args(Protocol)
 """On what a run's settings stand."""
@@ -112,7 +112,28 @@ def _rows(kind: str) -> list[dict[str, Any]]:
             for name, about in benchmark.models.items():
                 known.setdefault(name, (about, []))[1].append(bench)
         return [{"model": name, "benches": ", ".join(benches), "about": about} for name, (about, benches) in known.items()]
+    if kind == "templates":
+        return _templates()
     return [{"name": entry.name, "about": entry.summary} for entry in _registry(kind).listed()]
+
+
+def _templates() -> list[dict[str, Any]]:
+    """What a benchmark's questions can be put in, and what that makes of one."""
+    from harness.core.benchmark import BENCHMARKS
+    from harness.core.text import Template
+    from harness.numerics.chat_templates import CHAT
+
+    several = {bench: dict(getattr(benchmark, "templates", {})) for bench, benchmark in BENCHMARKS.all().items()}
+    benches: dict[Template, list[str]] = {}
+    for bench, templates in several.items():
+        for template in templates.values():
+            benches.setdefault(template, []).append(bench)
+    rows = [
+        {"template": each.name, "benches": ", ".join(of), "prompt": json.dumps(each.prompt("QUESTION") + each.scored_tag)[1:-1]}
+        for each, of in benches.items()
+    ]
+    takes = ", ".join(bench for bench, templates in several.items() if templates)
+    return [*rows, {"template": CHAT, "benches": takes, "prompt": "as the tokenizer's own chat template has it"}]
 
 
 def _registry(kind: str) -> Registry[Any]:

@@ -44,7 +44,8 @@ class Benchmark(Protocol):
     """A registered benchmark: its models, its data, what is measured.
 
     One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One whose
-    metrics play parts (a headline, a ranking, what methods are compared in) has `roles: MetricRoles`.
+    metrics play parts (a headline, a ranking, what methods are compared in) has `roles: MetricRoles`. One that takes
+    `Options.template` has `templates: Mapping[str, Template]`, those it knows by name; any other puts questions in its own.
     """
 
     name: str

@@ -58,7 +58,7 @@ class Field:
     metavar: str = "TEXT"
     """What stands for the value in `--help`."""
     completes: str = ""
-    """What a shell completes it with: `methods`, `benches`, `models`, `evals`, or words parted by `|`."""
+    """What a shell completes it with: `methods`, `benches`, `models`, `templates`, `evals`, or words parted by `|`."""
     repeated: bool = False
     """Whether the flag may be given several times; mappings of several layers are then put together."""
     switch: bool = False

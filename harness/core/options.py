@@ -53,6 +53,8 @@ class Options:
     """`float32` or `bfloat16`."""
     variant: Variant = "original"
     """Whose metric definitions: ToFU's own, or open-unlearning's."""
+    template: str = ""
+    """How questions are put: a template's name, `chat` for the tokenizer's own, or the model's usual one."""
     retain: Retain = "all"
     """Which texts guard what is unlearned, where a benchmark has neighbouring and general ones."""
     data_dir: Path | None = None

@@ -63,6 +63,18 @@ class GgufSource:
         """The model in eval mode and its tokenizer; see `checkpoint`."""
         return self.checkpoint(cache).load(cache, device, dtype)
 
+    def tokens(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone, out of the file.
+
+        Raises:
+            UsageError: as `checkpoint` does.
+        """
+        from transformers import AutoTokenizer
+
+        self._check_readable()
+        with refused(self.name, f"GGUF file {self.file.name}"), quiet():
+            return AutoTokenizer.from_pretrained(str(self.file.parent), gguf_file=self.file.name)
+
     def seconds(self, cache: CacheView) -> float | None:
         """What training it took is not known."""
         return None
@@ -73,14 +85,9 @@ class GgufSource:
     def _convert(self, folder: Path) -> Mapping[str, JSON]:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils.import_utils import is_gguf_available
         from transformers.utils.logging import disable_progress_bar
 
-        if not is_gguf_available():
-            raise UsageError(
-                f"the weights of {self.name} are in a GGUF file here ({self.file.name}), which the package gguf reads: "
-                "pip install gguf (or the extra smollm2 of this harness)."
-            )
+        self._check_readable()
         disable_progress_bar()
         place, name = str(self.file.parent), self.file.name
         # It takes a minute or two, once; transformers draws a bar of its own of the last seconds.
@@ -102,6 +109,16 @@ class GgufSource:
             model.load_state_dict(read.state_dict())
         save_checkpoint(model, tokenizer, folder, {})
         return {"name": self.name}
+
+    def _check_readable(self) -> None:
+        """Refuse it where the package that reads such files is missing."""
+        from transformers.utils.import_utils import is_gguf_available
+
+        if not is_gguf_available():
+            raise UsageError(
+                f"the weights of {self.name} are in a GGUF file here ({self.file.name}), which the package gguf reads: "
+                "pip install gguf (or the extra smollm2 of this harness)."
+            )
 
     def _check_whole(self) -> None:
         """Refuse a file that ends too early, or is another kind of file: what reads it speaks of arrays then."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, tzinfo
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
-
-from jinja2 import TemplateError
 
 from harness.core.errors import UsageError
 from harness.core.evaluator import GenerationRequest
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
 
 CHAT_DATE = "10 Apr 2025"
 """What chat templates that name the day are told (open-unlearning's), so that prompts do not change with the calendar."""
+WITHOUT_THOUGHTS = {"enable_thinking": False, "thinking": False}
+"""What chat templates that offer it read to switch a model's thoughts off (Qwen3's, GLM's; Granite's, DeepSeek's)."""
 
 Answer = Callable[[Sequence[list[int]], Sequence[GenerationRequest]], Iterable[tuple[GenerationRequest, str]]]
 """(prompts' tokens, requests) → each request with its answer, in any order."""
@@ -87,12 +87,30 @@ def conversation(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answe
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]
+    return rendered(tokenizer, messages)
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], thoughts: bool = True) -> str:
+    """Messages as the tokenizer's chat template renders them; behind a user's, up to where the answer begins.
+
+    Args:
+        tokenizer: whose template; it has one.
+        messages: each with its `role` and its `content`.
+        thoughts: whether the model may think before it answers; where not, a template that offers it is asked to prevent it.
+
+    Raises:
+        UsageError: for a template that does not take such a conversation.
+    """
+    how: dict[str, Any] = {"date_string": CHAT_DATE, **({} if thoughts else WITHOUT_THOUGHTS)}
+    answered = messages[-1]["role"] == "assistant"
     try:
         # Templates get the clock of that module, and no other from us.
         with patch("transformers.utils.chat_template_utils.datetime", _ChatDay):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
-    except TemplateError as error:
-        raise UsageError(f"the tokenizer's chat template takes no conversation of {len(turns)} turns: {error}.") from error
+            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered, **how)
+    except Exception as error:  # a template is a program of its maker's
+        turns = sum(message["role"] == "user" for message in messages)
+        why = str(error).partition("\n")[0].rstrip(".!")
+        raise UsageError(f"the tokenizer's chat template takes no conversation of {turns} turns: {why}.") from error
     return str(text)
 
 

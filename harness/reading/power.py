@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from harness.core.benchmark import BENCHMARKS, roles_of
+from harness.core.config import to_json
 from harness.core.errors import UsageError
 from harness.core.evaluator import metric_of
 from harness.core.measurement import Absent, Measurement
@@ -53,7 +54,7 @@ def smallest_differences(bench: str, model: str, store: Store, options: Options)
     for result in store.runs():
         spec = result.spec
         same = (spec.bench, spec.limit, spec.variant, spec.retain) == (bench, options.limit, options.variant, problem.retain)
-        same = same and spec.method not in REFERENCE_METHODS and not spec.budgets
+        same = same and spec.template == to_json(problem.template) and spec.method not in REFERENCE_METHODS and not spec.budgets
         if same and spec.sources.get("base") == base and result.points and spec.method not in recorded:
             rows = store.rows(spec, result.points[-1].index)
             if rows is not None:

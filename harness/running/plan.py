@@ -57,6 +57,9 @@ def read(bench: str, model: str, options: Options) -> EvalPlan:
     """
     benchmark = BENCHMARKS.get(bench)
     problem = benchmark.problem(model, options)
+    if not hasattr(benchmark, "templates") and options.template not in ("", problem.template.name):
+        own = problem.template.name
+        raise UsageError(f"{bench} puts its questions in one template, '{own}'; leave out --template {cut(options.template)}.")
     return eval_plan(benchmark, hold_out(problem) if options.budgets else problem, options)
 
 
@@ -185,6 +188,7 @@ def _command(spec: RunSpec, options: Options, preset: Preset, settings: Mapping[
         # Named wherever `auto` might choose otherwise.
         ("--generator", options.generator, "" if spec.device == "cuda" else "hf"),
         ("--variant", options.variant, "original"),
+        ("--template", options.template, ""),
         ("--retain", options.retain, "all"),
         ("--preset", preset, "published"),
         ("--evals", ",".join(options.evals), ""),

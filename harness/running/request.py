@@ -94,6 +94,8 @@ class Request:
     """A card, mini, mini@SEED, scratch, a hub id or a folder."""
     variant: WhoseMetrics = "original"
     """Whose metric definitions: original or open-unlearning."""
+    template: Annotated[str, Field(text, WHAT, metavar="NAME", completes="templates")] = ""
+    """How real models are asked: chat, the tokenizer's own chat template, or a name (harness list templates)."""
     retain: Annotated[
         Retain, Field(word("all", "general", "neighbours"), WHAT, metavar="WORD", completes="all|general|neighbours")
     ] = "all"
@@ -139,6 +141,7 @@ class Request:
             device=device,
             dtype=self.dtype,
             variant=self.variant,
+            template=self.template,
             retain=self.retain,
             evals=self.evals,
             points="all" if self.budgets else points,  # where they are is said by the budgets
@@ -156,6 +159,7 @@ class RequestFields(TypedDict, total=False):
     """The keywords of `Request` for Python."""
 
     model: str
+    template: str
     variant: Variant
     retain: Retain
     limit: int | None
@@ -247,6 +251,7 @@ def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
         "method": spec.method,
         "bench": spec.bench,
         "model": spec.model,
+        "template": spec.template.get("name", ""),
         "seed": spec.seed,
         "limit": spec.limit,
         "dtype": spec.dtype,
@@ -265,7 +270,7 @@ def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
 
 RECORDED = frozenset(
     ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "retain", "evals", "points", "preset")
-) | {"judge_repetitions", "budgets"}
+) | {"judge_repetitions", "budgets", "template"}
 """What a recorded run says and nobody may say otherwise beside it; its model may lie elsewhere here."""
 
 
@@ -369,9 +374,9 @@ class StudyRequest(Request):
         Raises:
             UsageError: naming it.
         """
-        for name, flag in (("model", "--model"), ("evals", "--evals"), ("budgets", "--budgets"), ("rows", "--rows")):
+        for name in ("model", "template", "evals", "budgets", "rows"):
             if getattr(self, name) != getattr(StudyRequest(), name):
-                raise UsageError(f"the study {study} says {name} itself, the same for every method. Leave out {flag}.")
+                raise UsageError(f"the study {study} says {name} itself, the same for every method. Leave out --{name}.")
 
 
 def request_file(kind: type[Request], file: Path) -> dict[str, Given]:

@@ -35,6 +35,7 @@ from harness.models.bases import BASES
 from harness.models.finetuning import FinetunedModel, finetuned_model
 from harness.models.small import SMALL_MODELS, small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
+from harness.models.templates import Chosen, chosen, only
 from harness.storage.cache import digest
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Tofu:
         "<hub id or folder>": "any checkpoint, with the real questions; needs --reference LOG for forget quality",
     }
 
+    templates = TEMPLATES
     roles = ROLES
 
     def __init__(self, name: str) -> None:
@@ -121,7 +123,7 @@ class Tofu:
             small_name(seed, arithmetic),
             options,
             rows,
-            TEMPLATES["mini"],
+            only(options.template, TEMPLATES["mini"], "mini"),
             mini_sources(seed, self.retain, arithmetic),
             generation_budget=64,
             refusals=WORLD_REFUSALS,
@@ -138,9 +140,10 @@ class Tofu:
     def _scratch(self, options: Options) -> Problem:
         rows = real_rows(self.forget, self.retain, options.data_dir)
         sources = scratch_sources({"full": rows["full"], self.retain: rows[self.retain]}, self.retain)
+        template = only(options.template, TEMPLATES["scratch"], "scratch")
         notes = ["trained from nothing on ToFU's questions alone: real authors and world facts are unknown to it (near chance)"]
         refusals = refusal_sentences(options.data_dir)
-        return self._problem("scratch", options, rows, TEMPLATES["scratch"], sources, refusals=refusals, notes=notes)
+        return self._problem("scratch", options, rows, template, sources, refusals=refusals, notes=notes)
 
     def _card(self, name: str, options: Options) -> Problem:
         card, rows = CARDS[name], real_rows(self.forget, self.retain, options.data_dir)
@@ -152,9 +155,10 @@ class Tofu:
             data_dir=options.data_dir,
         )
         sources = {"base": source, "retain-0": replace(source, name=retain, doubt=doubt)}
-        notes = [*card.notes, *([f"retain-0 is {retain}: {doubt}"] if doubt and not options.reference else [])]
+        template, of_template = chosen(options.template, Chosen(TEMPLATES[card.template]), TEMPLATES, source.tokens)
+        notes = [*card.notes, *of_template, *([f"retain-0 is {retain}: {doubt}"] if doubt and not options.reference else [])]
         refusals = refusal_sentences(options.data_dir)
-        return self._problem(name, options, rows, TEMPLATES[card.template], sources, refusals=refusals, notes=notes)
+        return self._problem(name, options, rows, template, sources, refusals=refusals, notes=notes)
 
     def _finetuned(self, named: FinetunedModel, options: Options) -> Problem:
         rows = real_rows(self.forget, self.retain, options.data_dir)
@@ -176,7 +180,7 @@ class Tofu:
                 problem, model=model, family=problem.model.partition("@")[0], sources={**problem.sources, "base": source}
             )
         rows = real_rows(self.forget, self.retain, options.data_dir)
-        template, notes = template_of(source)
+        template, notes = template_of(source, options.template)
         refusals = refusal_sentences(options.data_dir)
         problem = self._problem(model, options, rows, template, {"base": source}, refusals=refusals, notes=notes)
         return replace(problem, family=family if family in CARDS else "")

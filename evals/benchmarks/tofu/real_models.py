@@ -16,6 +16,7 @@ from harness.data.general import Instructions
 from harness.models.bases import BASES, base_source, packaged
 from harness.models.finetuning import FinetunedModel, Finetuning, defaults, finetuned_sources, parameters_of
 from harness.models.gguf import GgufSource
+from harness.models.templates import Chosen, chosen
 
 
 class RealModels(NamedTuple):
@@ -58,10 +59,11 @@ def real_sources(
     if isinstance(base, GgufSource):
         notes.append(f"its weights were read from a quantised file ({base.file.name}), before they were trained in full")
     if isinstance(base, GgufSource) or named.base in BASES:
-        template = TEMPLATES[BASES[named.base].template]
+        of_card = Chosen(TEMPLATES[BASES[named.base].template])
+        template, of_template = chosen(options.template, of_card, TEMPLATES, base.tokens, learned=False)
     else:
-        template, guessed = template_of(base)
-        notes += guessed
+        template, of_template = template_of(base, options.template)
+    notes += of_template
     if options.limit:
         notes.append(f"fine-tuned on {options.limit} rows of each split alone: a try of the machinery, no result")
     full = [*rows[forget][: options.limit], *rows[retain][: options.limit]] if options.limit else rows["full"]

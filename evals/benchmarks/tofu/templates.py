@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from harness.core.text import Template
 from harness.models.sources import CheckpointSource, read_sidecar
+from harness.models.templates import Chosen, chat, chosen
+from harness.numerics.chat_templates import CHAT
 
 TEMPLATES = {
     "mini": Template("mini", answer_tag=" "),
@@ -32,20 +34,25 @@ LLAMA3_VOCABULARY = 128_000
 """A Llama with at least so many tokens speaks Llama-3's template; Llama-2 has 32,000."""
 
 
-def template_of(source: CheckpointSource) -> tuple[Template, list[str]]:
-    """How a checkpoint is asked: as the file beside it says, if this harness saved it, else as fits its architecture.
+def template_of(source: CheckpointSource, wanted: str) -> Chosen:
+    """How a checkpoint is asked: as is wanted, as the file beside it says, or as fits its architecture.
 
-    Returns:
-        (the template, what a reader must know of it: that it was guessed, or nothing).
+    Args:
+        source: the checkpoint.
+        wanted: a template's name, `chat`, or nothing.
 
     Raises:
-        UsageError: for a checkpoint whose configuration cannot be read.
+        UsageError: for a checkpoint whose configuration cannot be read, or a template that it cannot be asked in.
     """
-    named = str(read_sidecar(source.folder).get("template", ""))
-    if named in TEMPLATES:
-        return TEMPLATES[named], []
-    guessed = TEMPLATES[template_name(source)]
-    return guessed, [f"template '{guessed.name}', guessed from the architecture"]
+    saved = str(read_sidecar(source.folder).get("template", ""))
+    if saved == CHAT:
+        usual = chat(TEMPLATES, source.tokens())
+    elif saved in TEMPLATES:
+        usual = Chosen(TEMPLATES[saved])
+    else:
+        guessed = TEMPLATES[template_name(source)]
+        usual = Chosen(guessed, [f"template '{guessed.name}', guessed from the architecture"])
+    return chosen(wanted, usual, TEMPLATES, source.tokens, learned=saved in (*TEMPLATES, CHAT))
 
 
 def template_name(source: CheckpointSource) -> str:

@@ -31,6 +31,8 @@ from harness.data.general import Instructions
 from harness.models.finetuning import finetuned_model
 from harness.models.small import small_name, small_world
 from harness.models.sources import CheckpointSource, read_sidecar
+from harness.models.templates import Chosen, chat, chosen, only
+from harness.numerics.chat_templates import CHAT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +49,7 @@ class Wmdp:
     """
 
     version = 1
+    templates = TEMPLATES
     models: Mapping[str, str] = {
         "mini": (
             "the embedded crafts and a 1.2 M-parameter Llama trained on the spot; mini@K for world seed K, mini@portable or "
@@ -83,16 +86,18 @@ class Wmdp:
             seed, arithmetic = small_world(model)
             sources = {"base": mini_source(seed, arithmetic)}
             data = embedded_data(seed, self.stages, options)
-            return self._problem(small_name(seed, arithmetic), TEMPLATES["mini"], sources, data, options)
+            template = only(options.template, TEMPLATES["mini"], "mini")
+            return self._problem(small_name(seed, arithmetic), template, sources, data, options)
         if model in CARDS:
             card = CARDS[model]
             base = CheckpointSource(
                 card.base, tokenizer=card.tokenizer, trust_remote_code=options.trust_remote_code, data_dir=options.data_dir
             )
             others = {name: replace(base, name=hub_id) for name, hub_id in card.checkpoints.items()}
+            template, notes = chosen(options.template, Chosen(TEMPLATES[card.template]), TEMPLATES, base.tokens)
             data = real_data(base, self.stages, options)
-            data = replace(data, notes=[*card.notes, *data.notes])
-            return self._problem(model, TEMPLATES[card.template], {"base": base, **others}, data, options)
+            data = replace(data, notes=[*card.notes, *notes, *data.notes])
+            return self._problem(model, template, {"base": base, **others}, data, options)
         if finetuned_model(model):
             raise UsageError(
                 f"{self.name} fine-tunes no model: it makes one forget what it knows from its pre-training. Give the hub id or "
@@ -130,8 +135,11 @@ class Wmdp:
             return replace(
                 problem, model=model, family=problem.model.partition("@")[0], sources={**problem.sources, "base": source}
             )
-        template = TEMPLATES.get(str(about.get("template", "")), TEMPLATES["plain"])
-        problem = self._problem(model, template, {"base": source}, real_data(source, self.stages, options), options)
+        saved = str(about.get("template", ""))
+        usual = chat(TEMPLATES, source.tokens()) if saved == CHAT else Chosen(TEMPLATES.get(saved, TEMPLATES["plain"]))
+        template, notes = chosen(options.template, usual, TEMPLATES, source.tokens, learned=False)
+        data = real_data(source, self.stages, options)
+        problem = self._problem(model, template, {"base": source}, replace(data, notes=[*notes, *data.notes]), options)
         return replace(problem, family=family if family in CARDS else "")
 
     def _problem(
