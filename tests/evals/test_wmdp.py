@@ -11,6 +11,7 @@ import pytest
 
 from evals.benchmarks import wmdp
 from evals.benchmarks.wmdp.cards import CARDS, CORPORA
+from evals.benchmarks.wmdp.models import TEMPLATES
 from harness.core.benchmark import BENCHMARKS
 from harness.core.errors import UsageError
 from harness.core.evaluator import EvalPlan
@@ -18,6 +19,7 @@ from harness.core.measurement import Measurement
 from harness.core.options import Options
 from harness.core.text import Window
 from harness.data.corpora import Windows
+from harness.models.sources import save_checkpoint
 from harness.running.doctor import examine
 from harness.running.plan import plan
 from harness.running.run import execute
@@ -223,6 +225,24 @@ def test_the_card_names_the_published_unlearned_models(nano: Nano, folder: Folde
     assert isinstance(found.stages[0].forget, Windows)
     assert found.template.prompt("Hello") == "<|user|>\nHello</s>\n<|assistant|>\n"
     assert not EvalPlan(found).references
+
+
+def test_the_template_may_be_chosen(nano: Nano, folder: Folder, tmp_path: Path):
+    data, place = folder(), tmp_path / "own"
+    save_checkpoint(nano.model(0), nano.tokenizer, place, {})
+    assert problem("wmdp-bio", str(place), data_dir=data).template.name == "plain"
+    named = problem("wmdp-bio", str(place), data_dir=data, template="zephyr")
+    assert named.template == TEMPLATES["zephyr"]
+    assert "asked in the template 'zephyr', as --template says" in named.notes
+    with pytest.raises(UsageError, match="the tokenizer has no chat template"):
+        problem("wmdp-bio", str(place), data_dir=data, template="chat")
+    (place / "chat_template.jinja").write_text("Q: {{ messages[0].content }} A:")
+    chatty = problem("wmdp-bio", str(place), data_dir=data, template="chat")
+    assert chatty.template.prompt("Who?") == "Q: Who? A:"
+    (place / "harness.json").write_text('{"template": "chat"}')
+    assert problem("wmdp-bio", str(place), data_dir=data).template == chatty.template, "as it was asked when it was saved"
+    (place / "chat_template.jinja").write_text("<|user|>\n{{ messages[0].content }}</s>\n{{ '<|assistant|>\n' }}")
+    assert problem("wmdp-bio", str(place), data_dir=data, template="chat").template == TEMPLATES["zephyr"]
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,18 @@ def test_the_hub_is_asked_for_no_commit_where_the_weights_are_here(package: Path
 # ---------------------------------------------------------------- GGUF
 
 
+@needs_gguf
+def test_the_tokenizer_of_a_gguf_file_can_be_had_alone(tmp_path: Path):
+    words = byte_tokenizer()
+    source = GgufSource("tiny", write_gguf(tmp_path / "tiny.gguf", tiny_llama(), words))
+    alone = source.tokens()
+    assert (alone.chat_template, alone.eos_token) == (CHAT, "<|im_end|>")
+    assert alone("Where was he born?")["input_ids"] == words("Where was he born?")["input_ids"]
+    (tmp_path / "cut.gguf").write_bytes(source.file.read_bytes()[:200])
+    with pytest.raises(UsageError, match=r"cut\.gguf"):
+        replace(source, file=tmp_path / "cut.gguf").tokens()
+
+
 def test_a_gguf_file_is_named_by_its_bytes_and_how_it_is_read(package: Path, tmp_path: Path):
     source = GgufSource("a", package / CARD.file, {"rms_norm_eps": 1e-5})
     moved = tmp_path / "elsewhere.gguf"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,8 @@ from harness.core.benchmark import BENCHMARKS
 from harness.core.evaluator import metric_of
 from harness.core.measurement import Absent, Measurement
 from harness.core.options import Options
-from harness.reading.power import of_pairs, of_problem
+from harness.reading.power import of_pairs, of_problem, smallest_differences
+from harness.running.plan import plan
 from harness.statistics.two_sample import ks, smallest_distance
 from tests.cli.test_cli import Harness, harness  # noqa: F401
 
@@ -66,6 +69,22 @@ def test_without_rows_to_compare_it_says_so(nano_problem):
     first, *others = of_problem(replace(nano_problem, bench="tofu10"), "original", [rows(0, 0, 1)])
     assert isinstance(first, Measurement | Absent)
     assert all(isinstance(found, Absent) and "fewer than two methods" in found.reason for found in others)
+
+
+def test_rows_that_were_asked_for_in_another_template_are_no_pair():
+    """A published model has the same weights whatever it was asked in."""
+    specs = {method: plan("tofu10", "mini", method, {}, Options()).spec for method in ("ga", "npo")}
+    results = [SimpleNamespace(spec=spec, points=[SimpleNamespace(index=0)]) for spec in specs.values()]
+    tables = dict(zip(specs, (rows(0.0, 0.0, 1), rows(0.1, 0.2, 2)), strict=True))
+    store: Any = SimpleNamespace(runs=lambda: results, rows=lambda spec, index: tables[spec.method])
+
+    def shown() -> bool:
+        found = {each.metric: each for each in smallest_differences("tofu10", "mini", store, Options())}
+        return isinstance(found["forget_rouge"], Measurement)
+
+    assert shown()
+    results[1].spec = replace(specs["npo"], template={**specs["npo"].template, "name": "other"})
+    assert not shown()
 
 
 def test_an_accuracy_needs_what_the_paired_standard_error_says():
