@@ -14,8 +14,9 @@ gradients g of the un-averaged token losses with respect to its outputs, labels 
 
 A loss summed over tokens would multiply λ by the number of labels and step sizes by its root.
 
-Chapters, each standing on those before it: `layers` (which linear maps), `passes` (one pass over data), `signals` (what goes
-into the backward pass), `factors`, `spectrum`, `gradients`, `solve`, `files`, `by_curvlinops`.
+Chapters, each standing on those before it: `layers` (which linear maps), `products` (summed in float32), `passes` (one pass
+over data), `signals` (what goes into the backward pass), `factors`, `spectrum`, `gradients`, `solve`, `files`,
+`by_curvlinops`.
 
 Own engine: one hook per layer streams inputs and output gradients into what is wanted; no weight gradient is ever formed and
 the graph begins at the first targeted layer. It departs from curvlinops-for-pytorch (also offered, as `backend=curvlinops`)

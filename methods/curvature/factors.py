@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.layers import Layer
-from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of
+from methods.curvature.passes import LogitGradient, backpropagate, batches_of
+from methods.curvature.products import add_product, total_of
 
 
 @dataclass
@@ -79,12 +80,11 @@ def covariance_sums(
         flat = a.flatten(0, 1)
         if mask is not None:
             flat = flat[mask.to(flat.device)]
-        flat = accumulated(flat)
-        total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat).addmm_(flat.T, flat)
+        add_product(total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat), flat, flat)
 
     def on_gradient(layer: int, _: Tensor | None, g: Tensor) -> None:
-        flat = accumulated(g.flatten(0, 1))
-        total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat).addmm_(flat.T, flat, alpha=1 / samples)
+        flat = g.flatten(0, 1)
+        add_product(total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat), flat, flat, 1 / samples)
 
     def counted() -> Iterator[Batch]:
         nonlocal mask

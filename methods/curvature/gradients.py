@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from harness.data.rows import Encoded
 from methods.curvature.layers import Layer
-from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of
+from methods.curvature.passes import LogitGradient, backpropagate, batches_of
+from methods.curvature.products import add_product, total_of
 
 
 def gradient_matrices(
@@ -31,8 +32,8 @@ def gradient_matrices(
 
     def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
         assert a is not None
-        a, g = accumulated(a.flatten(0, 1)), accumulated(g.flatten(0, 1))
-        total_of(totals, layer, (g.shape[1], a.shape[1]), g).addmm_(g.T, a)
+        a, g = a.flatten(0, 1), g.flatten(0, 1)
+        add_product(total_of(totals, layer, (g.shape[1], a.shape[1]), g), g, a)
 
     data = batches_of(encoded, pad_id, model)
     backpropagate(model, layers, data, gradient, lambda _, a: a, on_gradient, "forget gradient", len(encoded))

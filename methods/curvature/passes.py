@@ -85,34 +85,6 @@ def batches_of(
         yield collate([encoded[i] for i in chosen], chosen, pad_id).to(model.device)
 
 
-def accumulated(value: Tensor) -> Tensor:
-    """A value in the type that sums are kept in: float64 stays, everything else is float32.
-
-    >>> accumulated(torch.ones(1, dtype=torch.bfloat16)).dtype
-    torch.float32
-    """
-    return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
-
-
-def total_of(totals: dict[int, Tensor], key: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A running sum, which starts at 0: it is added to in place.
-
-    Args:
-        totals: where it is kept.
-        key: under what.
-        shape: its shape.
-        like: something of its type, on its device.
-
-    >>> totals = {}
-    >>> _ = total_of(totals, 3, (2,), torch.ones(1)).add_(1)
-    >>> total_of(totals, 3, (2,), torch.ones(1)).tolist()
-    [1.0, 1.0]
-    """
-    if key not in totals:
-        totals[key] = torch.zeros(shape, dtype=like.dtype, device=like.device)
-    return totals[key]
-
-
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Inside, no parameter takes a gradient.

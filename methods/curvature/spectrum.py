@@ -24,7 +24,8 @@ from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.factors import Sums
 from methods.curvature.layers import Layer, input_groups
-from methods.curvature.passes import LogitGradient, accumulated, backpropagate, batches_of, total_of
+from methods.curvature.passes import LogitGradient, backpropagate, batches_of
+from methods.curvature.products import no_finer_than, summed_in, total_of
 
 
 @dataclass
@@ -146,12 +147,12 @@ def square_sums(
     buffers: dict[tuple[int, ...], Tensor] = {}
 
     def on_input(group: int, a: Tensor) -> Tensor:
-        a, q = accumulated(a), first[group].q_in
+        a, q = a.to(summed_in(a.dtype)), first[group].q_in
         return a if q is None else a @ q
 
     def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
         assert a is not None
-        g, q = accumulated(g), bases[layer].q_out
+        g, q = g.to(summed_in(g.dtype)), bases[layer].q_out
         g = g if q is None else g @ q
         total = total_of(sums.squares, layer, (g.shape[-1], a.shape[-1]), g)
         product = buffers.setdefault(tuple(total.shape), torch.empty_like(total))
@@ -164,5 +165,6 @@ def square_sums(
             sums.labels += len(answer_rows(batch))
             yield batch
 
-    backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature spectrum", len(rows or encoded))
+    with no_finer_than(model.dtype):
+        backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature spectrum", len(rows or encoded))
     return sums

@@ -1,0 +1,89 @@
+"""Matrix products of what passes through a layer, summed in float32 whatever the model's type, at the device's full rate.
+
+The product of two bfloat16 or float16 numbers is exact in float32. A GPU's matrix units take them as they are and sum in
+float32, many times faster than they multiply float32 numbers: nothing is lost against casting first but the order of sums.
+
+Products of which one side is float32 (rotations, and what has been rotated) may be rounded to TF32, 10 bits behind the point,
+where the other side came with at most as many: `no_finer_than`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+LOW = (torch.bfloat16, torch.float16)
+"""Types whose products are exact in float32."""
+
+
+def summed_in(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums are kept in: float64 for float64, float32 for everything else.
+
+    >>> summed_in(torch.bfloat16)
+    torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def total_of(totals: dict[int, Tensor], key: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A running sum, which starts at 0: it is added to in place.
+
+    Args:
+        totals: where it is kept.
+        key: under what.
+        shape: its shape.
+        like: something on its device, of the type that is summed.
+
+    >>> totals = {}
+    >>> _ = total_of(totals, 3, (2,), torch.ones(1, dtype=torch.bfloat16)).add_(1)
+    >>> total_of(totals, 3, (2,), torch.ones(1))
+    tensor([1., 1.])
+    """
+    if key not in totals:
+        totals[key] = torch.zeros(shape, dtype=summed_in(like.dtype), device=like.device)
+    return totals[key]
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+    """total += scale · leftᵀ right, in place and in the total's type.
+
+    Args:
+        total: [n, m] of `summed_in`'s type.
+        left: [N, n].
+        right: [N, m].
+        scale: a factor.
+
+    >>> total = torch.zeros(1, 2)
+    >>> add_product(total, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), scale=0.5)
+    >>> total.tolist()
+    [[0.5, 1.0]]
+    """
+    if left.device.type == "cuda" and left.dtype in LOW and right.dtype == left.dtype and total.dtype == torch.float32:
+        total.add_(torch.mm(left.T, right, out_dtype=torch.float32), alpha=scale)
+    else:
+        total.addmm_(left.to(total.dtype).T, right.to(total.dtype), alpha=scale)
+
+
+@contextmanager
+def no_finer_than(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, a GPU rounds the factors of float32 products to TF32 if what comes in has no more digits than that.
+
+    Nothing changes for float32 and float64, and nothing on a CPU. Measured on an H100, for a 7B's layers in bfloat16: an
+    EK-FAC pass at 1.4 times its floor in place of 3.2.
+
+    Args:
+        dtype: of what comes in.
+    """
+    if dtype not in LOW:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
