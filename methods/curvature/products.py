@@ -48,7 +48,7 @@ def total_of(totals: dict[int, Tensor], key: int, shape: tuple[int, ...], like: 
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """total += scale · leftᵀ right, in place and in the total's type.
+    """Add scale · leftᵀ right to a running sum, in its type.
 
     Args:
         total: [n, m] of `summed_in`'s type.
