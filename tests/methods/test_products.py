@@ -57,7 +57,13 @@ def test_tf32_is_allowed_for_inputs_of_low_precision_alone_and_for_no_longer():
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     for dtype, within in ((torch.float32, before), (torch.float64, before), (torch.bfloat16, "tf32"), (torch.float16, "tf32")):
-        with pytest.raises(ZeroDivisionError), no_finer_than(dtype):
+        with no_finer_than(dtype):
             assert matmul.fp32_precision == within
-            raise ZeroDivisionError
         assert matmul.fp32_precision == before
+
+
+def test_an_error_leaves_products_as_they_were():
+    before = torch.backends.cuda.matmul.fp32_precision
+    with pytest.raises(ZeroDivisionError), no_finer_than(torch.bfloat16):
+        raise ZeroDivisionError
+    assert torch.backends.cuda.matmul.fp32_precision == before
