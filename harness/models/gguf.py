@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 CONVERSION_VERSION = 1
 """Raised when this file changes what comes of a GGUF file."""
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    """Read once for all the runs that are planned: it takes half a minute for SmolLM2."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,9 @@ class GgufSource:
         Raises:
             UsageError: as `checkpoint` does.
         """
-        from transformers import AutoTokenizer
-
         self._check_readable()
         with refused(self.name, f"GGUF file {self.file.name}"), quiet():
-            return AutoTokenizer.from_pretrained(str(self.file.parent), gguf_file=self.file.name)
+            return _tokenizer(self.file)
 
     def seconds(self, cache: CacheView) -> float | None:
         """What training it took is not known."""

@@ -58,7 +58,9 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[Template, list[st
     first = _put_first(tokenizer)
     begun = start.startswith(first)
     template = _apart(tokenizer, Template(CHAT, start.removeprefix(first), end))
-    notes = [f"asked by the tokenizer's own chat template ({digest(tokenizer.get_chat_template())[:8]}), thoughts switched off"]
+    thinks = rendered(tokenizer, [{"role": "user", "content": QUESTIONS[0]}]) != texts[0]
+    off = ", its thoughts switched off" if thinks else ""
+    notes = [f"asked by the tokenizer's own chat template ({digest(tokenizer.get_chat_template())[:8]}){off}"]
     if not begun:
         notes.append(f"the tokenizer puts {first} first, which its chat template does not")
     if not _same_tokens(tokenizer, template, texts, begun):

@@ -21,7 +21,7 @@ from harness.core.text import Template
 from harness.models.bases import BASES
 from harness.models.export import ExportOptions
 from harness.running.plan import Plan, plan
-from harness.running.request import RunRequest, StudyRequest, recorded_request
+from harness.running.request import RunRequest, StudyRequest, SweepRequest, recorded_request, request_file
 from harness.running.run import execute
 from harness.storage.cache import Cache
 from harness.storage.identity import comparable
@@ -140,6 +140,21 @@ def test_flags_python_and_a_record_ask_for_it_alike(data: Path):
     (twin,) = again.plans(todo.spec.config)
     assert again.template == "chat"
     assert twin.spec == todo.spec
+
+
+def test_a_sweep_and_a_file_ask_for_it_too(data: Path, tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("method: ga\nbench: tofu10\ntemplate: chat\n")
+    assert read(RunRequest, request_file(RunRequest, tmp_path / "run.yaml")).template == "chat"
+    given = {
+        "method": "ga",
+        "bench": "tofu10",
+        "model": OWN,
+        "template": "chat",
+        "data_dir": data,
+        "grid": {"lr": [1e-4, 1e-3]},
+    }
+    trials = read(SweepRequest, from_python(SweepRequest, given)).sweep().trials()
+    assert {trial.plan({}).spec.template["name"] for trial in trials} == {"chat"}
 
 
 def test_a_guess_that_is_said_aloud_is_the_same_run(data: Path):

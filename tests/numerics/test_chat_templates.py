@@ -156,6 +156,7 @@ def test_a_chat_template_is_what_transformers_makes_of_it_token_by_token(name: s
         assert token_ids(tokenizer, [template.prompt(question)]) == [[*first, *applied(tokenizer, question)]]
     assert tuple(notes[1:]) == family.notes
     assert notes[0].startswith("asked by the tokenizer's own chat template (")
+    assert notes[0].endswith(", its thoughts switched off") == (name == "qwen3")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
