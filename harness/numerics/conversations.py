@@ -109,7 +109,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, st
             text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered, **how)
     except Exception as error:  # a template is a program of its maker's
         turns = sum(message["role"] == "user" for message in messages)
-        why = str(error).partition("\n")[0].rstrip(".!")
+        why = str(error).partition("\n")[0].rstrip(".!") or type(error).__name__
         raise UsageError(f"the tokenizer's chat template takes no conversation of {turns} turns: {why}.") from error
     return str(text)
 

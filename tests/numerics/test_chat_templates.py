@@ -266,6 +266,8 @@ def test_a_prompt_whose_end_runs_into_the_answer_is_refused():
         ("{{ messages[7].content.text }}", "takes no conversation of 1 turns"),
         ("{% for m in messages %}", "takes no conversation of 1 turns"),
         ("{{ 1 / 0 }}", "takes no conversation of 1 turns: division by zero"),
+        (7, "takes no conversation of 1 turns"),
+        ("{{ raise_exception('') }}", "takes no conversation of 1 turns: TemplateError"),
         ({"rag": "{{ messages[0].content }}"}, "takes no conversation of 1 turns: This model has multiple chat templates"),
     ],
 )
