@@ -17,7 +17,7 @@ def roles(stages: Sequence[str]) -> MetricRoles:
         headline=(*COMPARED, "selection_score"),
         level=f"{stages[0]}_accuracy",
         forgetting=tuple(f"{stage}_accuracy" for stage in stages),
-        kept=("general_accuracy", "mmlu_accuracy"),
+        kept=("general_accuracy", "mmlu_accuracy", "alpaca_kl"),
         selection="selection_score",
         likelihood_evaluators=MEASURED,
         compared=COMPARED,
