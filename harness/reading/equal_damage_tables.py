@@ -61,7 +61,8 @@ def budgets_sheet(comparison: EqualDamage) -> Sheet:
     """A row a budget and contender, the best at each budget first; the references above and below them."""
     import pandas as pd
 
-    metrics, ranking = shown_metrics(comparison), comparison.roles.ranking
+    metrics, roles = shown_metrics(comparison), comparison.roles
+    ranking = roles.ranking or next(iter(roles.forgetting), "")
     rows = [_reference_row(comparison, name, metrics) for name in ("untouched", "retrained")]
     for budget in comparison.budgets:
         present = [each for each in comparison.contenders if comparison.of(each, budget)]
@@ -73,9 +74,14 @@ def budgets_sheet(comparison: EqualDamage) -> Sheet:
                 rows.append(
                     _cells(f"{budget:g}", each.label, "", "", [absent, *[""] * (len(metrics) - 1)], comparison, metrics)
                 )
-    rows += [_row(comparison, each, None, metrics) for each in comparison.fixed]
+    rows += [_row(comparison, each, None, metrics) for each in _at_own_damage(comparison)]
     caption = f"Every method at the same damage: {title_at(comparison)}"
     return Sheet(comparison.table(), pd.DataFrame([row for row in rows if row]), caption, _reading(comparison))
+
+
+def _at_own_damage(comparison: EqualDamage) -> list[Contender]:
+    """Models at a damage of their own; the untouched one has none, and stands above."""
+    return [each for each in comparison.fixed if each.method != "untouched"]
 
 
 def _order(middle: Middle | None) -> float:
@@ -141,7 +147,7 @@ def _reading(comparison: EqualDamage) -> list[str]:
             [f"{title_of(comparison.roles.ranking)}s at or under {number(floor)} are ties: retrained models differ by as much."]
             * (floor is not None)
         ),
-        *(["own: a model at a damage of its own, which no budget decides"] if comparison.fixed else []),
+        *(["own: a model at a damage of its own, which no budget decides"] if _at_own_damage(comparison) else []),
         *comparison.chosen,
         *comparison.uneven,
         *comparison.notes,

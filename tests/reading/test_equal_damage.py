@@ -273,6 +273,25 @@ def test_the_table_has_every_number_and_every_reason():
     assert shown.iloc[-1].tolist()[1:4] == ["retrained", "1", "0.200"]
 
 
+def test_the_untouched_model_stands_once_in_the_table():
+    untouched = at_budgets({None: measured(0.7, 0.98)}, spec={"method": "untouched"})
+    table = budgets_sheet(only(falling({0.01: (0.4, 0.5)}), untouched))
+    assert [*table.shown["method"]].count("untouched") == 1
+    assert "own" not in [*table.shown["budget"]]
+    assert not any(note.startswith("own:") for note in table.notes)
+
+
+def test_the_table_is_in_order_of_what_is_to_fall_where_nothing_ranks():
+    made = [
+        at_budgets(
+            {0.01: [number("bio_accuracy", value, better="lower", floor=None)]}, spec={"bench": "wmdp-bio", "method": name}
+        )
+        for name, value in (("a", 0.9), ("b", 0.4), ("c", 0.6))
+    ]
+    shown = budgets_sheet(only(*made)).shown
+    assert [*shown[shown["budget"] == "0.01"]["method"]] == ["b", "c", "a"]
+
+
 def test_contenders_are_told_apart_by_their_authors_in_every_world(tmp_path: Path):
     """Worlds have authors of their own: a difference is the mean over worlds, its interval leaves out 0 where all agree."""
     results = []
