@@ -40,6 +40,8 @@ GeneratorName = Literal["hf", "vllm"]
 VERSION = 2
 """Raised when this file changes what a model answers. 2: ends that generation settings name; templates that ask the clock."""
 PROMPTS_PER_BATCH = 256
+GENERATED_ON_CPU = 32
+"""As many for `transformers`' own `generate` on a CPU: a batch is computed until its last answer ends."""
 TOKENS_PER_BATCH = 80_000
 """Tokens of prompts and answers together: their keys and values must fit beside the model. ToFU's batches are smaller."""
 
@@ -57,10 +59,11 @@ class Generator(Protocol):
 
 
 class HFGenerator:
-    """`transformers`' own `generate`, prompts left-padded in order of length, greedy or drawn from the whole distribution.
+    """A loop over a model's keys and values (`harness.numerics.decoding`), `transformers`' `generate` where that may be wrong.
 
-    What is drawn depends on a request's turns and seed alone: each has random numbers of its own, so that neither the other
-    requests nor the batches change an answer.
+    Prompts are left-padded in order of length; answers are greedy or drawn from the whole distribution. What is drawn depends
+    on a request's turns and seed alone: each has random numbers of its own, so that neither the other requests nor the batches
+    change an answer.
     """
 
     name = "hf"
@@ -71,10 +74,8 @@ class HFGenerator:
         """See `Generator.generate`. The beginning that several conversations share is answered once, for all of them."""
 
         def answer(ids: Sequence[list[int]], batch: Sequence[GenerationRequest]) -> Iterator[tuple[GenerationRequest, str]]:
-            order = sorted(range(len(batch)), key=lambda i: (len(ids[i]), i))
-            for group in _groups(order, ids, batch):
-                texts = self._continue(model, tokenizer, [ids[i] for i in group], [batch[i] for i in group])
-                yield from zip((batch[i] for i in group), texts, strict=True)
+            for i, text in self._continue(model, tokenizer, ids, batch):
+                yield batch[i], text
 
         return converse(tokenizer, requests, answer)
 
@@ -84,28 +85,48 @@ class HFGenerator:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[list[int]],
         requests: Sequence[GenerationRequest],
-    ) -> list[str]:
-        import torch
-        from transformers import GenerationConfig, LogitsProcessorList
+    ) -> Iterator[tuple[int, str]]:
+        """Each request's number and its answer, in the order in which they end."""
+        from harness.numerics.decoding import can_decode, decode
 
         _check_room(model, prompts, requests)
-        longest = max(len(p) for p in prompts)
         ends = end_tokens(model, tokenizer)
-        pad = ends[0]
-        config = GenerationConfig(
-            max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=ends, pad_token_id=pad, do_sample=False
+        budgets = [request.sampling.max_tokens for request in requests]
+        longest = max(len(prompt) + budget for prompt, budget in zip(prompts, budgets, strict=True))
+        if can_decode(model, longest):
+            rows = max(1, min(PROMPTS_PER_BATCH, TOKENS_PER_BATCH // longest))
+            for i, tokens in decode(model, prompts, budgets, ends, _Draw(requests).tokens, rows):
+                yield i, _texts(tokenizer, [tokens], ends)[0]
+            return
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        rows = min(PROMPTS_PER_BATCH, GENERATED_ON_CPU) if model.device.type == "cpu" else PROMPTS_PER_BATCH
+        for group in _groups(order, prompts, requests, rows):
+            answers = _generated(model, [prompts[i] for i in group], [requests[i] for i in group], ends)
+            yield from zip(group, _texts(tokenizer, answers, ends), strict=True)
+
+
+def _generated(
+    model: PreTrainedModel, prompts: Sequence[list[int]], requests: Sequence[GenerationRequest], ends: list[int]
+) -> list[list[int]]:
+    """What `transformers`' own `generate` makes of one batch."""
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    longest = max(len(p) for p in prompts)
+    pad = ends[0]
+    config = GenerationConfig(
+        max_new_tokens=max(r.sampling.max_tokens for r in requests), eos_token_id=ends, pad_token_id=pad, do_sample=False
+    )
+    drawn = any(r.sampling.temperature > 0 for r in requests)
+    with without_own_settings(model), torch.no_grad():
+        out = model.generate(  # type: ignore[operator]
+            torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
+            attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_Draw(requests)] if drawn else []),
         )
-        drawn = any(r.sampling.temperature > 0 for r in requests)
-        with without_own_settings(model), torch.no_grad():
-            out = model.generate(  # type: ignore[operator]
-                torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device),
-                attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_Draw(requests)] if drawn else []),
-            )
-        # What is said does not depend on the budget it had, so each answer is cut to its own.
-        new = [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
-        return _texts(tokenizer, new, ends)
+    # What is said does not depend on the budget it had, so each answer is cut to its own.
+    return [row[: r.sampling.max_tokens] for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
 
 
 def check_answers(plan: EvalPlan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -139,15 +160,23 @@ class _Draw:
         self.random: dict[int, torch.Generator] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, V] scores of the next token, float32 → the same with noise of their own on each row that is drawn."""
+        """[B, V] scores of all requests' next tokens, float32 → the same with noise of their own on each row that is drawn."""
+        return self._noisy(scores, range(len(self.requests)))
+
+    def tokens(self, scores: Tensor, numbers: Sequence[int]) -> Tensor:
+        """[B] the next tokens of some of the requests, by [B, V] their scores, float32."""
+        return self._noisy(scores, numbers).argmax(dim=-1)
+
+    def _noisy(self, scores: Tensor, numbers: Sequence[int]) -> Tensor:
         import torch
 
         scores = scores.clone()
-        for row, request in enumerate(self.requests):
+        for row, number in enumerate(numbers):
+            request = self.requests[number]
             if request.sampling.temperature > 0:
-                if row not in self.random:
-                    self.random[row] = torch.Generator(scores.device).manual_seed(_seed(request))
-                noise = torch.empty_like(scores[row]).exponential_(generator=self.random[row]).log()
+                if number not in self.random:
+                    self.random[number] = torch.Generator(scores.device).manual_seed(_seed(request))
+                noise = torch.empty_like(scores[row]).exponential_(generator=self.random[number]).log()
                 scores[row] = scores[row] / request.sampling.temperature - noise
         return scores
 
@@ -249,13 +278,15 @@ def _seed(request: GenerationRequest) -> int:
     return int(digest([request.sampling.seed, list(request.turns)])[:15], 16)
 
 
-def _groups(order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> Iterable[list[int]]:
-    """The positions of `order`, which rises in length, in groups that are answered together."""
+def _groups(
+    order: Sequence[int], ids: Sequence[list[int]], requests: Sequence[GenerationRequest], rows: int
+) -> Iterable[list[int]]:
+    """The positions of `order`, which rises in length, in groups of at most `rows` that are answered together."""
     group: list[int] = []
     budget = 0
     for i in order:
         budget = max(budget, requests[i].sampling.max_tokens)
-        if group and (len(group) == PROMPTS_PER_BATCH or (len(group) + 1) * (len(ids[i]) + budget) > TOKENS_PER_BATCH):
+        if group and (len(group) == rows or (len(group) + 1) * (len(ids[i]) + budget) > TOKENS_PER_BATCH):
             yield group
             group, budget = [], requests[i].sampling.max_tokens
         group.append(i)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,7 +114,7 @@ def test_a_beginning_that_conversations_share_is_answered_once(nano: Nano, monke
     asked: list[int] = []
     whole = HFGenerator._continue
 
-    def counted(model: Any, tokenizer: Any, prompts: Any, requests: Any) -> list[str]:
+    def counted(model: Any, tokenizer: Any, prompts: Any, requests: Any) -> Iterator[tuple[int, str]]:
         asked.append(len(prompts))
         return whole(model, tokenizer, prompts, requests)
 
@@ -183,9 +183,10 @@ def test_batches_are_small_enough_for_long_answers(monkeypatch: pytest.MonkeyPat
     ids = [[0] * n for n in (5, 6, 10, 40, 120)]
     budgets = [10, 10, 30, 10, 10]
     requests = [request("a", tokens=n) for n in budgets]
-    assert list(generation._groups(range(5), ids, requests)) == [[0, 1], [2], [3], [4]]
+    assert list(generation._groups(range(5), ids, requests, 256)) == [[0, 1], [2], [3], [4]]
     monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 80_000)
-    assert list(generation._groups(range(5), ids, requests)) == [[0, 1, 2, 3, 4]]
+    assert list(generation._groups(range(5), ids, requests, 256)) == [[0, 1, 2, 3, 4]]
+    assert list(generation._groups(range(5), ids, requests, 2)) == [[0, 1], [2, 3], [4]]
 
 
 # ---------------------------------------------------------------- chats
@@ -204,9 +205,9 @@ def test_a_chat_goes_through_the_tokenizers_template_with_the_answers_so_far(nan
     tokenizer.chat_template = CHAT
     seen: list[str] = []
 
-    def answered(model: Any, tokenizer: Any, prompts: Any, requests: Any) -> list[str]:
+    def answered(model: Any, tokenizer: Any, prompts: Any, requests: Any) -> Iterator[tuple[int, str]]:
         seen.extend(tokenizer.decode(p) for p in prompts)
-        return [" Mia . " for _ in prompts]
+        return ((i, " Mia . ") for i, _ in enumerate(prompts))
 
     monkeypatch.setattr(HFGenerator, "_continue", staticmethod(answered))
     asked = GenerationRequest((QUESTIONS[0], QUESTIONS[1]), Sampling(4), chat=True)
