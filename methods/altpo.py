@@ -89,6 +89,7 @@ def running_text(problem: Problem) -> str | None:
     source="arXiv:2409.13474",
     skip_reason=running_text,
     memory=retained_memory_items,
+    takes_adapter=True,
 )
 def altpo(context: UnlearningContext, config: AltPOConfig) -> Iterator[Progress]:
     """Draw alternatives and train, measuring after every epoch.

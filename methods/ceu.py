@@ -36,6 +36,7 @@ class CEUConfig(Recipe):
     config=CEUConfig,
     source="arXiv:2503.01224",
     memory=memory_items,
+    takes_adapter=True,
 )
 def ceu(context: UnlearningContext, config: CEUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -39,6 +39,7 @@ class DPOConfig(RetainedRecipe):
     source="arXiv:2401.06121",
     skip_reason=has_refusals,
     memory=retained_memory_items,
+    takes_adapter=True,
 )
 def dpo(context: UnlearningContext, config: DPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

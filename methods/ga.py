@@ -28,6 +28,7 @@ class GAConfig(Recipe):
     config=GAConfig,
     source="arXiv:2401.06121",
     memory=memory_items,
+    takes_adapter=True,
 )
 def ga(context: UnlearningContext, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

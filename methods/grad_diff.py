@@ -33,6 +33,7 @@ class GradDiffConfig(PairedRecipe):
     config=GradDiffConfig,
     source="arXiv:2401.06121",
     memory=memory_items,
+    takes_adapter=True,
 )
 def grad_diff(context: UnlearningContext, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

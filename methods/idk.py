@@ -31,6 +31,7 @@ class IDKConfig(PairedRecipe):
     source="arXiv:2401.06121",
     skip_reason=has_refusals,
     memory=memory_items,
+    takes_adapter=True,
 )
 def idk(context: UnlearningContext, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

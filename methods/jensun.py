@@ -48,6 +48,7 @@ class JensUnConfig(PairedRecipe):
     config=JensUnConfig,
     source="arXiv:2509.02820",
     memory=memory_items_with_copy,
+    takes_adapter=True,
 )
 def jensun(context: UnlearningContext, config: JensUnConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept.

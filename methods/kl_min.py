@@ -59,6 +59,7 @@ def memory_items(shape: ModelShape, config: KLMinConfig) -> list[MemoryItem]:
     config=KLMinConfig,
     source="arXiv:2401.06121",
     memory=memory_items,
+    takes_adapter=True,
 )
 def kl_min(context: UnlearningContext, config: KLMinConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept for K.

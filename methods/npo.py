@@ -43,6 +43,7 @@ class NPOConfig(RetainedRecipe):
     config=NPOConfig,
     source="arXiv:2404.05868",
     memory=retained_memory_items,
+    takes_adapter=True,
 )
 def npo(context: UnlearningContext, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -21,7 +21,7 @@ from methods._settings import Epochs
 from methods.first_order.loop import Data, Loss, Losses, Part, unlearn
 from methods.first_order.losses import retain_term
 from methods.first_order.preference import npo_term
-from methods.first_order.recipe import RetainedRecipe, retained_memory_items
+from methods.first_order.recipe import RetainedRecipe, retained_memory_items, trained_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class NPOSAMConfig(RetainedRecipe):
 
 def memory_items(shape: ModelShape, config: NPOSAMConfig) -> list[MemoryItem]:
     """What NPO holds, beside the weights before the perturbation and one more gradient."""
-    return [*retained_memory_items(shape, config), MemoryItem("perturbation", 2 * shape.parameters * shape.weight_bytes)]
+    return [*retained_memory_items(shape, config), MemoryItem("perturbation", 2 * trained_bytes(shape))]
 
 
 @method(
@@ -56,6 +56,7 @@ def memory_items(shape: ModelShape, config: NPOSAMConfig) -> list[MemoryItem]:
     config=NPOSAMConfig,
     source="arXiv:2502.05374",
     memory=memory_items,
+    takes_adapter=True,
 )
 def npo_sam(context: UnlearningContext, config: NPOSAMConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
@@ -81,22 +82,23 @@ def npo_sam(context: UnlearningContext, config: NPOSAMConfig) -> Iterator[Progre
 
 
 class Perturbation:
-    """Moves a model's weights by ρ g/‖g‖, and back to the last bit.
+    """Moves what is trained of a model by ρ g/‖g‖, and back to the last bit.
 
     Args:
-        model: moved in place; the weights that want gradients.
+        model: moved in place; the parameters that want gradients at the moment.
         radius: ρ.
     """
 
     def __init__(self, model: PreTrainedModel, radius: float) -> None:
-        self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._radius = radius
+        self._model, self._radius = model, radius
+        self._weights: list[Tensor] = []
         self._before: list[Tensor] = []
 
     def do(self, loss: Loss, parts: Sequence[Part]) -> None:
         """Along the gradient of a loss that is the sum over these parts."""
         import torch
 
+        self._weights = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         gradient = [torch.zeros_like(weight) for weight in self._weights]
         for part in parts:
             shares = torch.autograd.grad(loss(part), self._weights, allow_unused=True)

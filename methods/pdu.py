@@ -50,6 +50,7 @@ class PDUConfig(PairedRecipe):
     config=PDUConfig,
     source="arXiv:2506.05314",
     memory=memory_items,
+    takes_adapter=True,
 )
 def pdu(context: UnlearningContext, config: PDUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -80,6 +80,7 @@ def memory_items(shape: ModelShape, config: SAGEConfig) -> list[MemoryItem]:
     config=SAGEConfig,
     source="arXiv:2606.18309",
     memory=memory_items,
+    takes_adapter=True,
 )
 def sage(context: UnlearningContext, config: SAGEConfig) -> Iterator[Progress]:
     """Train, measuring the damped update after every epoch.

@@ -43,6 +43,7 @@ class SatImpConfig(RetainedRecipe):
     config=SatImpConfig,
     source="arXiv:2505.11953",
     memory=retained_memory_items,
+    takes_adapter=True,
 )
 def satimp(context: UnlearningContext, config: SatImpConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

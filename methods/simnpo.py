@@ -47,6 +47,7 @@ class SimNPOConfig(RetainedRecipe):
     config=SimNPOConfig,
     source="arXiv:2410.07163",
     memory=retained_memory_items,
+    takes_adapter=True,
 )
 def simnpo(context: UnlearningContext, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -64,6 +64,7 @@ class SOULConfig(PairedRecipe):
     config=SOULConfig,
     source="arXiv:2404.18239",
     memory=memory_items,
+    takes_adapter=True,
 )
 def soul(context: UnlearningContext, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -51,6 +51,7 @@ class UNDIALConfig(RetainedRecipe):
     config=UNDIALConfig,
     source="arXiv:2402.10052",
     memory=memory_items_with_copy,
+    takes_adapter=True,
 )
 def undial(context: UnlearningContext, config: UNDIALConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch; a frozen copy of the model before the stage is kept.

@@ -35,6 +35,7 @@ class WGAConfig(RetainedRecipe):
     config=WGAConfig,
     source="arXiv:2502.19301",
     memory=retained_memory_items,
+    takes_adapter=True,
 )
 def wga(context: UnlearningContext, config: WGAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -79,7 +79,8 @@ def _show_method(name: str, as_json: bool) -> None:
     if as_json:
         print_json([{"setting": n, "default": d, "about": a} for n, d, a in rows])
         return
-    stdout().print(settings_table(rows, f"{name} ({method.source}), version {method.version}"))
+    adapter = ", takes --adapter" if method.takes_adapter else ""
+    stdout().print(settings_table(rows, f"{name} ({method.source}), version {method.version}{adapter}"))
     for entry in method.presets:
         benches = ", ".join("any benchmark" if bench == ANY else bench for bench in entry.benches)
         values = ", ".join(f"{key}={written(value)}" for key, value in entry.settings.items())
@@ -117,8 +118,9 @@ def _show_run(folder: Path, result: RunResult, as_json: bool) -> None:
     about = {}
     if result.spec.method in METHODS.names():  # else it is another installation's, or no longer there
         about = {name: meaning for name, _, meaning in describe(METHODS.get(result.spec.method).config)}
-    if result.spec.config:
-        rows = [(key, value, about.get(key, "")) for key, value in result.spec.config.items()]
+    if result.spec.settings:
+        about["adapter"] = "What was trained in place of the weights."
+        rows = [(key, value, about.get(key, "")) for key, value in result.spec.settings.items()]
         given = given_settings(result)
         title = "settings (*: neither the default nor the preset's)" if given else "settings"
         console.print(settings_table(rows, title, marked=given))

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from harness.core.adapters import LoRA
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -25,6 +27,8 @@ class ModelShape:
     """Examples of the largest retain set."""
     answer_tokens: int
     """Tokens of an answer with its end token, about: a quarter of the mean number of characters."""
+    adapter: LoRA | None = None
+    """What is trained in place of the weights."""
 
     @property
     def parameters(self) -> int:

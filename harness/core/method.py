@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
 
+from harness.core.adapters import LoRA
 from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
@@ -66,6 +67,8 @@ class UnlearningContext:
     """A digest that names these weights without reading them; part of the keys of what depends on them."""
     budget: Budget | None = None
     """The damage that a method with a free length is to do, where budgets are given."""
+    adapter: LoRA | None = None
+    """What is trained in place of the weights, by a method that `takes_adapter`."""
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -138,6 +141,9 @@ class Method(Generic[C]):
     """How it meets a budget of damage."""
     reads_general: Callable[[C], bool] = lambda config: False
     """Whether it reads the problem's general text with these settings."""
+    takes_adapter: bool = False
+    """Whether low-rank adapters can be trained in place of the weights (`UnlearningContext.adapter`): it trains whatever is
+    trainable, by the loop of the first-order methods, which sees to them."""
 
     def refusal(self, problem: Problem, config: C) -> str | None:
         """Why it cannot run on a problem with these settings, or None if it can; `skip_reason` is about all settings."""
@@ -197,6 +203,7 @@ class Declared(TypedDict, Generic[C], total=False):
     memory_fallbacks: Sequence[Mapping[str, JSON]]
     reach: Reach
     reads_general: Callable[[C], bool]
+    takes_adapter: bool
 
 
 def method(name: str, *, config: type[C], source: str, **declared: Unpack[Declared[C]]) -> Callable[[Unlearn[C]], Unlearn[C]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from harness.core.adapters import LoRA
+
 Variant = Literal["original", "open-unlearning"]
 Points = Literal["all", "last"]
 Rows = Literal["all", "last", "none"]
@@ -75,3 +77,5 @@ class Options:
     """The back end that writes answers: `hf` or `vllm`."""
     budgets: tuple[float, ...] = ()
     """Damages at which points are measured, in nats per token on rows held out for it; where the method measures if empty."""
+    adapter: LoRA | None = None
+    """Low-rank adapters that are trained in place of the weights; none if None."""

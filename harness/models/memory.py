@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from harness.core.adapters import LoRA
 from harness.core.config import JSON, to_json, written
 from harness.core.config import resolve as resolve_settings
 from harness.core.errors import UsageError
@@ -75,7 +76,7 @@ def gib(size: float) -> str:
 # ---------------------------------------------------------------- shapes
 
 
-def shape_of(problem: Problem, dtype: str) -> ModelShape | None:
+def shape_of(problem: Problem, dtype: str, adapter: LoRA | None = None) -> ModelShape | None:
     """The shape of the checkpoint that is unlearned and of its problem.
 
     None for a model that is trained on the spot, and where a checkpoint's configuration cannot be read or brings code of its
@@ -91,7 +92,7 @@ def shape_of(problem: Problem, dtype: str) -> ModelShape | None:
     retain = [example for stage in problem.stages for example in stage.retain]
     characters = sum(len(e.tag + e.answer) for e in retain) / max(1, len(retain))
     rows = max((len(stage.retain) for stage in problem.stages), default=0)
-    return ModelShape(model, 2 if dtype == "bfloat16" else 4, rows, round(characters / 4) + 1)
+    return ModelShape(model, 2 if dtype == "bfloat16" else 4, rows, round(characters / 4) + 1, adapter)
 
 
 # ---------------------------------------------------------------- what is held
@@ -130,15 +131,20 @@ def _certain(items: Sequence[MemoryItem]) -> dict[str, int]:
 
 def adamw(shape: ModelShape) -> list[MemoryItem]:
     """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
-    from harness.numerics.training import RECOMPUTED_FROM
-
     float32 = 4 * shape.parameters
     return [
         MemoryItem("gradients", float32, while_measured=False),
         MemoryItem("AdamW moments", 2 * float32),
         MemoryItem("float32 masters", 0 if shape.weight_bytes == 4 else float32),
-        activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM),
+        training_activations(shape),
     ]
+
+
+def training_activations(shape: ModelShape) -> MemoryItem:
+    """What a step of training keeps, where large models recompute it."""
+    from harness.numerics.training import RECOMPUTED_FROM
+
+    return activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM)
 
 
 def budget_items(shape: ModelShape, problem: Problem) -> list[MemoryItem]:
@@ -237,7 +243,7 @@ def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) ->
     Raises:
         UsageError: saying what it needs, what there is, and which settings would fit by the same estimate.
     """
-    problem, shape = plan.problem, shape_of(plan.problem, options.dtype)
+    problem, shape = plan.problem, shape_of(plan.problem, options.dtype, options.adapter)
     if shape is None:
         return
     held = [*method.memory(shape, config), *budget_items(shape, problem)]
@@ -261,7 +267,7 @@ def machine_bytes(plan: EvalPlan, method: Method[Any], config: Any, options: Opt
 
     A model passes through the machine's memory on its way to a GPU.
     """
-    shape = shape_of(plan.problem, options.dtype)
+    shape = shape_of(plan.problem, options.dtype, options.adapter)
     if shape is None:
         return 0
     needed = estimate(shape, [*method.memory(shape, config), *budget_items(shape, plan.problem)], plan.evaluators)
@@ -342,7 +348,7 @@ def advice(problem: Problem, method: Method[Any], config: Any, options: Options)
         options: where, in which type.
     """
     kind = options.device.partition(":")[0]
-    proposals = _proposals(shape_of(problem, options.dtype), problem, method, config)
+    proposals = _proposals(shape_of(problem, options.dtype, options.adapter), problem, method, config)
     ways = [" ".join(f"--set {each}" for each in _typed(proposal.settings)) for proposal in proposals]
     if options.dtype == "float32":
         ways.append("--dtype bfloat16")

@@ -33,7 +33,7 @@ class Contender:
 
 def key_of(result: RunResult) -> str:
     """What makes the contender that a run is of: method, settings and how these were chosen."""
-    return canonical([result.spec.method, dict(result.spec.config), protocol(result.selection)])
+    return canonical([result.spec.method, dict(result.spec.settings), protocol(result.selection)])
 
 
 def contenders_of(results: Iterable[RunResult]) -> dict[str, Contender]:
@@ -44,7 +44,7 @@ def contenders_of(results: Iterable[RunResult]) -> dict[str, Contender]:
         forms[arm_of(result.spec.method, result.spec.config, every)].setdefault(key_of(result), result)
     made = {}
     for form, of in forms.items():
-        said = {key: {"preset": protocol(r.selection), **r.spec.config} for key, r in of.items()}
+        said = {key: {"preset": protocol(r.selection), **r.spec.settings} for key, r in of.items()}
         names = _telling([*said.values()])
         for key, result in of.items():
             parts = [str(said[key][n]) if n == "preset" else f"{n}={written(said[key].get(n))}" for n in names]

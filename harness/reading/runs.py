@@ -129,7 +129,7 @@ class Runs(Sequence[RunResult]):
         if len({comparable(result.spec) for result in self}) > 1:
             raise UsageError("these runs are not all on one benchmark, model and data; load_runs(path, bench=…) picks them.")
         for method, runs in named.items():
-            if len({str(sorted(spec.config.items(), key=str)) for spec, _ in runs}) > 1:
+            if len({str(sorted(spec.settings.items(), key=str)) for spec, _ in runs}) > 1:
                 raise UsageError(f"these runs of {method} differ in their settings; compare those of one setting.")
         return Comparison(differences(named, self.store, against or None))
 

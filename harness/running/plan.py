@@ -98,6 +98,7 @@ def plan(
     _check_rows(problem)
     if reason := chosen.skip_reason(problem):
         raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
+    _check_adapter(chosen, options)
     _check_metrics(measured)
     family = problem.family or problem.model.partition("@")[0]
     stands_on = chosen.preset(bench, family, preset)
@@ -113,6 +114,16 @@ def plan(
         selection += f", then {', '.join(sorted(settings))} by hand"
     command = _command(spec, options, preset, {**departures(chosen.config, stands_on, to_json(config)), **settings})
     return Plan(spec, measured, chosen, config, options, selection, command)
+
+
+def _check_adapter(method: Method[Any], options: Options) -> None:
+    """Refuse an adapter for a method that does not train whatever is trainable."""
+    if options.adapter and not method.takes_adapter:
+        those = ", ".join(name for name, each in METHODS.all().items() if each.takes_adapter)
+        raise UsageError(
+            f"{method.name} trains no adapters in place of the weights. Leave out --adapter {options.adapter}, or take one of "
+            f"{those}."
+        )
 
 
 def _check_metrics(measured: EvalPlan) -> None:
@@ -164,6 +175,7 @@ def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options
         budgets=options.budgets,
         budget_rows=held_out_digest(problem),
         general=fingerprint([asdict(e) for e in problem.general]) if method.reads_general(config) else "",
+        adapter=str(options.adapter or ""),
     )
 
 
@@ -194,6 +206,7 @@ def _command(spec: RunSpec, options: Options, preset: Preset, settings: Mapping[
         ("--evals", ",".join(options.evals), ""),
         ("--points", options.points, "all"),
         ("--budgets", ",".join(f"{budget:g}" for budget in options.budgets), ""),
+        ("--adapter", options.adapter, None),
         ("--judge", judge.name if judge else "", ""),
         ("--judge-repetitions", judge.repetitions if judge else 1, 1),
     ):

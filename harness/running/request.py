@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_args
 
+from harness.core.adapters import LoRA, adapter_of
 from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut
@@ -106,6 +107,8 @@ class Request:
     """Only these evaluators, parted by commas; +name comes to the benchmark's own. See harness list evals."""
     budgets: Annotated[tuple[float, ...], Field(budgets, MEASURING, metavar="NUMBERS")] = ()
     """Measure where the damage on held-out rows is so many nats per token, such as .01,.1."""
+    adapter: Annotated[LoRA | None, Field(adapter_of, SETTINGS)] = None
+    """Train low-rank adapters in place of the weights, such as lora:r=16[,alpha=32][,dropout=0.05][,target=all]."""
     rows: Annotated[Rows, Field(word("all", "last", "none"), MEASURING, metavar="WORD", completes="all|last|none")] = "all"
     """Keep rows and texts of every point (all), of the last one only (last), or of none."""
     reference: ReferenceLog = None
@@ -147,6 +150,7 @@ class Request:
             points="all" if self.budgets else points,  # where they are is said by the budgets
             rows=self.rows,
             budgets=self.budgets,
+            adapter=self.adapter,
             data_dir=self.data_dir,
             reference=self.reference,
             trust_remote_code=trust_remote_code,
@@ -165,6 +169,7 @@ class RequestFields(TypedDict, total=False):
     limit: int | None
     evals: str | Sequence[str]
     budgets: Sequence[float]
+    adapter: str
     rows: Rows
     reference: str | Path | None
     judge: str
@@ -262,6 +267,7 @@ def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
         "points": spec.points,
         "preset": spec.form or "published",
         "budgets": list(spec.budgets),
+        "adapter": spec.adapter,
         "judge": judge,
         "judge_repetitions": repetitions,
     }
@@ -270,7 +276,7 @@ def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
 
 RECORDED = frozenset(
     ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "retain", "evals", "points", "preset")
-) | {"judge_repetitions", "budgets", "template"}
+) | {"judge_repetitions", "budgets", "template", "adapter"}
 """What a recorded run says and nobody may say otherwise beside it; its model may lie elsewhere here."""
 
 
@@ -374,7 +380,7 @@ class StudyRequest(Request):
         Raises:
             UsageError: naming it.
         """
-        for name in ("model", "template", "evals", "budgets", "rows"):
+        for name in ("model", "template", "evals", "budgets", "rows", "adapter"):
             if getattr(self, name) != getattr(StudyRequest(), name):
                 raise UsageError(f"the study {study} says {name} itself, the same for every method. Leave out --{name}.")
 

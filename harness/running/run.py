@@ -113,7 +113,9 @@ def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
         model, tokenizer = problem.sources["base"].load(cache, options.device, options.dtype)
     exports.check(sum(tensor.nbytes for tensor in model.parameters()))
-    return UnlearningContext(model, tokenizer, problem, options.seed, cache, costs, source_digest(problem.sources["base"]))
+    return UnlearningContext(
+        model, tokenizer, problem, options.seed, cache, costs, source_digest(problem.sources["base"]), adapter=options.adapter
+    )
 
 
 def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, exports: ExportOptions) -> RunResult:

@@ -69,7 +69,7 @@ def frame_of(runs: Iterable[tuple[str, RunResult]]) -> pd.DataFrame:
             "selection": result.selection,
             "status": result.status,
             "folder": folder,
-            "config": canonical(spec.config),
+            "config": canonical(spec.settings),
             "comparable": comparable(spec),
             "budget_rows": spec.budget_rows,
         }

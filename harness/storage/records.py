@@ -22,17 +22,20 @@ from harness.core.measurement import Absent, Measurement
 from harness.core.options import Points, Preset, Retain, Variant
 from harness.storage.cache import digest
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
-`Provenance.arithmetic`; 7: `Provenance.plugins`; 8: `RunSpec.budgets`, `.budget_rows`, `.general`, `RunResult.unreached`. Older
-ones are read as they are."""
+`Provenance.arithmetic`; 7: `Provenance.plugins`; 8: `RunSpec.budgets`, `.budget_rows`, `.general`, `RunResult.unreached`;
+9: `RunSpec.adapter`. Older ones are read as they are."""
 LATER_SETTINGS: Mapping[str, JSON] = {
     **{"max_steps": None, "max_length": None, "reduction": "sum", "retain_loss": "nll"},
     "importance": "fila",
 }
 """Settings that methods got when there were records already, each with the value that leaves everything as it was: with it a
 run is named as before."""
-LATER_FIELDS: Mapping[str, JSON] = {"form": "", "basis": {}, "retain": "all", "budgets": [], "budget_rows": "", "general": ""}
+LATER_FIELDS: Mapping[str, JSON] = {
+    **{"form": "", "basis": {}, "retain": "all", "budgets": [], "budget_rows": "", "general": ""},
+    "adapter": "",
+}
 """The same of a spec's fields."""
 BUDGET, DAMAGE = "budget", "damage"
 """What a point of a run with budgets says of where it stands, among what is logged; `damage_retain`, … stand beside it."""
@@ -99,12 +102,19 @@ class RunSpec:
     """Digest of the rows held out for them, and of how damage is measured."""
     general: str = ""
     """Digest of the general text that the method read, if it read any."""
+    adapter: str = ""
+    """The low-rank adapters that were trained in place of the weights, all of their settings; empty where the weights were."""
 
     @cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits."""
         fields = without_later(LATER_FIELDS, to_json(self))
         return digest({**fields, "config": without_later(LATER_SETTINGS, fields["config"])})[:12]
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """What tells it from other runs of its method on the same data: every setting, and its adapter where it has one."""
+        return {**self.config, **({"adapter": self.adapter} if self.adapter else {})}
 
     @property
     def questions_file(self) -> Path:

@@ -29,6 +29,7 @@ from harness.core.problem import Problem
 from methods._settings import absent_layers
 from methods.elm.config import ELMConfig, absent_stages
 from methods.first_order.adapters import Adapters, linear_maps
+from methods.first_order.adapters import memory_items as adapter_memory_items
 from methods.first_order.recipe import evenly
 
 
@@ -37,11 +38,9 @@ def memory_items(shape: ModelShape, config: ELMConfig) -> list[MemoryItem]:
     from harness.models.memory import activations
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
-    adapters = config.rank * sum(sum(linear.module.weight.shape) for linear in maps)
     positions = config.batch_size * (config.max_characters // 3)
     return [
-        MemoryItem("weights kept aside", shape.weight_bytes * sum(linear.module.weight.numel() for linear in maps)),
-        MemoryItem("adapters", 4 * 4 * adapters),
+        *adapter_memory_items(maps, config.rank, shape.weight_bytes, "device"),
         MemoryItem("targets", 6 * 8 * positions * shape.vocabulary, while_measured=False, certain=False),
         activations(shape),
     ]

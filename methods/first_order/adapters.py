@@ -1,7 +1,7 @@
 """Low-rank adapters: which linear maps of a decoder they sit on, and how they come off while the model is measured.
 
 peft wraps the maps (`inject_adapter_in_model`); what a method sees is a model that is plain whenever it yields. LoKU, ELM
-and RepSelect share this file.
+and RepSelect share this file, and so does the loop of the first-order methods, for adapters in place of the weights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core.adapters import LoRA, Target
 from harness.core.errors import UsageError
+from harness.core.memory import MemoryItem
+from harness.core.method import UnlearningContext
 from harness.core.streams import streams
 from harness.numerics import anatomy
 from harness.numerics.anatomy import LinearMap
@@ -21,37 +24,84 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Kind = Literal["all", "attention", "mlp"]
+Kind = Target
 
 
 # ---------------------------------------------------------------- what is adapted
 
 
-def linear_maps(model: PreTrainedModel, target_modules: Kind = "all", layers: Sequence[int] | None = None) -> list[LinearMap]:
+def linear_maps(
+    model: PreTrainedModel,
+    target_modules: Kind = "all",
+    layers: Sequence[int] | None = None,
+    setting: str = "target_modules",
+    way_out: str = ANY_ARCHITECTURE,
+) -> list[LinearMap]:
     """The linear maps to adapt, in the model's order.
 
     Args:
         model: a decoder.
         target_modules: which maps of a decoder layer.
         layers: the decoder layers to take, from 0; all if None.
+        setting: what a message calls `target_modules`.
+        way_out: what a message says of an architecture that has none at all.
 
     Raises:
         UsageError: if there are none of a kind, if they are experts, or if a layer is not there.
     """
     if anatomy.has_experts(model):
         raise UsageError(
-            f"{model.config.model_type} has a mixture of experts, whose maps are not taken one by one here. {ANY_ARCHITECTURE}."
+            f"{model.config.model_type} has a mixture of experts, whose maps are not taken one by one here. {way_out}."
         )
     decoder = anatomy.decoder_layers(model)
     kinds = ("attention", "mlp") if target_modules == "all" else (target_modules,)
     known = [kind for kind in ("attention", "mlp") if any(getattr(layer, kind) for layer in decoder)]
     if missing := [kind for kind in kinds if kind not in known]:
-        instead = f"Set target_modules={known[0]}" if known else ANY_ARCHITECTURE
+        instead = f"Set {setting}={known[0]}" if known else way_out
         raise UsageError(
-            f"target_modules={target_modules}: the architecture '{model.config.model_type}' has no linear maps known here "
+            f"{setting}={target_modules}: the architecture '{model.config.model_type}' has no linear maps known here "
             f"as {' or '.join(missing)}; its linear maps are {anatomy.described(model)}. {instead}."
         )
     return [linear for layer in anatomy.chosen(decoder, layers) for kind in kinds for linear in getattr(layer, kind)]
+
+
+def memory_items(maps: Sequence[LinearMap], rank: int, weight_bytes: int, where: Literal["device", "cpu"]) -> list[MemoryItem]:
+    """The adapted weights kept aside, and float32 adapters with their gradients and AdamW's two moments.
+
+    Args:
+        maps: what is adapted.
+        rank: r.
+        weight_bytes: of one of the weights.
+        where: the weights are kept aside.
+    """
+    return [
+        MemoryItem("weights kept aside", weight_bytes * sum(linear.module.weight.numel() for linear in maps), where),
+        MemoryItem("adapters", 4 * 4 * rank * sum(sum(linear.module.weight.shape) for linear in maps)),
+    ]
+
+
+# ---------------------------------------------------------------- in place of the weights
+
+
+def adapted_maps(model: PreTrainedModel, adapter: LoRA) -> list[LinearMap]:
+    """What `--adapter` adapts of a model.
+
+    Raises:
+        UsageError: for an architecture without such maps.
+    """
+    return linear_maps(model, adapter.target, setting="target", way_out="Leave out --adapter")
+
+
+def in_place_of_weights(context: UnlearningContext) -> Adapters | None:
+    """The adapters that are trained in place of the weights, not yet on the model; None where the weights are trained.
+
+    Raises:
+        UsageError: for an architecture without such maps.
+    """
+    if (adapter := context.adapter) is None:
+        return None
+    maps = adapted_maps(context.model, adapter)
+    return Adapters(context.model, maps, adapter.rank, adapter.alpha, context.seed, adapter.dropout, aside="cpu")
 
 
 # ---------------------------------------------------------------- adapters on and off
@@ -73,15 +123,26 @@ class Adapters:
         alpha: s = alpha / r.
         seed: of the random numbers that adapters start from.
         dropout: share of an adapter's inputs that are dropped while it trains.
+        aside: the device where W is kept while it is merged, once for all merges: the CPU spares a GPU that memory, for the
+            time of a copy. Beside the merged weights, and only while there are such, if None.
     """
 
     def __init__(
-        self, model: PreTrainedModel, maps: Sequence[LinearMap], rank: int, alpha: int, seed: int, dropout: float = 0.0
+        self,
+        model: PreTrainedModel,
+        maps: Sequence[LinearMap],
+        rank: int,
+        alpha: int,
+        seed: int,
+        dropout: float = 0.0,
+        aside: str | None = None,
     ) -> None:
         self._model, self._maps, self._rank, self._alpha, self._dropout = model, maps, rank, alpha, dropout
+        self._aside = aside
         self._generator: torch.Generator = streams(seed, "adapters").torch()
         self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._off: dict[str, tuple[nn.Module, Tensor]] = {}  # name → its adapter and W, while they are off
+        self._kept: dict[str, Tensor] = {}  # name → W, where it is kept elsewhere
 
     def make(self, start: Start | None = None) -> None:
         """Put new adapters on the model as it is now.
@@ -94,6 +155,7 @@ class Adapters:
         from peft import LoraConfig, inject_adapter_in_model
 
         self._off.clear()
+        self._kept.clear()
         lora = LoraConfig(
             r=self._rank,
             lora_alpha=self._alpha,  # peft divides it by r
@@ -129,11 +191,19 @@ class Adapters:
                 if adapter is linear.module:
                     continue
                 down, up = _factors(adapter)
-                self._off[linear.name] = adapter, linear.matrix().clone()
+                self._off[linear.name] = adapter, self._residual(linear)
                 linear.matrix().copy_(linear.matrix().float() + self._scaling * (up @ down))
                 self._place(linear.name, linear.module)
         for parameter, had_gradient in self._gradients:
             parameter.requires_grad_(had_gradient)
+
+    def _residual(self, linear: LinearMap) -> Tensor:
+        """A copy of W, which no step changes."""
+        if self._aside is None:
+            return linear.matrix().clone()
+        if linear.name not in self._kept:
+            self._kept[linear.name] = linear.matrix().to(self._aside, copy=True)
+        return self._kept[linear.name]
 
     def put_on(self) -> None:
         """Go on from the adapters as they were; nothing if they are on."""
@@ -150,6 +220,7 @@ class Adapters:
             if self._model.get_submodule(linear.name) is not linear.module:
                 self._place(linear.name, linear.module)
         self._off.clear()
+        self._kept.clear()
         for parameter, had_gradient in self._gradients:
             parameter.requires_grad_(had_gradient)
 

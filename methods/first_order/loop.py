@@ -3,6 +3,10 @@
 As in ToFU (locuslab/tofu `forget.py`, `data_module.py`) an epoch runs over the forget set, and every forget example comes with
 a retain example. It departs in one point: token-pooled losses are pooled over the whole step, where the original averages the
 pooled losses of its micro-batches; hence k micro-batches of b give what one batch of k·b gives.
+
+What is trainable is trained: the weights, or low-rank adapters in their place (`UnlearningContext.adapter`), new ones for every
+stage. A stage's losses are made before its adapters, so that what they keep of the model is the model itself; and the model is
+plain whenever the loop yields, the adapters merged.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Stage
+from methods.first_order.adapters import in_place_of_weights
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import Recipe, Schedule
 
@@ -94,21 +99,33 @@ def unlearn(
         before_step: is shown the forget and the retain parts of a step before it is taken.
 
     Raises:
+        UsageError: for adapters on an architecture without such maps.
         Diverged: at a loss or gradient that is not finite.
     """
     from harness.numerics import training
 
+    adapters = in_place_of_weights(context)
     plans = [Schedule.of(recipe, len(stage.forget)) for stage in context.stages]
     total, taken = sum(plan.steps for plan in plans), 0
-    for stage, plan in zip(context.stages, plans, strict=True):
-        data = _data(context, recipe, stage, plan)
-        terms = losses(data)
-        adamw = training.AdamW(lr=recipe.lr, steps=plan.steps, warmup=plan.warmup, weight_decay=recipe.weight_decay)
-        sums = TermSums(terms, context)
-        steps = _steps(context, recipe, data, terms, before_step)
-        for log in training.optimise(context.model, steps, sums.loss, adamw, optimiser):
-            yield Progress(taken + log.step, sums.logged(log), measure_here=log.step in plan.epoch_ends, total=total)
-        taken += plan.steps
+    try:
+        for stage, plan in zip(context.stages, plans, strict=True):
+            data = _data(context, recipe, stage, plan)
+            terms = losses(data)
+            adamw = training.AdamW(lr=recipe.lr, steps=plan.steps, warmup=plan.warmup, weight_decay=recipe.weight_decay)
+            sums = TermSums(terms, context)
+            steps = _steps(context, recipe, data, terms, before_step)
+            if adapters:
+                adapters.make()
+            for log in training.optimise(context.model, steps, sums.loss, adamw, optimiser):
+                if adapters:
+                    adapters.take_off()
+                yield Progress(taken + log.step, sums.logged(log), measure_here=log.step in plan.epoch_ends, total=total)
+                if adapters and log.step < plan.steps:  # behind the last one they stay merged
+                    adapters.put_on()
+            taken += plan.steps
+    finally:
+        if adapters:
+            adapters.take_off()
 
 
 def _data(context: UnlearningContext, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:

@@ -14,6 +14,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from harness.core.config import settings
 from harness.core.memory import MemoryItem, ModelShape
 from methods._settings import BatchSize, Epochs, Steps, Tokens
+from methods.first_order.adapters import adapted_maps
+from methods.first_order.adapters import memory_items as adapter_memory_items
 
 
 @settings
@@ -63,10 +65,21 @@ def evenly(steps: int, points: int) -> frozenset[int]:
 
 
 def memory_items(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
-    """What AdamW on all weights holds; see `harness.models.memory.adamw`."""
-    from harness.models.memory import adamw
+    """What AdamW holds, on all weights (see `harness.models.memory.adamw`) or on adapters in their place."""
+    from harness.models.memory import adamw, training_activations
 
-    return adamw(shape)
+    if shape.adapter is None:
+        return adamw(shape)
+    maps = adapted_maps(shape.model, shape.adapter)
+    return [*adapter_memory_items(maps, shape.adapter.rank, shape.weight_bytes, "cpu"), training_activations(shape)]
+
+
+def trained_bytes(shape: ModelShape) -> int:
+    """Of what is trained: all weights, or adapters in their place."""
+    if shape.adapter is None:
+        return shape.parameters * shape.weight_bytes
+    maps = adapted_maps(shape.model, shape.adapter)
+    return 4 * shape.adapter.rank * sum(sum(linear.module.weight.shape) for linear in maps)
 
 
 def memory_items_with_copy(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:

@@ -32,6 +32,7 @@ from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem
 from methods._settings import absent_layers, narrowest
 from methods.first_order.adapters import Adapters, linear_maps
+from methods.first_order.adapters import memory_items as adapter_memory_items
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.singular import fewest_components
 from methods.loku.config import LoKUConfig
@@ -47,13 +48,15 @@ def memory_items(shape: ModelShape, config: LoKUConfig) -> list[MemoryItem]:
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
     adapted = sum(linear.module.weight.numel() for linear in maps)
-    adapters = sum(config.rank * sum(linear.module.weight.shape) for linear in maps)
-    kept, trained = adapted * shape.weight_bytes, 4 * 4 * adapters
+    adapters = adapter_memory_items(maps, config.rank, shape.weight_bytes, "device")
     fisher = (2 * 4 + shape.weight_bytes) * adapted * (config.fila and config.importance == "fila")
     return [
-        MemoryItem("weights kept aside", kept),
-        MemoryItem("adapters", trained),
-        MemoryItem("Fisher sums and gradients beyond these", max(0, fisher - kept - trained), while_measured=False),
+        *adapters,
+        MemoryItem(
+            "Fisher sums and gradients beyond these",
+            max(0, fisher - sum(item.bytes for item in adapters)),
+            while_measured=False,
+        ),
         activations(shape),
     ]
 

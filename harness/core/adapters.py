@@ -1,0 +1,92 @@
+"""Low-rank adapters as the command line says them: `lora:r=16,alpha=32,dropout=0.05,target=all`.
+
+    W + (alpha / r) B A      (LoRA, Hu et al. 2021, arXiv:2106.09685)
+
+A method that trains whatever is trainable then trains A and B alone, and is measured on the merged weights. The defaults are
+ToFU's (locuslab/tofu `config/forget_lora.yaml`, which goes with a learning rate of 1e-4). Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from harness.core.documents import whole_number
+from harness.core.errors import UsageError, cut
+from harness.core.fields import Given
+
+Target = Literal["all", "attention", "mlp"]
+"""Which linear maps of a decoder layer are adapted."""
+LARGEST = 65_536
+"""The largest r and alpha."""
+EXAMPLE = "lora:r=16,alpha=32,dropout=0,target=all"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank adapter's settings."""
+
+    rank: int = 8
+    """r."""
+    alpha: int = 32
+    """The scale of B A is alpha / r."""
+    dropout: float = 0.05
+    """The share of an adapter's inputs that are dropped while it trains."""
+    target: Target = "all"
+    """Which linear maps of a decoder layer are adapted."""
+
+    def __str__(self) -> str:
+        """All of them, as records keep them."""
+        return f"lora:r={self.rank},alpha={self.alpha},dropout={self.dropout:g},target={self.target}"
+
+
+def adapter_of(given: Given) -> LoRA | None:
+    """The adapter of a text such as `lora:r=16`; None where it is empty.
+
+    Raises:
+        UsageError: for a text that says none.
+    """
+    if given.value is None or given.value == "" or isinstance(given.value, LoRA):
+        return given.value or None  # type: ignore[return-value]
+    kind, _, rest = str(given.value).partition(":")
+    if kind != "lora":
+        raise UsageError(f"{given.text} is no adapter. Write {EXAMPLE}, or a part of it.")
+    values: dict[str, str] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.strip().partition("=")
+        if key not in ("r", "alpha", "dropout", "target") or not equals:
+            raise UsageError(f"{given.text}: '{cut(part)}' is no setting of an adapter. Write {EXAMPLE}, or a part of it.")
+        if key in values:
+            raise UsageError(f"{given.text} says {key} twice.")
+        values[key] = value
+    usual = LoRA()
+    return LoRA(
+        rank=_whole(given, "r", values.get("r", str(usual.rank))),
+        alpha=_whole(given, "alpha", values.get("alpha", str(usual.alpha))),
+        dropout=_share(given, values.get("dropout", str(usual.dropout))),
+        target=_target(given, values.get("target", usual.target)),
+    )
+
+
+def _whole(given: Given, key: str, text: str) -> int:
+    number = whole_number(text)
+    if number is None or not 1 <= number <= LARGEST:
+        raise UsageError(f"{given.text}: {key}={cut(text)} is no whole number from 1 to {LARGEST:,}.")
+    return number
+
+
+def _share(given: Given, text: str) -> float:
+    """With six digits, as records write it."""
+    try:
+        share = float(f"{float(text):g}") + 0.0  # -0 is 0
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share < 1:
+        raise UsageError(f"{given.text}: dropout={cut(text)} is no number from 0 to below 1.")
+    return share
+
+
+def _target(given: Given, text: str) -> Target:
+    if text not in get_args(Target):
+        raise UsageError(f"{given.text}: target={cut(text)} is not known. There are: {', '.join(get_args(Target))}.")
+    return cast("Target", text)
