@@ -104,6 +104,24 @@ def in_place_of_weights(context: UnlearningContext) -> Adapters | None:
     return Adapters(context.model, maps, adapter.rank, adapter.alpha, context.seed, adapter.dropout, aside="cpu")
 
 
+@contextmanager
+def drawn_dropout(context: UnlearningContext, *place: int | str) -> Iterator[None]:
+    """Inside, adapters' dropout draws what the seed and the place decide, and nobody else's random numbers move.
+
+    Args:
+        context: whose adapters; without any, or without dropout, nothing is done.
+        place: tells the draws of one run apart.
+    """
+    import torch
+
+    if context.adapter is None or not context.adapter.dropout:
+        yield
+        return
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        streams(context.seed, "adapter dropout", *place).seed_torch()
+        yield
+
+
 # ---------------------------------------------------------------- adapters on and off
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Stage
-from methods.first_order.adapters import in_place_of_weights
+from methods.first_order.adapters import drawn_dropout, in_place_of_weights
 from methods.first_order.partners import Partners
 from methods.first_order.recipe import Recipe, Schedule
 
@@ -112,7 +112,7 @@ def unlearn(
             data = _data(context, recipe, stage, plan)
             terms = losses(data)
             adamw = training.AdamW(lr=recipe.lr, steps=plan.steps, warmup=plan.warmup, weight_decay=recipe.weight_decay)
-            sums = TermSums(terms, context)
+            sums = TermSums(terms, context, stage.name)
             steps = _steps(context, recipe, data, terms, before_step)
             if adapters:
                 adapters.make()
@@ -143,8 +143,8 @@ def _data(context: UnlearningContext, recipe: Recipe, stage: Stage, plan: Schedu
 class TermSums:
     """Sums up what the terms of a step came to, for the record."""
 
-    def __init__(self, terms: Losses, context: UnlearningContext) -> None:
-        self._terms, self._context = terms, context
+    def __init__(self, terms: Losses, context: UnlearningContext, stage: str) -> None:
+        self._terms, self._context, self._stage = terms, context, stage
         self._sums: dict[str, float] = {}
 
     def loss(self, part: tuple[str, Part]) -> Tensor:
@@ -153,7 +153,8 @@ class TermSums:
         self._context.costs.count(examples.batch.tokens)
         term = self._terms.forget if side == "forget" else self._terms.retain
         assert term is not None  # there are no retain parts without a retain term
-        value = term(examples)
+        with drawn_dropout(self._context, self._stage, examples.step, side, examples.rows[0]):
+            value = term(examples)
         self._sums[side] = self._sums.get(side, 0.0) + float(value.detach())
         return value
 
@@ -183,7 +184,8 @@ def _steps(
         forget = _parts(texts, rows, context, data.pad, step, all_labels)
         retain = _parts(retained, partners, context, data.pad, step, all_labels, terms.retain_length)
         if before_step:
-            before_step(forget, retain)
+            with drawn_dropout(context, data.stage.name, step, "before"):
+                before_step(forget, retain)
         yield [*(("forget", part) for part in forget), *(("retain", part) for part in retain)]
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from harness.core.adapters import LoRA
 from harness.core.config import describe, field_names, resolve
 from harness.core.errors import UsageError
 from harness.core.memory import ModelShape
 from harness.core.method import Method, Progress, UnlearningContext
 from harness.core.problem import Problem
 from harness.models.sources import weights_fingerprint
+from harness.numerics.anatomy import decoder_layers
 from harness.running.contracts.process import ProcessBefore, process_put_back
 from harness.running.contracts.promises import Check, keep
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 MakeContext = Callable[..., UnlearningContext]
 """A fresh context each time; takes `seed` and `problem`."""
+ADAPTER = LoRA(rank=2, dropout=0.5)
+"""What stands in for the weights of a method that takes adapters."""
 LARGEST = 100
 """How many times the weights in float32 a method may say that it holds."""
 
@@ -46,6 +51,9 @@ def checks(method: Method[Any], config: Any, make: MakeContext) -> Iterator[Chec
     }
     for promise, run in promises.items():
         yield Check(f"method {method.name}", promise, process_put_back()(run))
+    if method.takes_adapter:
+        promise = "adapters in place of the weights move the linear maps alone"
+        yield Check(f"method {method.name}", promise, process_put_back()(lambda: adapters_alone(method, config, make())))
 
 
 def settings_are_explained(method: Method[Any]) -> None:
@@ -152,6 +160,20 @@ def process_left_as_found(method: Method[Any], config: Any, context: UnlearningC
     for _ in method.steps(context, config):
         before.keep(", and goes on so while a point is measured")
     before.keep()
+
+
+def adapters_alone(method: Method[Any], config: Any, context: UnlearningContext) -> None:
+    """All else keeps every bit; and the model is plain at every yield, of the same parameters as before."""
+    model = context.model
+    maps = {f"{linear.name}.weight" for layer in decoder_layers(model) for linear in (*layer.attention, *layer.mlp)}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for _ in method.steps(replace(context, adapter=ADAPTER), config):
+        now = [name for name, _ in model.named_parameters()]
+        keep(now == list(before), "it yields a model with adapters on it: merge them before each yield")
+    moved = {name for name, parameter in model.named_parameters() if not parameter.detach().equal(before[name])}
+    keep(moved, "it says that it takes adapters in place of the weights, and nothing moves with them")
+    others = ", ".join(sorted(moved - maps))
+    keep(not others, f"with adapters in place of the weights it moves {others} too: leave out takes_adapter")
 
 
 def memory_is_told(method: Method[Any], config: Any, context: UnlearningContext) -> None:
