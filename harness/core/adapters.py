@@ -1,43 +1,17 @@
-"""Low-rank adapters as the command line says them: `lora:r=16,alpha=32,dropout=0.05,target=all`.
-
-    W + (alpha / r) B A      (LoRA, Hu et al. 2021, arXiv:2106.09685)
-
-A method that trains whatever is trainable then trains A and B alone, and is measured on the merged weights. The defaults are
-ToFU's (locuslab/tofu `config/forget_lora.yaml`, which goes with a learning rate of 1e-4). Imports no torch.
-"""
+"""Low-rank adapters as the command line says them: `lora:r=16,alpha=32,dropout=0.05,target=all`, or a part of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from harness.core.documents import whole_number
 from harness.core.errors import UsageError, cut
 from harness.core.fields import Given
+from harness.core.options import LoRA, Target
 
-Target = Literal["all", "attention", "mlp"]
-"""Which linear maps of a decoder layer are adapted."""
 LARGEST = 65_536
 """The largest r and alpha."""
 EXAMPLE = "lora:r=16,alpha=32,dropout=0,target=all"
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """A low-rank adapter's settings."""
-
-    rank: int = 8
-    """r."""
-    alpha: int = 32
-    """The scale of B A is alpha / r."""
-    dropout: float = 0.05
-    """The share of an adapter's inputs that are dropped while it trains."""
-    target: Target = "all"
-    """Which linear maps of a decoder layer are adapted."""
-
-    def __str__(self) -> str:
-        """All of them, as records keep them."""
-        return f"lora:r={self.rank},alpha={self.alpha},dropout={self.dropout:g},target={self.target}"
 
 
 def adapter_of(given: Given) -> LoRA | None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.adapters import LoRA
+from harness.core.options import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
 
-from harness.core.adapters import LoRA
 from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.core.memory import MemoryItem, ModelShape
-from harness.core.options import Preset
+from harness.core.options import LoRA, Preset
 from harness.core.problem import ModelSource, Problem, Stage
 from harness.core.registry import Registry
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.core.adapters import LoRA
-
+Target = Literal["all", "attention", "mlp"]
+"""Which linear maps of a decoder layer are adapted."""
 Variant = Literal["original", "open-unlearning"]
 Points = Literal["all", "last"]
 Rows = Literal["all", "last", "none"]
@@ -39,6 +39,28 @@ class Judge:
         folder = Path(self.model)
         cut = folder.is_absolute() or (self.kind == "vllm" and folder.is_dir())
         return f"{self.kind}:{folder.resolve().name if cut else self.model}"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters that are trained in place of the weights: A and B in W + (alpha / r) B A, measured merged.
+
+    (Hu et al. 2021, arXiv:2106.09685; the defaults are ToFU's, locuslab/tofu `config/forget_lora.yaml`, which go with a
+    learning rate of 1e-4.)
+    """
+
+    rank: int = 8
+    """r."""
+    alpha: int = 32
+    """The scale of B A is alpha / r."""
+    dropout: float = 0.05
+    """The share of an adapter's inputs that are dropped while it trains."""
+    target: Target = "all"
+    """Which linear maps of a decoder layer are adapted."""
+
+    def __str__(self) -> str:
+        """All of them, as records keep them."""
+        return f"lora:r={self.rank},alpha={self.alpha},dropout={self.dropout:g},target={self.target}"
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from harness.core.adapters import LoRA
 from harness.core.config import JSON, to_json, written
 from harness.core.config import resolve as resolve_settings
 from harness.core.errors import UsageError
 from harness.core.evaluator import EvalPlan, Evaluator
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Method
-from harness.core.options import Options
+from harness.core.options import LoRA, Options
 from harness.core.problem import Problem
 from harness.models.origins import configured_by
 from harness.numerics.configurations import meta_model

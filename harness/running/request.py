@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_args
 
-from harness.core.adapters import LoRA, adapter_of
+from harness.core.adapters import adapter_of
 from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut
 from harness.core.fields import Field, Given, budgets, from_document, names, number, path, seeds, switch, text, word
 from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
-from harness.core.options import MOST_SEED, Options, Points, Preset, Retain, Rows, Variant
+from harness.core.options import MOST_SEED, LoRA, Options, Points, Preset, Retain, Rows, Variant
 from harness.running.misplaced import check_places, flag_for
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.adapters import LoRA, Target
 from harness.core.errors import UsageError
 from harness.core.memory import MemoryItem
 from harness.core.method import UnlearningContext
+from harness.core.options import LoRA, Target
 from harness.core.streams import streams
 from harness.numerics import anatomy
 from harness.numerics.anatomy import LinearMap

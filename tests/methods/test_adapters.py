@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.core.adapters import LoRA, adapter_of
+from harness.core.adapters import adapter_of
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.fields import Given
 from harness.core.method import METHODS, Progress, UnlearningContext
-from harness.core.options import Options
+from harness.core.options import LoRA, Options
 from harness.core.problem import Problem
 from harness.data.held_out import hold_out
 from harness.data.rows import collate, encode

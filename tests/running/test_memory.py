@@ -18,7 +18,7 @@ from harness.core.evaluator import EVALUATORS, EvalPlan
 from harness.core.memory import ModelShape
 from harness.core.memory import ran_out as memory_ran_out
 from harness.core.method import METHODS
-from harness.core.options import Options
+from harness.core.options import LoRA, Options
 from harness.core.problem import Problem
 from harness.models import memory
 from harness.models.memory import GIB, Estimate, Room
@@ -69,6 +69,31 @@ def test_the_curvature_takes_what_was_worked_out_by_hand(name: str, layers: Any,
     found = held("kfade", shape(name), layers=layers, estimator="ekfac", **KFADE)
     assert found["factors"] == pytest.approx(factors, abs=0.06)
     assert found["spectrum"] == pytest.approx(spectrum, abs=0.06)
+
+
+def test_adapters_in_place_of_the_weights_take_what_was_worked_out_by_hand():
+    """r Σ(in + out) = 39,976,960 at r = 16, in float32 with gradient and two moments; their 32 layers of weights on the CPU."""
+    adapted = replace(shape("llama2-7b"), adapter=LoRA(rank=16))
+    found = held("npo", adapted)
+    assert found["adapters"] == pytest.approx(16 * 39_976_960 / GIB)
+    assert not {"gradients", "AdamW moments", "float32 masters"} & set(found)
+    config = resolve(METHODS.get("npo").config, {}, owner="npo")
+    needed = memory.estimate(adapted, METHODS.get("npo").memory(adapted, config))
+    assert needed.cpu == 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert sum(needed.working.values()) + needed.rough < 17 * GIB
+    assert held("npo_sam", adapted)["perturbation"] == pytest.approx(8 * 39_976_960 / GIB)
+    assert held("npo", shape("llama2-7b"))["gradients"] == pytest.approx(25.1, abs=0.06)
+
+
+def test_the_estimate_counts_the_adapters_that_a_run_makes(nano: Nano):
+    from methods.first_order.adapters import Adapters, adapted_maps
+
+    model, lora = nano.model(0), LoRA(rank=4, target="mlp")
+    adapted = ModelShape(model, 4, 10, 20, lora)
+    counted = held("grad_diff", adapted)["adapters"] * GIB
+    adapters = Adapters(model, adapted_maps(model, lora), lora.rank, lora.alpha, seed=0)
+    adapters.make()
+    assert counted == 4 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_sizes_are_those_of_a_real_fit(nano: Nano):

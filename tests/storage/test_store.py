@@ -76,6 +76,7 @@ CHANGES: dict[str, Any] = {
     "budgets": (0.01, 0.1),
     "budget_rows": "abc",
     "general": "abc",
+    "adapter": "lora:r=8,alpha=32,dropout=0.05,target=all",
 }
 
 NUMBER = Measurement(

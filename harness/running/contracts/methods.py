@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.core.adapters import LoRA
 from harness.core.config import describe, field_names, resolve
 from harness.core.errors import UsageError
 from harness.core.memory import ModelShape
 from harness.core.method import Method, Progress, UnlearningContext
+from harness.core.options import LoRA
 from harness.core.problem import Problem
 from harness.models.sources import weights_fingerprint
 from harness.numerics.anatomy import decoder_layers
