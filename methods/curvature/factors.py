@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.layers import Layer
-from methods.curvature.passes import LogitGradient, backpropagate, batches_of
+from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
 from methods.curvature.products import add_product, total_of
 
 
@@ -73,27 +73,31 @@ def covariance_sums(
     Returns:
         Sums in float32 (float64 where the model is), with no `squares`.
     """
-    sums = Sums()
-    mask: Tensor | None = None
 
-    def on_input(group: int, a: Tensor) -> None:
-        flat = a.flatten(0, 1)
-        if mask is not None:
-            flat = flat[mask.to(flat.device)]
-        add_product(total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat), flat, flat)
+    def once(data: Iterator[Batch]) -> Sums:
+        sums = Sums()
+        mask: Tensor | None = None
 
-    def on_gradient(layer: int, _: Tensor | None, g: Tensor) -> None:
-        flat = g.flatten(0, 1)
-        add_product(total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat), flat, flat, 1 / samples)
+        def on_input(group: int, a: Tensor) -> None:
+            flat = a.flatten(0, 1)
+            if mask is not None:
+                flat = flat[mask.to(flat.device)]
+            add_product(total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat), flat, flat)
 
-    def counted() -> Iterator[Batch]:
-        nonlocal mask
-        for batch in batches_of(encoded, pad_id, model, rows):
-            real = batch.attention_mask.flatten().bool()
-            mask = None if bool(real.all()) else real
-            sums.tokens += batch.tokens
-            sums.labels += len(answer_rows(batch))
-            yield batch
+        def on_gradient(layer: int, _: Tensor | None, g: Tensor) -> None:
+            flat = g.flatten(0, 1)
+            add_product(total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat), flat, flat, 1 / samples)
 
-    backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature factors", len(rows or encoded))
-    return sums
+        def counted() -> Iterator[Batch]:
+            nonlocal mask
+            for batch in data:
+                real = batch.attention_mask.flatten().bool()
+                mask = None if bool(real.all()) else real
+                sums.tokens += batch.tokens
+                sums.labels += len(answer_rows(batch))
+                yield batch
+
+        backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature factors", len(rows or encoded))
+        return sums
+
+    return whole_pass(model, encoded, pad_id, once, rows)

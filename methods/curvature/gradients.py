@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data.rows import Encoded
+from harness.data.rows import Batch, Encoded
 from methods.curvature.layers import Layer
-from methods.curvature.passes import LogitGradient, backpropagate, batches_of
+from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
 from methods.curvature.products import add_product, total_of
 
 
@@ -28,13 +28,16 @@ def gradient_matrices(
     Returns:
         For each layer [out, in (+ 1)], float32 (float64 where the model is).
     """
-    totals: dict[int, Tensor] = {}
 
-    def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
-        assert a is not None
-        a, g = a.flatten(0, 1), g.flatten(0, 1)
-        add_product(total_of(totals, layer, (g.shape[1], a.shape[1]), g), g, a)
+    def once(data: Iterator[Batch]) -> list[Tensor]:
+        totals: dict[int, Tensor] = {}
 
-    data = batches_of(encoded, pad_id, model)
-    backpropagate(model, layers, data, gradient, lambda _, a: a, on_gradient, "forget gradient", len(encoded))
-    return [totals[i] for i in range(len(layers))]
+        def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
+            assert a is not None
+            a, g = a.flatten(0, 1), g.flatten(0, 1)
+            add_product(total_of(totals, layer, (g.shape[1], a.shape[1]), g), g, a)
+
+        backpropagate(model, layers, data, gradient, lambda _, a: a, on_gradient, "forget gradient", len(encoded))
+        return [totals[i] for i in range(len(layers))]
+
+    return whole_pass(model, encoded, pad_id, once)

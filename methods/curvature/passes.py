@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,13 @@ from transformers import PreTrainedModel
 from harness.core.progress import progress_bar
 from harness.data.rows import Batch, Encoded, batches, by_length, collate
 from harness.numerics.likelihood import answer_logits
+from harness.numerics.room import with_room
 from methods.curvature.layers import Layer, first_of_groups, input_groups
 
 TOKENS_PER_BATCH = 4096
-"""Padded tokens of one pass; the result does not depend on it."""
+"""Padded tokens of one batch at most; the result does not depend on it."""
+
+T = TypeVar("T")
 
 OnInput = Callable[[int, Tensor], Tensor | None]
 """(group, [B, T, in (+ 1)] inputs) → what `OnGradient` is to see of them; called once per batch and group."""
@@ -66,8 +70,32 @@ def backpropagate(
             bar.update(len(batch.rows))
 
 
+def whole_pass(
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    pad_id: int,
+    once: Callable[[Iterator[Batch]], T],
+    rows: Sequence[int] | None = None,
+) -> T:
+    """What comes of going over a data set; begun anew with smaller batches where memory runs out on the way.
+
+    Args:
+        model: whose device.
+        encoded: the whole data set.
+        pad_id: see `harness.data.rows.pad_id`.
+        once: goes over all batches, and keeps nothing of an earlier try.
+        rows: the part to take; all if None.
+    """
+    longest = max((len(e.input_ids) for e in encoded), default=1)
+    return with_room(model, TOKENS_PER_BATCH, longest, lambda tokens: once(batches_of(encoded, pad_id, model, rows, tokens)))
+
+
 def batches_of(
-    encoded: Sequence[Encoded], pad_id: int, model: PreTrainedModel, rows: Sequence[int] | None = None
+    encoded: Sequence[Encoded],
+    pad_id: int,
+    model: PreTrainedModel,
+    rows: Sequence[int] | None = None,
+    tokens: int | None = None,
 ) -> Iterator[Batch]:
     """A data set in batches of similar length on the model's device.
 
@@ -76,11 +104,13 @@ def batches_of(
         pad_id: see `harness.data.rows.pad_id`.
         model: whose device.
         rows: the part to take; all if None. A batch's `rows` are positions in the whole data set either way.
+        tokens: of a batch, at most; `TOKENS_PER_BATCH` if None.
     """
+    most = TOKENS_PER_BATCH if tokens is None else tokens
     if rows is None:
-        yield from batches(encoded, pad_id, TOKENS_PER_BATCH, model.device)
+        yield from batches(encoded, pad_id, most, model.device)
         return
-    for group in by_length([encoded[i] for i in rows], TOKENS_PER_BATCH):
+    for group in by_length([encoded[i] for i in rows], most):
         chosen = [rows[i] for i in group]
         yield collate([encoded[i] for i in chosen], chosen, pad_id).to(model.device)
 

@@ -24,7 +24,7 @@ from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.factors import Sums
 from methods.curvature.layers import Layer, input_groups
-from methods.curvature.passes import LogitGradient, backpropagate, batches_of
+from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
 from methods.curvature.products import no_finer_than, summed_in, total_of
 
 
@@ -142,29 +142,33 @@ def square_sums(
     Returns:
         Sums with `squares` and `labels` alone.
     """
-    sums = Sums()
     first = {group: bases[i] for i, group in reversed(list(enumerate(input_groups(layers))))}
-    buffers: dict[tuple[int, ...], Tensor] = {}
 
-    def on_input(group: int, a: Tensor) -> Tensor:
-        a, q = a.to(summed_in(a.dtype)), first[group].q_in
-        return a if q is None else a @ q
+    def once(data: Iterator[Batch]) -> Sums:
+        sums = Sums()
+        buffers: dict[tuple[int, ...], Tensor] = {}
 
-    def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
-        assert a is not None
-        g, q = g.to(summed_in(g.dtype)), bases[layer].q_out
-        g = g if q is None else g @ q
-        total = total_of(sums.squares, layer, (g.shape[-1], a.shape[-1]), g)
-        product = buffers.setdefault(tuple(total.shape), torch.empty_like(total))
-        for one_g, one_a in zip(g, a, strict=True):
-            torch.mm(one_g.T, one_a, out=product)
-            total.addcmul_(product, product, value=1 / samples)
+        def on_input(group: int, a: Tensor) -> Tensor:
+            a, q = a.to(summed_in(a.dtype)), first[group].q_in
+            return a if q is None else a @ q
 
-    def counted() -> Iterator[Batch]:
-        for batch in batches_of(encoded, pad_id, model, rows):
-            sums.labels += len(answer_rows(batch))
-            yield batch
+        def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
+            assert a is not None
+            g, q = g.to(summed_in(g.dtype)), bases[layer].q_out
+            g = g if q is None else g @ q
+            total = total_of(sums.squares, layer, (g.shape[-1], a.shape[-1]), g)
+            product = buffers.setdefault(tuple(total.shape), torch.empty_like(total))
+            for one_g, one_a in zip(g, a, strict=True):
+                torch.mm(one_g.T, one_a, out=product)
+                total.addcmul_(product, product, value=1 / samples)
+
+        def counted() -> Iterator[Batch]:
+            for batch in data:
+                sums.labels += len(answer_rows(batch))
+                yield batch
+
+        backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature spectrum", len(rows or encoded))
+        return sums
 
     with no_finer_than(model.dtype):
-        backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature spectrum", len(rows or encoded))
-    return sums
+        return whole_pass(model, encoded, pad_id, once, rows)

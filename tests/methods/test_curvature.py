@@ -598,6 +598,68 @@ def test_padding_order_and_split_change_nothing(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(squares.squares[key], split.squares[key], rtol=1e-9, atol=1e-14)
 
 
+class SmallDevice:
+    """A device that has no memory for more than some tokens at once; it fails in the middle of a pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+        self.tokens, self.sizes, self.failed = tokens, [], 0
+        whole = passes.answer_logits
+
+        def logits(model, batch):
+            self.sizes.append(batch.input_ids.numel())
+            if self.sizes[-1] > self.tokens:
+                self.failed += 1
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return whole(model, batch)
+
+        monkeypatch.setattr(passes, "answer_logits", logits)
+
+
+def test_a_pass_is_begun_anew_with_smaller_batches_where_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    model, encoded = llama(), [*data(3, ragged=False), *data(12, seed=1)]
+    layers = mlp_layers(model)
+    labels = SampledLabels(encoded, 1, 0)
+
+    def everything() -> list[Tensor]:
+        sums = covariance_sums(model, layers, encoded, PAD, labels)
+        found = [*sums.a.values(), *sums.s.values(), torch.tensor([sums.tokens, sums.labels])]
+        squares = square_sums(model, layers, encoded, PAD, labels, eigenbases(layers, sums))
+        return [*found, *squares.squares.values(), *gradient_matrices(model, layers, encoded, PAD, empirical)]
+
+    monkeypatch.setattr(passes, "TOKENS_PER_BATCH", 64)
+    expected = everything()
+    device = SmallDevice(monkeypatch, 20)
+    for mine, theirs in zip(everything(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    assert device.failed == 2, "64, 32, and then 16 for all passes that follow"
+    assert "memory ran out: begun anew with 16 tokens at once" in caplog.text
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_where_one_sequence_is_too_much_the_error_is_handed_on(monkeypatch: pytest.MonkeyPatch):
+    model, encoded = llama(), data(4, ragged=False)
+    device = SmallDevice(monkeypatch, 6)  # sequences have 7
+    monkeypatch.setattr(passes, "TOKENS_PER_BATCH", 28)
+    with pytest.raises(torch.OutOfMemoryError):
+        covariance_sums(model, mlp_layers(model), encoded, PAD, empirical)
+    assert device.sizes == [28, 14, 7]
+
+
+def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch):
+    model, encoded = llama(), data(4)
+    calls = []
+
+    def broken(logits: Tensor, batch) -> list[Tensor]:
+        calls.append(1)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        covariance_sums(model, mlp_layers(model), encoded, PAD, broken)
+    assert len(calls) == 1
+
+
 # ---------------------------------------------------------------- files, types, guards
 
 

@@ -1,0 +1,49 @@
+"""Batches of a size that a device has memory for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+from harness.core.memory import ran_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FITTED: WeakKeyDictionary[PreTrainedModel, dict[int, int]] = WeakKeyDictionary()
+"""Model → tokens asked for → tokens that memory was found for."""
+
+
+def with_room(model: PreTrainedModel, tokens: int, least: int, run: Callable[[int], T]) -> T:
+    """What comes of working in batches; begun anew with batches of half the size as often as memory runs out on the way.
+
+    Args:
+        model: what works; the next time that as many tokens are asked for it begins with what it had room for.
+        tokens: of a batch, at most.
+        least: of the longest text, which is a batch of its own at the smallest.
+        run: does the work from its beginning in batches of so many tokens, and keeps nothing of an earlier try.
+
+    Raises:
+        Exception: as `run`; that memory ran out only where one text at a time is too much.
+    """
+    import torch
+
+    fitted = _FITTED.setdefault(model, {})
+    size = fitted.get(tokens, tokens)
+    while True:
+        try:
+            return run(size)
+        except Exception as error:
+            if size <= least or not ran_out(error):
+                raise
+        # Only here, behind the error, is what its frames held given back.
+        size = fitted[tokens] = max(size // 2, least)
+        log.warning("memory ran out: begun anew with %d tokens at once", size)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
