@@ -19,7 +19,7 @@ from harness.core.config import settings
 from harness.core.errors import UsageError
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.losses import frozen_copy, place_in_answer
+from methods.first_order.losses import model_before, place_in_answer
 from methods.first_order.recipe import PairedRecipe, memory_items_with_copy
 
 if TYPE_CHECKING:
@@ -70,12 +70,11 @@ def jensun(context: UnlearningContext, config: JensUnConfig) -> Iterator[Progres
     def losses(data: Data) -> Losses:
         if not config.retain_weight:
             return Losses(forget)
-        before = frozen_copy(context.model)
+        before = model_before(context)
 
         def retain(part: Part) -> Tensor:
-            context.costs.count(part.batch.tokens)  # they go through the copy too
-            with torch.no_grad():
-                then = answer_logits(before, part.batch).log_softmax(dim=-1)
+            context.costs.count(part.batch.tokens)  # they go through the model before, too
+            then = before(lambda model: answer_logits(model, part.batch).log_softmax(dim=-1))
             now = answer_logits(context.model, part.batch).log_softmax(dim=-1)
             return config.retain_weight * js(then, now).sum() / part.labels
 

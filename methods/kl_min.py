@@ -20,7 +20,7 @@ from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Progress, UnlearningContext, method
 from harness.numerics import anatomy
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.losses import all_logits, frozen_copy, kl_term, padded
+from methods.first_order.losses import all_logits, kl_term, model_before, padded
 from methods.first_order.recipe import PairedRecipe, memory_items_with_copy
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def kl_min(context: UnlearningContext, config: KLMinConfig) -> Iterator[Progress
         )
 
     def losses(data: Data) -> Losses:
-        before = frozen_copy(context.model)
+        before = model_before(context)
         if config.kl_positions == "answer":
             return Losses(forget, kl_term(context, before, config.retain_weight))
 

@@ -20,7 +20,7 @@ from harness.core.errors import UsageError
 from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.losses import all_logits, frozen_copy, padded, retain_term
+from methods.first_order.losses import all_logits, model_before, padded, retain_term
 from methods.first_order.recipe import RetainedRecipe, memory_items_with_copy
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def undial(context: UnlearningContext, config: UNDIALConfig) -> Iterator[Progres
         raise UsageError(f"positions=all: this model's vocabulary has {vocabulary} tokens; leave it at positions=answer.")
 
     def losses(data: Data) -> Losses:
-        before = frozen_copy(context.model)
+        before = model_before(context)
 
         def logits(model: PreTrainedModel, batch: Batch) -> Tensor:
             return (
@@ -77,15 +77,14 @@ def undial(context: UnlearningContext, config: UNDIALConfig) -> Iterator[Progres
             )
 
         def forget(part: Part) -> Tensor:
-            context.costs.count(part.batch.tokens)  # they go through the copy too
+            context.costs.count(part.batch.tokens)  # they go through the model before, too
             batch, labels, positions = part.batch, answer_labels(part.batch), part.labels
             if config.positions == "all":
                 longest = max(len(data.forget[row].input_ids) for row in data.steps[part.step - 1])
                 batch, positions = padded(batch, longest, data.pad), part.examples * (longest - 1)
                 marks = torch.nn.functional.pad(batch.labels, (0, longest - batch.labels.shape[1]), value=NO_LABEL)
                 labels = marks[:, 1:].flatten() % vocabulary
-            with torch.no_grad():
-                lowered = logits(before, batch)
+            lowered = before(lambda model: logits(model, batch))
             return undial_loss(logits(context.model, batch), lowered, labels, config.beta).sum() / positions
 
         return Losses(forget, retain_term(context, config, before))

@@ -76,7 +76,7 @@ def elm(context: UnlearningContext, config: ELMConfig) -> Iterator[Progress]:
     entries = schedule(config, len(concepts))
     steps = max(1, len(entries) // config.batch_size)
     adapters = Adapters(model, maps, config.rank, config.alpha, context.seed, config.dropout)
-    terms = Terms(context, concepts, entries, adapters, config)
+    terms = Terms(context, concepts, entries, config)
     adapters.make()
     recipe = training.AdamW(
         lr=config.lr,

@@ -17,17 +17,16 @@ from methods.elm.config import ELMConfig
 from methods.elm.continuations import continuations
 from methods.elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
 from methods.elm.texts import Concept, Entry
-from methods.first_order.adapters import Adapters
+from methods.first_order.adapters import without_adapters
 
 
 class Terms:
     """What is minimised, term by term.
 
     Args:
-        context: whose model is trained.
+        context: whose model is trained; its adapters are not yet on, since continuations are sampled from the model as it was.
         concepts: one for each stage.
         entries: what is due, step after step.
-        adapters: what is trained of it; not yet on when this is made, since continuations are sampled from the model as it was.
         config: weights and targets.
     """
 
@@ -36,11 +35,10 @@ class Terms:
         context: UnlearningContext,
         concepts: Sequence[Concept],
         entries: Sequence[Entry],
-        adapters: Adapters,
         config: ELMConfig,
     ) -> None:
         self._context, self._model, self._pad = context, context.model, pad_id(context.tokenizer)
-        self._concepts, self._entries, self._adapters, self._config = concepts, entries, adapters, config
+        self._concepts, self._entries, self._config = concepts, entries, config
         with context.costs.phase("continuations"):
             self._followed = continuations(context, concepts, entries, config) if config.fluency_weight else {}
         self._terms = {
@@ -70,7 +68,7 @@ class Terms:
         """The erase term, summed over a step's texts."""
         config = self._config
         drawn = [self._concepts[entry.stage].erased(entry) for entry in step]
-        with self._adapters.without():
+        with without_adapters(self._model):
             # The plain texts, the same behind the expert's contexts, the same behind the novice's.
             _, of_base = self._logits([text for texts in zip(*drawn, strict=True) for text in texts])
             base, expert, novice = of_base.chunk(3)
@@ -81,7 +79,7 @@ class Terms:
     def retain(self, step: Sequence[Entry]) -> Tensor:
         """The retain term, likewise."""
         texts = [self._concepts[entry.stage].retained(entry) for entry in step]
-        with self._adapters.without():
+        with without_adapters(self._model):
             _, before = self._logits(texts)
         batch, now = self._logits(texts)
         return mean_of_each(retain_losses(now, before, self._config.retain_loss), batch).sum()

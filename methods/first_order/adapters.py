@@ -125,6 +125,24 @@ def drawn_dropout(context: UnlearningContext, *place: int | str) -> Iterator[Non
 # ---------------------------------------------------------------- adapters on and off
 
 
+@contextmanager
+def without_adapters(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model answers as if it had no adapters, in eval mode and without gradients."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from harness.numerics.training import evaluating
+
+    adapters: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for adapter in adapters:
+        adapter.enable_adapters(False)
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for adapter in adapters:
+            adapter.enable_adapters(True)
+
+
 Start = Callable[[int, int], tuple["Tensor", "Tensor"]]
 """(number of the map, a seed) → (A [r, in], B [out, r]) that hold a part of the map's weight."""
 
@@ -245,21 +263,6 @@ class Adapters:
     def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """A [r, in] and B [out, r] of each map while the adapters are on."""
         return [_factors(self._model.get_submodule(linear.name)) for linear in self._maps]
-
-    @contextmanager
-    def without(self) -> Iterator[None]:
-        """Inside, the model answers as if it had no adapters, in eval mode and without gradients."""
-        from harness.numerics.training import evaluating
-
-        adapters: list[Any] = [self._model.get_submodule(linear.name) for linear in self._maps]
-        for adapter in adapters:
-            adapter.enable_adapters(False)
-        try:
-            with evaluating(self._model):
-                yield
-        finally:
-            for adapter in adapters:
-                adapter.enable_adapters(True)
 
     @property
     def _scaling(self) -> float:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.method import UnlearningContext
+from methods.first_order.adapters import without_adapters
 from methods.first_order.loop import Loss, Part
 from methods.first_order.recipe import RetainedRecipe
 
@@ -66,13 +67,41 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).requires_grad_(False)
 
 
-def retain_term(context: UnlearningContext, recipe: RetainedRecipe, before: PreTrainedModel | None = None) -> Loss | None:
+Before = Callable[[Callable[["PreTrainedModel"], "Tensor"]], "Tensor"]
+"""Asks the model before a stage something, without gradients."""
+
+
+def model_before(context: UnlearningContext) -> Before:
+    """What asks the model as it is now, whatever is trained later: a frozen copy, or the model with its adapters off.
+
+    Args:
+        context: whose model is plain at the moment.
+    """
+    import torch
+
+    if context.adapter is not None:
+
+        def without(ask: Callable[[PreTrainedModel], Tensor]) -> Tensor:
+            with without_adapters(context.model):
+                return ask(context.model)
+
+        return without
+    copied = frozen_copy(context.model)
+
+    def frozen(ask: Callable[[PreTrainedModel], Tensor]) -> Tensor:
+        with torch.no_grad():
+            return ask(copied)
+
+    return frozen
+
+
+def retain_term(context: UnlearningContext, recipe: RetainedRecipe, before: Before | None = None) -> Loss | None:
     """λ times the recipe's retain term; None where there is none.
 
     Args:
         context: whose model is trained.
         recipe: says which term, and λ.
-        before: the model that KL keeps to, frozen; where it is needed and not given, a copy of the model as it is now.
+        before: the model that KL keeps to; where it is needed and not given, the model as it is now.
     """
     from harness.numerics.training import pooled_nll
 
@@ -80,12 +109,12 @@ def retain_term(context: UnlearningContext, recipe: RetainedRecipe, before: PreT
         return None
     if recipe.retain_loss == "nll":
         return lambda part: recipe.retain_weight * pooled_nll(context.model, part.batch, part.labels)
-    return kl_term(context, before or frozen_copy(context.model), recipe.retain_weight)
+    return kl_term(context, before or model_before(context), recipe.retain_weight)
 
 
 def kl_term(
     context: UnlearningContext,
-    before: PreTrainedModel,
+    before: Before,
     weight: float,
     logits: Callable[[PreTrainedModel, Batch], Tensor] | None = None,
     positions: Callable[[Part], int] = lambda part: part.labels,
@@ -94,21 +123,18 @@ def kl_term(
 
     Args:
         context: whose model is trained.
-        before: the model that it keeps to, frozen.
+        before: the model that it keeps to.
         weight: λ.
         logits: [N, V] of a model at the positions of a batch; at its labels if not given.
         positions: how many of them the whole step has.
     """
-    import torch
-
     from harness.numerics.likelihood import answer_logits, kl_per_token
 
     at = logits or answer_logits
 
     def kl(part: Part) -> Tensor:
-        context.costs.count(part.batch.tokens)  # they go through the copy too
-        with torch.no_grad():
-            target = at(before, part.batch).log_softmax(dim=-1)
+        context.costs.count(part.batch.tokens)  # they go through the model before, too
+        target = before(lambda model: at(model, part.batch).log_softmax(dim=-1))
         return weight * kl_per_token(target, at(context.model, part.batch).log_softmax(dim=-1)).sum() / positions(part)
 
     return kl

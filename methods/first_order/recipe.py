@@ -83,8 +83,9 @@ def trained_bytes(shape: ModelShape) -> int:
 
 
 def memory_items_with_copy(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
-    """The same beside a frozen copy of the model before unlearning."""
-    return [*memory_items(shape, recipe), MemoryItem("frozen copy", shape.parameters * shape.weight_bytes)]
+    """The same beside a frozen copy of the model before unlearning; adapters are switched off instead."""
+    copied = 0 if shape.adapter else shape.parameters * shape.weight_bytes
+    return [*memory_items(shape, recipe), MemoryItem("frozen copy", copied)]
 
 
 def retained_memory_items(shape: ModelShape, recipe: RetainedRecipe) -> list[MemoryItem]:

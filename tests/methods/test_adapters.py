@@ -318,3 +318,50 @@ def test_other_words_are_refused_in_a_sentence(text: str, said: str):
         adapter_of(Given(text, f"--adapter {text}"))
     assert str(error.value).startswith(f"--adapter {text}")
     assert said in str(error.value)
+
+
+# ---------------------------------------------------------------- the model before
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("kl_min", {}),
+        ("jensun", {}),
+        ("undial", {"retain_weight": 1.0, "retain_loss": "kl"}),
+        ("npo", {"retain_loss": "kl"}),
+    ],
+)
+def test_with_adapters_off_the_model_before_is_the_one_that_a_frozen_copy_is(
+    name: str, settings: dict[str, Any], make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch
+):
+    """Every term and every weight to the bit, over two stages, with no copy made."""
+    from methods.first_order import losses
+
+    def by_a_copy(context: UnlearningContext) -> losses.Before:
+        copied = losses.frozen_copy(context.model)
+
+        def ask(question: Any) -> Any:
+            import torch
+
+            with torch.no_grad():
+                return question(copied)
+
+        return ask
+
+    (stage,) = make_context().stages
+    halves = [replace(stage, name=f"part {i}", forget=stage.forget[i::2]) for i in range(2)]
+    outcomes = []
+    for copied in (False, True):
+        context = make_context(problem=replace(make_context().problem, stages=halves))
+        with monkeypatch.context() as patch:
+            for module in ("kl_min", "jensun", "undial"):
+                if copied and name == module:
+                    patch.setattr(f"methods.{module}.model_before", by_a_copy)
+            if copied:
+                patch.setattr(losses, "model_before", by_a_copy)
+            else:
+                patch.setattr(losses, "frozen_copy", None)
+            logged = [p.logged for p in steps(name, replace(context, adapter=SMALL), lr=1e-2, **settings)]
+        outcomes.append((logged, weights_fingerprint(context.model)))
+    assert outcomes[0] == outcomes[1]

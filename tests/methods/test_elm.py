@@ -26,7 +26,7 @@ from methods.elm.config import ELMConfig
 from methods.elm.losses import erased, mean_of_each, retain_losses, soft_cross_entropy
 from methods.elm.texts import Concept, Entry, schedule
 from methods.elm.words import EXPERT, NOVICE, TURNS
-from methods.first_order.adapters import Adapters, linear_maps
+from methods.first_order.adapters import Adapters, linear_maps, without_adapters
 from tests.conftest import ContextMaker
 from tests.methods.test_loku import bits, look, same_bits, shift, some_logits
 
@@ -289,13 +289,13 @@ def test_without_its_adapters_a_model_answers_as_before(nano_context: Unlearning
     model.train()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert not torch.equal(some_logits(model), before)
-    with adapters.without():
+    with without_adapters(model):
         assert not model.training
         assert not torch.is_grad_enabled()
         assert torch.equal(some_logits(model), before)
     assert model.training
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
-    with pytest.raises(Diverged), adapters.without():
+    with pytest.raises(Diverged), without_adapters(model):
         raise Diverged("a test")
     assert model.training
     assert not torch.equal(some_logits(model), before)

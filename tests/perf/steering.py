@@ -33,7 +33,7 @@ from methods import rmu
 from methods.elm.config import ELMConfig
 from methods.elm.continuations import continuations
 from methods.elm.texts import Concept, schedule
-from methods.first_order.adapters import Adapters, linear_maps
+from methods.first_order.adapters import Adapters, linear_maps, without_adapters
 from tests.perf._machine import gemm_rate, machine, table, write
 from tests.perf.first_order import context as random_context
 from tests.perf.first_order import seconds
@@ -96,7 +96,7 @@ def elm_floor(context: UnlearningContext, config: ELMConfig) -> Callable[[], Non
         adapters.make()
         context.model.train()
         for contexts, forget, retain, continued in steps:
-            with adapters.without():
+            with without_adapters(context.model):
                 answer_logits(context.model, contexts)
                 answer_logits(context.model, retain)
             for batch in (forget, retain, continued):
