@@ -81,6 +81,7 @@ def test_adapters_in_place_of_the_weights_take_what_was_worked_out_by_hand():
     needed = memory.estimate(adapted, METHODS.get("npo").memory(adapted, config))
     assert needed.cpu == 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert sum(needed.working.values()) + needed.rough < 17 * GIB
+    assert held("kl_min", adapted)["frozen copy"] == 0
     assert held("npo_sam", adapted)["perturbation"] == pytest.approx(8 * 39_976_960 / GIB)
     assert held("npo", shape("llama2-7b"))["gradients"] == pytest.approx(25.1, abs=0.06)
 
