@@ -294,6 +294,8 @@ def _ways_out(shape: ModelShape, plan: EvalPlan, method: Method[Any], config: An
         ways = [f"{' and '.join(_typed(settings))} with --dtype bfloat16" for settings in fitting]
     if options.device.startswith("cuda") and options.device != ALL_GPUS and fits(shape, config, room_on(ALL_GPUS).free):
         ways.append("--device cuda:all")
+    if method.takes_adapter and options.adapter is None and fits(replace(shape, adapter=LoRA()), config, room.free):
+        ways.append("--adapter lora:r=8")  # last, for it is another training
     return ways
 
 

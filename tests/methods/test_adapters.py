@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from harness.core.adapters import adapter_of
 from harness.core.config import resolve
 from harness.core.errors import UsageError
-from harness.core.fields import Given
+from harness.core.fields import Given, from_python, read
 from harness.core.method import METHODS, Progress, UnlearningContext
 from harness.core.options import LoRA, Options
 from harness.core.problem import Problem
@@ -22,7 +23,10 @@ from harness.models.sources import weights_fingerprint
 from harness.numerics import training
 from harness.numerics.meeting import TOLERANCE
 from harness.running.budgets import BudgetedRun
-from harness.running.plan import plan
+from harness.running.plan import Plan, plan
+from harness.running.request import RunRequest, SweepRequest, recorded_request, request_file
+from harness.running.run import execute
+from harness.storage.store import Store
 from methods.first_order.adapters import Adapters, adapted_maps, linear_maps
 from tests.architectures import SETTINGS
 from tests.conftest import Bench, ContextMaker, examples, giving
@@ -278,6 +282,65 @@ def test_an_architecture_without_such_maps_is_refused():
     model = MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=50))
     with pytest.raises(UsageError, match=r"^target=all: the architecture 'mamba' has no linear maps .* Leave out --adapter\.$"):
         adapted_maps(model, SMALL)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_its_record_asks_for_it_again(bench: Bench):
+    seen: list[str] = []
+
+    def interrupted(context: Any) -> float:
+        seen.append("")
+        if len(seen) == 6:  # the references and the first point are measured by then
+            raise KeyboardInterrupt
+        return 1.0
+
+    def decided(value: Any) -> Plan:
+        bench.plan(lambda context, config: iter(()), [giving("anything", value)])
+        settings = {"epochs": 3, "batch_size": 4, "lr": 1e-2}
+        return plan("nano", "mini", "grad_diff", settings, Options(adapter=LoRA(rank=4, dropout=0.5)))
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(decided(interrupted), bench.store, bench.cache)
+    first = bench.store.find(decided(interrupted).spec)
+    assert (first.status, len(first.points)) == ("interrupted", 1)
+    again = execute(decided(lambda context: 1.0), bench.store, bench.cache)
+    whole = execute(decided(lambda context: 1.0), Store(bench.results / "other"), bench.cache)
+    assert [p.weights for p in again.points] == [p.weights for p in whole.points]
+    assert again.points[0].weights == first.points[0].weights
+    assert len({p.weights for p in whole.points}) == 3
+    asked = read(RunRequest, recorded_request(again.spec, "a record"))
+    assert asked.adapter == LoRA(rank=4, dropout=0.5)
+    assert asked.options(0).adapter == asked.adapter
+
+
+def test_a_file_and_python_say_it_too(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("method: npo\nbench: tofu10\nadapter: lora:r=16,target=mlp\n")
+    for kind in (RunRequest, SweepRequest):
+        for layer in (
+            request_file(kind, tmp_path / "run.yaml"),
+            from_python(kind, {"adapter": "lora:r=16,target=mlp"}),
+            {"adapter": Given("lora:r=16,target=mlp", "--adapter …")},
+        ):
+            assert read(kind, layer).adapter == LoRA(rank=16, target="mlp")
+
+
+# ---------------------------------------------------------------- other architectures, other types
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bfloat16"])
+def test_other_weights_are_adapted_as_well(kind: str, nano_context: UnlearningContext):
+    """GPT-2 keeps its maps as [in, out]; bfloat16 weights are trained by float32 adapters."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = GPT2Config(vocab_size=len(nano_context.tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    model = GPT2LMHeadModel(shape).eval() if kind == "gpt2" else nano_context.model.bfloat16()
+    before = weights(model)
+    (*_, last) = steps("npo", replace(nano_context, model=model, adapter=SMALL), lr=1e-1, retain_loss="kl")
+    assert last.step == last.total
+    named = {f"{linear.name}.weight" for linear in adapted_maps(model, SMALL)}
+    assert {name for name, p in model.named_parameters() if not p.equal(before[name])} == named
+    assert {p.dtype for p in model.parameters()} == {p.dtype for p in before.values()}
 
 
 # ---------------------------------------------------------------- as it is written

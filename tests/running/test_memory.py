@@ -204,8 +204,10 @@ def test_only_what_fits_is_proposed(on_llama: Any):
     with pytest.raises(UsageError, match=r"No setting known here makes it fit; take a larger GPU or a smaller model\.$"):
         on_llama("kfade", 16, "float32", **KFADE)
     with pytest.raises(UsageError, match="No setting known here"):
+        on_llama("grad_diff", 16)
+    with pytest.raises(UsageError, match=r"Set --adapter lora:r=8\.$"):
         on_llama("grad_diff", 80)
-    with pytest.raises(UsageError, match=r"Set --device cuda:all\.$"):
+    with pytest.raises(UsageError, match=r"Set --device cuda:all or --adapter lora:r=8\.$"):
         on_llama("grad_diff", 80, all_gpus=320)
     on_llama("grad_diff", 140)
 
