@@ -58,7 +58,7 @@ def _layers(model: PreTrainedModel) -> list[Any]:
     return DynamicCache(config=model.config.get_text_config(decoder=True)).layers
 
 
-class _Buffer(DynamicLayer):
+class Buffer(DynamicLayer):
     """The keys and values of one layer, in a buffer with room for further tokens.
 
     `keys` and `values` are [B, heads, slots, width], views of the buffer's beginning; all rows end in the same slot.
@@ -82,24 +82,30 @@ class _Buffer(DynamicLayer):
         self.keys, self.values = self.buffers[0][:, :, :after], self.buffers[1][:, :, :after]
         return self.keys, self.values
 
-    def hold(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Replace all by the rows of some tensors, with zeros before the shorter ones: masked, but still multiplied by 0."""
+    def hold(self, keys: Sequence[Tensor], values: Sequence[Tensor], room: int = ROOM) -> None:
+        """Replace all by the rows of some tensors, with zeros before the shorter ones: masked, but still multiplied by 0.
+
+        Args:
+            keys: one or more [B, heads, slots, width].
+            values: likewise.
+            room: for so many further tokens.
+        """
         self.is_initialized, self.dtype, self.device = True, keys[0].dtype, keys[0].device
         slots = max(part.shape[2] for part in keys)
-        self.buffers = _buffer(keys, slots), _buffer(values, slots)
+        self.buffers = _buffer(keys, slots, room), _buffer(values, slots, room)
         self.keys, self.values = self.buffers[0][:, :, :slots], self.buffers[1][:, :, :slots]
 
 
-def _buffer(parts: Sequence[Tensor], slots: int) -> Tensor:
+def _buffer(parts: Sequence[Tensor], slots: int, room: int) -> Tensor:
     sizes = [len(part) for part in parts]
-    buffer = parts[0].new_zeros(sum(sizes), parts[0].shape[1], slots + ROOM, parts[0].shape[3])
+    buffer = parts[0].new_zeros(sum(sizes), parts[0].shape[1], slots + room, parts[0].shape[3])
     for part, rows in zip(parts, buffer.split(sizes), strict=True):
         rows[:, :, slots - part.shape[2] : slots] = part
     return buffer
 
 
 @dataclass
-class _Batch:
+class Batch:
     """Rows in the middle of their answers."""
 
     numbers: list[int]
@@ -108,7 +114,7 @@ class _Batch:
     """[B] the last token of each, which the model has yet to read."""
     lengths: Tensor
     """[B] tokens of each that it has read."""
-    layers: list[_Buffer]
+    layers: list[Buffer]
     """Their keys and values, right-aligned."""
 
     @property
@@ -116,7 +122,7 @@ class _Batch:
         """Tokens of each row that were read, with its padding."""
         return self.layers[0].get_seq_length()
 
-    def move(self, rows: Sequence[int], entering: _Batch | None) -> None:
+    def move(self, rows: Sequence[int], entering: Batch | None) -> None:
         """Keep some of its rows, at least one, put another batch's behind them, and drop padding that none of them needs."""
         index = torch.tensor(rows, device=self.tokens.device)
         parts = [(self.tokens[index], self.lengths[index])]
@@ -158,13 +164,13 @@ def decode(
     """
     waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i), reverse=True)
     said: dict[int, list[int]] = {}
-    batch: _Batch | None = None
+    batch: Batch | None = None
     while waiting or said:
         alive = [row for row, number in enumerate(batch.numbers) if number in said] if batch else []
         if batch is None or _should_move(batch, alive):
             entering = [waiting.pop() for _ in range(min(len(waiting), at_once - len(alive)))]
             said.update((number, []) for number in entering)
-            new = _read(model, prompts, entering, ends[0]) if entering else None
+            new = read(model, prompts, entering, ends[0]) if entering else None
             if batch and alive:
                 batch.move(alive, new)
             else:
@@ -177,7 +183,7 @@ def decode(
                     yield number, said.pop(number)
 
 
-def _should_move(batch: _Batch, alive: Sequence[int]) -> bool:
+def _should_move(batch: Batch, alive: Sequence[int]) -> bool:
     """Whether enough rows have ended; the longest one at once, so that no padding is read which no row needs."""
     ended = len(batch.numbers) - len(alive)
     if ended == 0:
@@ -185,25 +191,25 @@ def _should_move(batch: _Batch, alive: Sequence[int]) -> bool:
     return ended * LEAVE_TOGETHER >= len(batch.numbers) or int(batch.lengths[alive].max()) < batch.slots
 
 
-def _read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], numbers: Sequence[int], padding: int) -> _Batch:
+def read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], numbers: Sequence[int], padding: int) -> Batch:
     """Some prompts, left-padded, read up to their last tokens."""
     longest = max(2, *(len(prompts[number]) for number in numbers))
     rows = [[padding] * (longest - len(prompts[number])) + list(prompts[number]) for number in numbers]
     ids = torch.tensor(rows, device=model.device)
     lengths = torch.tensor([len(prompts[number]) - 1 for number in numbers], device=model.device)
-    batch = _Batch(list(numbers), ids[:, -1], lengths, [_Buffer() for _ in _layers(model)])
+    batch = Batch(list(numbers), ids[:, -1], lengths, [Buffer() for _ in _layers(model)])
     _forward(model, batch, ids[:, :-1])
     return batch
 
 
-def _step(model: PreTrainedModel, batch: _Batch, choose: Choose) -> list[int]:
+def _step(model: PreTrainedModel, batch: Batch, choose: Choose) -> list[int]:
     """Takes a batch one token further, and returns that token of each row."""
     batch.lengths = batch.lengths + 1
     batch.tokens = choose(_forward(model, batch, batch.tokens[:, None]).float(), batch.numbers)
     return batch.tokens.tolist()
 
 
-def _forward(model: PreTrainedModel, batch: _Batch, ids: Tensor) -> Tensor:
+def _forward(model: PreTrainedModel, batch: Batch, ids: Tensor) -> Tensor:
     """[B, V] the logits behind the last of further tokens, whose keys and values the cache gets.
 
     Args:

@@ -2,13 +2,13 @@
 
 Logits are computed at answer positions only, and everything after them in float32. Batches are right-padded and
 the models causal, so no attention mask is passed: padding cannot reach a token before it, and attention without a
-mask is the fast path.
+mask is the fast path. Where several texts begin with the same prompt, their likelihoods compute it once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from harness.core.errors import UsageError
 from harness.data.rows import Batch, Encoded, batches
 from harness.numerics import anatomy
+from harness.numerics.decoding import can_decode
+from harness.numerics.shared_prompts import continued, shared_prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8192
 """Padded tokens of one forward pass where the result does not depend on it."""
+TOKENS_ON_CPU = 2048
+"""As many on a CPU: what a larger batch computes does not stay in its caches."""
 
 POSITIONS_AT_ONCE = 256
 """Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
@@ -178,14 +182,36 @@ def answer_nll(
     """
     sums = torch.zeros(len(encoded), dtype=torch.float64)
     counts = torch.zeros(len(encoded), dtype=torch.float64)
-    for batch in batches(encoded, pad_id, TOKENS_PER_BATCH, model.device):
-        losses = F.cross_entropy(answer_logits(model, batch), answer_labels(batch), reduction="none")
-        rows = answer_rows(batch).cpu()
-        sums.index_add_(0, rows, losses.double().cpu())
-        counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
+    for rows, losses in _label_losses(model, encoded, pad_id):
+        sums.index_add_(0, rows, losses)
+        counts.index_add_(0, rows, torch.ones_like(losses))
         if progress:
-            progress(len(batch.rows))
+            progress(len(rows.unique()))
     return sums.numpy(), counts.numpy()
+
+
+def _label_losses(model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """([N] positions of examples, [N] float64 nats), one for each label, batch by batch: both on the CPU."""
+    tokens = min(TOKENS_PER_BATCH, TOKENS_ON_CPU) if model.device.type == "cpu" else TOKENS_PER_BATCH
+    check_length(model, max((len(e.input_ids) for e in encoded), default=0))
+    together = shared_prompts(encoded) if _can_share(model, encoded) else []
+    for batch in continued(model, encoded, together, pad_id, tokens):
+        logits = model.get_output_embeddings()(batch.hidden).float()
+        yield batch.rows.cpu(), F.cross_entropy(logits, batch.labels, reduction="none").double().cpu()
+    shared = {number for numbers in together for number in numbers}
+    single = [number for number in range(len(encoded)) if number not in shared]
+    for padded in batches([encoded[number] for number in single], pad_id, tokens, model.device):
+        losses = F.cross_entropy(answer_logits(model, padded), answer_labels(padded), reduction="none")
+        yield torch.tensor(single)[answer_rows(padded).cpu()], losses.double().cpu()
+
+
+def _can_share(model: PreTrainedModel, encoded: Sequence[Encoded]) -> bool:
+    """Whether texts may be read behind keys and values of their prompts, and their logits be made at labels only."""
+    longest = max((e.prompt_tokens for e in encoded), default=0) + max((e.label_count for e in encoded), default=0)
+    room = anatomy.window(model)
+    # Padded texts go as far as the longest prompt with the longest answer, beyond which a table of positions may end.
+    fits = room is None or not room.ends or longest <= room.tokens
+    return fits and model.config.model_type in _PLAIN_HEADS and can_decode(model, longest)
 
 
 @torch.no_grad()
