@@ -91,6 +91,13 @@ def test_contenders_are_told_apart_by_words_and_numbers_only_where_it_takes_them
     assert [each.label for each in one.contenders] == ["npo (published)", "npo (tuned)"]
 
 
+def test_a_run_with_adapters_is_another_contender_than_one_without():
+    plain = falling(line(0.6, 0.1), config={"lr": 0.5})
+    adapted = replace(plain, spec=replace(plain.spec, adapter="lora:r=8,alpha=32,dropout=0.05,target=all"))
+    labels = [each.label for each in only(plain, adapted).contenders]
+    assert labels == ["npo (adapter=lora:r=8,alpha=32,dropout=0.05,target=all)", "npo (adapter=none)"]
+
+
 def test_a_form_that_has_a_name_is_called_by_it():
     configs = [{"estimator": "kfac", "steps": 1}, {"estimator": "identity", "steps": 1}, {"estimator": "identity", "steps": 2}]
     one = only(*(falling(line(0.6, 0.1), method="kfade", config=config) for config in configs))
