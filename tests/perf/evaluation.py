@@ -203,8 +203,8 @@ def main() -> None:
     if options.model:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(options.model)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     else:
         model, tokenizer = build(problem)
     with tempfile.TemporaryDirectory() as folder:
