@@ -20,6 +20,7 @@ from harness.core.errors import UsageError
 from harness.data.rows import Batch, Encoded, batches
 from harness.numerics import anatomy
 from harness.numerics.decoding import can_decode
+from harness.numerics.room import with_room
 from harness.numerics.shared_prompts import continued, shared_prompts
 
 if TYPE_CHECKING:
@@ -180,29 +181,67 @@ def answer_nll(
     Returns:
         ([N] nats, [N] token counts), both float64.
     """
-    sums = torch.zeros(len(encoded), dtype=torch.float64)
-    counts = torch.zeros(len(encoded), dtype=torch.float64)
-    for rows, losses in _label_losses(model, encoded, pad_id):
-        sums.index_add_(0, rows, losses)
-        counts.index_add_(0, rows, torch.ones_like(losses))
-        if progress:
-            progress(len(rows.unique()))
-    return sums.numpy(), counts.numpy()
-
-
-def _label_losses(model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """([N] positions of examples, [N] float64 nats), one for each label, batch by batch: both on the CPU."""
     tokens = min(TOKENS_PER_BATCH, TOKENS_ON_CPU) if model.device.type == "cpu" else TOKENS_PER_BATCH
+    return _summed(model, encoded, tokens, lambda size: _label_losses(model, encoded, pad_id, size), progress)
+
+
+def _summed(
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    tokens: int,
+    by_label: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
+    progress: Callable[[int], object] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """([N] sums of the examples' labels' values, [N] their numbers), in smaller batches where memory runs out.
+
+    Args:
+        model: what reads.
+        encoded: the examples.
+        tokens: of a batch, at most.
+        by_label: ([N] positions of examples, [N] float64 values), one for each label, in batches of so many tokens.
+        progress: told how many examples were done since it was told last.
+    """
+    reported = 0
+
+    def once(size: int) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal reported
+        sums = torch.zeros(len(encoded), dtype=torch.float64)
+        counts = torch.zeros(len(encoded), dtype=torch.float64)
+        for rows, values in by_label(size):
+            sums.index_add_(0, rows, values)
+            counts.index_add_(0, rows, torch.ones_like(values))
+            if progress and (done := int(counts.count_nonzero())) > reported:
+                progress(done - reported)
+                reported = done
+        return sums.numpy(), counts.numpy()
+
+    longest = max((len(e.input_ids) for e in encoded), default=1)
+    return with_room(model, tokens, longest, once)
+
+
+def _label_losses(
+    model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int, tokens: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """([N] positions of examples, [N] float64 nats), one for each label, batch by batch: both on the CPU."""
     check_length(model, max((len(e.input_ids) for e in encoded), default=0))
     together = shared_prompts(encoded) if _can_share(model, encoded) else []
     for batch in continued(model, encoded, together, pad_id, tokens):
-        logits = model.get_output_embeddings()(batch.hidden).float()
-        yield batch.rows.cpu(), F.cross_entropy(logits, batch.labels, reduction="none").double().cpu()
+        yield batch.rows.cpu(), _losses(_by_part(model, batch.hidden), batch.labels)
     shared = {number for numbers in together for number in numbers}
     single = [number for number in range(len(encoded)) if number not in shared]
     for padded in batches([encoded[number] for number in single], pad_id, tokens, model.device):
-        losses = F.cross_entropy(answer_logits(model, padded), answer_labels(padded), reduction="none")
-        yield torch.tensor(single)[answer_rows(padded).cpu()], losses.double().cpu()
+        losses = _losses(_logits_by_part(model, padded), answer_labels(padded))
+        yield torch.tensor(single)[answer_rows(padded).cpu()], losses
+
+
+def _losses(logits: Callable[[slice], Tensor], labels: Tensor) -> Tensor:
+    """[N] negative log-likelihoods, float64, on the CPU; of a large vocabulary some positions' logits are there at a time."""
+    parts = _parts(len(labels), POSITIONS_AT_ONCE)
+    return torch.cat([F.cross_entropy(logits(part), labels[part], reduction="none").double().cpu() for part in parts])
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
 
 def _can_share(model: PreTrainedModel, encoded: Sequence[Encoded]) -> bool:
@@ -239,27 +278,30 @@ def kl_between(
     Returns:
         ([N] nats, [N] token counts), both float64.
     """
-    sums = torch.zeros(len(encoded), dtype=torch.float64)
-    counts = torch.zeros(len(encoded), dtype=torch.float64)
-    for batch in batches(encoded, pad_id, TOKENS_PER_BATCH, model.device):
-        rows = answer_rows(batch).cpu()
-        before, now = (_logits_by_part(m, batch) for m in (base, model))
-        parts = [slice(start, start + positions) for start in range(0, len(rows), positions)]
-        divergences = [kl_per_token(before(part).log_softmax(dim=-1), now(part).log_softmax(dim=-1)) for part in parts]
-        sums.index_add_(0, rows, torch.cat(divergences).double().cpu())
-        counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
-        if progress:
-            progress(len(batch.rows))
-    return sums.numpy(), counts.numpy()
+
+    def by_label(tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches(encoded, pad_id, tokens, model.device):
+            rows = answer_rows(batch).cpu()
+            before, now = (_logits_by_part(m, batch) for m in (base, model))
+            parts = _parts(len(rows), positions)
+            divergences = [kl_per_token(before(part).log_softmax(dim=-1), now(part).log_softmax(dim=-1)) for part in parts]
+            yield rows, torch.cat(divergences).double().cpu()
+
+    return _summed(model, encoded, TOKENS_PER_BATCH, by_label, progress)
 
 
 def _logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], Tensor]:
     """Makes `answer_logits(model, batch)[part]`, where it can without making the others."""
     if model.config.model_type in _PLAIN_HEADS:
-        hidden, head = hidden_states(model, batch), model.get_output_embeddings()
-        return lambda part: head(hidden[part]).float().to(batch.labels.device)
+        return _by_part(model, hidden_states(model, batch))
     logits = answer_logits(model, batch)
     return lambda part: logits[part]
+
+
+def _by_part(model: PreTrainedModel, hidden: Tensor) -> Callable[[slice], Tensor]:
+    """Makes the logits of some positions, float32, out of their last hidden states, of a model with a plain head."""
+    head = model.get_output_embeddings()
+    return lambda part: head(hidden[part]).float().to(hidden.device)
 
 
 class AnswerDistributions:

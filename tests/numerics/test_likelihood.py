@@ -187,6 +187,49 @@ def test_kl_per_token_is_the_sum_over_the_vocabulary():
     assert float(kl_per_token(p, p).abs().max()) == 0
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_the_number_of_positions_at_a_time_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch):
+    from harness.numerics import likelihood
+
+    model, encoded = random_model(family), ragged(20)
+    whole = likelihood.answer_nll(model, encoded, 0)
+    for size in (1, 3):
+        monkeypatch.setattr(likelihood, "POSITIONS_AT_ONCE", size)
+        for mine, theirs in zip(likelihood.answer_nll(model, encoded, 0), whole, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["answer_nll", "kl_between"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_texts_are_read_in_smaller_batches_where_memory_runs_out(family: str, what: str, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from harness.numerics import likelihood
+
+    model, encoded = random_model(family), [*ragged(20), *[Encoded([1, 2, 3, n], 2) for n in range(6)]]
+    models = [random_model(family, 1), model] if what == "kl_between" else [model]
+
+    def measured(progress: Any = None) -> Any:
+        return getattr(likelihood, what)(*models, encoded, 0, progress)
+
+    expected, failed, told = measured(), [], []
+
+    def read(module: Any, args: tuple[Tensor]) -> None:
+        if args[0].numel() > 40:
+            failed.append(args[0].numel())
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for each in models:
+        each.get_input_embeddings().register_forward_pre_hook(read)
+    for mine, theirs in zip(measured(told.append), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert sum(told) == len(encoded), "each text is told of once"
+    assert failed
+    tries = len(failed)
+    measured()
+    assert len(failed) == tries, "the model keeps the size that fitted"
+
+
 def test_what_a_model_says_has_not_moved_from_itself_and_has_after_a_change():
     import torch
 
