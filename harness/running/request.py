@@ -108,7 +108,7 @@ class Request:
     budgets: Annotated[tuple[float, ...], Field(budgets, MEASURING, metavar="NUMBERS")] = ()
     """Measure where the damage on held-out rows is so many nats per token, such as .01,.1."""
     adapter: Annotated[LoRA | None, Field(adapter_of, SETTINGS)] = None
-    """Train low-rank adapters in place of the weights, such as lora:r=16[,alpha=32][,dropout=0.05][,target=all]."""
+    """Train low-rank adapters in place of the weights, such as lora:r=16 or lora:r=8,alpha=32,dropout=0,target=mlp."""
     rows: Annotated[Rows, Field(word("all", "last", "none"), MEASURING, metavar="WORD", completes="all|last|none")] = "all"
     """Keep rows and texts of every point (all), of the last one only (last), or of none."""
     reference: ReferenceLog = None

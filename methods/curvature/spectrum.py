@@ -148,10 +148,12 @@ def square_sums(
         sums = Sums()
         buffers: dict[tuple[int, ...], Tensor] = {}
 
+        @no_finer_than(model.dtype)
         def on_input(group: int, a: Tensor) -> Tensor:
             a, q = a.to(summed_in(a.dtype)), first[group].q_in
             return a if q is None else a @ q
 
+        @no_finer_than(model.dtype)
         def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
             assert a is not None
             g, q = g.to(summed_in(g.dtype)), bases[layer].q_out
@@ -170,5 +172,4 @@ def square_sums(
         backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature spectrum", len(rows or encoded))
         return sums
 
-    with no_finer_than(model.dtype):
-        return whole_pass(model, encoded, pad_id, once, rows)
+    return whole_pass(model, encoded, pad_id, once, rows)

@@ -338,6 +338,26 @@ def test_diagonal_estimator_tends_to_the_diagonal_of_the_ggn():
     assert float((mine - exact).norm() / exact.norm()) < 0.12
 
 
+def test_only_what_the_spectrum_multiplies_is_rounded_and_not_what_the_model_does(monkeypatch: pytest.MonkeyPatch):
+    matmul, multiply = torch.backends.cuda.matmul, torch.mm
+    before, inside, of_spectrum = matmul.fp32_precision, [], []
+
+    def mm(*args, **kwargs):
+        of_spectrum.append(matmul.fp32_precision)
+        return multiply(*args, **kwargs)
+
+    model, encoded = llama(dtype=torch.bfloat16), data(4)
+    layers = mlp_layers(model)
+    none = [LayerCurvature(None, None, None, None) for _ in layers]
+    # The angles of rotary embeddings are a float32 product in a model of any type.
+    model.model.rotary_emb.register_forward_hook(lambda *_: inside.append(matmul.fp32_precision))
+    monkeypatch.setattr(torch, "mm", mm)
+    square_sums(model, layers, encoded, PAD, SampledLabels(encoded, 1, 0), none)
+    assert set(inside) == {before}
+    assert set(of_spectrum) == {"tf32"}
+    assert matmul.fp32_precision == before
+
+
 def test_hand_made_ggn_equals_curvlinops():
     from curvlinops import GGNLinearOperator
 
