@@ -110,8 +110,9 @@ def plan(
     selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")
     if recorded:
         selection = "settings of a recorded run"
-    if settings:
-        selection += f", then {', '.join(sorted(settings))} by hand"
+    # A preset is of a method that trains all weights.
+    if by_hand := [*sorted(settings), *(["adapter"] if options.adapter and not recorded else [])]:
+        selection += f", then {', '.join(by_hand)} by hand"
     command = _command(spec, options, preset, {**departures(chosen.config, stands_on, to_json(config)), **settings})
     return Plan(spec, measured, chosen, config, options, selection, command)
 

@@ -260,6 +260,9 @@ def test_a_run_with_adapters_has_a_name_of_its_own_and_one_without_keeps_its(ben
     without = bench.plan(unlearn, anything)
     monkeypatch.setitem(METHODS._registered, "fake", replace(METHODS.get("fake"), takes_adapter=True))
     plans = [plan("nano", "mini", "fake", {}, Options(adapter=adapter)) for adapter in (None, SMALL, LoRA())]
+    # A preset is of a method that trains all weights: with adapters, tables do not take it for the published form.
+    forms = [each.selection for each in plans]
+    assert forms == ["published form: defaults of fake", *["published form: defaults of fake, then adapter by hand"] * 2]
     assert plans[0].spec.run_id == without.spec.run_id
     assert "adapter" not in plans[0].spec.settings
     assert len({each.spec.run_id for each in plans}) == 3
