@@ -108,9 +108,10 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, st
         with patch("transformers.utils.chat_template_utils.datetime", _ChatDay):
             text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered, **how)
     except Exception as error:  # a template is a program of its maker's
-        turns = sum(message["role"] == "user" for message in messages)
+        count = sum(message["role"] == "user" for message in messages)
+        turns = "one turn" if count == 1 else f"{count} turns"
         why = str(error).partition("\n")[0].rstrip(".!") or type(error).__name__
-        raise UsageError(f"the tokenizer's chat template takes no conversation of {turns} turns: {why}.") from error
+        raise UsageError(f"the tokenizer's chat template takes no conversation of {turns}: {why}.") from error
     return str(text)
 
 

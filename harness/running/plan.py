@@ -122,8 +122,7 @@ def _check_adapter(method: Method[Any], options: Options) -> None:
     if options.adapter and not method.takes_adapter:
         those = ", ".join(name for name, each in METHODS.all().items() if each.takes_adapter)
         raise UsageError(
-            f"{method.name} trains no adapters in place of the weights. Leave out --adapter {options.adapter}, or take one of "
-            f"{those}."
+            f"{method.name} trains no adapters in place of the weights. Leave out --adapter, or take one of {those}."
         )
 
 
