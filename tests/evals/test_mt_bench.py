@@ -453,7 +453,7 @@ def test_whether_a_template_begins_the_thoughts_is_asked_as_answers_are(make_con
     tokenizer.chat_template = "{% if date_string == '10 Apr 2025' %}<think>{% endif %}"
     assert answers.thinks_from_the_start(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('not with me') }}"
-    with pytest.raises(UsageError, match="takes no conversation of 1 turns: not with me"):
+    with pytest.raises(UsageError, match="takes no conversation of one turn: not with me"):
         answers.thinks_from_the_start(tokenizer)
 
 

@@ -358,5 +358,5 @@ def test_special_tokens_around_thoughts_stay_and_others_go(nano: Nano):
 def test_a_template_that_takes_no_conversation_is_one_sentence(nano: Nano):
     tokenizer = copy.deepcopy(nano.tokenizer)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UsageError, match=r"chat template takes no conversation of 1 turns: roles must alternate"):
+    with pytest.raises(UsageError, match=r"chat template takes no conversation of one turn: roles must alternate"):
         HFGenerator().generate(nano.model(), tokenizer, [GenerationRequest(("who",), Sampling(max_tokens=1), chat=True)])

@@ -147,6 +147,7 @@ def test_what_is_compared_is_declared_once_on_the_record():
         "method",
         "method_version",
         "config",
+        "adapter",
         "evaluators",
         "seed",
         "dtype",

@@ -144,7 +144,8 @@ def test_the_command_picks_runs_and_refuses_to_pick_among_other_things(harness: 
 
 
 def test_what_tries_chose_is_told_apart_from_the_published_preset_it_stands_on():
-    runs = listed_runs(Store(ROOT / "results" / "equal-damage"), never, methods=["predictor_corrector"], preset="tuned")
+    store = Store(ROOT / "results" / "equal-damage")
+    runs = listed_runs(store, never, "tofu10", ["predictor_corrector"], "tuned")
     worlds = {run.result.spec.model for run in runs}
     for model in worlds:
         settings = {str(run.settings) for run in runs if run.result.spec.model == model and run.result.spec.seed == 0}
