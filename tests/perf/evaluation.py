@@ -41,6 +41,7 @@ from harness.data.rows import token_ids
 from harness.models.recipes import Vocabulary
 from harness.numerics.generation import HFGenerator
 from harness.storage.cache import Cache
+from tests.perf._llama import random_llama
 from tests.perf._machine import gemm_rate, machine, table, write
 
 if TYPE_CHECKING:
@@ -55,25 +56,18 @@ ANSWERS = ("answer", "paraphrased_answer", "perturbed_answer")
 
 def build(problem: Problem) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The random Llama, in the shape of `--model scratch`, with a vocabulary of the questions' own."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     text = tuple(f"{row['question']}\n{row['answer']}" for rows in problem.questions.values() for row in rows)
     tokenizer = Vocabulary("bytes", text, SCRATCH_VOCABULARY).build()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    model = random_llama(
+        tokenizer,
+        spread=0.2,
         hidden_size=SCRATCH_SHAPE.hidden_size,
         intermediate_size=SCRATCH_SHAPE.intermediate_size,
         num_hidden_layers=SCRATCH_SHAPE.layers,
         num_attention_heads=4,
         max_position_embeddings=SCRATCH_SHAPE.max_positions,
         tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
     model.lm_head.weight[tokenizer.eos_token_id] *= STRETCH
     return model, tokenizer
 

@@ -24,13 +24,14 @@ from unittest import mock
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from harness.core.evaluator import GenerationRequest, Sampling
 from harness.models.recipes import Vocabulary
 from harness.numerics import generation
 from harness.numerics.generation import Generator, HFGenerator, VLLMGenerator
 from tests.evals.test_vllm import TIE, gap_at_first_difference
+from tests.perf._llama import random_llama
 from tests.perf._machine import gemm_rate, machine, table, write
 
 if TYPE_CHECKING:
@@ -41,20 +42,8 @@ WORDS = [f"w{i}" for i in range(4000)]
 
 def build(tokenizer: PreTrainedTokenizerBase, positions: int) -> LlamaForCausalLM:
     """Eleven million random parameters, heads of 64; large initial weights, so that the answers differ from prompt to prompt."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=320,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=5,
-        max_position_embeddings=positions,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    shape = {"hidden_size": 320, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 5}
+    model = random_llama(tokenizer, spread=0.1, max_position_embeddings=positions, **shape)
     model.lm_head.weight[tokenizer.all_special_ids] = 0
     return model
 
