@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.data.rows import encode, pad_id
+from harness.models import sources
 from harness.models.sources import weights_fingerprint
 from harness.numerics.generation import HFGenerator
 from harness.numerics.likelihood import AnswerDistributions, answer_nll, kl_between
@@ -33,8 +34,12 @@ def test_losses_and_divergences_are_those_of_the_cpu(nano: Nano):
         assert distributions.kl_sums(now)[0] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("large", [0, sources.LARGE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_fingerprint_does_not_depend_on_where_the_weights_lie(nano: Nano, dtype: torch.dtype):
+def test_a_fingerprint_does_not_depend_on_where_the_weights_lie(
+    nano: Nano, dtype: torch.dtype, large: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sources, "LARGE", large)
     model = nano.model().to(dtype)
     assert weights_fingerprint(copy.deepcopy(model).to(DEVICE)) == weights_fingerprint(model)
 
