@@ -183,8 +183,8 @@ def _identity(name: str, revision: str | None, weights: bool = True, code: bool 
 def weights_fingerprint(model: nn.Module) -> str:
     """A digest of all parameters: names, shapes, types and every bit of their values.
 
-    SHA-256 on the CPU of up to `LARGE` bytes, some 2 GB a second there; beyond, of sums that are made where the weights lie, with
-    `sums-` in front. The size alone decides which, so that weights have one fingerprint wherever they lie.
+    SHA-256 on the CPU of up to `LARGE` bytes, some 2 GB a second there; beyond, of sums that are made where the weights lie,
+    with `sums-` in front. The size alone decides which, so that weights have one fingerprint wherever they lie.
     """
     import torch
 

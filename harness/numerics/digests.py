@@ -24,7 +24,7 @@ from torch import Tensor
 WORDS = 2**13
 """Of a block."""
 AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
-"""Bytes that are summed at a time, of which three times as many are taken beside the tensor; on a CPU they stay in its cache."""
+"""Bytes that are summed at a time; four times as many are taken beside the tensor, which on a CPU stay in its caches."""
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
