@@ -291,6 +291,10 @@ class Batch:
         parts = (self.input_ids, self.attention_mask, self.labels, self.rows)
         return Batch(*(tensor.to(device) for tensor in parts))
 
+    def part(self, examples: slice) -> Batch:
+        """Some of its examples, as long as they are here."""
+        return Batch(self.input_ids[examples], self.attention_mask[examples], self.labels[examples], self.rows[examples])
+
     @property
     def tokens(self) -> int:
         """Tokens without padding."""

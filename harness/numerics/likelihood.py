@@ -41,6 +41,11 @@ POSITIONS_AT_ONCE = 256
 _PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3"}
 
 
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether its logits are the output embedding of the last hidden state: some can be made without the others."""
+    return model.config.model_type in _PLAIN_HEADS
+
+
 def check_length(model: PreTrainedModel, tokens: int) -> None:
     """Whether a text fits a model's context window; said once where the model only gets worse behind it.
 
@@ -85,12 +90,16 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     Returns:
         [N, V] float32, in the order of `answer_labels(batch)`.
     """
-    if model.config.model_type in _PLAIN_HEADS:
-        logits = model.get_output_embeddings()(hidden_states(model, batch))
-        return logits.float().to(batch.labels.device)  # type: ignore[no-any-return]
+    if has_plain_head(model):
+        return logits_of(model, hidden_states(model, batch))
     check_length(model, batch.input_ids.shape[1])
     logits = model(input_ids=batch.input_ids, use_cache=False).logits.to(batch.labels.device)
     return logits[:, :-1][batch.scored].float()  # type: ignore[no-any-return]
+
+
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """[N, V] float32 logits of a model with a plain head, out of last hidden states [N, D]; beside them."""
+    return model.get_output_embeddings()(hidden).float().to(hidden.device)  # type: ignore[no-any-return]
 
 
 def answer_labels(batch: Batch) -> Tensor:
@@ -250,7 +259,7 @@ def _can_share(model: PreTrainedModel, encoded: Sequence[Encoded]) -> bool:
     room = anatomy.window(model)
     # Padded texts go as far as the longest prompt with the longest answer, beyond which a table of positions may end.
     fits = room is None or not room.ends or longest <= room.tokens
-    return fits and model.config.model_type in _PLAIN_HEADS and can_decode(model, longest)
+    return fits and has_plain_head(model) and can_decode(model, longest)
 
 
 @torch.no_grad()
@@ -292,16 +301,15 @@ def kl_between(
 
 def _logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], Tensor]:
     """Makes `answer_logits(model, batch)[part]`, where it can without making the others."""
-    if model.config.model_type in _PLAIN_HEADS:
+    if has_plain_head(model):
         return _by_part(model, hidden_states(model, batch))
     logits = answer_logits(model, batch)
     return lambda part: logits[part]
 
 
 def _by_part(model: PreTrainedModel, hidden: Tensor) -> Callable[[slice], Tensor]:
-    """Makes the logits of some positions, float32, out of their last hidden states, of a model with a plain head."""
-    head = model.get_output_embeddings()
-    return lambda part: head(hidden[part]).float().to(hidden.device)
+    """Makes the logits of some positions out of their last hidden states, of a model with a plain head."""
+    return lambda part: logits_of(model, hidden[part])
 
 
 class AnswerDistributions:

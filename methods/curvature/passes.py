@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -17,12 +18,15 @@ from transformers import PreTrainedModel
 
 from harness.core.progress import progress_bar
 from harness.data.rows import Batch, Encoded, batches, by_length, collate
-from harness.numerics.likelihood import answer_logits
+from harness.numerics.likelihood import answer_logits, has_plain_head, hidden_states, logits_of
 from harness.numerics.room import with_room
 from methods.curvature.layers import Layer, first_of_groups, input_groups
 
 TOKENS_PER_BATCH = 4096
 """Padded tokens of one batch at most; the result does not depend on it."""
+
+LOGITS_AT_ONCE = 2**26
+"""Entries of the logits that are there at a time, 256 MiB in float32, or those of one sequence where it has more."""
 
 T = TypeVar("T")
 
@@ -31,7 +35,8 @@ OnInput = Callable[[int, Tensor], Tensor | None]
 OnGradient = Callable[[int, Tensor | None, Tensor], None]
 """(layer, what `OnInput` returned, [B, T, out] gradients); called at every backward pass."""
 LogitGradient = Callable[[Tensor, Batch], Iterable[Tensor]]
-"""([N, V] logits, the batch) → gradients with respect to the logits, one backward pass for each."""
+"""([N, V] logits, the batch) → gradients with respect to the logits, one backward pass for each. Of a large vocabulary it is
+shown some of a batch's sequences at a time."""
 
 
 def backpropagate(
@@ -63,11 +68,45 @@ def backpropagate(
     with bar, frozen(model), torch.enable_grad(), _hooks(layers, on_input, on_gradient) as next_batch:
         for batch in data:
             next_batch(len(batch.rows))
-            logits = answer_logits(model, batch)
-            signals = list(logit_gradient(logits.detach(), batch))
+            output, signals = _signals(model, batch, logit_gradient)
             for k, signal in enumerate(signals, start=1):
-                logits.backward(signal, retain_graph=k < len(signals))
+                output.backward(signal, retain_graph=k < len(signals))
             bar.update(len(batch.rows))
+
+
+def _signals(model: PreTrainedModel, batch: Batch, logit_gradient: LogitGradient) -> tuple[Tensor, list[Tensor]]:
+    """What the backward passes begin at, with the gradients that are fed into it there: logits, or last hidden states.
+
+    Of a large vocabulary the logits are made some sequences at a time, and only their gradients with respect to the hidden
+    states are kept.
+    """
+    examples = _sequences_at_once(batch, model.config.vocab_size)
+    if len(examples) == 1 or not has_plain_head(model):
+        logits = answer_logits(model, batch)
+        return logits, list(logit_gradient(logits.detach(), batch))
+    hidden = hidden_states(model, batch)
+    signals: list[list[Tensor]] = []
+    parts = [batch.part(some) for some in examples]
+    for states, part in zip(hidden.detach().split([int(part.counts.sum()) for part in parts]), parts, strict=True):
+        logits = logits_of(model, states.requires_grad_())
+        signals.append(
+            [
+                torch.autograd.grad(logits, states, signal, retain_graph=True)[0]
+                for signal in logit_gradient(logits.detach(), part)
+            ]
+        )
+    return hidden, [torch.cat(same) for same in zip(*signals, strict=True)]
+
+
+def _sequences_at_once(batch: Batch, vocabulary: int) -> list[slice]:
+    """The sequences of a batch in runs of at most `LOGITS_AT_ONCE` logits, or of one sequence."""
+    ends, taken = [0], 0
+    for i, labels in enumerate(batch.counts.tolist()):
+        if taken and (taken + labels) * vocabulary > LOGITS_AT_ONCE:
+            ends.append(i)
+            taken = 0
+        taken += labels
+    return [slice(start, end) for start, end in pairwise([*ends, len(batch.rows)])]
 
 
 def whole_pass(

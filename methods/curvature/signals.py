@@ -24,7 +24,8 @@ class SampledLabels:
 
     E[(p − e_ŷ)(p − e_ŷ)ᵀ] = diag(p) − p pᵀ for ŷ ~ p: the Fisher information, which the true labels do not give
     (Kunstner et al. 2019, arXiv:1905.12558). Labels come from uniform numbers seeded by (seed, row of the data set), so they
-    depend neither on batch size nor on order.
+    depend neither on batch size nor on order. The numbers are made on the CPU, 4 bytes a label, so that every kind of device
+    draws alike; the model's distribution, its sums and the search in them stay on the model's device.
 
     Args:
         encoded: the data set.
