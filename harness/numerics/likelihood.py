@@ -239,7 +239,7 @@ def _label_losses(
     shared = {number for numbers in together for number in numbers}
     single = [number for number in range(len(encoded)) if number not in shared]
     for padded in batches([encoded[number] for number in single], pad_id, tokens, model.device):
-        losses = _losses(_logits_by_part(model, padded), answer_labels(padded))
+        losses = _losses(logits_by_part(model, padded), answer_labels(padded))
         yield torch.tensor(single)[answer_rows(padded).cpu()], losses
 
 
@@ -291,7 +291,7 @@ def kl_between(
     def by_label(tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches(encoded, pad_id, tokens, model.device):
             rows = answer_rows(batch).cpu()
-            before, now = (_logits_by_part(m, batch) for m in (base, model))
+            before, now = (logits_by_part(m, batch) for m in (base, model))
             parts = _parts(len(rows), positions)
             divergences = [kl_per_token(before(part).log_softmax(dim=-1), now(part).log_softmax(dim=-1)) for part in parts]
             yield rows, torch.cat(divergences).double().cpu()
@@ -299,7 +299,7 @@ def kl_between(
     return _summed(model, encoded, TOKENS_PER_BATCH, by_label, progress)
 
 
-def _logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], Tensor]:
+def logits_by_part(model: PreTrainedModel, batch: Batch) -> Callable[[slice], Tensor]:
     """Makes `answer_logits(model, batch)[part]`, where it can without making the others."""
     if has_plain_head(model):
         return _by_part(model, hidden_states(model, batch))
