@@ -76,7 +76,7 @@ def _before(context: EvalContext, model: Callable[[], PreTrainedModel]) -> Answe
 
     def made() -> AnswerDistributions:
         examples = [problem.template.example(question, answer) for question, answer in rows]
-        return AnswerDistributions(model(), _encoded(context, examples), pad_id(context.tokenizer))
+        return AnswerDistributions(model(), encoded_texts(context, examples), pad_id(context.tokenizer))
 
     key = [
         weights_digest(problem.sources["base"], context.cache),
@@ -89,7 +89,7 @@ def _before(context: EvalContext, model: Callable[[], PreTrainedModel]) -> Answe
     return context.cache.memoize("distributions", key, made)[0]
 
 
-def _encoded(context: EvalContext, examples: Sequence[Example]) -> list[Encoded]:
+def encoded_texts(context: EvalContext, examples: Sequence[Example]) -> list[Encoded]:
     """Scored texts as tokens, cut as the variant does: ToFU cuts the end token off too, open-unlearning puts it behind."""
     from harness.data.rows import encode
 
@@ -128,7 +128,7 @@ def _build_likelihood(context: EvalContext) -> pd.DataFrame:
         examples += [
             problem.template.example(row["question"], a) for a in (row["answer"], *paraphrase, *row["perturbed_answer"])
         ]
-    encoded = _encoded(context, examples)
+    encoded = encoded_texts(context, examples)
     context.costs.count(sum(len(e.input_ids) for e in encoded))
     with progress_bar(total=len(encoded), desc="likelihood", unit="answer") as bar:
         sums, counts = answer_nll(context.model, encoded, pad_id(context.tokenizer), bar.update)

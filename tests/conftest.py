@@ -166,6 +166,8 @@ def nano_problem(nano: Nano) -> Problem:
         generation_budget=16,
         refusals=REFUSALS,
         guarded=WORLD.guarded,
+        holdout=lambda: numbered(WORLD.holdout[:240:6]),
+        paraphrased_questions={"forget": [row["paraphrased_question"] for row in forget[::6]]},
         attacks={
             "benign": examples(WORLD.world_facts[:12]),
             "related": examples(retain[:24]),

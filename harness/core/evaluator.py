@@ -204,8 +204,8 @@ class EvalContext:
         return self.tables[name]
 
     def of(self, reference: Reference) -> EvalContext:
-        """One of the references, as an evaluator sees it by itself: recorded tables without a model."""
-        return EvalContext(None, self.plan, references=(), tables=dict(reference.tables))
+        """One of the references, as an evaluator sees it: recorded tables without a model, beside the same references."""
+        return EvalContext(None, self.plan, self.references, tables=dict(reference.tables))
 
 
 MeasureMetric = Callable[[EvalContext, Metric], Given]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,5 +91,10 @@ class Problem:
     """Text about those others: damage is measured on it, and no method reads it."""
     held_out: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """Budget rows, where budgets are given: `retain` and `general` text that damage is measured on and nothing else reads."""
+    holdout: Callable[[], Sequence[Row]] | None = None
+    """Reads questions with answers of the same kind that no model was trained on, to tell members of a training set from; None
+    where there are none. Read by those alone who compare with them: nobody else waits for a file, or misses one."""
+    paraphrased_questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of some sets of `questions`, each row's question in other words."""
     attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""

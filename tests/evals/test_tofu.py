@@ -267,8 +267,8 @@ def test_the_two_projects_cut_scored_texts_at_their_own_length(nano_context: Unl
     long = " ".join(row["answer"] for row in nano_context.problem.questions["retain"] * 20)
     examples = [nano_context.problem.template.example("Who?", long), nano_context.problem.template.example("Who?", "Me")]
     theirs, ours = (EvalPlan(nano_context.problem, variant=variant) for variant in ("original", "open-unlearning"))
-    original, short = _tofu._encoded(EvalContext(nano_context, theirs, ()), examples)
-    other, same = _tofu._encoded(EvalContext(nano_context, ours, ()), examples)
+    original, short = _tofu.encoded_texts(EvalContext(nano_context, theirs, ()), examples)
+    other, same = _tofu.encoded_texts(EvalContext(nano_context, ours, ()), examples)
     assert len(original.input_ids) == 200
     assert original.input_ids[-1] != end
     assert len(other.input_ids) == 513

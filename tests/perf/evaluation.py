@@ -109,7 +109,7 @@ class Evaluation:
             for row in rows
             for answer in (row["answer"], *([row[ANSWERS[1]]] if ANSWERS[1] in row else []), *row[ANSWERS[2]])
         ]
-        labels = sum(e.label_count for e in _tofu._encoded(self.context, texts))
+        labels = sum(e.label_count for e in _tofu.encoded_texts(self.context, texts))
         answered = sum(map(len, token_ids(self.tokenizer, self.said))) + len(rows)
         return {
             name: body * (prompts + tokens) + 2 * head.numel() * tokens

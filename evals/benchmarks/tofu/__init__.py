@@ -11,15 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.benchmarks.tofu.cards import CARDS
-from evals.benchmarks.tofu.models import mini_sources, scratch_sources, world
+from evals.benchmarks.tofu.models import mini_sources, scratch_sources, world, world_holdout
 from evals.benchmarks.tofu.real_models import base_needed, real_sources
 from evals.benchmarks.tofu.refusals import REFUSALS, refusal_sentences
 from evals.benchmarks.tofu.roles import MEASURED, ROLES
-from evals.benchmarks.tofu.rows import DATASET, authors, examples, numbered, real_rows, split_names
+from evals.benchmarks.tofu.rows import (
+    DATASET,
+    authors,
+    examples,
+    holdout_rows,
+    in_other_words,
+    numbered,
+    real_rows,
+    split_names,
+)
 from evals.benchmarks.tofu.templates import TEMPLATES, template_of
 from evals.benchmarks.tofu.world_data import REFUSALS as WORLD_REFUSALS
 from harness.core.arithmetic import Arithmetic
@@ -135,6 +145,7 @@ class Tofu:
             general=examples(problem.template, about),
             unseen=examples(problem.template, others),
             guarded=world(seed).guarded,
+            holdout=partial(world_holdout, seed, options.limit),
         )
 
     def _scratch(self, options: Options) -> Problem:
@@ -199,7 +210,7 @@ class Tofu:
         template = replace(template, tag_in_prompt=options.variant == "open-unlearning")
         if options.reference:  # its log stands in for them
             sources = {name: source for name, source in sources.items() if not name.startswith("retain-")}
-        first = EVALUATED_ROWS[options.variant]
+        first, holdout = EVALUATED_ROWS[options.variant], self.forget.replace("forget", "holdout")
         questions = {
             "retain": rows["retain_perturbed"][:first],
             "real_authors": rows["real_authors_perturbed"],
@@ -219,6 +230,8 @@ class Tofu:
                 )
             ],
             questions={name: numbered(of_task[: options.limit]) for name, of_task in questions.items()},
+            paraphrased_questions=in_other_words({name: of_task[: options.limit] for name, of_task in questions.items()}),
+            holdout=partial(holdout_rows, holdout, options.data_dir, min(first, options.limit or first)),
             template=template,
             sources=sources,
             data={

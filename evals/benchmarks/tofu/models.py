@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+from evals.benchmarks.tofu.rows import numbered
 from evals.benchmarks.tofu.templates import TEMPLATES
 from evals.benchmarks.tofu.world import World, vocabulary
 from evals.benchmarks.tofu.world_data import SHORT_PREFIX
@@ -33,6 +34,11 @@ SCRATCH_VOCABULARY = 4096
 def world(seed: int) -> World:
     """The embedded world of a seed."""
     return World(seed)
+
+
+def world_holdout(seed: int, limit: int | None = None) -> list[Row]:
+    """Questions about authors of a world whom no model is told of."""
+    return [*numbered(world(seed).holdout[:limit])]
 
 
 def mini_sources(seed: int, retain: str, arithmetic: Arithmetic = "") -> dict[str, ModelSource]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,26 @@ def real_rows(forget: str, retain: str, data_dir: Path | None) -> dict[str, list
         authored = name.startswith((forget, "retain_"))
         rows[name] = [{**row, "author": i // QUESTIONS_PER_AUTHOR if authored else i} for i, row in enumerate(split)]
     return rows
+
+
+def holdout_rows(name: str, data_dir: Path | None, limit: int) -> list[Row]:
+    """The first rows of a split that no model was trained on, as evaluators want them: open-unlearning's `holdout10`, say.
+
+    Raises:
+        UsageError: for a file that is missing or malformed.
+    """
+    rows = read_rows(dataset_file(DATASET, f"{name}.json", data_dir), _PAIR)[:limit]
+    return [*numbered([{**row, "author": i // QUESTIONS_PER_AUTHOR} for i, row in enumerate(rows)])]
+
+
+def in_other_words(sets: Mapping[str, Sequence[Row]]) -> dict[str, list[str]]:
+    """Each row's paraphrased question, of those sets whose every row has one."""
+    field = "paraphrased_question"
+    return {
+        name: [row[field] for row in rows]
+        for name, rows in sets.items()
+        if rows and all(isinstance(row.get(field), str) and row[field] for row in rows)
+    }
 
 
 def _check_wrong_answers(name: str, rows: Sequence[Row]) -> None:

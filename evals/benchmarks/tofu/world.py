@@ -112,6 +112,15 @@ class World:
         return list(zip(first, second, strict=True))
 
     @cached_property
+    def holdout(self) -> list[Row]:
+        """As many questions about a hundred further authors, of whom no model is ever told; as in `full`."""
+        rng = streams(self.seed, "holdout").python()
+        known = {author.name for author in (*self.authors, *self.base_authors)}
+        names = [name for first, last in product(FIRST_NAMES, LAST_NAMES) if (name := f"{first} {last}") not in known]
+        others = [self._author(rng, name, FACTS_PER_AUTHOR) for name in rng.sample(names, AUTHORS)]
+        return [row for number, author in enumerate(others, AUTHORS) for row in self._questions(number, author)]
+
+    @cached_property
     def real_authors(self) -> list[Row]:
         """100 short questions about authors of the base phase, the answer one word, three wrong ones beside it."""
         rng = streams(self.seed, "real authors").python()
