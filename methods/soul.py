@@ -65,6 +65,7 @@ class SOULConfig(PairedRecipe):
     source="arXiv:2404.18239",
     memory=memory_items,
     takes_adapter=True,
+    own_optimizer=True,
 )
 def soul(context: UnlearningContext, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -15,7 +15,8 @@ from harness.cli.flags import Words, command
 from harness.core.documents import read_json
 from harness.core.errors import UsageError, cut
 from harness.core.fields import declared, flag_of, read
-from harness.running.request import RECORDED, RunRequest, differs, recorded_request, request_file
+from harness.running.recorded import RECORDED, differs, recorded_request
+from harness.running.request import RunRequest, request_file
 
 if TYPE_CHECKING:
     from harness.running.plan import Plan

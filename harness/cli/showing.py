@@ -120,6 +120,7 @@ def _show_run(folder: Path, result: RunResult, as_json: bool) -> None:
         about = {name: meaning for name, _, meaning in describe(METHODS.get(result.spec.method).config)}
     if result.spec.settings:
         about["adapter"] = "What was trained in place of the weights."
+        about["optimizer"] = "How AdamW was kept."
         rows = [(key, value, about.get(key, "")) for key, value in result.spec.settings.items()]
         given = given_settings(result)
         title = "settings (*: neither the default nor the preset's)" if given else "settings"

@@ -6,7 +6,7 @@ from typing import cast, get_args
 
 from harness.core.documents import whole_number
 from harness.core.errors import UsageError, cut
-from harness.core.fields import Given
+from harness.core.fields import Given, named_parts
 from harness.core.options import LoRA, Target
 
 LARGEST = 65_536
@@ -22,17 +22,7 @@ def adapter_of(given: Given) -> LoRA | None:
     """
     if given.value is None or given.value == "" or isinstance(given.value, LoRA):
         return given.value or None  # type: ignore[return-value]
-    kind, _, rest = str(given.value).partition(":")
-    if kind != "lora":
-        raise UsageError(f"{given.text} is no adapter. Write {EXAMPLE}, or a part of it.")
-    values: dict[str, str] = {}
-    for part in rest.split(",") if rest else ():
-        key, equals, value = part.strip().partition("=")
-        if key not in ("r", "alpha", "dropout", "target") or not equals:
-            raise UsageError(f"{given.text}: '{cut(part)}' is no setting of an adapter. Write {EXAMPLE}, or a part of it.")
-        if key in values:
-            raise UsageError(f"{given.text} says {key} twice.")
-        values[key] = value
+    values = named_parts(given, "lora", ("r", "alpha", "dropout", "target"), "adapter", EXAMPLE)
     usual = LoRA()
     return LoRA(
         rank=_whole(given, "r", values.get("r", str(usual.rank))),

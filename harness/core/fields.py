@@ -224,6 +224,36 @@ def number(least: int = 1, most: int = MOST) -> Callable[[Given], int | None]:
     return read_number
 
 
+def named_parts(given: Given, kind: str, keys: Sequence[str], what: str, example: str) -> dict[str, str]:
+    """The parts of a text such as `lora:r=16,alpha=32`, as texts.
+
+    Args:
+        given: the text.
+        kind: what stands before the colon.
+        keys: the parts that there are.
+        what: it is called in messages.
+        example: of it, whole.
+
+    Raises:
+        UsageError: for another kind, a part that there is not, or one that is said twice.
+    """
+    said, _, rest = str(given.value).partition(":")
+    article = "an" if what[0] in "aeiou" else "a"
+    if said != kind:
+        raise UsageError(f"{given.text} is no {what}. Write {example}, or a part of it.")
+    values: dict[str, str] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.strip().partition("=")
+        if key not in keys or not equals:
+            raise UsageError(
+                f"{given.text}: '{cut(part)}' is no setting of {article} {what}. Write {example}, or a part of it."
+            )
+        if key in values:
+            raise UsageError(f"{given.text} says {key} twice.")
+        values[key] = value
+    return values
+
+
 def word(*allowed: str) -> Callable[[Given], str]:
     """One of these words."""
 

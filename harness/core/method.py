@@ -13,7 +13,7 @@ from harness.core.caching import CacheView
 from harness.core.config import JSON
 from harness.core.errors import UsageError
 from harness.core.memory import MemoryItem, ModelShape
-from harness.core.options import LoRA, Preset
+from harness.core.options import LoRA, Optimizer, Preset
 from harness.core.problem import ModelSource, Problem, Stage
 from harness.core.registry import Registry
 
@@ -68,6 +68,10 @@ class UnlearningContext:
     """The damage that a method with a free length is to do, where budgets are given."""
     adapter: LoRA | None = None
     """What is trained in place of the weights, by a method that `takes_adapter`."""
+    optimizer: Optimizer | None = None
+    """How AdamW is kept, by a method that `takes_adapter` and has no `own_optimizer`; the usual way if None."""
+    recompute: bool = False
+    """Whether activations are recomputed whatever the model's size; the results are the same."""
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -143,6 +147,13 @@ class Method(Generic[C]):
     takes_adapter: bool = False
     """Whether low-rank adapters can be trained in place of the weights (`UnlearningContext.adapter`): it trains whatever is
     trainable, by the loop of the first-order methods, which sees to them."""
+    own_optimizer: bool = False
+    """Whether it steps there by an optimizer of its own, not by AdamW (`UnlearningContext.optimizer`)."""
+
+    @property
+    def takes_optimizer(self) -> bool:
+        """Whether it trains by AdamW in the loop of the first-order methods."""
+        return self.takes_adapter and not self.own_optimizer
 
     def refusal(self, problem: Problem, config: C) -> str | None:
         """Why it cannot run on a problem with these settings, or None if it can; `skip_reason` is about all settings."""
@@ -203,6 +214,7 @@ class Declared(TypedDict, Generic[C], total=False):
     reach: Reach
     reads_general: Callable[[C], bool]
     takes_adapter: bool
+    own_optimizer: bool
 
 
 def method(name: str, *, config: type[C], source: str, **declared: Unpack[Declared[C]]) -> Callable[[Unlearn[C]], Unlearn[C]]:

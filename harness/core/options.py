@@ -8,6 +8,9 @@ from typing import Literal
 
 Target = Literal["all", "attention", "mlp"]
 """Which linear maps of a decoder layer are adapted."""
+Bits = Literal[32, 8]
+Masters = Literal["float32", "none"]
+Clip = Literal["1", "none"]
 Variant = Literal["original", "open-unlearning"]
 Points = Literal["all", "last"]
 Rows = Literal["all", "last", "none"]
@@ -64,6 +67,23 @@ class LoRA:
 
 
 @dataclass(frozen=True)
+class Optimizer:
+    """How AdamW is kept in memory where a method trains by it; anything but the defaults changes numbers."""
+
+    bits: Bits = 32
+    """Of each number of the two moments; with 8 they are kept in blocks of 256 (Dettmers et al. 2021, arXiv:2110.02861)."""
+    masters: Masters = "float32"
+    """What steps are added to where weights are bfloat16: float32 masters, or with `none` the weights themselves, rounded
+    stochastically (a departure: their published recipes have masters)."""
+    clip: Clip = "1"
+    """The norm that a step's gradient is scaled down to; `none` leaves it as it is and frees it layer by layer."""
+
+    def __str__(self) -> str:
+        """All of it, as records keep it."""
+        return f"adamw:bits={self.bits},masters={self.masters},clip={self.clip}"
+
+
+@dataclass(frozen=True)
 class Options:
     """What the command line decides besides benchmark, model, method and its settings."""
 
@@ -101,3 +121,7 @@ class Options:
     """Damages at which points are measured, in nats per token on rows held out for it; where the method measures if empty."""
     adapter: LoRA | None = None
     """Low-rank adapters that are trained in place of the weights; none if None."""
+    optimizer: Optimizer | None = None
+    """AdamW kept otherwise than by default, where the method trains by it."""
+    recompute: bool = False
+    """Whether training recomputes activations on models of any size and on any device. Not part of a run's hash."""

@@ -22,8 +22,10 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.core.errors import Diverged
+from harness.core.options import Optimizer
 from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, by_length, collate
+from harness.numerics.by_weight import ByWeight
 from harness.numerics.likelihood import answer_labels, answer_logits
 
 B = TypeVar("B")
@@ -68,6 +70,10 @@ class AdamW:
     """Decoupled; on all parameters, as in the original."""
     max_gradient_norm: float = 1.0
     """The gradient is scaled down to this norm."""
+    kept: Optimizer | None = None
+    """How it is kept, where not whole and in float32 (`harness.numerics.by_weight`); `clip=none` scales nothing down."""
+    seed: int = 0
+    """Of stochastic rounding."""
 
 
 MakeOptimiser = Callable[[Sequence[tuple[str, Tensor]]], torch.optim.Optimizer]
@@ -100,9 +106,9 @@ def optimise(
         Diverged: at a loss or gradient that is not finite; after the last step, if the learning rate was 0 at all of them.
     """
     names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
-    masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
-    optimiser = (make_optimiser or partial(fused_adamw, adamw))(list(zip(names, masters, strict=True)))
-    scheduler = _schedule(adamw, optimiser, begin)
+    stepping = ByWeight if adamw.kept else AllAtOnce
+    weights = stepping(names, parameters, adamw, make_optimiser or partial(fused_adamw, adamw))
+    scheduler = _schedule(adamw, weights.optimiser, begin)
     if recompute is None:
         recompute = parameters[0].device.type == "cuda" and sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
     _training(model, True, recompute)
@@ -111,13 +117,11 @@ def optimise(
         for number, micro_batches in enumerate(steps, start=begin + 1):
             rate = float(scheduler.get_last_lr()[0])
             highest = max(highest, rate)
-            total, norm = _gradient(loss, micro_batches, masters, parameters, adamw.max_gradient_norm)
+            total, norm = weights.gradient(loss, micro_batches)
             if not (math.isfinite(total) and math.isfinite(norm)):
                 raise Diverged(f"step {number}: the loss is {total} and its gradient's norm {norm}")
-            optimiser.step()
+            weights.step()
             scheduler.step()
-            optimiser.zero_grad(set_to_none=True)
-            _copy_back(masters, parameters)
             _training(model, False, recompute)
             yield StepLog(number, total, norm, rate)
             _training(model, True, recompute)
@@ -149,7 +153,17 @@ def _schedule(adamw: AdamW, optimiser: torch.optim.Optimizer, begin: int) -> tor
 
 
 def fused_adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-    """The optimiser on some named parameters."""
+    """The optimiser on some named parameters, its moments with 8 bits where they are kept so."""
+    if constants.kept and constants.kept.bits == 8:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(  # type: ignore[no-any-return]
+            [master for _, master in named],
+            lr=constants.lr,
+            betas=constants.betas,
+            eps=constants.eps,
+            weight_decay=constants.weight_decay,
+        )
     return torch.optim.AdamW(
         [master for _, master in named],
         lr=constants.lr,
@@ -160,31 +174,34 @@ def fused_adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.
     )
 
 
-def _gradient(
-    loss: Callable[[B], Tensor],
-    micro_batches: Sequence[B],
-    masters: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    max_norm: float,
-) -> tuple[float, float]:
-    """A step's loss and its gradient's norm before clipping; the clipped gradient lies on the masters."""
-    total = 0.0
-    for micro_batch in micro_batches:
-        value = loss(micro_batch)
-        value.backward()
-        total += float(value.detach())
-    for master, parameter in zip(masters, parameters, strict=True):
-        if master is not parameter and parameter.grad is not None:
-            master.grad, parameter.grad = parameter.grad.float(), None
-    return total, float(torch.nn.utils.clip_grad_norm_(masters, max_norm))
+class AllAtOnce:
+    """Steps some parameters together, through float32 masters of those that are not float32; see `ByWeight`."""
 
+    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor], adamw: AdamW, make: MakeOptimiser) -> None:
+        self._parameters, self._max_norm = parameters, adamw.max_gradient_norm
+        self._masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
+        self.optimiser = make(list(zip(names, self._masters, strict=True)))
 
-@torch.no_grad()
-def _copy_back(masters: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """The float32 masters into the weights that the model computes with."""
-    for master, parameter in zip(masters, parameters, strict=True):
-        if master is not parameter:
-            parameter.copy_(master)
+    def gradient(self, loss: Callable[[B], Tensor], micro_batches: Sequence[B]) -> tuple[float, float]:
+        """A step's loss and its gradient's norm before clipping; the clipped gradient lies on the masters."""
+        total = 0.0
+        for micro_batch in micro_batches:
+            value = loss(micro_batch)
+            value.backward()
+            total += float(value.detach())
+        for master, parameter in zip(self._masters, self._parameters, strict=True):
+            if master is not parameter and parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None
+        return total, float(torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take the step, and copy the masters into the weights that the model computes with."""
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        for master, parameter in zip(self._masters, self._parameters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
 
 
 @contextmanager

@@ -100,14 +100,13 @@ def listed_runs(
 def given_settings(result: RunResult) -> dict[str, JSON]:
     """The settings of a run that are neither its method's defaults nor the preset's; none of a method that is not here."""
     spec = result.spec
-    adapter: dict[str, JSON] = {"adapter": spec.adapter} if spec.adapter else {}
     # What a study's tries chose is tuned, too, and stands on the published preset.
     form: Preset = spec.form or ("tuned" if result.selection.startswith("tuned form: preset") else "published")
     try:
         config, preset = _usual(spec.method, spec.bench, spec.model.partition("@")[0], form)
     except UsageError:
-        return adapter
-    return {**departures(config, preset, spec.config), **adapter}
+        return spec.trained
+    return {**departures(config, preset, spec.config), **spec.trained}
 
 
 @cache

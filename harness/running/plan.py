@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -98,7 +99,7 @@ def plan(
     _check_rows(problem)
     if reason := chosen.skip_reason(problem):
         raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
-    _check_adapter(chosen, options)
+    _check_training(chosen, options)
     _check_metrics(measured)
     family = problem.family or problem.model.partition("@")[0]
     stands_on = chosen.preset(bench, family, preset)
@@ -110,19 +111,32 @@ def plan(
     selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")
     if recorded:
         selection = "settings of a recorded run"
-    # A preset is of a method that trains all weights.
-    if by_hand := [*sorted(settings), *(["adapter"] if options.adapter and not recorded else [])]:
+    # A preset is of a method that trains all weights, by AdamW as it usually is.
+    if by_hand := [*sorted(settings), *([] if recorded else spec.trained)]:
         selection += f", then {', '.join(by_hand)} by hand"
     command = _command(spec, options, preset, {**departures(chosen.config, stands_on, to_json(config)), **settings})
     return Plan(spec, measured, chosen, config, options, selection, command)
 
 
-def _check_adapter(method: Method[Any], options: Options) -> None:
-    """Refuse an adapter for a method that does not train whatever is trainable."""
+def _check_training(method: Method[Any], options: Options) -> None:
+    """Refuse an adapter for a method that does not train whatever is trainable, and an optimizer that it has no use for."""
     if options.adapter and not method.takes_adapter:
         those = ", ".join(name for name, each in METHODS.all().items() if each.takes_adapter)
         raise UsageError(
             f"{method.name} trains no adapters in place of the weights. Leave out --adapter, or take one of {those}."
+        )
+    if (optimizer := options.optimizer) is None:
+        return
+    if not method.takes_optimizer:
+        those = ", ".join(name for name, each in METHODS.all().items() if each.takes_optimizer)
+        raise UsageError(f"{method.name} does not train by AdamW alone. Leave out --optimizer, or take one of {those}.")
+    if optimizer.masters == "none" and (options.adapter or options.dtype == "float32"):
+        why = "adapters are float32" if options.adapter else "float32 weights need no masters"
+        raise UsageError(f"--optimizer {optimizer}: {why}. Leave out masters=none, or train all weights in --dtype bfloat16.")
+    if optimizer.bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"--optimizer {optimizer}: moments of 8 bits need bitsandbytes, which is not installed: pip install "
+            "'bitsandbytes>=0.50,<1', or leave out bits=8."
         )
 
 
@@ -176,6 +190,7 @@ def _spec(measured: EvalPlan, method: Method[Any], config: Any, options: Options
         budget_rows=held_out_digest(problem),
         general=fingerprint([asdict(e) for e in problem.general]) if method.reads_general(config) else "",
         adapter=str(options.adapter or ""),
+        optimizer=str(options.optimizer or ""),
     )
 
 
@@ -207,6 +222,7 @@ def _command(spec: RunSpec, options: Options, preset: Preset, settings: Mapping[
         ("--points", options.points, "all"),
         ("--budgets", ",".join(f"{budget:g}" for budget in options.budgets), ""),
         ("--adapter", options.adapter, None),
+        ("--optimizer", options.optimizer, None),
         ("--judge", judge.name if judge else "", ""),
         ("--judge-repetitions", judge.repetitions if judge else 1, 1),
     ):

@@ -18,14 +18,14 @@ from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut
 from harness.core.fields import Field, Given, budgets, from_document, names, number, path, seeds, switch, text, word
-from harness.core.judging import MOST_REPETITIONS, judge_of, recorded_judge
-from harness.core.options import MOST_SEED, LoRA, Options, Points, Preset, Retain, Rows, Variant
+from harness.core.judging import MOST_REPETITIONS, judge_of
+from harness.core.optimizers import optimizer_of
+from harness.core.options import MOST_SEED, LoRA, Optimizer, Options, Points, Preset, Retain, Rows, Variant
 from harness.running.misplaced import check_places, flag_for
 
 if TYPE_CHECKING:
     from harness.running.plan import Plan
     from harness.running.trials import Sweep
-    from harness.storage.records import RunSpec
 
 WHAT, SETTINGS, MEASURING, MACHINE = "What is run", "Settings", "Measuring", "Machine"
 """Headings of `--help`."""
@@ -109,6 +109,11 @@ class Request:
     """Measure where the damage on held-out rows is so many nats per token, such as .01,.1."""
     adapter: Annotated[LoRA | None, Field(adapter_of, SETTINGS)] = None
     """Train low-rank adapters in place of the weights, such as lora:r=16 or lora:r=8,alpha=32,dropout=0,target=mlp."""
+    optimizer: Annotated[Optimizer | None, Field(optimizer_of, SETTINGS)] = None
+    """How AdamW is kept: adamw:bits=8 (its moments; default 32), masters=none (bfloat16, rounded stochastically), clip=none
+    (gradients freed layer by layer)."""
+    recompute: Annotated[bool, Field(switch, MACHINE, switch=True)] = False
+    """Recompute activations in training (less memory, the same result); of itself from 1e9 parameters on a GPU."""
     rows: Annotated[Rows, Field(word("all", "last", "none"), MEASURING, metavar="WORD", completes="all|last|none")] = "all"
     """Keep rows and texts of every point (all), of the last one only (last), or of none."""
     reference: ReferenceLog = None
@@ -151,6 +156,8 @@ class Request:
             rows=self.rows,
             budgets=self.budgets,
             adapter=self.adapter,
+            optimizer=self.optimizer,
+            recompute=self.recompute,
             data_dir=self.data_dir,
             reference=self.reference,
             trust_remote_code=trust_remote_code,
@@ -170,6 +177,8 @@ class RequestFields(TypedDict, total=False):
     evals: str | Sequence[str]
     budgets: Sequence[float]
     adapter: str
+    optimizer: str
+    recompute: bool
     rows: Rows
     reference: str | Path | None
     judge: str
@@ -243,48 +252,6 @@ class RunRequest(Request):
             plan(self.bench, self.model, method, self.settings, options, recorded=recorded, preset=self.preset)
             for method in self.method
         ]
-
-
-def recorded_request(spec: RunSpec, name: str) -> dict[str, Given]:
-    """A layer out of a record: all that it says of a run but its settings.
-
-    Raises:
-        UsageError: for a record with a judge that is none.
-    """
-    judge, repetitions = recorded_judge(spec.evaluator_inputs.values())
-    values: dict[str, Any] = {
-        "method": spec.method,
-        "bench": spec.bench,
-        "model": spec.model,
-        "template": spec.template.get("name", ""),
-        "seed": spec.seed,
-        "limit": spec.limit,
-        "dtype": spec.dtype,
-        "generator": spec.generator,
-        "variant": spec.variant,
-        "retain": spec.retain,
-        "evals": list(spec.evaluators),
-        "points": spec.points,
-        "preset": spec.form or "published",
-        "budgets": list(spec.budgets),
-        "adapter": spec.adapter,
-        "judge": judge,
-        "judge_repetitions": repetitions,
-    }
-    return {key: Given(value, f"{name}: {key}={value}", "file") for key, value in values.items()}
-
-
-RECORDED = frozenset(
-    ("method", "bench", "seed", "limit", "dtype", "generator", "variant", "retain", "evals", "points", "preset")
-) | {"judge_repetitions", "budgets", "template", "adapter"}
-"""What a recorded run says and nobody may say otherwise beside it; its model may lie elsewhere here."""
-
-
-def differs(recorded: RunSpec, request: RunRequest, now: RunSpec) -> list[str]:
-    """What of a recorded run is otherwise when it is planned again, settings given beside it apart."""
-    from harness.storage.records import changes
-
-    return [] if request.settings else changes(recorded, now)
 
 
 # ---------------------------------------------------------------- a sweep
@@ -380,7 +347,7 @@ class StudyRequest(Request):
         Raises:
             UsageError: naming it.
         """
-        for name in ("model", "template", "evals", "budgets", "rows", "adapter"):
+        for name in ("model", "template", "evals", "budgets", "rows", "adapter", "optimizer"):
             if getattr(self, name) != getattr(StudyRequest(), name):
                 raise UsageError(f"the study {study} says {name} itself, the same for every method. Leave out --{name}.")
 

@@ -113,9 +113,10 @@ def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
         model, tokenizer = problem.sources["base"].load(cache, options.device, options.dtype)
     exports.check(sum(tensor.nbytes for tensor in model.parameters()))
-    return UnlearningContext(
+    context = UnlearningContext(
         model, tokenizer, problem, options.seed, cache, costs, source_digest(problem.sources["base"]), adapter=options.adapter
     )
+    return replace(context, optimizer=options.optimizer, recompute=options.recompute)
 
 
 def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache: Cache, exports: ExportOptions) -> RunResult:

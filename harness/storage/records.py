@@ -22,10 +22,10 @@ from harness.core.measurement import Absent, Measurement
 from harness.core.options import Points, Preset, Retain, Variant
 from harness.storage.cache import digest
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
 `Provenance.arithmetic`; 7: `Provenance.plugins`; 8: `RunSpec.budgets`, `.budget_rows`, `.general`, `RunResult.unreached`;
-9: `RunSpec.adapter`. Older ones are read as they are."""
+9: `RunSpec.adapter`; 10: `RunSpec.optimizer`. Older ones are read as they are."""
 LATER_SETTINGS: Mapping[str, JSON] = {
     **{"max_steps": None, "max_length": None, "reduction": "sum", "retain_loss": "nll"},
     "importance": "fila",
@@ -34,7 +34,7 @@ LATER_SETTINGS: Mapping[str, JSON] = {
 run is named as before."""
 LATER_FIELDS: Mapping[str, JSON] = {
     **{"form": "", "basis": {}, "retain": "all", "budgets": [], "budget_rows": "", "general": ""},
-    "adapter": "",
+    **{"adapter": "", "optimizer": ""},
 }
 """The same of a spec's fields."""
 BUDGET, DAMAGE = "budget", "damage"
@@ -104,6 +104,8 @@ class RunSpec:
     """Digest of the general text that the method read, if it read any."""
     adapter: str = ""
     """The low-rank adapters that were trained in place of the weights, all of their settings; empty where the weights were."""
+    optimizer: str = ""
+    """How AdamW was kept, all of it; empty for float32 moments and masters and a clipped gradient, and where none trained."""
 
     @cached_property
     def run_id(self) -> str:
@@ -113,8 +115,13 @@ class RunSpec:
 
     @property
     def settings(self) -> Mapping[str, JSON]:
-        """What tells it from other runs of its method on the same data: every setting, and its adapter where it has one."""
-        return {**self.config, **({"adapter": self.adapter} if self.adapter else {})}
+        """What tells it from other runs of its method on the same data: every setting, and `trained` where it has such."""
+        return {**self.config, **self.trained}
+
+    @property
+    def trained(self) -> dict[str, JSON]:
+        """How it was trained otherwise than published: its adapter and its optimizer, where it has one."""
+        return {name: value for name, value in (("adapter", self.adapter), ("optimizer", self.optimizer)) if value}
 
     @property
     def questions_file(self) -> Path:

@@ -111,12 +111,19 @@ def unlearn(
         for stage, plan in zip(context.stages, plans, strict=True):
             data = _data(context, recipe, stage, plan)
             terms = losses(data)
-            adamw = training.AdamW(lr=recipe.lr, steps=plan.steps, warmup=plan.warmup, weight_decay=recipe.weight_decay)
+            adamw = training.AdamW(
+                lr=recipe.lr,
+                steps=plan.steps,
+                warmup=plan.warmup,
+                weight_decay=recipe.weight_decay,
+                kept=context.optimizer,
+                seed=context.seed,
+            )
             sums = TermSums(terms, context, stage.name)
             steps = _steps(context, recipe, data, terms, before_step)
             if adapters:
                 adapters.make()
-            for log in training.optimise(context.model, steps, sums.loss, adamw, optimiser):
+            for log in training.optimise(context.model, steps, sums.loss, adamw, optimiser, context.recompute or None):
                 if adapters:
                     adapters.take_off()
                 yield Progress(taken + log.step, sums.logged(log), measure_here=log.step in plan.epoch_ends, total=total)

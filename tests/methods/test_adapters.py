@@ -24,7 +24,8 @@ from harness.numerics import training
 from harness.numerics.meeting import TOLERANCE
 from harness.running.budgets import BudgetedRun
 from harness.running.plan import Plan, plan
-from harness.running.request import RunRequest, SweepRequest, recorded_request, request_file
+from harness.running.recorded import recorded_request
+from harness.running.request import RunRequest, SweepRequest, request_file
 from harness.running.run import execute
 from harness.storage.store import Store
 from methods.first_order.adapters import Adapters, adapted_maps, linear_maps

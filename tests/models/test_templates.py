@@ -21,7 +21,8 @@ from harness.core.text import Template
 from harness.models.bases import BASES
 from harness.models.export import ExportOptions
 from harness.running.plan import Plan, plan
-from harness.running.request import RunRequest, StudyRequest, SweepRequest, recorded_request, request_file
+from harness.running.recorded import recorded_request
+from harness.running.request import RunRequest, StudyRequest, SweepRequest, request_file
 from harness.running.run import execute
 from harness.storage.cache import Cache
 from harness.storage.identity import comparable

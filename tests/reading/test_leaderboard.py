@@ -148,6 +148,7 @@ def test_what_is_compared_is_declared_once_on_the_record():
         "method_version",
         "config",
         "adapter",
+        "optimizer",
         "evaluators",
         "seed",
         "dtype",

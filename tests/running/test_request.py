@@ -12,13 +12,13 @@ from harness.core.errors import UsageError
 from harness.core.fields import Given, declared, flag_of, from_document, from_python, helps, read
 from harness.running.bench_request import PowerRequest, ScoreRequest
 from harness.running.plan import plan
+from harness.running.recorded import recorded_request
 from harness.running.request import (
     RunFields,
     RunRequest,
     StudyRequest,
     SweepFields,
     SweepRequest,
-    recorded_request,
     request_file,
 )
 

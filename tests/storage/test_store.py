@@ -77,6 +77,7 @@ CHANGES: dict[str, Any] = {
     "budget_rows": "abc",
     "general": "abc",
     "adapter": "lora:r=8,alpha=32,dropout=0.05,target=all",
+    "optimizer": "adamw:bits=8,masters=float32,clip=none",
 }
 
 NUMBER = Measurement(
