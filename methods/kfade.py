@@ -25,7 +25,7 @@ from methods.gauss_newton.memory import memory_items
 
 if TYPE_CHECKING:
     from methods.curvature.layers import Layer
-    from methods.curvature.spectrum import LayerCurvature
+    from methods.gauss_newton.fit import Fitted
 
 
 def clash(problem: Problem, config: KFADEConfig) -> str | None:
@@ -79,25 +79,25 @@ def _steps(
     network = network_fingerprint(weights_fingerprint(model), model)
     with monitoring(data):
         before = data.answers_now(network)
-    curvatures: list[LayerCurvature] | None = None
+    fitted: Fitted | None = None
     for step in range(1, config.steps + 1):
         if step > 1:
             network = network_fingerprint(weights_fingerprint(model), model)
-        if curvatures is None or config.refit:
-            curvatures = None  # before the next one is fitted: there may be room for one only
+        if fitted is None or config.refit:
+            fitted = None  # before the next one is fitted: there may be room for one only
             with costs.phase("curvature"):
                 costs.count(data.fit_tokens)
-                curvatures = fit(data, layers, network, config.estimator)
+                fitted = fit(data, layers, network, config.estimator)
         with costs.phase("forget gradient"):
             costs.count(sum(len(e.input_ids) for e in data.forget(step)))
             gradients = forget_gradient(data, layers, step, network)
         with costs.phase("step"):
-            solver = Solver(layers, curvatures, gradients)
+            solver = Solver(layers, fitted.curvatures, gradients)
             gradients.clear()  # the solver holds them rotated
             direction = solver.direction(config.damping, config.damping_mode, config.damping_scale)
             aim = Aim.of(data, before, (number, step), step_size)
             logged = take_step(data, solver, direction, before, aim, step, network)
             damping_absolute = direction.damping_absolute
             del solver, direction
-        warn_if_thin(layers, curvatures, data.fit_tokens, damping_absolute)
-        yield logged
+        warn_if_thin(layers, fitted.curvatures, data.fit_tokens, damping_absolute)
+        yield logged | fitted.logged

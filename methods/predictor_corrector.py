@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from methods.curvature.layers import Layer, Line
     from methods.curvature.solve import Direction
     from methods.curvature.spectrum import LayerCurvature
+    from methods.gauss_newton.fit import Fitted
 
 
 def memory_items(shape: ModelShape, config: PredictorCorrectorConfig) -> list[MemoryItem]:
@@ -116,6 +117,8 @@ class _Curvatures:
 
     predictor: list[LayerCurvature]
     corrector: list[LayerCurvature]
+    logged: dict[str, float]
+    """What is recorded of how they were fitted."""
 
 
 @dataclass
@@ -182,7 +185,7 @@ class _Stage:
                     logged = self._correct(curvatures.corrector, step, predicted.kl)
             with costs.aside("monitoring"):
                 logged["forget_loss"] = self._data.mean_loss(step)
-            yield predicted.logged | logged
+            yield predicted.logged | curvatures.logged | logged
 
     def _network(self) -> str:
         from harness.models.sources import weights_fingerprint
@@ -193,7 +196,7 @@ class _Stage:
     def _fit(self, network: str) -> _Curvatures:
         from methods.gauss_newton.fit import fit
 
-        def of(estimator: Estimator) -> list[LayerCurvature]:
+        def of(estimator: Estimator) -> Fitted:
             if estimator != "identity":
                 self._context.costs.count(self._data.fit_tokens)
             return fit(self._data, self._layers, network, estimator)
@@ -202,7 +205,8 @@ class _Stage:
         self._passes.add("retain", len(made) * self._config.mc_samples * len(self._data.fit) / len(self._data.retain))
         first = of(self._config.predictor)
         other = self._config.corrector or self._config.predictor
-        return _Curvatures(first, first if other == self._config.predictor else of(other))
+        second = first if other == self._config.predictor else of(other)
+        return _Curvatures(first.curvatures, second.curvatures, first.logged | second.logged)
 
     def _kl(self) -> float:
         """Nats per token on the rows that the KL is measured on."""

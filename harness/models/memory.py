@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 TOKENS_AT_ONCE = 4096
 """Padded tokens of one training or curvature pass (`harness.numerics.training`, `methods.curvature`)."""
+LOGITS_AT_ONCE = 2**26
+"""Entries of the logits that a curvature pass makes at a time (`methods.curvature.passes`)."""
 TOKENS_WHEN_READING = 8192
 """Padded tokens of one evaluation pass (`harness.numerics.likelihood`)."""
 PROMPTS_AT_ONCE = 256
@@ -170,7 +172,7 @@ def activations(shape: ModelShape, trained: bool = True, recomputed: bool = Fals
     inner = _size(shape, "intermediate_size", 4 * hidden)
     width = 14 * hidden + 4 * inner if trained else 8 * hidden + 3 * inner
     kept = width + layers * hidden if recomputed else width * layers
-    logits = 3 * TOKENS_AT_ONCE * shape.vocabulary * 4
+    logits = 3 * 4 * (TOKENS_AT_ONCE * shape.vocabulary if trained else min(TOKENS_AT_ONCE * shape.vocabulary, LOGITS_AT_ONCE))
     return MemoryItem("activations", TOKENS_AT_ONCE * kept * shape.weight_bytes + logits, while_measured=False, certain=False)
 
 

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from harness.core.memory import ran_out
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,16 @@ T = TypeVar("T")
 
 _FITTED: WeakKeyDictionary[PreTrainedModel, dict[int, int]] = WeakKeyDictionary()
 """Model → tokens asked for → tokens that memory was found for."""
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a GPU has left, what torch holds back there for its next tensors included; None of a device that does not tell."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def with_room(model: PreTrainedModel, tokens: int, least: int, run: Callable[[int], T]) -> T:

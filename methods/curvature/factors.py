@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_rows
-from methods.curvature.layers import Layer
+from methods.curvature.layers import Layer, sizes
 from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
 from methods.curvature.products import add_product, total_of
 
@@ -100,4 +100,4 @@ def covariance_sums(
         backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature factors", len(rows or encoded))
         return sums
 
-    return whole_pass(model, encoded, pad_id, once, rows)
+    return whole_pass(model, layers, encoded, pad_id, once, lambda some: sizes(some).factors, rows)

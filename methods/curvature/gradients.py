@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.data.rows import Batch, Encoded
-from methods.curvature.layers import Layer
+from methods.curvature.layers import Layer, sizes
 from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
 from methods.curvature.products import add_product, total_of
 
@@ -40,4 +40,4 @@ def gradient_matrices(
         backpropagate(model, layers, data, gradient, lambda _, a: a, on_gradient, "forget gradient", len(encoded))
         return [totals[i] for i in range(len(layers))]
 
-    return whole_pass(model, encoded, pad_id, once)
+    return whole_pass(model, layers, encoded, pad_id, once, lambda some: sizes(some).spectrum)

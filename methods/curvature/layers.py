@@ -92,14 +92,15 @@ class Line:
     """
 
     def __init__(self, layers: Sequence[Layer], direction: Sequence[Tensor]) -> None:
-        self.start = [layer.matrix() for layer in layers]
-        """[out, in (+ 1)] where each layer was."""
+        self.start = [layer.matrix().to(towards.device) for layer, towards in zip(layers, direction, strict=True)]
+        """[out, in (+ 1)] where each layer was, beside the direction."""
         self._layers, self._direction = layers, direction
 
     def go(self, length: float) -> None:
         """To the start plus so much of the direction."""
         for layer, matrix, towards in zip(self._layers, self.start, self._direction, strict=True):
-            layer.set_matrix(matrix + length * towards)
+            device = layer.module.weight.device
+            layer.set_matrix(matrix.to(device) + length * towards.to(device))
 
 
 def mlp_layers(model: PreTrainedModel, blocks: Sequence[int] | None = None) -> list[Layer]:

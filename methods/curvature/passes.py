@@ -21,9 +21,10 @@ from harness.data.rows import Batch, Encoded, batches, by_length, collate
 from harness.numerics.likelihood import answer_logits, has_plain_head, hidden_states, logits_of
 from harness.numerics.room import with_room
 from methods.curvature.layers import Layer, first_of_groups, input_groups
+from methods.curvature.portions import Held, tokens_at_once
 
 TOKENS_PER_BATCH = 4096
-"""Padded tokens of one batch at most; the result does not depend on it."""
+"""Padded tokens of one batch at most, where a device does not tell what it has room for; the result does not depend on it."""
 
 LOGITS_AT_ONCE = 2**26
 """Entries of the logits that are there at a time, 256 MiB in float32, or those of one sequence where it has more."""
@@ -111,22 +112,27 @@ def _sequences_at_once(batch: Batch, vocabulary: int) -> list[slice]:
 
 def whole_pass(
     model: PreTrainedModel,
+    layers: Sequence[Layer],
     encoded: Sequence[Encoded],
     pad_id: int,
     once: Callable[[Iterator[Batch]], T],
+    held: Held,
     rows: Sequence[int] | None = None,
 ) -> T:
     """What comes of going over a data set; begun anew with smaller batches where memory runs out on the way.
 
     Args:
         model: whose device.
+        layers: that the pass is made for.
         encoded: the whole data set.
         pad_id: see `harness.data.rows.pad_id`.
         once: goes over all batches, and keeps nothing of an earlier try.
+        held: what it will hold of the layers on their devices, beside what is there already.
         rows: the part to take; all if None.
     """
     longest = max((len(e.input_ids) for e in encoded), default=1)
-    return with_room(model, TOKENS_PER_BATCH, longest, lambda tokens: once(batches_of(encoded, pad_id, model, rows, tokens)))
+    tokens = tokens_at_once(model, layers, held, TOKENS_PER_BATCH)
+    return with_room(model, tokens, longest, lambda tokens: once(batches_of(encoded, pad_id, model, rows, tokens)))
 
 
 def batches_of(

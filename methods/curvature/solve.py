@@ -47,8 +47,8 @@ class Solver:
 
     Args:
         layers: from `mlp_layers`.
-        curvatures: one per layer.
-        gradients: one [out, in (+ 1)] matrix per layer.
+        curvatures: one per layer, anywhere; a layer's goes beside its weights for as long as it is used.
+        gradients: one [out, in (+ 1)] matrix per layer. Where it lies, what comes of it will lie.
 
     >>> from torch import nn
     >>> from harness.numerics.anatomy import LinearMap
@@ -66,12 +66,14 @@ class Solver:
 
     def __init__(self, layers: Sequence[Layer], curvatures: Sequence[LayerCurvature], gradients: Sequence[Tensor]) -> None:
         self.layers, self.curvatures = layers, curvatures
-        self._rotated = [c.rotate(g) for c, g in zip(curvatures, gradients, strict=True)]
-        self._spectra = [
-            c.spectrum(layer.shape, g.device).to(g.dtype) for c, layer, g in zip(curvatures, layers, gradients, strict=True)
-        ]
-        entries = sum(e.numel() for e in self._spectra)
-        self.mean_eigenvalue = sum(float(e.double().sum()) for e in self._spectra) / entries
+        self._rotated: list[Tensor] = []
+        total = 0.0
+        for curvature, layer, g in zip(curvatures, layers, gradients, strict=True):
+            device = layer.module.weight.device
+            beside = curvature.to(device)
+            self._rotated.append(beside.rotate(g.to(device)).to(g.device))
+            total += float(beside.spectrum(layer.shape, device).to(g.dtype).double().sum())
+        self.mean_eigenvalue = total / sum(g.numel() for g in gradients)
         """One mean over all layers: the unit of `damping_scale=mean_eigenvalue`."""
 
     def direction(self, damping: float, mode: DampingMode = "exact", scale: DampingScale = "absolute") -> Direction:
@@ -89,13 +91,16 @@ class Solver:
         """
         damping_absolute = damping * (self.mean_eigenvalue if scale == "mean_eigenvalue" else 1.0)
         matrices, quad, damped, gain = [], 0.0, 0.0, 0.0
-        for curvature, g, e in zip(self.curvatures, self._rotated, self._spectra, strict=True):
-            r = g / damped_spectrum(curvature, e, damping_absolute, mode)
+        for curvature, layer, rotated in zip(self.curvatures, self.layers, self._rotated, strict=True):
+            device = layer.module.weight.device
+            beside, g = curvature.to(device), rotated.to(device)
+            e = beside.spectrum(layer.shape, device).to(g.dtype)
+            r = g / damped_spectrum(beside, e, damping_absolute, mode)
             squared = r.double().square()
             quad += float((squared * e).sum())
             damped += float((squared * (e + damping_absolute)).sum())
             gain += float((r.double() * g).sum())
-            matrices.append(curvature.rotate_back(r))
+            matrices.append(beside.rotate_back(r).to(rotated.device))
         if not (math.isfinite(quad) and math.isfinite(gain) and quad > 0 and gain > 0):
             raise Diverged(f"no usable direction at damping {damping_absolute:g}: rᵀGr = {quad:g}, gᵀr = {gain:g}")
         return Direction(matrices, quad**0.5, damped**0.5, gain, damping_absolute)

@@ -23,7 +23,7 @@ from harness.core.progress import progress_bar
 from harness.data.rows import Batch, Encoded
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.factors import Sums
-from methods.curvature.layers import Layer, input_groups
+from methods.curvature.layers import Layer, input_groups, sizes
 from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
 from methods.curvature.products import no_finer_than, summed_in, total_of
 
@@ -58,6 +58,11 @@ class LayerCurvature:
         if self.nu is not None and self.mu is not None:
             return torch.outer(self.nu, self.mu)
         return torch.ones(shape, device=device)
+
+    def to(self, device: torch.device) -> LayerCurvature:
+        """The same on a device; nothing is copied that lies there."""
+        parts = (self.q_in, self.q_out, self.mu, self.nu, self.corrected)
+        return LayerCurvature(*(None if part is None else part.to(device) for part in parts))
 
     def rotate(self, matrix: Tensor) -> Tensor:
         """[out, in] Q_Sᵀ M Q_A."""
@@ -172,4 +177,4 @@ def square_sums(
         backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature spectrum", len(rows or encoded))
         return sums
 
-    return whole_pass(model, encoded, pad_id, once, rows)
+    return whole_pass(model, layers, encoded, pad_id, once, lambda some: sizes(some).spectrum, rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,8 +21,9 @@ from methods.curvature.by_curvlinops import curvlinops_curvatures
 from methods.curvature.factors import covariance_sums
 from methods.curvature.files import load_curvatures, save_curvatures
 from methods.curvature.gradients import gradient_matrices
-from methods.curvature.layers import Layer
+from methods.curvature.layers import Layer, sizes
 from methods.curvature.passes import LogitGradient
+from methods.curvature.portions import Held, home, portions
 from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
 from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
 from methods.gauss_newton.config import Estimator
@@ -31,7 +33,21 @@ CURVATURE_VERSION = 1
 """Raised when what is cached of a fit changes."""
 
 
-def fit(data: StageData, layers: Sequence[Layer], network: str, estimator: Estimator) -> list[LayerCurvature]:
+class Fitted(NamedTuple):
+    """What a fit gives."""
+
+    curvatures: list[LayerCurvature]
+    """Of each layer; on the CPU where a device has no room for all and what is solved with them."""
+    portions: int
+    """How many passes over the data were made here where one is enough with more memory; 1 also for what was cached."""
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What is recorded of it: nothing where all layers were fitted at once."""
+        return {"layer_portions": float(self.portions)} if self.portions > 1 else {}
+
+
+def fit(data: StageData, layers: Sequence[Layer], network: str, estimator: Estimator) -> Fitted:
     """The retain curvature of each layer.
 
     Args:
@@ -40,7 +56,8 @@ def fit(data: StageData, layers: Sequence[Layer], network: str, estimator: Estim
         network: the fingerprint of the model as it is now.
         estimator: the form of G.
     """
-    return Fit(data, layers, network, estimator).curvatures()
+    made = Fit(data, layers, network, estimator)
+    return Fitted(made.curvatures(), made.portions)
 
 
 class Fit:
@@ -56,6 +73,8 @@ class Fit:
     def __init__(self, data: StageData, layers: Sequence[Layer], network: str, estimator: Estimator) -> None:
         self._data, self._layers, self._config, self._estimator = data, layers, data.config, estimator
         self._model, self._seed = data.context.model, data.context.seed
+        self.portions = 1
+        """The most portions that layers took turns in, in a pass that was made here."""
         self._key: dict[str, JSON] = {
             "version": CURVATURE_VERSION,
             "layers": [layer.name for layer in layers],
@@ -88,23 +107,43 @@ class Fit:
         if config.backend == "curvlinops":
             assert self._estimator in ("kfac", "ekfac")  # checked when the settings were read
             made = curvlinops_curvatures(self._model, self._layers, encoded, self._estimator, config.mc_samples, self._seed)
-        else:
-            sums = covariance_sums(self._model, self._layers, encoded, self._data.pad, self._labels, config.mc_samples)
-            made = eigenbases(self._layers, sums)
-        save_curvatures(made, self._layers, folder)
+            save_curvatures(made, self._layers, folder)
+            return
+        for numbers in self._portions(lambda some: sizes(some).factors):
+            layers = [self._layers[i] for i in numbers]
+            sums = covariance_sums(self._model, layers, encoded, self._data.pad, self._labels, config.mc_samples)
+            save_curvatures(eigenbases(layers, sums), layers, folder, numbers)
 
     def _spectrum(self, folder: Path) -> None:
-        bases = self._cached("kfac", self._kronecker) if self._estimator == "ekfac" else self._identities()
-        sums = square_sums(
-            self._model, self._layers, self._data.fit, self._data.pad, self._labels, bases, self._config.mc_samples
-        )
-        for i, basis in enumerate(bases):
-            basis.corrected = sums.squares[i] / sums.labels
-        save_curvatures(bases, self._layers, folder)
+        kronecker = self._path("kfac", self._kronecker) if self._estimator == "ekfac" else None
+        for numbers in self._portions(lambda some: sizes(some).spectrum + (sizes(some).factors if kronecker else 0)):
+            layers = [self._layers[i] for i in numbers]
+            bases = load_curvatures(layers, kronecker, numbers=numbers) if kronecker else self._identities()[: len(layers)]
+            sums = square_sums(
+                self._model, layers, self._data.fit, self._data.pad, self._labels, bases, self._config.mc_samples
+            )
+            for i, basis in enumerate(bases):
+                basis.corrected = sums.squares.pop(i) / sums.labels
+            save_curvatures(bases, layers, folder, numbers)
+
+    def _portions(self, held: Held) -> list[list[int]]:
+        """The layers that a pass is made for, pass by pass."""
+        split = portions(self._model, self._layers, held)
+        self.portions = max(self.portions, len(split))
+        return split
+
+    def _path(self, estimator: Estimator, make: Callable[[Path], None]) -> Path:
+        return self._data.context.cached("curvature", {**self._key, "estimator": estimator}, make)
 
     def _cached(self, estimator: Estimator, make: Callable[[Path], None]) -> list[LayerCurvature]:
-        path = self._data.context.cached("curvature", {**self._key, "estimator": estimator}, make)
-        return load_curvatures(self._layers, path)
+        path = self._path(estimator, make)
+        return load_curvatures(self._layers, path, home(self._model, self._layers, self._kept))
+
+    def _kept(self, layers: Sequence[Layer]) -> int:
+        """Bytes of the curvature and of what a step makes with it: the rotated gradient, the direction, the weights before."""
+        size = sizes(layers)
+        factors = size.factors if self._estimator in ("kfac", "ekfac") else 0
+        return factors + (3 + (self._estimator in ("ekfac", "diagonal"))) * size.spectrum
 
 
 def forget_gradient(data: StageData, layers: Sequence[Layer], step: int, network: str) -> list[Tensor]:
@@ -154,13 +193,16 @@ def kept_gradient(
         key: all else that decides it.
 
     Returns:
-        For each layer [out, in (+ 1)], beside its weights.
+        For each layer [out, in (+ 1)], beside its weights; on the CPU where a device has no room for all and for a step.
     """
     model = data.context.model
 
     def make(folder: Path) -> None:
-        made = gradient_matrices(model, layers, rows, data.pad, signal)
-        save_tensors({f"{i:04d}": matrix for i, matrix in enumerate(made)}, folder / "gradient.safetensors")
+        made: dict[str, Tensor] = {}
+        for numbers in portions(model, layers, lambda some: sizes(some).spectrum):
+            matrices = gradient_matrices(model, [layers[i] for i in numbers], rows, data.pad, signal)
+            made |= {f"{i:04d}": matrix.cpu() for i, matrix in zip(numbers, matrices, strict=True)}
+        save_tensors(made, folder / "gradient.safetensors")
 
     whole: dict[str, JSON] = {
         "version": CURVATURE_VERSION,
@@ -171,4 +213,5 @@ def kept_gradient(
         **key,
     }
     matrices = load_file(data.context.cached("gradient", whole, make) / "gradient.safetensors")
-    return [matrices[name].to(layer.module.weight.device) for name, layer in zip(sorted(matrices), layers, strict=True)]
+    kept = home(model, layers, lambda some: 3 * sizes(some).spectrum)
+    return [matrices[name].to(kept or layer.module.weight.device) for name, layer in zip(sorted(matrices), layers, strict=True)]

@@ -156,7 +156,8 @@ def rounding_losses(
     entries = unmoved = 0
     lost = length = 0.0
     for layer, before, towards in zip(layers, start, matrices, strict=True):
-        wanted, moved = scale * towards, layer.matrix() - before
+        device = layer.module.weight.device
+        wanted, moved = scale * towards.to(device), layer.matrix() - before.to(device)
         entries += int((wanted != 0).sum())
         unmoved += int(((wanted != 0) & (moved == 0)).sum())
         lost += float((wanted - moved).double().square().sum())

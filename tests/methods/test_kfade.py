@@ -59,7 +59,7 @@ def test_step_has_length_alpha_in_g(nano_context, estimator):
     moves = [layer.matrix() - matrix for layer, matrix in zip(layers, before, strict=True)]
     for layer, matrix in zip(layers, before, strict=True):
         layer.set_matrix(matrix)  # the curvature is that of the weights before the step
-    curvatures = fit.fit(data, layers, weights_fingerprint(nano_context.model), estimator)
+    curvatures = fit.fit(data, layers, weights_fingerprint(nano_context.model), estimator).curvatures
     quad = 0.0
     for layer, curvature, move in zip(layers, curvatures, moves, strict=True):
         quad += float((curvature.rotate(move).double().square() * curvature.spectrum(layer.shape, move.device)).sum())

@@ -100,7 +100,7 @@ def further_weights(again: int) -> list[Figure]:
     data = StageData(context, todo.problem.stages[0], config)
     weights = weights_fingerprint(model)
     gradients = forget_gradient(data, layers, 1, weights)
-    solver = Solver(layers, fit(data, layers, weights, config.estimator), gradients)
+    solver = Solver(layers, fit(data, layers, weights, config.estimator).curvatures, gradients)
     start = [layer.matrix() for layer in layers]
     seconds = []
     for k in range(max(again, 5) * 4):
