@@ -29,6 +29,8 @@ class ModelShape:
     """Tokens of an answer with its end token, about: a quarter of the mean number of characters."""
     adapter: LoRA | None = None
     """What is trained in place of the weights."""
+    portions: int = 1
+    """In how many portions layers take turns on the device, in methods that can have it so (`methods.curvature.portions`)."""
 
     @property
     def parameters(self) -> int:

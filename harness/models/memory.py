@@ -52,6 +52,8 @@ class Estimate:
     """All that is held then, keys and values of generated text included."""
     cpu: int
     """What the method, or an evaluator, holds in the machine's memory instead."""
+    portions: int = 1
+    """In how many portions layers take turns, with passes over the data for each."""
 
     @property
     def certain(self) -> Mapping[str, int]:
@@ -66,7 +68,9 @@ class Estimate:
     def __str__(self) -> str:
         parts = {**self.working, "activations": self.rough, "while a point is measured": self.measuring}
         sizes = ", ".join(f"{what} {gib(size)}" for what, size in parts.items() if size)
-        return f"{gib(self.total)} GiB ({sizes})" + (f" and {gib(self.cpu)} on the CPU" if self.cpu > GIB / 10 else "")
+        on_cpu = f" and {gib(self.cpu)} on the CPU" if self.cpu > GIB / 10 else ""
+        turns = f", its layers in {self.portions} portions with passes for each" if self.portions > 1 else ""
+        return f"{gib(self.total)} GiB ({sizes}){on_cpu}{turns}"
 
 
 def gib(size: float) -> str:
@@ -120,6 +124,28 @@ def estimate(shape: ModelShape, items: Sequence[MemoryItem], evaluators: Sequenc
         cpu=sum(h.bytes for h in items if h.where == "cpu")
         + max((sum(h.bytes for h in e.memory(shape) if h.where == "cpu") for e in evaluators), default=0),
     )
+
+
+def fitting(shape: ModelShape, plan: EvalPlan, method: Method[Any], config: Any, free: int) -> Estimate:
+    """The estimate with layers in as few portions as have room; in one where even most of them do not help.
+
+    Args:
+        shape: of the model.
+        plan: whose evaluators measure.
+        method: whose layers.
+        config: its settings.
+        free: bytes that a GPU has left.
+    """
+
+    def of(portions: int) -> Estimate:
+        turned = replace(shape, portions=portions)
+        items = [*method.memory(turned, config), *budget_items(turned, plan.problem)]
+        return replace(estimate(turned, items, plan.evaluators), portions=portions)
+
+    whole, most = of(1), _size(shape, "num_hidden_layers", 1)
+    if sum(whole.certain.values()) <= free:
+        return whole
+    return next((each for each in map(of, range(2, most + 1)) if sum(each.working.values()) + each.rough <= free), whole)
 
 
 def _certain(items: Sequence[MemoryItem]) -> dict[str, int]:
@@ -247,8 +273,11 @@ def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) ->
     problem, shape = plan.problem, shape_of(plan.problem, options.dtype, options.adapter)
     if shape is None:
         return
-    held = [*method.memory(shape, config), *budget_items(shape, problem)]
-    needed, room = estimate(shape, held, plan.evaluators), room_on(options.device)
+    room = room_on(options.device)
+    if options.device.startswith("cuda"):
+        needed = fitting(shape, plan, method, config, room.free)
+    else:
+        needed = estimate(shape, [*method.memory(shape, config), *budget_items(shape, problem)], plan.evaluators)
     log.info("%s on %s needs about %s, %s", method.name, problem.model, needed, room)
     certain = sum(needed.certain.values())
     if certain <= room.free:
@@ -281,8 +310,9 @@ def _ways_out(shape: ModelShape, plan: EvalPlan, method: Method[Any], config: An
     others = [e for e in plan.evaluators if e.name not in large]
 
     def fits(shape: ModelShape, config: Any, free: int, evaluators: Sequence[Evaluator] = plan.evaluators) -> bool:
-        total = _total(shape, method, config, evaluators)
-        return total is not None and total <= free
+        most = _size(shape, "num_hidden_layers", 1) if options.device.startswith("cuda") else 1
+        totals = [_total(replace(shape, portions=portions), method, config, evaluators) for portions in (1, most)]
+        return any(total is not None and total <= free for total in totals)
 
     proposals = _proposals(shape, plan.problem, method, config)
     half = replace(shape, weight_bytes=2) if options.dtype == "float32" else None

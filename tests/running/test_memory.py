@@ -119,7 +119,7 @@ def test_the_sizes_are_those_of_a_real_fit(nano: Nano):
 def test_kl_log_probabilities_are_rows_times_tokens_times_vocabulary_on_the_cpu():
     method = METHODS.get("kfade")
     config = resolve(method.config, {**KFADE, "kl_rows": 100}, owner="kfade")
-    (kl,) = [h for h in method.memory(shape("llama2-7b"), config) if h.where == "cpu"]
+    (kl,) = [h for h in method.memory(shape("llama2-7b"), config) if h.where == "cpu" and h.bytes]
     assert kl.bytes == 100 * 60 * 32_000 * 4
 
 
@@ -189,18 +189,36 @@ def on_llama(llama: Problem, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_what_cannot_fit_is_refused_with_what_would(on_llama: Any):
     with pytest.raises(UsageError) as error:
-        on_llama("kfade", 80, estimator="ekfac", **KFADE)
+        on_llama("kfade", 16, estimator="ekfac", all_gpus=80, **KFADE)
     assert re.fullmatch(
-        r"cuda:0 has 80 GiB, kfade on llama2-7b needs 12\d GiB \(weights 13, factors 47, spectrum 16, gradient and step 48\) "
-        r"beside its activations\. Set layers=\[3,4,5,6\]\.",
+        r"cuda:0 has 16 GiB, kfade on llama2-7b needs 12\d GiB \(weights 13, factors 47, spectrum 16, gradient and step 48\) "
+        r"beside its activations\. Set --device cuda:all\.",
         str(error.value),
     )
     on_llama("kfade", 80, estimator="ekfac", layers=[3, 4, 5, 6], **KFADE)
 
 
+@pytest.mark.parametrize(("name", "gib", "portions"), [("llama2-7b", 131, 1), ("llama2-7b", 79, 2), ("mistral-7b", 79, 2)])
+@pytest.mark.parametrize("estimator", ["kfac", "ekfac"])
+def test_layers_take_turns_where_they_do_not_fit(name: str, gib: int, portions: int, estimator: str, nano_problem: Problem):
+    """All 32 layers of a 7B, 14,336 wide: in two portions on 80 GB."""
+    chosen, of = METHODS.get("kfade"), shape(name)
+    config = resolve(chosen.config, {**KFADE, "estimator": estimator}, owner="kfade")
+    needed = memory.fitting(of, EvalPlan(nano_problem, []), chosen, config, gib * GIB)
+    assert needed.portions == portions
+    assert needed.total <= gib * GIB
+    assert ("in 2 portions" in str(needed)) == (portions == 2)
+    whole = held("kfade", of, estimator=estimator, **KFADE)
+    assert needed.working["factors"] / GIB == pytest.approx(whole["factors"] / portions)
+
+
+def test_methods_without_portions_are_estimated_at_once(nano_problem: Problem):
+    chosen = METHODS.get("grad_diff")
+    assert memory.fitting(shape("llama2-7b"), EvalPlan(nano_problem, []), chosen, chosen.config(), GIB).portions == 1
+
+
 def test_only_what_fits_is_proposed(on_llama: Any):
-    with pytest.raises(UsageError, match=r"Set layers=\[3,4,5,6\] with --dtype bfloat16\.$"):
-        on_llama("kfade", 60, "float32", **KFADE)
+    on_llama("kfade", 60, "float32", **KFADE)
     with pytest.raises(UsageError, match=r"No setting known here makes it fit; take a larger GPU or a smaller model\.$"):
         on_llama("kfade", 16, "float32", **KFADE)
     with pytest.raises(UsageError, match="No setting known here"):
