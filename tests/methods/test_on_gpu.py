@@ -11,13 +11,16 @@ from torch import Tensor
 
 from harness.core.config import resolve
 from harness.core.method import METHODS, UnlearningContext
-from methods.curvature import products
+from harness.data.rows import collate
+from harness.numerics.likelihood import answer_labels
+from methods.curvature import passes, portions, products
 from methods.curvature.factors import Sums, covariance_sums
 from methods.curvature.gradients import gradient_matrices
 from methods.curvature.layers import mlp_layers
 from methods.curvature.signals import SampledLabels, true_labels
 from methods.curvature.solve import Solver
 from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
+from methods.gauss_newton.config import KFADEConfig
 from tests.architectures import SETTINGS
 from tests.conftest import ContextMaker
 from tests.gpu import DEVICE, ON_GPU
@@ -77,6 +80,51 @@ def test_sums_of_low_precision_are_those_of_numbers_that_were_cast_first(monkeyp
     model = llama(dtype=torch.bfloat16).to(DEVICE)
     in_full = square_sums(model, mlp_layers(model), ROWS, PAD, SampledLabels(ROWS, 1, 0), made)
     assert relative(fast.squares, in_full.squares) < 1e-2, "rounded to TF32"
+
+
+def portioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on there is room for one block at a time, and between passes for nothing."""
+    monkeypatch.setattr(portions, "free_bytes", lambda device: 0)
+
+
+@pytest.mark.parametrize("estimator", ["kfac", "ekfac"])
+def test_a_step_in_portions_is_the_step_at_once(estimator: str, make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch):
+    chosen = {"estimator": estimator, "step_size": 0.05, "damping": 0.1, "damping_scale": "mean_eigenvalue"}
+    moved = []
+    for turns in (1, 2):
+        context = make_context()
+        context.model.to(DEVICE)
+        if turns == 2:
+            portioned(monkeypatch)
+        start = [layer.matrix() for layer in mlp_layers(context.model)]
+        (progress,) = METHODS.get("kfade").steps(context, resolve(KFADEConfig, chosen, owner="kfade"))
+        assert progress.logged.get("layer_portions", 1) == turns
+        now = [layer.matrix() for layer in mlp_layers(context.model)]
+        moved.append(torch.cat([(a - b).flatten().double() for a, b in zip(now, start, strict=True)]))
+    assert (moved[1] - moved[0]).norm() < 1e-3 * moved[0].norm()
+
+
+def test_gradients_of_logits_in_parts_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch):
+    model = llama(dtype=torch.float32).to(DEVICE)
+    layers, signal = mlp_layers(model), true_labels(sum(e.label_count for e in ROWS), "margin", 0)
+    whole = gradient_matrices(model, layers, ROWS, PAD, signal)
+    monkeypatch.setattr(passes, "LOGITS_AT_ONCE", 1)
+    for part, expected in zip(gradient_matrices(model, layers, ROWS, PAD, signal), whole, strict=True):
+        assert (part - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_labels_are_drawn_as_on_the_cpu():
+    batch = collate(ROWS, list(range(len(ROWS))), PAD)
+    logits = torch.randn(len(answer_labels(batch)), 1000, generator=torch.Generator().manual_seed(0))
+    labels = SampledLabels(ROWS, 1, 0)
+    (here,), (there,) = labels(logits.to(DEVICE), batch.to(DEVICE)), labels(logits, batch)
+    assert (here.cpu().argmin(dim=1) == there.argmin(dim=1)).double().mean() > 0.995, "but for ties within rounding"
+
+
+def test_batches_are_sized_by_what_a_gpu_has_free():
+    model = llama(dtype=torch.float32).to(DEVICE)
+    tokens = portions.tokens_at_once(model, mlp_layers(model), lambda some: 0, otherwise=7)
+    assert tokens == (7 if DEVICE == "cpu" else portions.MOST_TOKENS)
 
 
 def run(method: str, context: UnlearningContext) -> Tensor:

@@ -5,7 +5,7 @@
 
 The model has Zephyr's shape and random weights in bfloat16; sequences of 512 tokens, all but the first labelled; layers 3 to 6. The floor is
 a forward and a backward pass without weight gradients, whose graph begins at the first of those layers: the same hooks with nothing in
-them. Every pass is run once to warm up and then timed between floors, in one process; "cast first" is the same pass with its low-precision
+them. A pass's batches take a quarter of the memory that is left, up to 16,384 tokens. Every pass is run once to warm up and then timed between floors, in one process; "cast first" is the same pass with its low-precision
 inputs cast to float32 and multiplied in full, as it was before products took them as they are. Errors are relative, in the Frobenius norm.
 """
 
@@ -29,8 +29,9 @@ from harness.models.sources import weights_fingerprint
 from methods.curvature import products
 from methods.curvature.factors import Sums, covariance_sums
 from methods.curvature.gradients import gradient_matrices
-from methods.curvature.layers import Layer, mlp_layers
-from methods.curvature.passes import backpropagate, batches_of
+from methods.curvature.layers import Layer, mlp_layers, sizes
+from methods.curvature.passes import TOKENS_PER_BATCH, backpropagate, batches_of
+from methods.curvature.portions import even_portions, portions, tokens_at_once
 from methods.curvature.signals import SampledLabels, true_labels
 from methods.curvature.solve import Solver
 from methods.curvature.spectrum import eigenbases, eigenvectors, square_sums
@@ -134,13 +135,22 @@ class Step:
         self.forget = true_labels(sum(e.label_count for e in self.encoded), "margin", 0)
 
     def floor(self) -> None:
-        """The pass with nothing in its hooks."""
-        data = batches_of(self.encoded, 0, self.model)
+        """The pass with nothing in its hooks, in batches as large as memory allows."""
+        tokens = tokens_at_once(self.model, self.layers, lambda some: 0, TOKENS_PER_BATCH)
+        data = batches_of(self.encoded, 0, self.model, tokens=tokens)
         backpropagate(self.model, self.layers, data, self.labels, lambda _, a: None, lambda _, a, g: None)
 
     def factors(self) -> Sums:
         """K-FAC's pass."""
         return covariance_sums(self.model, self.layers, self.encoded, 0, self.labels)
+
+    def factors_in_portions(self, least: int) -> int:
+        """K-FAC's passes for all layers of the model, in as many portions as memory asks for, or so many; how many it were."""
+        layers = mlp_layers(self.model)
+        split = portions(self.model, layers, lambda some: sizes(some).factors)
+        for numbers in split if len(split) >= least else even_portions(layers, least):
+            covariance_sums(self.model, [layers[i] for i in numbers], self.encoded, 0, self.labels)
+        return max(least, len(split))
 
     def gradient(self) -> list[Tensor]:
         """The forget gradient."""
@@ -152,63 +162,80 @@ def errors(one: dict[int, Tensor], other: dict[int, Tensor]) -> float:
     return max(float((one[key] - other[key]).norm() / other[key].norm()) for key in other)
 
 
-def measure(size: Size, sequences: int, device: torch.device) -> tuple[list[list[str]], dict[str, object]]:
-    """The table's rows, and all that was measured."""
-    clock, rows = Clock(device), []
-    found: dict[str, object] = {"rates": rates(device, clock)}
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**size.shape, dtype=torch.bfloat16)).to(torch.bfloat16).eval()
-    step = Step(model, size, sequences)
-    step.floor()
-    floors = [clock(step.floor)]
+class Timings:
+    """The table's rows and all that was measured, each pass beside the floor before and after it."""
 
-    def timed(name: str, run: Callable[[], object], over_floor: bool = True) -> None:
-        seconds, peak = clock(run), clock.peak
+    def __init__(self, step: Step, clock: Clock) -> None:
+        self.step, self._clock = step, clock
+        self.rows: list[list[str]] = []
+        self.found: dict[str, object] = {}
+        step.floor()
+        self.floors = [clock(step.floor)]
+
+    def add(self, name: str, run: Callable[[], object], over_floor: bool = True) -> None:
+        """Time something once."""
+        seconds, peak = self._clock(run), self._clock.peak
         if over_floor:
-            floors.append(clock(step.floor))
-            ratio = 2 * seconds / (floors[-2] + floors[-1])
-        found[name] = {"seconds": seconds, "peak_gib": peak, **({"over_floor": ratio} if over_floor else {})}
-        rows.append([name, f"{seconds:.2f}", f"{ratio:.2f}" if over_floor else "", f"{peak:.1f}"])
+            self.floors.append(self._clock(self.step.floor))
+            ratio = 2 * seconds / (self.floors[-2] + self.floors[-1])
+        self.found[name] = {"seconds": seconds, "peak_gib": peak, **({"over_floor": ratio} if over_floor else {})}
+        self.rows.append([name, f"{seconds:.2f}", f"{ratio:.2f}" if over_floor else "", f"{peak:.1f}"])
 
-    def without_low_precision(run: Callable[[], object]) -> Callable[[], object]:
-        def again() -> object:
-            with cast_first():
-                return run()
+    def both(self, name: str, run: Callable[[], object]) -> None:
+        """Time a pass as it is, and with its inputs cast first."""
+        self.add(name, run)
+        with cast_first():
+            self.add(f"{name}, cast first", run)
 
-        return again
 
+def measure_step(timings: Timings) -> None:
+    """The parts of one step."""
+    step = timings.step
+    model, device = step.model, step.model.device
     sums = step.factors()  # warms up, and gives the basis
-    timed("K-FAC pass", step.factors)
-    timed("K-FAC pass, cast first", without_low_precision(step.factors))
-    timed("forget gradient", step.gradient)
-    timed("forget gradient, cast first", without_low_precision(step.gradient))
+    timings.both("K-FAC pass", step.factors)
+    timings.both("forget gradient", step.gradient)
     largest = max(sums.s[0].shape[0], *(a.shape[0] for a in sums.a.values()))
     square = torch.cov(torch.randn(largest, 2 * largest, device=device))
-    timed(f"eigenvectors of {largest}²", partial(eigenvectors, square, torch.float32), over_floor=False)
+    timings.add(f"eigenvectors of {largest}²", partial(eigenvectors, square, torch.float32), over_floor=False)
     bases = eigenbases(step.layers, sums)
 
     def spectrum() -> Sums:
         return square_sums(model, step.layers, step.encoded, 0, step.labels, bases)
 
     rounded = spectrum().squares
-    timed("EK-FAC pass", spectrum)
-    timed("EK-FAC pass, cast first", without_low_precision(spectrum))
+    timings.both("EK-FAC pass", spectrum)
     with cast_first():
-        found["error of TF32 in the spectrum"] = errors(rounded, spectrum().squares)
+        timings.found["error of TF32 in the spectrum"] = errors(rounded, spectrum().squares)
     gradients = step.gradient()
     solver: list[Solver] = []
-    timed("rotate the gradient", lambda: solver.append(Solver(step.layers, bases, gradients)), over_floor=False)
-    timed("one direction", lambda: solver[0].direction(0.1, scale="mean_eigenvalue"), over_floor=False)
-    timed("fingerprint of all weights", lambda: weights_fingerprint(model), over_floor=False)
+    timings.add("rotate the gradient", lambda: solver.append(Solver(step.layers, bases, gradients)), over_floor=False)
+    timings.add("one direction", lambda: solver[0].direction(0.1, scale="mean_eigenvalue"), over_floor=False)
+    timings.add("fingerprint of all weights", lambda: weights_fingerprint(model), over_floor=False)
+
+
+def measure(size: Size, sequences: int, device: torch.device) -> tuple[list[list[str]], dict[str, object]]:
+    """The table's rows, and all that was measured."""
+    clock = Clock(device)
+    speeds = rates(device, clock)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(**size.shape, dtype=torch.bfloat16)).to(torch.bfloat16).eval()
+    step = Step(model, size, sequences)
+    timings = Timings(step, clock)
+    measure_step(timings)
+    count: list[int] = []
+    timings.add("K-FAC passes of all layers", lambda: count.append(step.factors_in_portions(least=2)), over_floor=False)
+    timings.rows[-1][0] += f", {count[0]} portions"
+
     tokens = sequences * size.length
     inside = sum(p.numel() for p in model.model.layers.parameters()) + model.lm_head.weight.numel()
     behind = sum(p.numel() for layer in model.model.layers[size.blocks[0] :] for p in layer.parameters())
     flops = 2 * tokens * (inside + behind + model.lm_head.weight.numel())  # forward; backward to the first targeted layer
-    floor = float(np.median(floors))
-    found["floor"] = {"seconds": floor, "tflops": flops / floor / 1e12}
-    rows.insert(0, ["floor", f"{floor:.2f}", "1.00", ""])
-    return rows, found
+    floor = float(np.median(timings.floors))
+    timings.rows.insert(0, ["floor", f"{floor:.2f}", "1.00", ""])
+    speed = {"seconds": floor, "tflops": flops / floor / 1e12}
+    return timings.rows, {"rates": speeds, **timings.found, "portions of all layers": count[0], "floor": speed}
 
 
 def main() -> None:

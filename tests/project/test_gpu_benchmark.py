@@ -15,4 +15,5 @@ def test_every_part_is_timed_and_compared_with_the_floor():
     passes = ("K-FAC pass", "forget gradient", "EK-FAC pass")
     assert {"floor", *passes, *(f"{name}, cast first" for name in passes)} == set(over_floor)
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in over_floor.values())
+    assert found["portions of all layers"] == 2
     assert found["error of TF32 in the spectrum"] == 0, "a CPU rounds to nothing"
