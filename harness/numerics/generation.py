@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -95,14 +95,15 @@ class HFGenerator:
         longest = max(len(prompt) + budget for prompt, budget in zip(prompts, budgets, strict=True))
         if can_decode(model, longest):
             rows = max(1, min(PROMPTS_PER_BATCH, TOKENS_PER_BATCH // longest))
+            texts = _texts(tokenizer, ends)
             for i, tokens in decode(model, prompts, budgets, ends, _Draw(requests).tokens, rows):
-                yield i, _texts(tokenizer, [tokens], ends)[0]
+                yield i, texts([tokens])[0]
             return
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         rows = min(PROMPTS_PER_BATCH, GENERATED_ON_CPU) if model.device.type == "cpu" else PROMPTS_PER_BATCH
         for group in _groups(order, prompts, requests, rows):
             answers = _generated(model, [prompts[i] for i in group], [requests[i] for i in group], ends)
-            yield from zip(group, _texts(tokenizer, answers, ends), strict=True)
+            yield from zip(group, _texts(tokenizer, ends)(answers), strict=True)
 
 
 def _generated(
@@ -170,14 +171,15 @@ class _Draw:
     def _noisy(self, scores: Tensor, numbers: Sequence[int]) -> Tensor:
         import torch
 
-        scores = scores.clone()
-        for row, number in enumerate(numbers):
+        drawn = [(row, number) for row, number in enumerate(numbers) if self.requests[number].sampling.temperature > 0]
+        if drawn:
+            scores = scores.clone()
+        for row, number in drawn:
             request = self.requests[number]
-            if request.sampling.temperature > 0:
-                if number not in self.random:
-                    self.random[number] = torch.Generator(scores.device).manual_seed(_seed(request))
-                noise = torch.empty_like(scores[row]).exponential_(generator=self.random[number]).log()
-                scores[row] = scores[row] / request.sampling.temperature - noise
+            if number not in self.random:
+                self.random[number] = torch.Generator(scores.device).manual_seed(_seed(request))
+            noise = torch.empty_like(scores[row]).exponential_(generator=self.random[number]).log()
+            scores[row] = scores[row] / request.sampling.temperature - noise
         return scores
 
 
@@ -210,7 +212,7 @@ class VLLMGenerator:
                 prompts = [_vllm_prompt(prompt, request, ends) for prompt, request in zip(ids, batch, strict=True)]
                 if (longest := max(len(prompt.prompt) + prompt.max_tokens for prompt in prompts)) > room:
                     raise _too_long(longest, room)
-                return zip(batch, _texts(tokenizer, running.complete(prompts), ends), strict=True)
+                return zip(batch, _texts(tokenizer, ends)(running.complete(prompts)), strict=True)
 
             return converse(tokenizer, requests, answer)
 
@@ -239,17 +241,22 @@ def _vllm_prompt(prompt: list[int], request: GenerationRequest, ends: list[int])
     return Prompt(prompt, how.max_tokens, how.temperature, _seed(request), ends)
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], ends: Sequence[int]) -> list[str]:
-    """Answers up to the first token that ends one; that need not be a special token, which decoding would leave out.
+def _texts(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> Callable[[Sequence[list[int]]], list[str]]:
+    """Turns answers into texts, up to the first token that ends one; not always a special one, which decoding would leave out.
 
     Special tokens that stand around thoughts stay, so that whoever wants the answer alone can tell them apart.
     """
-    said = [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+    # Asked for once: a tokenizer makes this table anew each time.
     special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if not any(text in MARKED for text in special.values()):
-        return tokenizer.batch_decode(said, skip_special_tokens=True)
-    said = [[token for token in answer if special.get(token, "") in ("", *MARKED)] for answer in said]
-    return tokenizer.batch_decode(said, skip_special_tokens=False)
+    marked = any(text in MARKED for text in special.values())
+
+    def texts(answers: Sequence[list[int]]) -> list[str]:
+        said = [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+        if marked:
+            said = [[token for token in answer if special.get(token, "") in ("", *MARKED)] for answer in said]
+        return tokenizer.batch_decode(said, skip_special_tokens=not marked)
+
+    return texts
 
 
 def _room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[GenerationRequest]) -> int:

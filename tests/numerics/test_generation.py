@@ -347,12 +347,12 @@ def test_special_tokens_around_thoughts_stay_and_others_go(nano: Nano):
     secret, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("what is", "who is"))
     end = tokenizer.eos_token_id
     said = [[marks[0], *secret, marks[1], marks[2], *answer, end], [*answer, marks[2], *answer]]
-    first, second = _texts(tokenizer, said, (end,))
+    first, second = _texts(tokenizer, (end,))(said)
     assert without_thoughts(first) == tokenizer.decode(answer)
     assert first.startswith("[THINK]")
     plain = copy.deepcopy(nano.tokenizer)
     plain.add_special_tokens({"additional_special_tokens": ["[1]", "[2]", "<|other|>"]})
-    assert second == _texts(plain, [said[1]], (end,))[0], "as without such marks"
+    assert second == _texts(plain, (end,))([said[1]])[0], "as without such marks"
 
 
 def test_a_template_that_takes_no_conversation_is_one_sentence(nano: Nano):
