@@ -33,6 +33,8 @@ TOKENS_PER_BATCH = 8192
 """Padded tokens of one forward pass where the result does not depend on it."""
 TOKENS_ON_CPU = 2048
 """As many on a CPU: what a larger batch computes does not stay in its caches."""
+CONTINUED_ON_CPU = 1536
+"""As many there of texts that are read behind keys and values of their prompts, which count too."""
 
 POSITIONS_AT_ONCE = 256
 """Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
@@ -234,7 +236,8 @@ def _label_losses(
     """([N] positions of examples, [N] float64 nats), one for each label, batch by batch: both on the CPU."""
     check_length(model, max((len(e.input_ids) for e in encoded), default=0))
     together = shared_prompts(encoded) if _can_share(model, encoded) else []
-    for batch in continued(model, encoded, together, pad_id, tokens):
+    behind = min(tokens, CONTINUED_ON_CPU) if model.device.type == "cpu" else tokens
+    for batch in continued(model, encoded, together, pad_id, behind):
         yield batch.rows.cpu(), _losses(_by_part(model, batch.hidden), batch.labels)
     shared = {number for numbers in together for number in numbers}
     single = [number for number in range(len(encoded)) if number not in shared]

@@ -50,7 +50,7 @@ def continued(
         encoded: all texts.
         groups: which of them share a prompt (`shared_prompts`).
         pad_id: see `harness.data.rows.pad_id`.
-        max_tokens: padded tokens of one forward pass.
+        max_tokens: padded tokens of one forward pass; of texts behind prompts, both count, since their keys and values do.
     """
     for block in _blocks([encoded[group[0]].prompt_tokens for group in groups], max_tokens):
         prompts = [encoded[groups[k][0]].input_ids[: encoded[groups[k][0]].prompt_tokens] for k in block]
@@ -58,7 +58,7 @@ def continued(
         texts = sorted(
             ((row, number) for row, k in enumerate(block) for number in groups[k]), key=lambda t: encoded[t[1]].label_count
         )
-        for part in _blocks([encoded[number].label_count for _, number in texts], max_tokens):
+        for part in _blocks([batch.slots + encoded[number].label_count for _, number in texts], max_tokens):
             rows, numbers = zip(*(texts[i] for i in part), strict=True)
             yield _behind(model, batch, rows, [encoded[number] for number in numbers], numbers, pad_id)
 

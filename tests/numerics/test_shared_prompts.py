@@ -59,6 +59,15 @@ def test_a_prompt_is_read_once():
     assert sum(seen) == 9 + 7 * 3, "the prompt but for its last token; that token and each answer but for its own last"
 
 
+def test_batches_behind_long_prompts_hold_fewer_texts(monkeypatch: pytest.MonkeyPatch):
+    model = random_model("llama")
+    texts = [Encoded([*range(10), 10, word, 12], 10) for word in range(7)]
+    monkeypatch.setattr(likelihood, "CONTINUED_ON_CPU", 26)
+    seen = read(model)
+    likelihood.answer_nll(model, texts, 0)
+    assert seen == [9, 2 * 3, 2 * 3, 2 * 3, 3], "each text's keys and values are 12 tokens'"
+
+
 @pytest.mark.parametrize("family", ["mistral", "gpt_neox"])
 def test_other_models_read_whole_texts(family: str):
     model = random_model(family)  # a window of 4 tokens; logits that are not the head's alone
