@@ -60,6 +60,8 @@ def memory_items(shape: ModelShape, config: NPOSAMConfig) -> list[MemoryItem]:
 )
 def npo_sam(context: UnlearningContext, config: NPOSAMConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
+    from harness.numerics.group import summed
+
     perturbation = Perturbation(context.model, config.radius)
     forget: list[Loss] = []
 
@@ -75,7 +77,8 @@ def npo_sam(context: UnlearningContext, config: NPOSAMConfig) -> Iterator[Progre
         return Losses(forget[0], at_the_weights)
 
     def perturb(parts: Sequence[Part], _: Sequence[Part]) -> None:
-        context.costs.count(sum(part.batch.tokens for part in parts))
+        (tokens,) = summed(sum(part.batch.tokens for part in parts))
+        context.costs.count(int(tokens))
         perturbation.do(forget[0], parts)
 
     yield from unlearn(context, config, losses, before_step=perturb)
@@ -95,8 +98,10 @@ class Perturbation:
         self._before: list[Tensor] = []
 
     def do(self, loss: Loss, parts: Sequence[Part]) -> None:
-        """Along the gradient of a loss that is the sum over these parts."""
+        """Along the gradient of a loss that is the sum over these parts, and over the processes."""
         import torch
+
+        from harness.numerics.group import add_up
 
         self._weights = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         gradient = [torch.zeros_like(weight) for weight in self._weights]
@@ -105,6 +110,7 @@ class Perturbation:
             for sum_, share in zip(gradient, shares, strict=True):
                 if share is not None:
                     sum_.add_(share)
+        add_up(gradient)
         norm = torch.stack([g.float().norm() for g in gradient]).norm()
         self._before = [weight.detach().clone() for weight in self._weights]
         with torch.no_grad():

@@ -104,8 +104,11 @@ class Dual:
 
     def update(self, step: int) -> None:
         """Before a step: λ from the retain loss of the one before it."""
+        from harness.numerics.group import summed
+
+        (seen,) = summed(self.seen)
         if step - 1 > self._warmup:
-            self.weight = max(0.0, self.weight + self._config.dual_step * (self.seen - self._config.retain_bound))
+            self.weight = max(0.0, self.weight + self._config.dual_step * (seen - self._config.retain_bound))
         self.seen = 0.0
 
 

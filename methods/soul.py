@@ -69,6 +69,7 @@ class SOULConfig(PairedRecipe):
 )
 def soul(context: UnlearningContext, config: SOULConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""
+    from harness.numerics.group import summed
     from harness.numerics.training import pooled_nll
     from methods.first_order import sophia
 
@@ -98,8 +99,9 @@ def soul(context: UnlearningContext, config: SOULConfig) -> Iterator[Progress]:
         draws = []
         for side, parts in enumerate(sides):
             for part in parts:
-                context.costs.count(part.batch.tokens)
                 draws.append((part.batch, sophia.uniform_numbers(part.batch, context.seed, refreshes, side)))
+        (tokens,) = summed(sum(batch.tokens for batch, _ in draws))
+        context.costs.count(int(tokens))
         textbook.refresh(sophia.gauss_newton_bartlett(context.model, draws))
         refreshes += 1
 

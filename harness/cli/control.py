@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.core.fields import Field, number, path, switch, word
+from harness.numerics.group import is_first
 
 if TYPE_CHECKING:
     from harness.storage.records import RunResult
@@ -95,9 +96,9 @@ def no_bars() -> None:
 
 
 def choose_progress(control: Control) -> None:
-    """Let bars be shown as asked, or not at all."""
-    os.environ["HARNESS_PROGRESS"] = "none" if control.silent else control.progress
-    if control.silent:
+    """Let bars be shown as asked, or not at all; of several processes only the first one shows any."""
+    os.environ["HARNESS_PROGRESS"] = "none" if control.silent or not is_first() else control.progress
+    if control.silent or not is_first():
         no_bars()
 
 

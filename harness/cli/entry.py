@@ -14,6 +14,7 @@ from harness.cli.app import app, register
 from harness.cli.mistyped import in_a_sentence
 from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut
 from harness.core.plugins import add_plugins
+from harness.numerics import group
 
 INTERRUPTED = 130
 """What typer gives back of a command that was ended, from the keyboard or by a signal."""
@@ -65,6 +66,28 @@ def _with_plugins(words: list[str]) -> list[str]:
     return kept
 
 
+def _join_the_others(command: str) -> None:
+    """Become one of the processes that were launched together, if they were.
+
+    Raises:
+        UsageError: for a command that they do not share.
+    """
+    group.join()
+    if not group.is_first():
+        logging.disable(logging.WARNING)  # the first one says it
+    if group.processes() > 1 and command != "run":
+        raise UsageError(
+            f"{group.processes()} processes were launched, and they share the work of harness run alone. "
+            f"Begin {command or 'this'} without a launcher."
+        )
+
+
+def _say(error: str) -> None:
+    """Why it ends; of several processes one says it."""
+    if group.speaks():
+        print(f"error: {error}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command that was typed and leave with its exit status."""
     from harness.core.signals import exit_status, stop_on_signals
@@ -77,7 +100,9 @@ def main() -> None:
     try:
         words = _with_plugins(sys.argv[1:])
         completing = "_HARNESS_COMPLETE" in os.environ
-        register("" if completing else next((word for word in words if not word.startswith("-")), ""))
+        command = next((word for word in words if not word.startswith("-")), "")
+        _join_the_others(command)
+        register("" if completing else command)
         code = app(words, standalone_mode=False) or 0
         _flush()
         if not had_output:
@@ -87,25 +112,28 @@ def main() -> None:
             raise error.__cause__ from None
         code = INTERRUPTED
     except (UsageError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(str(error))
         sys.exit(2)
     except Exception as error:
         # Options that typer itself refuses: unknown flags, wrong choices.
         if hasattr(error, "format_message"):
             if message := in_a_sentence(error, lambda: get_command(register())):
-                print(f"error: {cut(message, LONGEST_MESSAGE)}", file=sys.stderr)
+                _say(cut(message, LONGEST_MESSAGE))
             sys.exit(2)
         if isinstance(error, OSError) and error.filename and (why := _NO_PLACE.get(error.errno or 0)):
-            print(f"error: '{cut(str(error.filename))}' {why}.", file=sys.stderr)
+            _say(f"'{cut(str(error.filename))}' {why}.")
             sys.exit(2)
         from harness.data.hub_errors import torchvision_trouble
         from harness.storage.cache import disk_trouble
 
         if trouble := disk_trouble(error) or torchvision_trouble(error):
-            print(f"error: {trouble}", file=sys.stderr)
+            _say(trouble)
             sys.exit(2)
         raise
     if code == INTERRUPTED:
         code = exit_status()
-        print("interrupted; the same command goes on from here.", file=sys.stderr)
+        if group.is_first():
+            print("interrupted; the same command goes on from here.", file=sys.stderr)
+    else:
+        group.leave()
     sys.exit(code)

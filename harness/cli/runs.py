@@ -15,6 +15,7 @@ from harness.cli.flags import Words, command
 from harness.core.documents import read_json
 from harness.core.errors import UsageError, cut
 from harness.core.fields import declared, flag_of, read
+from harness.numerics import group
 from harness.running.recorded import RECORDED, differs, recorded_request
 from harness.running.request import RunRequest, request_file
 
@@ -53,10 +54,22 @@ def run(
     plans = request.plans(recorded.config if recorded else None)
     if recorded and (changed := differs(recorded, request, plans[0].spec)):
         logging.warning("this is not the recorded run: %s differ here", ", ".join(changed))
-    if len(plans) > 1:
-        _several(plans, control)
-    else:
-        _one(plans[0], control)
+    if not group.is_first():
+        _follow(plans)
+        return
+    with group.letting_go():
+        if len(plans) > 1:
+            _several(plans, control)
+        else:
+            _one(plans[0], control)
+
+
+def _follow(plans: Sequence[Plan]) -> None:
+    """Share the work of the runs that another process does, shows and records."""
+    from harness.running.run import follow
+    from harness.storage.cache import Cache
+
+    follow(plans, Cache())
 
 
 def _one(todo: Plan, control: RunControl) -> None:

@@ -10,6 +10,7 @@ stays in memory of a bfloat16 weight beside it and its two moments is, by `Optim
 
 Without clipping a weight is stepped and its gradient freed as soon as it is whole, in the last backward pass of the step, while
 the layers below still wait for theirs (Lv et al. 2023, arXiv:2306.09782): of a step of one part no two gradients are held.
+Where several processes share a step, all gradients wait for their sums.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from harness.core.streams import streams
+from harness.numerics.group import add_up_gradients, size, summed
 
 if TYPE_CHECKING:
     from harness.numerics.training import AdamW, MakeOptimiser
@@ -82,10 +84,14 @@ class ByWeight:
         parameters: stepped in place; contiguous, float32 or bfloat16.
         adamw: the optimiser's constants; `kept` says how.
         make: named float32 parameters → their optimiser.
+        shared: whether losses and gradients are summed over the processes that share a step (`harness.numerics.group`).
     """
 
-    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor], adamw: AdamW, make: MakeOptimiser) -> None:
+    def __init__(
+        self, names: Sequence[str], parameters: Sequence[Tensor], adamw: AdamW, make: MakeOptimiser, shared: bool = False
+    ) -> None:
         assert adamw.kept is not None
+        self._shared = shared and size() > 1
         self._kept, self._seed, self._steps = adamw.kept, adamw.seed, 0
         self._most = adamw.max_gradient_norm
         self._named = dict(zip(names, parameters, strict=True))
@@ -104,11 +110,14 @@ class ByWeight:
             if not math.isfinite(total):
                 break  # nothing is stepped by it
             with ExitStack() as hooks:
-                if number == len(micro_batches) and self._kept.clip == "none":
+                if number == len(micro_batches) and self._kept.clip == "none" and not self._shared:
                     for name, parameter in self._named.items():
                         hook: Any = parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._take(name))
                         hooks.callback(hook.remove)
                 value.backward()
+        if self._shared:
+            add_up_gradients(list(self._named.values()))
+            (total,) = summed(total)
         for name, parameter in self._named.items():
             if parameter.grad is not None and self._kept.clip == "none":  # the last part did not reach it
                 self._take(name)

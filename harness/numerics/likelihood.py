@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.core.errors import UsageError
 from harness.data.rows import Batch, Encoded, batches
-from harness.numerics import anatomy
+from harness.numerics import anatomy, group
 from harness.numerics.decoding import can_decode
 from harness.numerics.room import with_room
 from harness.numerics.shared_prompts import continued, shared_prompts
@@ -318,7 +318,8 @@ def _by_part(model: PreTrainedModel, hidden: Tensor) -> Callable[[slice], Tensor
 class AnswerDistributions:
     """What the model says now at every answer position of some examples, to measure later how far it has moved.
 
-    Holds the log-probabilities: labels × vocabulary × 4 bytes.
+    Holds the log-probabilities: labels × vocabulary × 4 bytes. Made while processes share their work
+    (`harness.numerics.group.together`), each has its share of the examples, and all measure together.
 
     Args:
         model: the model before unlearning.
@@ -330,19 +331,25 @@ class AnswerDistributions:
     def __init__(
         self, model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int, where: torch.device | str = "cpu"
     ) -> None:
-        self._batches = list(batches(encoded, pad_id, TOKENS_PER_BATCH, "cpu"))
+        self._processes = group.size()
+        self._batches = list(batches(group.share(encoded), pad_id, TOKENS_PER_BATCH, "cpu"))
         self._base = [self._log_probs(model, batch).to(where) for batch in self._batches]
-        self.labels = sum(len(base) for base in self._base)
+        self.labels = sum(e.label_count for e in encoded)
         """Number of answer positions."""
 
     @torch.no_grad()
     def kl(self, model: PreTrainedModel) -> float:
-        """Mean KL(before ‖ now) per answer token, in nats."""
+        """Mean KL(before ‖ now) per answer token, in nats.
+
+        Raises:
+            ValueError: if other processes have a part of the examples and do not measure now.
+        """
+        self._check_processes(group.size())
         total = sum(
             float(kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().sum())
             for batch, base in zip(self._batches, self._base, strict=True)
         )
-        return total / self.labels
+        return group.summed(total)[0] / self.labels
 
     @torch.no_grad()
     def kl_sums(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
@@ -350,7 +357,11 @@ class AnswerDistributions:
 
         Returns:
             ([N] nats, [N] token counts) in the order of the examples, both float64.
+
+        Raises:
+            ValueError: if other processes have a part of the examples.
         """
+        self._check_processes(1)
         examples = sum(len(batch.rows) for batch in self._batches)
         sums, counts = torch.zeros(examples, dtype=torch.float64), torch.zeros(examples, dtype=torch.float64)
         for base, batch in zip(self._base, self._batches, strict=True):
@@ -359,6 +370,10 @@ class AnswerDistributions:
             sums.index_add_(0, rows, divergences)
             counts.index_add_(0, rows, torch.ones_like(divergences))
         return sums.numpy(), counts.numpy()
+
+    def _check_processes(self, measuring: int) -> None:
+        if self._processes != measuring:
+            raise ValueError(f"{self._processes} processes share these examples, and {measuring} would measure")
 
     @staticmethod
     @torch.no_grad()

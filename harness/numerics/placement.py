@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.documents import whole_number
 from harness.core.errors import UsageError, cut
+from harness.numerics import group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,8 +22,9 @@ def pick_device(wanted: str) -> str:
     Torch is only asked where a GPU driver can be seen, so that a CPU run that is already done needs no torch.
 
     Raises:
-        UsageError: for a device that is not there.
+        UsageError: for a device that is not there, or one that each process of a group cannot have.
     """
+    group.check_device(wanted)
     if wanted == "cpu" or (wanted == "auto" and not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())):
         return "cpu"
     import torch

@@ -26,6 +26,7 @@ from harness.core.options import Optimizer
 from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, by_length, collate
 from harness.numerics.by_weight import ByWeight
+from harness.numerics.group import add_up_gradients, summed
 from harness.numerics.likelihood import answer_labels, answer_logits
 
 B = TypeVar("B")
@@ -88,6 +89,7 @@ def optimise(
     make_optimiser: MakeOptimiser | None = None,
     recompute: bool | None = None,
     begin: int = 0,
+    shared: bool = False,
 ) -> Iterator[StepLog]:
     """Minimise a loss, yielding after every step.
 
@@ -101,13 +103,14 @@ def optimise(
         recompute: whether activations are recomputed in the backward pass (gradient checkpointing): less memory, the same
             result. By default on a GPU from `RECOMPUTED_FROM` parameters on.
         begin: steps that were taken before, by a process that is gone: the schedule and the numbers of steps go on from there.
+        shared: whether a step's micro-batches are this process's share of them (`harness.numerics.group`).
 
     Raises:
         Diverged: at a loss or gradient that is not finite; after the last step, if the learning rate was 0 at all of them.
     """
     names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     stepping = ByWeight if adamw.kept else AllAtOnce
-    weights = stepping(names, parameters, adamw, make_optimiser or partial(fused_adamw, adamw))
+    weights = stepping(names, parameters, adamw, make_optimiser or partial(fused_adamw, adamw), shared)
     scheduler = _schedule(adamw, weights.optimiser, begin)
     if recompute is None:
         recompute = parameters[0].device.type == "cuda" and sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
@@ -177,8 +180,10 @@ def fused_adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.
 class AllAtOnce:
     """Steps some parameters together, through float32 masters of those that are not float32; see `ByWeight`."""
 
-    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor], adamw: AdamW, make: MakeOptimiser) -> None:
-        self._parameters, self._max_norm = parameters, adamw.max_gradient_norm
+    def __init__(
+        self, names: Sequence[str], parameters: Sequence[Tensor], adamw: AdamW, make: MakeOptimiser, shared: bool = False
+    ) -> None:
+        self._parameters, self._max_norm, self._shared = parameters, adamw.max_gradient_norm, shared
         self._masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
         self.optimiser = make(list(zip(names, self._masters, strict=True)))
 
@@ -192,6 +197,9 @@ class AllAtOnce:
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             if master is not parameter and parameter.grad is not None:
                 master.grad, parameter.grad = parameter.grad.float(), None
+        if self._shared:
+            add_up_gradients(self._masters)
+            (total,) = summed(total)
         return total, float(torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm))
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from pathlib import Path
 from harness.core.errors import Diverged, RunFailed, UsageError, without_secrets
 from harness.core.memory import ran_out
 from harness.core.registry import ROOT
+from harness.numerics.group import ProcessLost
 from harness.running.plan import Plan
 from harness.storage.cache import Cache
 from harness.storage.record_writing import Record
@@ -37,6 +38,9 @@ def outcome(todo: Plan, record: Record, store: Store) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:  # or a signal that ends a command, with its reason
         ended("interrupted", str(stop) or "interrupted from the keyboard")
+        raise
+    except ProcessLost as lost:
+        ended("interrupted", str(lost))
         raise
     except UsageError as error:
         if record.points:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from harness.core.method import Progress, UnlearningContext
 from harness.core.progress import progress_bar
 from harness.core.streams import streams
+from harness.numerics import group
 from harness.running.plan import Plan
 
 
@@ -34,6 +35,15 @@ class Places:
         return self.context.costs.phases["unlearning"].full_seconds - self._before
 
     def __iter__(self) -> Iterator[Progress]:
+        places = self._places()
+        while True:
+            with group.together():  # but not while a point is measured, which the first process does alone
+                progress = next(places, None)
+            if progress is None:
+                return
+            yield progress
+
+    def _places(self) -> Iterator[Progress]:
         options = self.todo.options
         if not options.budgets:
             for progress in self._steps():

@@ -16,6 +16,7 @@ from harness.core.benchmark import BENCHMARKS
 from harness.core.evaluator import EVALUATORS
 from harness.core.method import METHODS
 from harness.core.registry import ROOT, Registry
+from harness.numerics.group import processes
 from harness.numerics.identity import tokenizer_fingerprint
 from harness.storage.records import Provenance, RunResult, RunSpec
 
@@ -69,6 +70,7 @@ def provenance_of(command: str, spec: RunSpec, tokenizer: PreTrainedTokenizerBas
         processor_model=model_of_processor(),
         arithmetic=kind_of_machine(),
         plugins=plugin_digests(spec),
+        processes=processes(),
     )
 
 

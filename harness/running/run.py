@@ -15,10 +15,12 @@ from harness.core.arithmetic import in_words
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON
 from harness.core.costs import Costs
-from harness.core.errors import UsageError, reason
+from harness.core.errors import Diverged, UsageError, reason
 from harness.core.evaluator import EvalContext, Reference
 from harness.core.method import UnlearningContext
 from harness.models.export import ExportOptions
+from harness.numerics import group
+from harness.numerics.shared_cache import SharedCache
 from harness.running.failures import give_back_memory, outcome
 from harness.running.measuring import measure, source_tables
 from harness.running.places import Places
@@ -90,11 +92,70 @@ def attempt(todo: Plan, store: Store, cache: Cache, force: bool = False) -> str:
     try:
         execute(todo, store, cache, force=force)
         return ""
+    except group.ProcessLost:
+        raise  # no run after it could be shared either
     except Exception as error:
         log.debug("a run broke off", exc_info=True)
         message = reason(error)
     give_back_memory(cache)  # only here does nothing refer to the error any more, and by its frames to the model
     return message
+
+
+def follow(plans: Sequence[Plan], cache: Cache) -> None:
+    """Take part in the runs that the first process of a group announces: their work is shared, all else is the first one's.
+
+    Args:
+        plans: of the same command, in any order.
+        cache: the one that the first process has.
+
+    Raises:
+        UsageError: for a model whose weights are not those that the first process has.
+        RunFailed: if another process has ended.
+    """
+    by_number = {_number(todo): todo for todo in plans}
+    run = group.awaited()
+    while run != group.END:
+        try:
+            _take_part(by_number[run], cache)
+            run = group.awaited()
+        except group.MovedOn as broken_off:
+            run = broken_off.run
+        except Diverged:  # on all processes
+            run = group.awaited()
+
+
+def _take_part(todo: Plan, cache: Cache) -> None:
+    context = _load(todo, cache, ExportOptions())
+    _check_weights(context.model)
+    for _ in Places(todo, context):
+        pass
+
+
+def _begin_together(todo: Plan, model: PreTrainedModel) -> None:
+    """Call the other processes of the group to a run, if there are any."""
+    if group.processes() > 1:
+        group.announce(_number(todo))
+        _check_weights(model)
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    """Refuse to share a run where the processes do not begin with the same weights."""
+    from harness.models.sources import weights_fingerprint
+
+    with group.together():
+        mine = int(weights_fingerprint(model)[-12:], 16)
+        alike = group.first_says(mine) == mine
+        (different,) = group.summed(not alike)
+    if different:
+        raise UsageError(
+            f"{different:g} of {group.processes()} processes have other weights than the first one. "
+            "Give all of them the same files."
+        )
+
+
+def _number(todo: Plan) -> int:
+    """A run's name, as processes tell it one another."""
+    return int(todo.spec.run_id, 16)
 
 
 def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str] = ()) -> UnlearningContext:
@@ -113,8 +174,9 @@ def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
         model, tokenizer = problem.sources["base"].load(cache, options.device, options.dtype)
     exports.check(sum(tensor.nbytes for tensor in model.parameters()))
+    kept = SharedCache(cache) if group.processes() > 1 else cache
     context = UnlearningContext(
-        model, tokenizer, problem, options.seed, cache, costs, source_digest(problem.sources["base"]), adapter=options.adapter
+        model, tokenizer, problem, options.seed, kept, costs, source_digest(problem.sources["base"]), adapter=options.adapter
     )
     return replace(context, optimizer=options.optimizer, recompute=options.recompute)
 
@@ -128,6 +190,7 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     generator = choose_generator(todo.spec.generator, todo.options.device)
     context = _load(todo, cache, exports, plan.references)
     costs, before = context.costs, weights_fingerprint(context.model)
+    _begin_together(todo, context.model)
     result = _with_provenance(todo, store, result, context, before)
     with costs.phase("references"):
         for evaluator in plan.evaluators:
@@ -268,6 +331,7 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, exports: ExportOpti
     from harness.models.sources import weights_fingerprint
 
     context, reached = _load(todo, cache, exports), ""
+    _begin_together(todo, context.model)
     step, recorded = (record.points[-1].step, record.points[-1].weights) if record.points else (None, "")
     for progress in Places(todo, context):  # the last place counts, and a fingerprint reads every weight
         reached = weights_fingerprint(context.model) if progress.step in (step, progress.total) else ""

@@ -22,10 +22,10 @@ from harness.core.measurement import Absent, Measurement
 from harness.core.options import Points, Preset, Retain, Variant
 from harness.storage.cache import digest
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 """1: the first; 2: `RunResult.trial`; 3 to 5: `RunSpec.form`, `.basis`, `.retain`; 6: `Point.rows`, `.texts` and
 `Provenance.arithmetic`; 7: `Provenance.plugins`; 8: `RunSpec.budgets`, `.budget_rows`, `.general`, `RunResult.unreached`;
-9: `RunSpec.adapter`; 10: `RunSpec.optimizer`. Older ones are read as they are."""
+9: `RunSpec.adapter`; 10: `RunSpec.optimizer`; 11: `Provenance.processes`. Older ones are read as they are."""
 LATER_SETTINGS: Mapping[str, JSON] = {
     **{"max_steps": None, "max_length": None, "reduction": "sum", "retain_loss": "nll"},
     "importance": "fila",
@@ -209,6 +209,8 @@ class Provenance:
     """What else decides how it rounds; see `harness.core.arithmetic.kind_of_machine`."""
     plugins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """The code of plug-ins from outside the checkout: kind and name (`method noise`) → SHA-256 of its files, by name."""
+    processes: int = 1
+    """How many shared its work, each with hardware like this; numbers differ by rounding alone, so it is no part of a spec."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.data.rows import Batch, Encoded
+from harness.numerics import group
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.layers import Layer, sizes
 from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
@@ -48,6 +49,11 @@ class Sums:
         self.tokens += other.tokens
         self.labels += other.labels
         return self
+
+    def add_up(self) -> None:
+        """Sum over the processes that each have a share of the data."""
+        group.add_up([sums[key] for sums in (self.a, self.s, self.squares) for key in sorted(sums)])
+        self.tokens, self.labels = (int(count) for count in group.summed(self.tokens, self.labels))
 
 
 def covariance_sums(

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from harness.core.errors import UsageError
 from harness.numerics import anatomy
 from harness.numerics.anatomy import LinearMap
+from harness.numerics.group import give_from_first
 from methods._settings import ANY_ARCHITECTURE
 
 
@@ -82,7 +83,7 @@ class Line:
 
     Args:
         layers: whose weights move.
-        direction: [out, in (+ 1)] for each layer.
+        direction: [out, in (+ 1)] for each layer; in a group of processes that of the first one, put into all.
 
     >>> layer = Layer(LinearMap("down_proj", nn.Linear(1, 1, bias=False), transposed=False), block=0)
     >>> layer.set_matrix(torch.tensor([[3.0]]))
@@ -94,6 +95,7 @@ class Line:
     def __init__(self, layers: Sequence[Layer], direction: Sequence[Tensor]) -> None:
         self.start = [layer.matrix().to(towards.device) for layer, towards in zip(layers, direction, strict=True)]
         """[out, in (+ 1)] where each layer was, beside the direction."""
+        give_from_first(direction)
         self._layers, self._direction = layers, direction
 
     def go(self, length: float) -> None:

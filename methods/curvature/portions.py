@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from harness.core.memory import ModelShape
 from harness.models.memory import TOKENS_AT_ONCE, activations
+from harness.numerics import group
 from harness.numerics.room import free_bytes
 from methods.curvature.layers import Layer, input_groups, sizes
 
@@ -30,7 +31,7 @@ Held = Callable[[Sequence[Layer]], int]
 
 
 def portions(model: PreTrainedModel, layers: Sequence[Layer], held: Held) -> list[list[int]]:
-    """Positions of the layers that a pass is made for, pass by pass: as few as there is room for.
+    """Positions of the layers that a pass is made for, pass by pass: as few as there is room for, on every process of a group.
 
     Args:
         model: what passes go through.
@@ -47,7 +48,8 @@ def portions(model: PreTrainedModel, layers: Sequence[Layer], held: Held) -> lis
 
     splits = (even_portions(layers, count) for count in range(1, most))
     fitting = (split for split in splits if all(fits([layers[i] for i in portion]) for portion in split))
-    return next(fitting, None) or even_portions(layers, most)
+    split = next(fitting, None) or even_portions(layers, most)
+    return split if group.size() == 1 else even_portions(layers, group.most(len(split)))
 
 
 def even_portions(layers: Sequence[Layer], count: int) -> list[list[int]]:

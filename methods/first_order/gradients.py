@@ -37,6 +37,7 @@ def mini_batch_gradients(
         (labels of the mini-batch, a gradient for each parameter). A gradient is given up as it is taken, so that those of two
         mini-batches are never held together.
     """
+    from harness.numerics import group
     from harness.numerics.training import micro_batches, pooled_nll
 
     context.model.requires_grad_(False)
@@ -46,9 +47,10 @@ def mini_batch_gradients(
         for start in range(0, len(rows), batch_size):
             parts = micro_batches(encoded, rows[start : start + batch_size], pad, context.model.device)
             labels = parts[0][1]
-            for batch, _ in parts:
-                context.costs.count(batch.tokens)
+            context.costs.count(sum(batch.tokens for batch, _ in parts))
+            for batch, _ in group.share(parts):
                 pooled_nll(context.model, batch, labels).backward()
+            group.add_up_gradients(parameters)
             yield labels, map(_taken, parameters)
     finally:
         for parameter in parameters:

@@ -4,6 +4,9 @@ As in ToFU (locuslab/tofu `forget.py`, `data_module.py`) an epoch runs over the 
 a retain example. It departs in one point: token-pooled losses are pooled over the whole step, where the original averages the
 pooled losses of its micro-batches; hence k micro-batches of b give what one batch of k·b gives.
 
+The rows of a step are shared out over the processes of a group, some of both sides to each; shares of a loss sum up over
+processes as over micro-batches, so that a step is the same for any number of them.
+
 What is trainable is trained: the weights, or low-rank adapters in their place (`UnlearningContext.adapter`), new ones for every
 stage. A stage's losses are made before its adapters, so that what they keep of the model is the model itself; and the model is
 plain whenever the loop yields, the adapters merged.
@@ -15,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.core.errors import UsageError
 from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Stage
 from methods.first_order.adapters import drawn_dropout, in_place_of_weights
@@ -99,7 +103,7 @@ def unlearn(
         before_step: is shown the forget and the retain parts of a step before it is taken.
 
     Raises:
-        UsageError: for adapters on an architecture without such maps.
+        UsageError: for adapters on an architecture without such maps; for more processes than rows in a step.
         Diverged: at a loss or gradient that is not finite.
     """
     from harness.numerics import training
@@ -123,7 +127,8 @@ def unlearn(
             steps = _steps(context, recipe, data, terms, before_step)
             if adapters:
                 adapters.make()
-            for log in training.optimise(context.model, steps, sums.loss, adamw, optimiser, context.recompute or None):
+            recompute = context.recompute or None
+            for log in training.optimise(context.model, steps, sums.loss, adamw, optimiser, recompute, shared=True):
                 if adapters:
                     adapters.take_off()
                 yield Progress(taken + log.step, sums.logged(log), measure_here=log.step in plan.epoch_ends, total=total)
@@ -137,9 +142,15 @@ def unlearn(
 
 def _data(context: UnlearningContext, recipe: Recipe, stage: Stage, plan: Schedule) -> Data:
     from harness.data.rows import encode, pad_id
+    from harness.numerics import group
     from harness.numerics.likelihood import check_length
     from harness.numerics.training import shuffled_batches
 
+    if plan.batch < group.size():  # each is to see both sides of every step
+        raise UsageError(
+            f"a step of {plan.batch} forget examples cannot be shared by {group.size()} processes. "
+            f"Launch {plan.batch} at most, or set a larger batch_size."
+        )
     tokenizer, length = context.tokenizer, recipe.max_length
     steps = list(shuffled_batches(len(stage.forget), plan.batch, plan.steps, context.seed))
     forget, retain = encode(stage.forget, tokenizer, length), encode(stage.retain, tokenizer, length)
@@ -157,7 +168,6 @@ class TermSums:
     def loss(self, part: tuple[str, Part]) -> Tensor:
         """The part's share of the loss."""
         side, examples = part
-        self._context.costs.count(examples.batch.tokens)
         term = self._terms.forget if side == "forget" else self._terms.retain
         assert term is not None  # there are no retain parts without a retain term
         with drawn_dropout(self._context, self._stage, examples.step, side, examples.rows[0]):
@@ -167,9 +177,11 @@ class TermSums:
 
     def logged(self, log: StepLog) -> dict[str, float]:
         """The step's numbers."""
+        from harness.numerics.group import summed
+
         sums, self._sums = self._sums, {}
         return {
-            **{f"{side}_term": value for side, value in sums.items()},
+            **dict(zip((f"{side}_term" for side in sums), summed(*sums.values()), strict=True)),
             "gradient_norm": log.gradient_norm,
             "learning_rate": log.learning_rate,
         }
@@ -188,6 +200,7 @@ def _steps(
         partners = [partner(row) for row in rows] if terms.retain else []
         retained = [data.retain[row] for row in partners]
         all_labels = sum(e.label_count for e in (*texts, *retained))
+        context.costs.count(sum(len(e.input_ids) for e in (*texts, *retained)))  # of all processes
         forget = _parts(texts, rows, context, data.pad, step, all_labels)
         retain = _parts(retained, partners, context, data.pad, step, all_labels, terms.retain_length)
         if before_step:
@@ -205,12 +218,14 @@ def _parts(
     all_labels: int,
     padded_to: int = 1,
 ) -> list[Part]:
+    """What this process takes of one side of a step."""
+    from harness.numerics import group
     from harness.numerics.training import TOKENS_PER_MICRO_BATCH, micro_batches
 
     labels, at_once = sum(e.label_count for e in texts), max(1, TOKENS_PER_MICRO_BATCH // padded_to)
-    parts = []
-    for start in range(0, len(texts), at_once):
-        whole = dict(enumerate(texts[start : start + at_once], start))
-        for batch, _ in micro_batches(whole, list(whole), pad, context.model.device):
+    parts, share = [], group.share(range(len(texts)))
+    for start in range(0, len(share), at_once):
+        chosen = share[start : start + at_once]
+        for batch, _ in micro_batches(texts, chosen, pad, context.model.device):
             parts.append(Part(batch, [rows[i] for i in batch.rows.tolist()], step, len(texts), labels, all_labels))
     return parts

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from harness.core.streams import streams
 from harness.data.rows import Batch
+from harness.numerics.group import add_up, summed
 from harness.numerics.likelihood import answer_logits, drawn_tokens
 
 NEVER_ZERO = 1e-15
@@ -131,19 +132,21 @@ def gauss_newton_bartlett(model: PreTrainedModel, draws: Sequence[tuple[Batch, T
 
     Args:
         model: no `grad` of its parameters is touched.
-        draws: batches, each with a uniform number in [0, 1) for each of its labels; B is the number of labels in all.
+        draws: batches, each with a uniform number in [0, 1) for each of its labels, in a group of processes one's share of
+            them; B is the number of labels in all.
 
     Returns:
         For each parameter that takes a gradient, by name: its estimate, float32.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    labels = sum(len(uniform) for _, uniform in draws)
+    (labels,) = summed(sum(len(uniform) for _, uniform in draws))
     sums: list[Tensor] = []
     for batch, uniform in draws:
         logits = answer_logits(model, batch)
         loss = F.cross_entropy(logits, sampled_labels(logits.detach(), uniform), reduction="sum") / labels
         gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
         sums = [s.add_(g) for s, g in zip(sums, gradients, strict=True)] if sums else [g.float() for g in gradients]
+    add_up(sums)
     return {name: gradient.square_().mul_(labels) for name, gradient in zip(named, sums, strict=True)}
 
 

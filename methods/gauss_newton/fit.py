@@ -1,6 +1,8 @@
 """The retain curvature and the forget gradient of a step, from the cache where they have been computed before.
 
-The keys hold neither damping nor step size: both can be changed after the fit.
+The keys hold neither damping nor step size: both can be changed after the fit. Processes of a group share out the rows that
+are summed over, and the first one makes the rest of it; the keys do not say how many there were, since sums differ by rounding
+alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from harness.core.config import JSON
 from harness.data.rows import Encoded
 from harness.models.saving import save_tensors
+from harness.numerics import group
 from harness.numerics.identity import versions
 from methods.curvature.by_curvlinops import curvlinops_curvatures
 from methods.curvature.factors import covariance_sums
@@ -110,18 +113,24 @@ class Fit:
             save_curvatures(made, self._layers, folder)
             return
         for numbers in self._portions(lambda some: sizes(some).factors):
-            layers = [self._layers[i] for i in numbers]
-            sums = covariance_sums(self._model, layers, encoded, self._data.pad, self._labels, config.mc_samples)
-            save_curvatures(eigenbases(layers, sums), layers, folder, numbers)
+            layers, share = [self._layers[i] for i in numbers], group.share_of(len(encoded))
+            sums = covariance_sums(self._model, layers, encoded, self._data.pad, self._labels, config.mc_samples, share)
+            if share is not None:
+                sums.add_up()
+            if group.is_first():  # the others read what comes of it from the cache
+                save_curvatures(eigenbases(layers, sums), layers, folder, numbers)
 
     def _spectrum(self, folder: Path) -> None:
         kronecker = self._path("kfac", self._kronecker) if self._estimator == "ekfac" else None
+        encoded, samples = self._data.fit, self._config.mc_samples
         for numbers in self._portions(lambda some: sizes(some).spectrum + (sizes(some).factors if kronecker else 0)):
-            layers = [self._layers[i] for i in numbers]
+            layers, share = [self._layers[i] for i in numbers], group.share_of(len(encoded))
             bases = load_curvatures(layers, kronecker, numbers=numbers) if kronecker else self._identities()[: len(layers)]
-            sums = square_sums(
-                self._model, layers, self._data.fit, self._data.pad, self._labels, bases, self._config.mc_samples
-            )
+            sums = square_sums(self._model, layers, encoded, self._data.pad, self._labels, bases, samples, share)
+            if share is not None:
+                sums.add_up()
+            if not group.is_first():
+                continue
             for i, basis in enumerate(bases):
                 basis.corrected = sums.squares.pop(i) / sums.labels
             save_curvatures(bases, layers, folder, numbers)
@@ -202,7 +211,8 @@ def kept_gradient(
         for numbers in portions(model, layers, lambda some: sizes(some).spectrum):
             matrices = gradient_matrices(model, [layers[i] for i in numbers], rows, data.pad, signal)
             made |= {f"{i:04d}": matrix.cpu() for i, matrix in zip(numbers, matrices, strict=True)}
-        save_tensors(made, folder / "gradient.safetensors")
+        if group.is_first():
+            save_tensors(made, folder / "gradient.safetensors")
 
     whole: dict[str, JSON] = {
         "version": CURVATURE_VERSION,

@@ -802,13 +802,13 @@ def test_a_retain_term_that_pads_sees_no_more_positions_at_once_than_any_other(n
     sizes = []
     real = training.optimise
 
-    def noted(model, steps, *rest):
+    def noted(model, steps, *rest, **more):
         def watched():
             for step in steps:
                 sizes.extend(part.batch.input_ids.shape[0] for side, part in step if side == "retain")
                 yield step
 
-        return real(model, watched(), *rest)
+        return real(model, watched(), *rest, **more)
 
     monkeypatch.setattr(training, "optimise", noted)
     chosen = {"epochs": 1, "batch_size": 12, "warmup_epochs": 0, "pad_length": 500}

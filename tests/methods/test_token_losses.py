@@ -262,14 +262,14 @@ def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_h
     parts: dict[str, list[Part]] = {}
     real = training.optimise
 
-    def noted(model: Any, steps: Any, *rest: Any) -> Any:
+    def noted(model: Any, steps: Any, *rest: Any, **more: Any) -> Any:
         def watched() -> Any:
             for step in steps:
                 for side, part in step:
                     parts.setdefault(side, []).append(part)
                 yield step
 
-        return real(model, watched(), *rest)
+        return real(model, watched(), *rest, **more)
 
     monkeypatch.setattr(training, "optimise", noted)
     context, twin = make_context(), make_context()
