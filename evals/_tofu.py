@@ -233,6 +233,13 @@ def rouge(context: EvalContext, task: str) -> Rows:
     return Rows(rows["rougeL_recall"].to_numpy(dtype=float), rows["cluster"].to_numpy())
 
 
+def paraphrase_probability(context: EvalContext) -> Rows:
+    """How likely each forget answer is in other words, exp(−loss per token)."""
+    rows = rows_of(likelihood(context), "forget", "avg_paraphrased_loss")
+    with np.errstate(over="ignore", invalid="ignore"):  # likewise
+        return Rows(np.exp(-rows["avg_paraphrased_loss"].to_numpy(dtype=float)), rows["cluster"].to_numpy())
+
+
 def retain_kl(context: EvalContext) -> Rows:
     """KL(before unlearning ‖ now) of the retain rows: [n, 2] nats over the answer's tokens and their number."""
     rows = rows_of(divergence(context), "retain", "kl_sum", "kl_tokens")

@@ -81,9 +81,9 @@ def closeness(context: EvalContext, name: str) -> Number:
     Raises:
         LookupError: as `membership`, or where there is no retrained model.
     """
+    rows, _ = membership(context, name)  # first of all: a retrained model's own tables are built by it, too
     if not context.references:
         raise LookupError("it compares with a retrained model, and there is none")
-    rows, _ = membership(context, name)
     retrained, _ = membership(context.of(context.references[0]), name)
     area, target = float(rows.values.mean()), float(retrained.values.mean())
     if target == 0:

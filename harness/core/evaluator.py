@@ -136,6 +136,8 @@ class EvalContext:
     """The retrained models to compare with, the headline one first."""
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Row-by-row results, one row per (task, row); evaluators share them, the store keeps them."""
+    untouched: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """The tables of the model before unlearning, for metrics that are a share of its own; none where they are not known."""
     generations: Mapping[GenerationRequest, str] = field(default_factory=dict)
     """Answers to all evaluators' requests."""
     saved_path: Callable[[], Path] | None = None
@@ -205,7 +207,7 @@ class EvalContext:
 
     def of(self, reference: Reference) -> EvalContext:
         """One of the references, as an evaluator sees it: recorded tables without a model, beside the same references."""
-        return EvalContext(None, self.plan, self.references, tables=dict(reference.tables))
+        return EvalContext(None, self.plan, self.references, tables=dict(reference.tables), untouched=self.untouched)
 
 
 MeasureMetric = Callable[[EvalContext, Metric], Given]

@@ -199,7 +199,7 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     result = replace(result, references=_reference_numbers(todo, references, untouched), costs=costs.phases)
     record.write(result)
 
-    result = _measure_points(todo, record, result, context, references, generator)
+    result = _measure_points(todo, record, result, context, _ReferenceTables(references, untouched), generator)
     record.keep_rows(todo.options.rows)
     prompts = {
         name: [(problem.template.prompt(row["question"]), row) for row in rows if "question" in row]
@@ -249,10 +249,10 @@ def _references(todo: Plan, context: UnlearningContext, generator: Generator, be
 
 def _reference_numbers(todo: Plan, references: Sequence[Reference], untouched: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """The numbers of the model before unlearning, and of the retrained one if there is one."""
-    plan = todo.eval_plan
-    numbers = {"untouched": measure(EvalContext(None, plan, references, dict(untouched)), todo.selection)}
+    context = EvalContext(None, todo.eval_plan, references, dict(untouched), untouched)
+    numbers = {"untouched": measure(context, todo.selection)}
     if references:
-        numbers["retrained"] = measure(EvalContext(None, plan, references, dict(references[0].tables)), todo.selection)
+        numbers["retrained"] = measure(context.of(references[0]), todo.selection)
     return numbers
 
 
@@ -261,7 +261,7 @@ def _measure_points(
     record: Record,
     result: RunResult,
     context: UnlearningContext,
-    references: Sequence[Reference],
+    beside: _ReferenceTables,
     generator: Generator,
 ) -> RunResult:
     """Unlearn, and add to the record each point that it does not hold yet; the result says what came of the budgets."""
@@ -279,7 +279,9 @@ def _measure_points(
         if index == len(record.points):
             with costs.phase("evaluation"), torch.random.fork_rng(), temporary_folder() as folder:
                 saved = _saver(context.model, context.tokenizer, folder)
-                eval_context = EvalContext(context, todo.eval_plan, references, saved_path=saved)
+                eval_context = EvalContext(
+                    context, todo.eval_plan, beside.references, untouched=beside.untouched, saved_path=saved
+                )
                 measurements = measure(eval_context, todo.selection, generator, weights)
             point = Point(
                 index=index,
