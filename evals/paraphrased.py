@@ -76,7 +76,7 @@ METRICS = (
 )
 
 
-def _asked(plan: EvalPlan) -> Sequence[Row]:
+def _reworded(plan: EvalPlan) -> Sequence[Row]:
     """The forget rows with their questions in other words; none where there are no such questions."""
     if plan.of is None or not (wordings := plan.of.paraphrased_questions.get("forget")):
         return ()
@@ -85,13 +85,13 @@ def _asked(plan: EvalPlan) -> Sequence[Row]:
 
 def _requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> list[GenerationRequest]:
     """A greedy answer to each forget question as it stands, and to each in other words."""
-    other = replace(plan, of=replace(plan.problem, questions={"forget": _asked(plan)}))
+    other = replace(plan, of=replace(plan.problem, questions={"forget": _reworded(plan)}))
     return [request for each in (plan, other) for request in _tofu.task_requests(each, "forget", tokenizer)]
 
 
 def _inputs(plan: EvalPlan) -> Mapping[str, JSON]:
     """A digest of the questions in other words, which are not among the problem's own."""
-    rows = _asked(plan)
+    rows = _reworded(plan)
     return {"questions": fingerprint(rows)} if rows else {}
 
 
@@ -108,19 +108,19 @@ def _build(context: EvalContext) -> pd.DataFrame:
     """One row per forget question: the three numbers that ToFU's own tables do not hold."""
     import pandas as pd
 
-    rows, asked = context.plan.questions.get("forget", ()), _asked(context.plan)
+    rows, reworded = context.plan.questions.get("forget", ()), _reworded(context.plan)
     generation_requests = _requests(context.plan, context.tokenizer)
     answers = [context.generations[request] for request in generation_requests]
-    plain, reworded = answers[: len(rows)], answers[len(rows) :]
+    plain, others = answers[: len(rows)], answers[len(rows) :]
     columns: dict[str, Sequence[float] | np.ndarray] = {}
     if rows and all("paraphrased_answer" in row for row in rows):
         columns["paraphrased_answer_rouge"] = [
             _tofu.rouge_recall(row["paraphrased_answer"], text)[1] for row, text in zip(rows, plain, strict=True)
         ]
-    if asked:
-        columns["paraphrased_question_probability"] = _probabilities(context, asked)
+    if reworded:
+        columns["paraphrased_question_probability"] = _probabilities(context, reworded)
         columns["paraphrased_question_rouge"] = [
-            _tofu.rouge_recall(row["answer"], text)[1] for row, text in zip(asked, reworded, strict=True)
+            _tofu.rouge_recall(row["answer"], text)[1] for row, text in zip(reworded, others, strict=True)
         ]
     keys = {"task": "forget", "row": [row["row"] for row in rows], "cluster": [row["cluster"] for row in rows]}
     return pd.DataFrame({**keys, **columns})
