@@ -78,7 +78,7 @@ def _budget(plan: EvalPlan) -> int:
 
 def _memory_items(shape: ModelShape) -> list[MemoryItem]:
     """The model before unlearning, and the logits of both."""
-    from harness.models.memory import measuring_bytes
+    from harness.models.memory_items import measuring_bytes
 
     weights = shape.parameters * shape.weight_bytes
     return [MemoryItem("model before unlearning", weights), MemoryItem("logits", measuring_bytes(shape), certain=False)]

@@ -51,7 +51,7 @@ _STEPS = "_steps_to_recover"
 
 def _memory_items(shape: ModelShape) -> list[MemoryItem]:
     """AdamW's state; in the machine's memory the weights before and after unlearning, and those of the attacked base model."""
-    from harness.models.memory import adamw
+    from harness.models.memory_items import adamw
 
     return [*adamw(shape), MemoryItem("copies of the weights", 3 * shape.parameters * shape.weight_bytes, "cpu")]
 

@@ -44,7 +44,7 @@ class KLMinConfig(PairedRecipe):
 
 def memory_items(shape: ModelShape, config: KLMinConfig) -> list[MemoryItem]:
     """What training holds, the frozen copy, and both models' log-probabilities at the positions K sees at once."""
-    from harness.models.memory import TOKENS_AT_ONCE
+    from harness.models.memory_items import TOKENS_AT_ONCE
 
     each = config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens
     positions = min(config.batch_size * each, max(TOKENS_AT_ONCE, each))

@@ -60,7 +60,7 @@ class RepSelectConfig(FixedDirection):
 
 def memory_items(shape: ModelShape, config: RepSelectConfig) -> list[MemoryItem]:
     """What the way along a direction holds; before there is one, the adversary, the gradients' sum and one more of them."""
-    from harness.models.memory import activations
+    from harness.models.memory_items import activations
     from methods.curvature.layers import mlp_layers, sizes
 
     layers = mlp_layers(shape.model, config.layers)

@@ -108,7 +108,7 @@ class RMUConfig:
 
 def memory_items(shape: ModelShape, config: RMUConfig) -> list[MemoryItem]:
     """For the few trained matrices: what they were, gradients, two moments, masters. Activations of the layers they are in."""
-    from harness.models.memory import activations
+    from harness.models.memory_items import activations
 
     layers = decoder(shape.model)
     entries = sum(weight.numel() for weight in trained(layers, config).values())

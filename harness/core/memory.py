@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.options import LoRA
+from harness.core.options import LoRA, Optimizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +31,12 @@ class ModelShape:
     """What is trained in place of the weights."""
     portions: int = 1
     """In how many portions layers take turns on the device, in methods that can have it so (`methods.curvature.portions`)."""
+    optimizer: Optimizer | None = None
+    """How AdamW is kept by a method that takes one; the usual way if None."""
+    recompute: bool = False
+    """Whether activations are recomputed in training."""
+    row_tokens: int = 0
+    """Tokens of one of the longer examples with its prompt, about: 19 of 20 have no more. 0 if that is not known."""
 
     @property
     def parameters(self) -> int:
@@ -41,6 +47,20 @@ class ModelShape:
     def vocabulary(self) -> int:
         """Rows of the output embedding."""
         return int(self.model.config.vocab_size)
+
+    def tokens_of(self, rows: int | None, most: int) -> tuple[int, int]:
+        """Padded tokens, and labels among them, of the largest part that some rows go through the model in.
+
+        Args:
+            rows: together; None for as many as there are.
+            most: tokens of a part.
+        """
+        if not self.row_tokens:
+            return most, most
+        at_once = max(1, most // self.row_tokens)
+        at_once = at_once if rows is None else min(rows, at_once)
+        tokens = at_once * self.row_tokens
+        return tokens, min(tokens, at_once * self.answer_tokens)
 
 
 @dataclass(frozen=True)

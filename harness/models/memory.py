@@ -17,25 +17,15 @@ from harness.core.errors import UsageError
 from harness.core.evaluator import EvalPlan, Evaluator
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Method
-from harness.core.options import LoRA, Options
+from harness.core.options import LoRA, Optimizer, Options
 from harness.core.problem import Problem
+from harness.models.device_memory import GIB, Room, gib, room_on
+from harness.models.memory_items import budget_items, measuring_bytes, size_of
 from harness.models.origins import configured_by
 from harness.numerics.configurations import meta_model
 from harness.numerics.placement import ALL_GPUS
 
 log = logging.getLogger(__name__)
-
-GIB = 2**30
-TOKENS_AT_ONCE = 4096
-"""Padded tokens of one training or curvature pass (`harness.numerics.training`, `methods.curvature`)."""
-LOGITS_AT_ONCE = 2**26
-"""Entries of the logits that a curvature pass makes at a time (`methods.curvature.passes`)."""
-TOKENS_WHEN_READING = 8192
-"""Padded tokens of one evaluation pass (`harness.numerics.likelihood`)."""
-PROMPTS_AT_ONCE = 256
-"""Prompts that are answered together (`harness.numerics.generation`)."""
-ANSWERED_TOKENS = 200
-"""Tokens of a prompt and its answer together (ToFU's limit)."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +63,17 @@ class Estimate:
         return f"{gib(self.total)} GiB ({sizes}){on_cpu}{turns}"
 
 
-def gib(size: float) -> str:
-    """A number of bytes in GiB, to be read."""
-    return f"{size / GIB:.0f}" if size >= 9.95 * GIB else f"{size / GIB:.1f}"
-
-
 # ---------------------------------------------------------------- shapes
 
 
-def shape_of(problem: Problem, dtype: str, adapter: LoRA | None = None) -> ModelShape | None:
+def shape_of(problem: Problem, options: Options) -> ModelShape | None:
     """The shape of the checkpoint that is unlearned and of its problem.
 
     None for a model that is trained on the spot, and where a checkpoint's configuration cannot be read or brings code of its
     own: what is wrong with it is told when it is loaded.
     """
+    from harness.numerics.training import RECOMPUTED_FROM
+
     source = configured_by(problem.sources.get("base"))
     if source is None:
         return None
@@ -95,9 +82,20 @@ def shape_of(problem: Problem, dtype: str, adapter: LoRA | None = None) -> Model
     except UsageError:
         return None
     retain = [example for stage in problem.stages for example in stage.retain]
+    rows = [*retain, *(example for stage in problem.stages for example in stage.forget)]
+    texts = sorted(len(e.prompt + e.tag + e.answer) for e in rows)
     characters = sum(len(e.tag + e.answer) for e in retain) / max(1, len(retain))
-    rows = max((len(stage.retain) for stage in problem.stages), default=0)
-    return ModelShape(model, 2 if dtype == "bfloat16" else 4, rows, round(characters / 4) + 1, adapter)
+    large = sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
+    return ModelShape(
+        model,
+        2 if options.dtype == "bfloat16" else 4,
+        max((len(stage.retain) for stage in problem.stages), default=0),
+        round(characters / 4) + 1,
+        adapter=options.adapter,
+        optimizer=options.optimizer,
+        recompute=options.recompute or (large and options.device.startswith("cuda")),
+        row_tokens=texts[len(texts) * 19 // 20] // 4 + 1 if texts else 0,
+    )
 
 
 # ---------------------------------------------------------------- what is held
@@ -142,7 +140,7 @@ def fitting(shape: ModelShape, plan: EvalPlan, method: Method[Any], config: Any,
         items = [*method.memory(turned, config), *budget_items(turned, plan.problem)]
         return replace(estimate(turned, items, plan.evaluators), portions=portions)
 
-    whole, most = of(1), _size(shape, "num_hidden_layers", 1)
+    whole, most = of(1), size_of(shape, "num_hidden_layers", 1)
     if sum(whole.certain.values()) <= free:
         return whole
     return next((each for each in map(of, range(2, most + 1)) if sum(each.working.values()) + each.rough <= free), whole)
@@ -156,112 +154,7 @@ def _certain(items: Sequence[MemoryItem]) -> dict[str, int]:
     return largest
 
 
-def adamw(shape: ModelShape) -> list[MemoryItem]:
-    """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
-    float32 = 4 * shape.parameters
-    return [
-        MemoryItem("gradients", float32, while_measured=False),
-        MemoryItem("AdamW moments", 2 * float32),
-        MemoryItem("float32 masters", 0 if shape.weight_bytes == 4 else float32),
-        training_activations(shape),
-    ]
-
-
-def training_activations(shape: ModelShape) -> MemoryItem:
-    """What a step of training keeps, where large models recompute it."""
-    from harness.numerics.training import RECOMPUTED_FROM
-
-    return activations(shape, recomputed=shape.parameters > RECOMPUTED_FROM)
-
-
-def budget_items(shape: ModelShape, problem: Problem) -> list[MemoryItem]:
-    """What meeting budgets of damage holds: copies of the weights, and what the model said of the budget rows before."""
-    tokens = sum(len(e.tag + e.answer) // 4 + 1 for rows in problem.held_out.values() for e in rows)
-    if not tokens:
-        return []
-    return [
-        MemoryItem("copies of the weights", 4 * shape.parameters * shape.weight_bytes, where="cpu"),
-        MemoryItem("budget rows' log-probabilities", 4 * tokens * shape.vocabulary, where="cpu"),
-    ]
-
-
-def activations(shape: ModelShape, trained: bool = True, recomputed: bool = False) -> MemoryItem:
-    """What one forward and backward pass over `TOKENS_AT_ONCE` tokens keeps, and the logits of its labels; rough.
-
-    Args:
-        shape: of the model.
-        trained: whether weights need gradients, and so their inputs are kept: some 14 tensors of the hidden size and 4 of the
-            MLP's in each layer, else 8 and 3.
-        recomputed: whether only one layer's are kept, and the inputs of the others.
-    """
-    hidden, layers = _hidden(shape), _size(shape, "num_hidden_layers", 1)
-    inner = _size(shape, "intermediate_size", 4 * hidden)
-    width = 14 * hidden + 4 * inner if trained else 8 * hidden + 3 * inner
-    kept = width + layers * hidden if recomputed else width * layers
-    logits = 3 * 4 * (TOKENS_AT_ONCE * shape.vocabulary if trained else min(TOKENS_AT_ONCE * shape.vocabulary, LOGITS_AT_ONCE))
-    return MemoryItem("activations", TOKENS_AT_ONCE * kept * shape.weight_bytes + logits, while_measured=False, certain=False)
-
-
-def measuring_bytes(shape: ModelShape) -> int:
-    """What evaluation takes: the keys and values of the prompts answered together, or the logits of a pass; rough.
-
-    A model without attention keeps states that are small beside either.
-    """
-    layers, heads = _size(shape, "num_hidden_layers", 1), _size(shape, "num_attention_heads", 0)
-    key_heads = _size(shape, "num_key_value_heads", heads)
-    width = _size(shape, "head_dim", _hidden(shape) // max(1, heads))
-    keys_and_values = PROMPTS_AT_ONCE * ANSWERED_TOKENS * layers * 2 * key_heads * width * shape.weight_bytes
-    logits = 2 * TOKENS_WHEN_READING * shape.vocabulary * 4
-    return max(keys_and_values, logits)
-
-
-def _hidden(shape: ModelShape) -> int:
-    return _size(shape, "hidden_size", int(shape.model.get_input_embeddings().weight.shape[1]))  # type: ignore[index]
-
-
-def _size(shape: ModelShape, field: str, default: int) -> int:
-    """A number of the configuration, the largest where it is one a layer; the default where it says none."""
-    value = getattr(shape.model.config, field, None) or default
-    return max(map(int, value)) if isinstance(value, list | tuple) else int(value)
-
-
 # ---------------------------------------------------------------- does it fit
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a device has."""
-
-    device: str
-    """Its name."""
-    total: int
-    """Bytes."""
-    free: int
-    """Of them free."""
-
-    def __str__(self) -> str:
-        taken = self.total - self.free > self.total / 10 and self.device.startswith("cuda")
-        return f"{self.device} has {gib(self.total)} GiB" + (f" ({gib(self.free)} of them free)" if taken else "")
-
-
-def room_on(device: str) -> Room:
-    """What a device has; what torch holds back there for its next tensors, from an earlier run perhaps, counts as free.
-
-    Of the CPU, and of mps which shares its memory, all counts as free: what others hold can be swapped out.
-    """
-    kind, _, number = device.partition(":")
-    if kind == "cuda":
-        import torch
-
-        which = range(torch.cuda.device_count()) if device == ALL_GPUS else [int(number or 0)]
-        pairs = [torch.cuda.mem_get_info(i) for i in which]
-        held_back = sum(torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in which)
-        name = device if number else f"{kind}:0"
-        return Room(name, sum(total for _, total in pairs), sum(free for free, _ in pairs) + held_back)
-    import psutil
-
-    memory = psutil.virtual_memory().total
-    return Room("the CPU" if kind == "cpu" else kind, memory, memory)
 
 
 def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) -> None:
@@ -270,7 +163,7 @@ def check(plan: EvalPlan, method: Method[Any], config: Any, options: Options) ->
     Raises:
         UsageError: saying what it needs, what there is, and which settings would fit by the same estimate.
     """
-    problem, shape = plan.problem, shape_of(plan.problem, options.dtype, options.adapter)
+    problem, shape = plan.problem, shape_of(plan.problem, options)
     if shape is None:
         return
     room = room_on(options.device)
@@ -297,7 +190,7 @@ def machine_bytes(plan: EvalPlan, method: Method[Any], config: Any, options: Opt
 
     A model passes through the machine's memory on its way to a GPU.
     """
-    shape = shape_of(plan.problem, options.dtype, options.adapter)
+    shape = shape_of(plan.problem, options)
     if shape is None:
         return 0
     needed = estimate(shape, [*method.memory(shape, config), *budget_items(shape, plan.problem)], plan.evaluators)
@@ -305,18 +198,22 @@ def machine_bytes(plan: EvalPlan, method: Method[Any], config: Any, options: Opt
 
 
 def _ways_out(shape: ModelShape, plan: EvalPlan, method: Method[Any], config: Any, options: Options, room: Room) -> list[str]:
-    """Settings and flags that fit by the same estimate: one change if one is enough, else two together."""
+    """Settings and flags that fit by the same estimate: one change if one is enough, else two together.
+
+    What costs the result least comes first: nothing, then fewer layers, then rounding, then another training.
+    """
     large = [e.name for e in plan.evaluators if e.memory(shape)]
     others = [e for e in plan.evaluators if e.name not in large]
 
     def fits(shape: ModelShape, config: Any, free: int, evaluators: Sequence[Evaluator] = plan.evaluators) -> bool:
-        most = _size(shape, "num_hidden_layers", 1) if options.device.startswith("cuda") else 1
+        most = size_of(shape, "num_hidden_layers", 1) if options.device.startswith("cuda") else 1
         totals = [_total(replace(shape, portions=portions), method, config, evaluators) for portions in (1, most)]
         return any(total is not None and total <= free for total in totals)
 
     proposals = _proposals(shape, plan.problem, method, config)
     half = replace(shape, weight_bytes=2) if options.dtype == "float32" else None
-    ways = [" and ".join(_typed(each.settings)) for each in proposals if fits(shape, each.config, room.free)]
+    ways = ["--recompute"] if _recomputes(method, shape) and fits(replace(shape, recompute=True), config, room.free) else []
+    ways += [" and ".join(_typed(each.settings)) for each in proposals if fits(shape, each.config, room.free)]
     if half and fits(half, config, room.free):
         ways.append("--dtype bfloat16")
     if large and others and fits(shape, config, room.free, others):
@@ -326,9 +223,21 @@ def _ways_out(shape: ModelShape, plan: EvalPlan, method: Method[Any], config: An
         ways = [f"{' and '.join(_typed(settings))} with --dtype bfloat16" for settings in fitting]
     if options.device.startswith("cuda") and options.device != ALL_GPUS and fits(shape, config, room_on(ALL_GPUS).free):
         ways.append("--device cuda:all")
+    if method.takes_optimizer and not (options.optimizer or options.adapter):
+        lighter = [text for text, each in _LIGHTER.items() if fits(replace(shape, optimizer=each), config, room.free)]
+        ways += [f"--optimizer {text}" for text in lighter[:1]]
     if method.takes_adapter and options.adapter is None and fits(replace(shape, adapter=LoRA()), config, room.free):
         ways.append("--adapter lora:r=8")  # last, for it is another training
     return ways
+
+
+_LIGHTER = {"adamw:bits=8": Optimizer(bits=8), "adamw:bits=8,clip=none": Optimizer(bits=8, clip="none")}
+"""Ways to keep AdamW that are proposed; the first one that is enough."""
+
+
+def _recomputes(method: Method[Any], shape: ModelShape | None) -> bool:
+    """Whether `--recompute` would change what a run holds."""
+    return method.takes_adapter and not (shape and shape.recompute)
 
 
 def _total(shape: ModelShape, method: Method[Any], config: Any, evaluators: Sequence[Evaluator] = ()) -> int | None:
@@ -381,8 +290,10 @@ def advice(problem: Problem, method: Method[Any], config: Any, options: Options)
         options: where, in which type.
     """
     kind = options.device.partition(":")[0]
-    proposals = _proposals(shape_of(problem, options.dtype, options.adapter), problem, method, config)
-    ways = [" ".join(f"--set {each}" for each in _typed(proposal.settings)) for proposal in proposals]
+    shape = shape_of(problem, options)
+    ways = ["--recompute"] if _recomputes(method, shape) and not options.recompute else []
+    for proposal in _proposals(shape, problem, method, config):
+        ways.append(" ".join(f"--set {each}" for each in _typed(proposal.settings)))
     if options.dtype == "float32":
         ways.append("--dtype bfloat16")
     if kind == "cuda" and options.device != ALL_GPUS:

@@ -119,7 +119,9 @@ class ByWeight:
             add_up_gradients(list(self._named.values()))
             (total,) = summed(total)
         for name, parameter in self._named.items():
-            if parameter.grad is not None and self._kept.clip == "none":  # the last part did not reach it
+            if (
+                parameter.grad is not None and self._kept.clip == "none" and math.isfinite(total)
+            ):  # not reached by the last part
                 self._take(name)
             elif parameter.grad is not None:
                 self._norms.append(_norm(parameter.grad))

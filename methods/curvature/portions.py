@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.core.memory import ModelShape
-from harness.models.memory import TOKENS_AT_ONCE, activations
+from harness.models.memory_items import TOKENS_AT_ONCE, activations
 from harness.numerics import group
 from harness.numerics.room import free_bytes
 from methods.curvature.layers import Layer, input_groups, sizes

@@ -35,7 +35,7 @@ from methods.first_order.recipe import evenly
 
 def memory_items(shape: ModelShape, config: ELMConfig) -> list[MemoryItem]:
     """The adapted weights kept aside while a point is measured, adapters with AdamW's state, and the target in float64."""
-    from harness.models.memory import activations
+    from harness.models.memory_items import activations
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
     positions = config.batch_size * (config.max_characters // 3)

@@ -6,7 +6,7 @@ linear decay to 0, gradient norm clipped at 1, effective batch 32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -65,13 +65,29 @@ def evenly(steps: int, points: int) -> frozenset[int]:
 
 
 def memory_items(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
-    """What AdamW holds, on all weights (see `harness.models.memory.adamw`) or on adapters in their place."""
-    from harness.models.memory import adamw, training_activations
+    """What AdamW holds (see `harness.models.memory_items.adamw`), on all weights or on adapters in their place."""
+    from harness.models.memory_items import adamw, adamw_by_weight, training_activations
 
-    if shape.adapter is None:
-        return adamw(shape)
-    maps = adapted_maps(shape.model, shape.adapter)
-    return [*adapter_memory_items(maps, shape.adapter.rank, shape.weight_bytes, "cpu"), training_activations(shape)]
+    rows = recipe.batch_size
+    shape = replace(shape, row_tokens=min(shape.row_tokens, recipe.max_length or shape.row_tokens))
+    parts = _parts(shape, recipe)
+    if shape.adapter is not None:
+        maps = adapted_maps(shape.model, shape.adapter)
+        held = adapter_memory_items(maps, shape.adapter.rank, shape.weight_bytes, "cpu")
+        return [*held, training_activations(shape, rows, parts)]
+    if shape.optimizer is not None:
+        return adamw_by_weight(shape, shape.optimizer, rows, parts)
+    *held, _ = adamw(shape)
+    return [*held, training_activations(shape, rows, parts, beside=4 * shape.parameters)]
+
+
+def _parts(shape: ModelShape, recipe: Recipe) -> int:
+    """How many passes a step takes at least: one for the forget rows and one for the retain rows, more where they are long."""
+    from harness.models.memory_items import TOKENS_AT_ONCE
+
+    both = isinstance(recipe, PairedRecipe) and getattr(recipe, "retain_weight", 1) > 0
+    tokens = recipe.batch_size * (shape.row_tokens or TOKENS_AT_ONCE)
+    return (1 + both) * -(-tokens // TOKENS_AT_ONCE)
 
 
 def trained_bytes(shape: ModelShape) -> int:

@@ -13,7 +13,7 @@ def memory_items(shape: ModelShape, config: KFADEConfig) -> list[MemoryItem]:
 
     In portions, it is the curvature of the largest one while it is fitted; all else waits on the CPU and comes layer by layer.
     """
-    from harness.models.memory import TOKENS_AT_ONCE, activations
+    from harness.models.memory_items import TOKENS_AT_ONCE, activations
     from methods.curvature.layers import mlp_layers, sizes
     from methods.curvature.portions import LEAST_TOKENS, even_portions
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 def memory_items(shape: ModelShape, config: LoKUConfig) -> list[MemoryItem]:
     """The adapted weights kept aside and adapters with AdamW's state; before there are any, both Fisher sums and a gradient."""
-    from harness.models.memory import activations
+    from harness.models.memory_items import activations
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
     adapted = sum(linear.module.weight.numel() for linear in maps)

@@ -15,6 +15,7 @@ from harness.core.config import to_json
 from harness.core.errors import UsageError, reason, without_secrets
 from harness.core.evaluator import GenerationRequest, Sampling
 from harness.core.figure import FIGURES, Figure, FigureOptions, Sheet
+from harness.core.options import Options
 from harness.core.problem import Problem
 from harness.models import memory
 from harness.models.sources import CheckpointSource, load_checkpoint
@@ -102,7 +103,7 @@ def test_nothing_in_a_checkpoint_runs_or_asks(
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
     source = CheckpointSource(str(folder))
     with suppress(UsageError):
-        memory.shape_of(replace(nano_problem, sources={"base": source}), "float32")
+        memory.shape_of(replace(nano_problem, sources={"base": source}), Options())
         source.examine()
         model, tokenizer = load_checkpoint(str(folder), "cpu", "float32")
         chat = bool(tokenizer.chat_template)

@@ -184,7 +184,8 @@ def memory_is_told(method: Method[Any], config: Any, context: UnlearningContext)
     items = list(method.memory(shape, config))
     keep(
         items or not taken,
-        "it takes gradients of the weights and estimates no memory: give memory=, such as harness.models.memory.adamw's list",
+        "it takes gradients of the weights and estimates no memory: give memory=, such as the list of "
+        "harness.models.memory_items.adamw",
     )
     weights = 4 * shape.parameters
     for each in items:
