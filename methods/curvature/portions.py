@@ -8,16 +8,19 @@ goes to the device layer by layer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from harness.core.memory import ModelShape
+from harness.core.memory import ModelShape, ran_out
 from harness.models.memory_items import TOKENS_AT_ONCE, activations
 from harness.numerics import group
 from harness.numerics.room import free_bytes
 from methods.curvature.layers import Layer, input_groups, sizes
+
+log = logging.getLogger(__name__)
 
 LEAST_TOKENS = 1024
 """Of a batch on a GPU: another pass over the data costs less than smaller ones, which leave a GPU waiting."""
@@ -50,6 +53,41 @@ def portions(model: PreTrainedModel, layers: Sequence[Layer], held: Held) -> lis
     fitting = (split for split in splits if all(fits([layers[i] for i in portion]) for portion in split))
     split = next(fitting, None) or even_portions(layers, most)
     return split if group.size() == 1 else even_portions(layers, group.most(len(split)))
+
+
+def by_portions(model: PreTrainedModel, layers: Sequence[Layer], held: Held, work: Callable[[list[int]], None]) -> int:
+    """Do something for the layers portion by portion, and cut one in two where memory runs out in it after all.
+
+    Args:
+        model: what passes go through.
+        layers: from `mlp_layers`.
+        held: see `portions`.
+        work: done for the positions of a portion's layers, and from its beginning for its halves.
+
+    Returns:
+        In how many portions it was done.
+
+    Raises:
+        Exception: as `work`; that memory ran out only of a portion of one block, or on a process of a group.
+    """
+    waiting, count = portions(model, layers, held), 0
+    while waiting:
+        numbers, *waiting = waiting
+        halves = even_portions([layers[i] for i in numbers], 2)
+        try:
+            work(numbers)
+        except Exception as error:
+            if not ran_out(error) or len(halves) == 1 or group.size() > 1:
+                raise
+        else:
+            count += 1
+            continue
+        # Only here, behind the error, is what its frames held given back.
+        log.warning("memory ran out: the layers take turns in more portions, with passes over the data for each")
+        waiting = [*([numbers[i] for i in half] for half in halves), *waiting]
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return count
 
 
 def even_portions(layers: Sequence[Layer], count: int) -> list[list[int]]:

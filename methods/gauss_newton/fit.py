@@ -26,7 +26,7 @@ from methods.curvature.files import load_curvatures, save_curvatures
 from methods.curvature.gradients import gradient_matrices
 from methods.curvature.layers import Layer, sizes
 from methods.curvature.passes import LogitGradient
-from methods.curvature.portions import Held, home, portions
+from methods.curvature.portions import Held, by_portions, home
 from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
 from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
 from methods.gauss_newton.config import Estimator
@@ -112,7 +112,8 @@ class Fit:
             made = curvlinops_curvatures(self._model, self._layers, encoded, self._estimator, config.mc_samples, self._seed)
             save_curvatures(made, self._layers, folder)
             return
-        for numbers in self._portions(lambda some: sizes(some).factors):
+
+        def work(numbers: list[int]) -> None:
             layers, share = [self._layers[i] for i in numbers], group.share_of(len(encoded))
             sums = covariance_sums(self._model, layers, encoded, self._data.pad, self._labels, config.mc_samples, share)
             if share is not None:
@@ -120,26 +121,28 @@ class Fit:
             if group.is_first():  # the others read what comes of it from the cache
                 save_curvatures(eigenbases(layers, sums), layers, folder, numbers)
 
+        self._by_portions(lambda some: sizes(some).factors, work)
+
     def _spectrum(self, folder: Path) -> None:
         kronecker = self._path("kfac", self._kronecker) if self._estimator == "ekfac" else None
         encoded, samples = self._data.fit, self._config.mc_samples
-        for numbers in self._portions(lambda some: sizes(some).spectrum + (sizes(some).factors if kronecker else 0)):
+
+        def work(numbers: list[int]) -> None:
             layers, share = [self._layers[i] for i in numbers], group.share_of(len(encoded))
             bases = load_curvatures(layers, kronecker, numbers=numbers) if kronecker else self._identities()[: len(layers)]
             sums = square_sums(self._model, layers, encoded, self._data.pad, self._labels, bases, samples, share)
             if share is not None:
                 sums.add_up()
             if not group.is_first():
-                continue
+                return
             for i, basis in enumerate(bases):
                 basis.corrected = sums.squares.pop(i) / sums.labels
             save_curvatures(bases, layers, folder, numbers)
 
-    def _portions(self, held: Held) -> list[list[int]]:
-        """The layers that a pass is made for, pass by pass."""
-        split = portions(self._model, self._layers, held)
-        self.portions = max(self.portions, len(split))
-        return split
+        self._by_portions(lambda some: sizes(some).spectrum + (sizes(some).factors if kronecker else 0), work)
+
+    def _by_portions(self, held: Held, work: Callable[[list[int]], None]) -> None:
+        self.portions = max(self.portions, by_portions(self._model, self._layers, held, work))
 
     def _path(self, estimator: Estimator, make: Callable[[Path], None]) -> Path:
         return self._data.context.cached("curvature", {**self._key, "estimator": estimator}, make)
@@ -208,9 +211,12 @@ def kept_gradient(
 
     def make(folder: Path) -> None:
         made: dict[str, Tensor] = {}
-        for numbers in portions(model, layers, lambda some: sizes(some).spectrum):
+
+        def work(numbers: list[int]) -> None:
             matrices = gradient_matrices(model, [layers[i] for i in numbers], rows, data.pad, signal)
-            made |= {f"{i:04d}": matrix.cpu() for i, matrix in zip(numbers, matrices, strict=True)}
+            made.update({f"{i:04d}": matrix.cpu() for i, matrix in zip(numbers, matrices, strict=True)})
+
+        by_portions(model, layers, lambda some: sizes(some).spectrum, work)
         if group.is_first():
             save_tensors(made, folder / "gradient.safetensors")
 

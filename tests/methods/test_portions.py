@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,39 @@ def _halves(batches: list[list[int]], passes: int) -> list[list[list[int]]]:
     """The batches of each of so many passes."""
     each = len(batches) // passes
     return [batches[i * each : (i + 1) * each] for i in range(passes)]
+
+
+@pytest.mark.parametrize("estimator", ["kfac", "diagonal"])
+def test_a_portion_is_cut_in_two_where_memory_runs_out_in_it_after_all(
+    estimator: str, make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    chosen = resolve(KFADEConfig, {"estimator": estimator, "target_kl": 0.1}, owner="kfade")
+    name = "covariance_sums" if estimator == "kfac" else "square_sums"
+    sums, made = getattr(fit, name), []
+
+    def small(model: torch.nn.Module, layers: Sequence[Layer], *others: Any) -> Any:
+        if len({layer.block for layer in layers}) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sums(model, layers, *others)
+
+    for count in (1, 2):
+        context = make_context()
+        layers = mlp_layers(context.model)
+        assert len({layer.block for layer in layers}) == 2
+        made.append(fit.fit(StageData(context, context.stages[0], chosen), layers, "network", chosen.estimator))
+        assert made[-1].portions == count
+        monkeypatch.setattr(fit, name, small)
+    assert "memory ran out" in caplog.text
+    for one, other in zip(made[0].curvatures, made[1].curvatures, strict=True):
+        assert torch.equal(one.spectrum((1, 1), torch.device("cpu")), other.spectrum((1, 1), torch.device("cpu")))
+
+    def nothing(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(fit, name, nothing)
+    context = make_context()
+    with pytest.raises(torch.OutOfMemoryError):
+        fit.fit(StageData(context, context.stages[0], chosen), mlp_layers(context.model), "network", chosen.estimator)
 
 
 def step(context: UnlearningContext) -> dict[str, float]:
