@@ -39,13 +39,14 @@ CONTINUED_ON_CPU = 1536
 POSITIONS_AT_ONCE = 256
 """Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
 
-# Families whose logits are the output embedding applied to the last hidden state, with nothing after it.
-_PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3"}
+# Families whose logits are the output embedding applied to the last hidden state, with nothing after it but a soft cap.
+_PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"}
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether its logits are the output embedding of the last hidden state: some can be made without the others."""
-    return model.config.model_type in _PLAIN_HEADS
+    capped = getattr(model.config, "final_logit_softcapping", None) is not None
+    return model.config.model_type in _PLAIN_HEADS and not capped
 
 
 def check_length(model: PreTrainedModel, tokens: int) -> None:

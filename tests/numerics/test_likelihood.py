@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WORDS = 13
-FAMILIES = ("llama", "mistral", "phi", "gpt2", "gpt_neo", "gpt_neox")
+FAMILIES = ("llama", "mistral", "phi", "gpt2", "gpt_neo", "gemma3_text", "gemma2", "gpt_neox")
 
 
 def random_model(family: str, seed: int = 0) -> PreTrainedModel:
@@ -40,6 +40,8 @@ def random_model(family: str, seed: int = 0) -> PreTrainedModel:
             max_position_embeddings=32,
             attention_types=[[["global", "local"], 1]],
         ),
+        "gemma3_text": lambda: t.Gemma3TextConfig(**common, **wide, num_key_value_heads=1, head_dim=4),
+        "gemma2": lambda: t.Gemma2Config(**common, **wide, num_key_value_heads=1, head_dim=4),  # its logits are capped
         "gpt_neox": lambda: t.GPTNeoXConfig(**common, **wide),  # not among the plain heads: the other branch
     }[family]()
     with torch.random.fork_rng(devices=[]):
