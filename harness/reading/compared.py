@@ -18,7 +18,7 @@ from harness.core.costs import Phase
 from harness.core.errors import UsageError
 from harness.core.measurement import Absent, Measurement
 from harness.core.options import Preset, Protocol
-from harness.storage.records import Point, RunResult, RunSpec
+from harness.storage.records import Point, Provenance, RunResult, RunSpec
 from harness.storage.store import Store
 
 Oracle = tuple[int, tuple[float, ...]]
@@ -119,6 +119,12 @@ def read_runs(root: Path, skipped: Callable[[str], None]) -> list[Run]:
     return runs
 
 
+def _hardware(made: Provenance) -> str:
+    """What a run's times are those of; several processes' are not one's."""
+    shared = f"{made.processes} processes, each " if made.processes > 1 else ""
+    return f"{shared}{made.gpu or made.processor}"
+
+
 def _run(place: str, link: str, result: RunResult) -> Run:
     last = result.points[-1] if result.points else None
     made = result.provenance
@@ -137,7 +143,7 @@ def _run(place: str, link: str, result: RunResult) -> Run:
         references=result.references,
         cost=result.costs.get("unlearning"),
         command=made.command if made else "",
-        machine=f"{made.gpu or made.processor}, {result.spec.dtype}" if made else "",
+        machine=f"{_hardware(made)}, {result.spec.dtype}" if made else "",
         weights=made.weights if made else "",
         kind=in_words(made.arithmetic) if made else "",
     )

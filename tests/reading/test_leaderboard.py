@@ -594,6 +594,14 @@ def test_runs_that_began_with_different_weights_are_told_apart(tmp_path: Path):
     assert "began with 2 models that one recipe made" in build(tmp_path)["leaderboard.md"].decode()
 
 
+def test_times_of_several_processes_are_told_from_those_of_one(tmp_path: Path):
+    records.write(tmp_path, of("ga", numbers(0.1, 0.2, 0.3)))
+    shared = replace(records.PROVENANCE, processes=2)
+    records.write(tmp_path, of("npo", numbers(0.1, 0.2, 0.3), provenance=shared))
+    told = "Times and memory are those of: 2 processes, each a CPU, 2 cores, float32; a CPU, 2 cores, float32."
+    assert told in build(tmp_path)["leaderboard.md"].decode()
+
+
 def test_metrics_that_nobody_knows_are_shown(tmp_path: Path):
     records.write(tmp_path, of("ga", [number("wmdp_bio", 0.5, better="lower")], spec={"bench": "wmdp"}, references={}))
     elements = Elements(page(tmp_path))
