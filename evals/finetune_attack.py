@@ -218,11 +218,14 @@ def _attack(context: EvalContext, examples: Sequence[Example]) -> pd.DataFrame:
     table = _scores.scores(context, questions).rename(columns={"score": "step_0"})
     table = table.assign(**{f"step_{step}": np.nan for step in POINTS})
     recipe = AdamW(lr=_learning_rate(context.problem), steps=steps, schedule="constant_with_warmup")
+    recompute = bool(context.loaded and context.loaded.recompute) or None
     drawn = shuffled_batches(len(encoded), BATCH, steps, SEED)
     batches = (micro_batches(encoded, rows, pad_id(context.tokenizer), context.model.device) for rows in drawn)
     with progress_bar(total=steps, desc="attack", unit="step") as bar:
         try:
-            for progress in optimise(context.model, batches, lambda part: pooled_nll(context.model, *part), recipe):
+            for progress in optimise(
+                context.model, batches, lambda part: pooled_nll(context.model, *part), recipe, recompute=recompute
+            ):
                 bar.update()
                 if progress.step in POINTS:
                     table[f"step_{progress.step}"] = _scores.scores(context, questions)["score"]

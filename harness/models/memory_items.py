@@ -45,7 +45,12 @@ def adamw_by_weight(shape: ModelShape, optimizer: Optimizer, rows: int, parts: i
         MemoryItem("gradients", held, while_measured=False),
         MemoryItem("AdamW moments", moments),
         MemoryItem("halves of float32 masters", 2 * weights if split else 0),
-        MemoryItem("a piece in float32", 4 * 4 * min(PIECE, largest), while_measured=False, certain=False),
+        MemoryItem(
+            "a piece in float32",
+            0 if shape.weight_bytes == 4 else 4 * 4 * min(PIECE, largest),
+            while_measured=False,
+            certain=False,
+        ),
         training_activations(shape, rows, parts, beside=held),
     ]
 

@@ -226,6 +226,7 @@ def source_tables(
         model, tokenizer, weights = loaded or (*source.load(cache, options.device, options.dtype), "")
         weights = weights or weights_fingerprint(model)
         context = UnlearningContext(model, tokenizer, plan.problem, options.seed, cache, Costs(), source_digest(source))
+        context.recompute = options.recompute
         eval_context = EvalContext(context, plan, references=())
         measure(eval_context, "", generator, weights)
         if eval_context.unfinished:

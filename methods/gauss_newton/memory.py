@@ -26,7 +26,7 @@ def memory_items(shape: ModelShape, config: KFADEConfig) -> list[MemoryItem]:
     # The solve: the rotated gradient, the direction, and the weights as they were. A pass over data comes before it and holds a
     # gradient and its activations.
     solve = max(3 * spectrum if at_once else 0, whole.decomposition if kronecker else 0)
-    passes = activations(shape, trained=False)
+    passes = activations(shape, trained=False, rows=shape.retain_rows or None)
     kept = passes.bytes if at_once else passes.bytes * LEAST_TOKENS // TOKENS_AT_ONCE
     return [
         MemoryItem("factors", factors if kronecker else 0, while_measured=at_once),

@@ -92,15 +92,19 @@ def some_batch(rows: int = 4) -> Batch:
 
 
 def trained(
-    model: Any, kept: Optimizer | None, clip: float, steps: int = 4, parts: int = 1, recompute: bool = False, **changes: Any
+    model: Any,
+    kept: Optimizer | None,
+    clip: float,
+    steps: int = 4,
+    parts: int = 1,
+    recompute: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """A model's weights after some steps, each of so many parts."""
     from harness.numerics.training import AdamW, optimise, pooled_nll
 
-    batch = some_batch()
-    adamw = AdamW(
-        lr=1e-2, steps=steps, schedule="constant_with_warmup", weight_decay=0.1, max_gradient_norm=clip, kept=kept, **changes
-    )
+    batch = some_batch().to(device)
+    adamw = AdamW(lr=1e-2, steps=steps, schedule="constant_with_warmup", weight_decay=0.1, max_gradient_norm=clip, kept=kept)
     given = [[batch] * parts] * steps
     for log in optimise(model, given, lambda part: pooled_nll(model, part, 10), adamw, recompute=recompute):
         assert log.gradient_norm > 0

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
+from harness.core.options import Optimizer
 from harness.data.rows import encode, pad_id
 from harness.models import sources
 from harness.models.sources import weights_fingerprint
+from harness.numerics.by_weight import joined, split, stochastically_rounded
 from harness.numerics.generation import HFGenerator
 from harness.numerics.likelihood import AnswerDistributions, answer_nll, kl_between
 from tests.conftest import TEMPLATE, WORLD, Nano, examples
 from tests.gpu import DEVICE, ON_GPU
+from tests.numerics.test_by_weight import numbers, trained
 from tests.numerics.test_generation import QUESTIONS, request
 
 pytestmark = ON_GPU
@@ -32,6 +36,27 @@ def test_losses_and_divergences_are_those_of_the_cpu(nano: Nano):
     for kept in ("cpu", DEVICE):
         distributions = AnswerDistributions(before, encoded, pad, kept)
         assert distributions.kl_sums(now)[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_halves_and_stochastic_rounding_are_exact():
+    exact = numbers().to(DEVICE)
+    weights, rest = split(exact)
+    assert torch.equal(joined(weights, rest).view(torch.int32), exact.view(torch.int32))
+    assert torch.equal(weights.cpu(), split(exact.cpu())[0])
+    held = exact.to(torch.bfloat16)
+    rounded = stochastically_rounded(held.float(), torch.Generator(DEVICE).manual_seed(0))
+    assert torch.equal(rounded.view(torch.int16), held.view(torch.int16))
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_weights_stepped_one_by_one_are_those_of_the_cpu(nano: Nano, bits: Any):
+    if bits == 8:
+        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    kept = Optimizer(bits=bits, clip="none")
+    expected, here = trained(nano.model(), kept, 1.0), trained(nano.model().to(DEVICE), kept, 1.0, device=DEVICE)
+    start = nano.model().state_dict()
+    for name, weight in expected.items():
+        assert (here[name].cpu() - weight).norm() <= 0.05 * (weight - start[name]).norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("large", [0, sources.LARGE])

@@ -1,12 +1,14 @@
-"""The memory estimate over what runs really hold, on a CPU.
+"""The memory estimate over what runs really hold.
 
-    python -m tests.perf.memory [--cases npo,kfade] [--sizes 72M] [--json out.json]
+    python -m tests.perf.memory [--cases "npo;kfade kfac"] [--sizes 72M] [--json out.json]
+    python -m tests.perf.memory --device cuda --sizes 8B --cases "ga, clip=none, 8 bits;ga, clip=none, 8 bits, no masters;npo, lora"
 
 Each case is a process of its own: what it holds when all code is loaded and a tiny model has gone the same way is the zero; the
 peak of its resident memory beyond that, from before the weights are made until two steps are taken (or all is measured), is the
-measurement. The C library gives freed memory back at once (MALLOC_*), so that little but tensors is counted. Linux alone.
+measurement. The C library gives freed memory back at once (MALLOC_*), so that little but tensors is counted. Linux alone. On a
+GPU the measurement is the peak of what torch has allocated there.
 
-Models are random Llamas in float32 with a vocabulary of 49,152; texts have ToFU's lengths, 32 rows a step.
+Models are random Llamas, in float32 on a CPU and in bfloat16 on a GPU; texts have ToFU's lengths, 32 rows a step.
 """
 
 from __future__ import annotations
@@ -59,8 +61,9 @@ SIZES = {
     "72M": Size(512, 1536, 14, 8, 4, tied=True),
     "75M": Size(512, 2048, 6, 8, 8, tied=False),
     "135M": Size(576, 1536, 30, 9, 3, tied=True),
+    "8B": Size(4096, 14_336, 32, 32, 8, tied=False, vocabulary=128_256),
 }
-"""The last one is SmolLM2's."""
+"""135M is SmolLM2's, 8B Llama 3.1's."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,19 @@ CASES = {
     "ga": Case("ga"),
     "grad_diff, recomputed": Case("grad_diff", recompute=True),
     "ga, clip=none": Case("ga", optimizer="adamw:clip=none"),
-    "grad_diff, lora": Case("grad_diff", adapter="lora:r=16,dropout=0"),
-    "kfade kfac": Case("kfade", {"target_kl": 0.01, "kl_rows": 64}),
-    "kfade ekfac": Case("kfade", {"target_kl": 0.01, "kl_rows": 64, "estimator": "ekfac"}),
+    "ga, clip=none, 8 bits": Case("ga", optimizer="adamw:bits=8,clip=none"),
+    "ga, clip=none, 8 bits, no masters": Case("ga", optimizer="adamw:bits=8,clip=none,masters=none"),
+    "npo, lora": Case("npo", adapter="lora:r=16"),
+    "kfade kfac": Case("kfade", {"step_size": 0.01, "kl_rows": 32}),
+    "kfade ekfac": Case("kfade", {"step_size": 0.01, "kl_rows": 32, "estimator": "ekfac"}),
     "likelihoods": Case(),
     "answers": Case(),
 }
+USUAL = ("grad_diff", "npo", "ga", "ga, clip=none", "kfade kfac", "kfade ekfac", "likelihoods", "answers")
+"""What is measured unless something is named."""
 
 
-def context(size: Size, folder: Path, case: Case) -> UnlearningContext:
+def context(size: Size, folder: Path, case: Case, device: str) -> UnlearningContext:
     """A random Llama and twice 64 texts: 20 to 45 tokens asked, 25 to 75 answered."""
     import numpy as np
     import torch
@@ -128,8 +135,12 @@ def context(size: Size, folder: Path, case: Case) -> UnlearningContext:
         num_key_value_heads=size.key_heads,
         tie_word_embeddings=size.tied,
     )
+    torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
+    with torch.device(device):
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
     return UnlearningContext(
-        LlamaForCausalLM(config).eval(),
+        model,
         Vocabulary("words", tuple(words)).build(),
         Problem("perf", 1, "llama", [Stage("forget", examples(), examples())], {}, Template("perf"), {}),
         0,
@@ -147,19 +158,21 @@ def shape(here: UnlearningContext) -> ModelShape:
     from harness.core.memory import ModelShape
     from harness.data.rows import encode
     from harness.models.memory import meta_model
+    from harness.numerics.training import RECOMPUTED_FROM
 
     encoded = encode([*here.stages[0].forget, *here.stages[0].retain], here.tokenizer)
     lengths = sorted(len(e.input_ids) for e in encoded)
     answer = round(sum(e.label_count for e in encoded) / len(encoded))
     model = meta_model(here.model.config)
+    large = here.model.device.type == "cuda" and sum(p.numel() for p in model.parameters()) > RECOMPUTED_FROM
     return ModelShape(
         model,
-        4,
+        here.model.dtype.itemsize,
         64,
         answer,
         adapter=here.adapter,
         optimizer=here.optimizer,
-        recompute=here.recompute,
+        recompute=here.recompute or large,
         row_tokens=lengths[len(lengths) * 19 // 20],
     )
 
@@ -187,8 +200,8 @@ def run(name: str, case: Case, here: UnlearningContext) -> None:
         HFGenerator().generate(here.model, here.tokenizer, asked)
 
 
-def estimated(case: Case, of: ModelShape) -> int:
-    """Bytes by the estimate, what it puts into the machine's memory besides included: on a CPU it is one memory."""
+def estimated(case: Case, of: ModelShape, device: str) -> int:
+    """Bytes by the estimate; on a CPU with what it puts into the machine's memory besides, for it is one memory."""
     from harness.core.config import resolve
     from harness.core.method import METHODS
     from harness.models.memory import estimate
@@ -197,7 +210,7 @@ def estimated(case: Case, of: ModelShape) -> int:
         return estimate(of, []).measuring
     chosen = METHODS.get(case.method)
     needed = estimate(of, chosen.memory(of, resolve(chosen.config, case.settings, owner=case.method)))
-    return sum(needed.working.values()) + needed.rough + needed.cpu
+    return sum(needed.working.values()) + needed.rough + (needed.cpu if device == "cpu" else 0)
 
 
 def _status(key: str) -> int:
@@ -206,35 +219,40 @@ def _status(key: str) -> int:
     return int(found[1]) * 1024
 
 
-def measured(name: str, size: Size) -> dict[str, int]:
-    """Peak of resident memory beyond what a tiny model left behind, and the estimate; in this process."""
+def measured(name: str, size: Size, device: str) -> dict[str, int]:
+    """Peak of what is held beyond what a tiny model left behind, and the estimate; in this process."""
     import torch
 
     torch.set_num_threads(1)
     case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
-        run(name, case, context(SIZES["tiny"], Path(folder, "tiny"), case))
+        run(name, case, context(SIZES["tiny"], Path(folder, "tiny"), case, device))
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        zero = _status("VmRSS")
-        here = context(size, Path(folder, "real"), case)
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
+        zero = torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+        here = context(size, Path(folder, "real"), case, device)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
         run(name, case, here)
-        peak = _status("VmHWM") - zero
-        return {"measured": peak, "estimated": estimated(case, shape(here)), "parameters": shape(here).parameters}
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+        of = shape(here)
+        return {"measured": peak - zero, "estimated": estimated(case, of, device), "parameters": of.parameters}
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="The memory estimate over what runs hold.")
     parser.add_argument("--json", type=Path, help="where the measurement is written")
-    parser.add_argument("--cases", default=";".join(CASES), help="parted by semicolons")
+    parser.add_argument("--cases", default=";".join(USUAL), help="parted by semicolons")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     parser.add_argument("--sizes", default="72M", help="parted by commas")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     cases = [(name, size) for size in options.sizes.split(",") for name in options.cases.split(";")]
     if options.here:
-        print(json.dumps(measured(cases[0][0], SIZES[cases[0][1]])))
+        print(json.dumps(measured(cases[0][0], SIZES[cases[0][1]], options.device)))
         return
     rows, found = [], {}
     at_once = {
@@ -244,7 +262,18 @@ def main() -> None:
         "MALLOC_TOP_PAD_": "0",
     }
     for name, size in cases:
-        command = [sys.executable, "-m", "tests.perf.memory", "--here", "--cases", name, "--sizes", size]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.perf.memory",
+            "--here",
+            "--cases",
+            name,
+            "--sizes",
+            size,
+            "--device",
+            options.device,
+        ]
         said = subprocess.run(command, env={**os.environ, **at_once}, stdout=subprocess.PIPE, text=True, check=True).stdout
         sizes = json.loads(said.splitlines()[-1])
         found[f"{name}, {size}"] = sizes

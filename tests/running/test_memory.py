@@ -206,6 +206,16 @@ def test_one_gpu_holds_what_it_should():
     assert 79 * GIB < needs("llama2-7b", 2).total < 131 * GIB
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("case", ["ga, clip=none", "likelihoods"])
+def test_the_benchmark_of_the_estimate_runs(case: str):
+    from tests.perf.memory import SIZES, measured
+
+    found = measured(case, SIZES["tiny"], "cpu")
+    assert found["parameters"] == 512 * 64 + 2 * (64 * (2 * 64 + 2 * 32) + 3 * 64 * 128 + 2 * 64) + 64
+    assert found["estimated"] > 4 * found["parameters"]
+
+
 # ---------------------------------------------------------------- refused
 
 
