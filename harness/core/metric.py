@@ -229,6 +229,8 @@ class MetricRoles:
     """Those whose smallest difference that can be shown is told."""
     at_budgets: Sequence[str] = ()
     """Those that are shown at each budget of damage; all that was measured if empty."""
+    reached: str = ""
+    """The one that is 1 where enough was forgotten: the first such point of a run is marked on its trajectory."""
     level: str = ""
     """The one that falls as forgetting goes on, down to where the retrained model's is."""
     kept_likelihoods: Sequence[str] = ()

@@ -11,7 +11,8 @@ Target = Literal["all", "attention", "mlp"]
 Bits = Literal[32, 8]
 Masters = Literal["float32", "none"]
 Clip = Literal["1", "none"]
-Variant = Literal["original", "open-unlearning"]
+Variant = Literal["original", "open-unlearning", "corrected"]
+"""Whose metric definitions: those of the benchmark's own code, open-unlearning's, or the first with its quirks put right."""
 Points = Literal["all", "last"]
 Rows = Literal["all", "last", "none"]
 Retain = Literal["all", "general", "neighbours"]
@@ -96,7 +97,7 @@ class Options:
     dtype: str = "float32"
     """`float32` or `bfloat16`."""
     variant: Variant = "original"
-    """Whose metric definitions: ToFU's own, or open-unlearning's."""
+    """Whose metric definitions: the benchmark's own, open-unlearning's, or its own with their quirks put right."""
     template: str = ""
     """How questions are put: a template's name, `chat` for the tokenizer's own, or the model's usual one."""
     retain: Retain = "all"

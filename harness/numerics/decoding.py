@@ -48,12 +48,12 @@ def can_decode(model: PreTrainedModel, tokens: int) -> bool:
         and len({parameter.device for parameter in model.parameters()}) == 1
         and all(
             type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window > tokens)
-            for layer in _layers(model)
+            for layer in empty_layers(model)
         )
     )
 
 
-def _layers(model: PreTrainedModel) -> list[Any]:
+def empty_layers(model: PreTrainedModel) -> list[Any]:
     """A layer of an empty cache for each layer that leaves keys and values behind."""
     return DynamicCache(config=model.config.get_text_config(decoder=True)).layers
 
@@ -77,10 +77,15 @@ class Buffer(DynamicLayer):
         after = before + key_states.shape[2]
         if after > self.buffers[0].shape[2]:
             self.hold([self.keys], [self.values])
-        self.buffers[0][:, :, before:after] = key_states
-        self.buffers[1][:, :, before:after] = value_states
-        self.keys, self.values = self.buffers[0][:, :, :after], self.buffers[1][:, :, :after]
+        rows = len(key_states)
+        self.buffers[0][:rows, :, before:after] = key_states
+        self.buffers[1][:rows, :, before:after] = value_states
+        self.show(rows, after)
         return self.keys, self.values
+
+    def show(self, rows: int, slots: int) -> None:
+        """Make the first rows and slots of the buffer all that is there."""
+        self.keys, self.values = self.buffers[0][:rows, :, :slots], self.buffers[1][:rows, :, :slots]
 
     def hold(self, keys: Sequence[Tensor], values: Sequence[Tensor], room: int = ROOM) -> None:
         """Replace all by the rows of some tensors, with zeros before the shorter ones: masked, but still multiplied by 0.
@@ -93,7 +98,7 @@ class Buffer(DynamicLayer):
         self.is_initialized, self.dtype, self.device = True, keys[0].dtype, keys[0].device
         slots = max(part.shape[2] for part in keys)
         self.buffers = _buffer(keys, slots, room), _buffer(values, slots, room)
-        self.keys, self.values = self.buffers[0][:, :, :slots], self.buffers[1][:, :, :slots]
+        self.show(sum(map(len, keys)), slots)
 
 
 def _buffer(parts: Sequence[Tensor], slots: int, room: int) -> Tensor:
@@ -197,7 +202,7 @@ def read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], numbers: Sequ
     rows = [[padding] * (longest - len(prompts[number])) + list(prompts[number]) for number in numbers]
     ids = torch.tensor(rows, device=model.device)
     lengths = torch.tensor([len(prompts[number]) - 1 for number in numbers], device=model.device)
-    batch = Batch(list(numbers), ids[:, -1], lengths, [Buffer() for _ in _layers(model)])
+    batch = Batch(list(numbers), ids[:, -1], lengths, [Buffer() for _ in empty_layers(model)])
     _forward(model, batch, ids[:, :-1])
     return batch
 

@@ -289,8 +289,10 @@ def score_log(
         name of the log → its measurements, the scored one first.
 
     Raises:
-        UsageError: for a file that is no such log, or a reference with other rows.
+        UsageError: for a file that is no such log, a reference with other rows, or definitions that the benchmark has not.
     """
+    if variant not in (known := getattr(benchmark, "variant_versions", ("original",))):
+        raise UsageError(f"{benchmark.name} has the definitions {' and '.join(known)}; take one of them in place of {variant}.")
     plan = EvalPlan(evaluators=benchmark.evaluators(), variant=variant)
     references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
     contexts = {log_file.stem: EvalContext(None, plan, references, dict(benchmark.read_log(log_file)))}

@@ -70,7 +70,13 @@ def _check_mapping(given: Given, entry: str) -> None:
 ModelName = Annotated[str, Field(text, WHAT, metavar="NAME", completes="models")]
 BenchName = Annotated[str, Field(text, WHAT, short="-b", metavar="NAME", completes="benches")]
 WhoseMetrics = Annotated[
-    Variant, Field(word("original", "open-unlearning"), MEASURING, metavar="WORD", completes="original|open-unlearning")
+    Variant,
+    Field(
+        word("original", "open-unlearning", "corrected"),
+        MEASURING,
+        metavar="WORD",
+        completes="original|open-unlearning|corrected",
+    ),
 ]
 RowLimit = Annotated[int | None, Field(number(), MEASURING, metavar="NUMBER")]
 ReferenceLog = Annotated[Path | None, Field(path, MEASURING, metavar="FILE")]

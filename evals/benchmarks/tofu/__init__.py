@@ -91,6 +91,9 @@ class Tofu:
 
     def problem(self, model: str, options: Options) -> Problem:
         """Read the data and name the sources; see `harness.core.benchmark.Benchmark.problem`."""
+        if options.variant not in self.variant_versions:
+            known = " and ".join(self.variant_versions)
+            raise UsageError(f"{self.name} has the definitions {known}; take one of them in place of {options.variant}.")
         if model.partition("@")[0] == "mini":
             return self._mini(*small_world(model), options)
         if model == "scratch":

@@ -1,0 +1,98 @@
+"""The benchmark's data out of the Challenge's files, and the text that guards what real models keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evals.benchmarks.tdec.cards import RETAIN, RETAIN_FILES
+from evals.benchmarks.tdec.models import TEMPLATE, texts
+from evals.benchmarks.tdec.rows import FOLDER, files, forget_sets, numbered
+from evals.benchmarks.tdec.rows import texts as rows_of_file
+from harness.core.config import JSON
+from harness.core.options import Options
+from harness.core.problem import Problem, Row, Stage
+from harness.data.corpora import Corpus, Windows
+from harness.data.rows import dataset_files, fingerprint, token_ids
+from harness.models.sources import CheckpointSource
+from harness.storage.cache import digest, file_digest
+
+LENGTH = 200
+"""Tokens of a text of the Challenge."""
+RETAIN_WINDOWS = 1_000
+GENERAL_WINDOWS = 1_000
+UNSEEN = 128
+"""Texts that the thresholds are measured on; the paper takes 10,000, of which its repository keeps 1,500 at most."""
+RUNNING = {"pile": "pile.csv", "wikitext": "wikitext.csv"}
+"""Set of texts to be kept → its file."""
+
+
+def real_problem(bench: str, version: int, model: str, source: CheckpointSource, size: int, options: Options) -> Problem:
+    """Texts as they were published, the draw that the seed chooses.
+
+    Args:
+        bench: the benchmark's name.
+        version: its version.
+        model: as asked for.
+        source: the model, whose tokenizer counts.
+        size: of the forget set.
+        options: with the data folder, the limit and the seed.
+
+    Raises:
+        UsageError: for a file that is missing or malformed.
+    """
+    draws = forget_sets(options.data_dir, size)
+    number = options.seed % len(draws)
+    forget = rows_of_file(draws[number])[: options.limit]
+    running, notes = _running(options.data_dir)
+    unseen = [row for row in running.get("pile", []) if _tokens(source, row) >= LENGTH][:UNSEEN]
+    retain_files = tuple(dataset_files(RETAIN, RETAIN_FILES, options.data_dir))
+    windows = Windows((Corpus(retain_files, RETAIN_WINDOWS + GENERAL_WINDOWS, lines=True),), source, LENGTH)
+    data: dict[str, JSON] = {
+        "forget": digest([file_digest(file) for file in draws])[:16],
+        "retain": digest([file_digest(file) for file in retain_files])[:16],
+        **{name: fingerprint(rows) for name, rows in running.items()},
+    }
+    sets = {"forget": forget, "unseen": unseen, **running}
+    return Problem(
+        bench=bench,
+        bench_version=version,
+        model=model,
+        stages=[
+            Stage(
+                f"{size} texts",
+                forget=texts([row["text"] for row in forget]),
+                retain=windows[:RETAIN_WINDOWS][: options.limit],
+            )
+        ],
+        questions={name: numbered(rows[: options.limit]) for name, rows in sets.items() if rows},
+        template=TEMPLATE,
+        sources={"base": source},
+        data=data,
+        generation_budget=64,
+        notes=[f"draw {number} of {len(draws)}, by the seed: {draws[number].name}", *_short(source, forget), *notes],
+        general=windows[RETAIN_WINDOWS:][: options.limit],
+    )
+
+
+def _tokens(source: CheckpointSource, row: Row) -> int:
+    return len(token_ids(source.tokens(), [row["text"]])[0])
+
+
+def _short(source: CheckpointSource, forget: list[Row]) -> list[str]:
+    """What a reader must know of texts with fewer tokens than the Challenge's have."""
+    short = sum(_tokens(source, row) < LENGTH for row in forget)
+    padded = "they are padded with end tokens, which are scored, as in its code; --variant corrected leaves them as they are"
+    return [f"{short} of {len(forget)} texts have under {LENGTH} tokens: {padded}"] if short else []
+
+
+def _running(data_dir: Path | None) -> tuple[dict[str, list[Row]], list[str]]:
+    """Set → its texts, and which of them are not there."""
+    found, missing = {}, []
+    for name, file in RUNNING.items():
+        if there := files(data_dir, file):
+            found[name] = rows_of_file(there[0])
+        else:
+            missing.append(f"{FOLDER}/{file} is not in the data folder: no {name}_perplexity")
+    if "pile" not in found:
+        missing.append("without it no text is known that the model never saw: no thresholds, and nothing counts as forgotten")
+    return found, missing
