@@ -54,7 +54,7 @@ LENGTH = 200
 N = 10
 """Tokens of the n-grams that are counted."""
 TABLE = "extraction"
-FORGET, UNSEEN = "forget", "unseen"
+FORGET, UNSEEN = "memorized", "unseen"
 """The sets of texts: what is to be forgotten, and what the model before unlearning never saw."""
 MEMORISATION, EXTRACTION, LOSS = "memorization_accuracy", "extraction_likelihood", "text_loss"
 """Columns of the table."""
@@ -244,7 +244,7 @@ def _build(context: EvalContext) -> pd.DataFrame:
     """One row for each text to be forgotten, by the model that is measured, and for each unseen text, by that before."""
     import pandas as pd
 
-    if not context.plan.questions.get(FORGET) or "text" not in context.plan.questions[FORGET][0]:
+    if not context.plan.questions.get(FORGET):
         raise LookupError("this benchmark has no texts to be forgotten")
     parts = [_rows(context, context.model, FORGET)]
     return pd.concat([*parts, _unseen(context)] if context.plan.questions.get(UNSEEN) else parts, ignore_index=True)
@@ -259,7 +259,7 @@ def _of_set(context: EvalContext, name: str, column: str) -> Rows:
     rows = rows_of(context.table(TABLE, _build), name, column)
     values = rows[column].to_numpy(dtype=float)
     if not np.isfinite(rows[LOSS].to_numpy(dtype=float)).all():
-        raise LookupError(f"the loss of a {name} text is not finite")
+        raise LookupError(f"a loss of the {name} texts is not finite")
     return Rows(values, rows["cluster"].to_numpy())
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 VERSION = 1
 LONGEST = 512
 """Tokens at which a text is cut."""
-NOT_KEPT = ("forget", "unseen")
+NOT_KEPT = ("memorized", "unseen")
 """Sets of texts that `evals/extraction.py` is about."""
 SUFFIX = "_perplexity"
 

@@ -52,7 +52,7 @@ def first_screen(result: RunResult) -> RenderableType:
             sign = arrow(value.better) if isinstance(value, Measurement) else ""
             table.add_row(f"{metric} {sign}".strip(), _main(value), *(_plain(of.get(metric)) for of in references.values()))
         parts.append(table)
-        parts += [_dim(line) for line in _remarks({metric: values[metric] for metric in shown})]
+        parts += [_dim(line) for line in (*_reached(result), *_remarks({metric: values[metric] for metric in shown}))]
         parts += [_dim(line) for line in _floor(values.get(roles_of(result.spec.bench).ranking), shown)]
     left = len(values) - len(shown)
     more = f"{left} more metric{'s' * (left > 1)}, all notes" if left else "all notes"
@@ -75,6 +75,7 @@ def run_report(result: RunResult) -> RenderableType:
     if len(result.points) > 1:
         measured = by_name(result.points[0].measurements)
         parts.append(_trajectory(result.points, [*roles_of(spec.bench).trajectory, *added(spec.bench, measured)]))
+    parts += [_dim(line) for line in _reached(result)]
     if result.points:
         last = result.points[-1]
         columns = {spec.method: by_name(last.measurements)}
@@ -157,6 +158,21 @@ def _trajectory(points: Sequence[Point], metrics: Sequence[str]) -> Columns:
         values = by_name(point.measurements)
         table.add_row(str(point.step), *(_plain(values.get(metric)) for metric in shown))
     return table
+
+
+def _reached(result: RunResult) -> Iterable[str]:
+    """The first measured point at which enough was forgotten, by the metric that the benchmark marks it with."""
+    metric, points = roles_of(result.spec.bench).reached, result.points
+    values = [by_name(point.measurements).get(metric) for point in points]
+    marks = [value.value if isinstance(value, Measurement) else None for value in values]
+    if 1 in marks:
+        first, epochs = points[marks.index(1)], result.spec.settings.get("epochs")
+        # A point is measured after every epoch, so that steps are as many to each.
+        counted = isinstance(epochs, int) and not isinstance(epochs, bool) and len(points) == epochs
+        place = f"{marks.index(1) + 1} of {epochs} epochs" if counted else f"step {first.step} of {points[-1].step}"
+        yield f"{metric}: after {place}"
+    elif 0 in marks:
+        yield f"{metric}: at none of the measured points"
 
 
 def _remarks(values: Values) -> Iterable[str]:

@@ -106,7 +106,7 @@ def table(forget: list[tuple[float, float]], unseen: list[tuple[float, float]]) 
 
     rows = [
         {"task": name, "row": row, "cluster": str(row), EXTRACTION: el, MEMORISATION: ma, LOSS: 1.0}
-        for name, of in (("forget", forget), ("unseen", unseen))
+        for name, of in (("memorized", forget), ("unseen", unseen))
         for row, (el, ma) in enumerate(of)
     ]
     return pd.DataFrame(rows)

@@ -58,7 +58,7 @@ def test_evaluated_texts_are_read_by_no_method():
     evaluated = {row["text"] for name in ("unseen", "general") for row in found.questions[name]}
     learned = {example.answer for example in found.sources["base"].examples}
     assert not evaluated & (read | learned)
-    assert {row["text"] for row in found.questions["forget"]} <= learned
+    assert {row["text"] for row in found.questions["memorized"]} <= learned
 
 
 def test_another_variant_than_its_own_two_is_refused():
@@ -109,7 +109,7 @@ def test_real_texts_come_out_of_the_draw_that_the_seed_chooses(folder: Folder, n
     assert first.stages != second.stages
     assert first.data == second.data
     assert any("draw 1 of 2, by the seed: lm_extraction_4_1.csv" in note for note in second.notes)
-    assert [len(first.questions[name]) for name in ("forget", "unseen", "pile", "wikitext")] == [4, 3, 3, 3]
+    assert [len(first.questions[name]) for name in ("memorized", "unseen", "pile", "wikitext")] == [4, 3, 3, 3]
 
 
 def test_short_texts_are_counted_and_said(folder: Folder, nano: Nano):

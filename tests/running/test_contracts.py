@@ -169,7 +169,7 @@ def shop(nano: Nano, nano_problem: Problem, tmp_path_factory: pytest.TempPathFac
     def texts(name: str, rows: int) -> list[Any]:
         return [{**row, "text": f"{row['question']} {row['answer']}"} for row in nano_problem.questions[name][:rows]]
 
-    questions = {"forget": texts("forget", 20), "unseen": texts("retain", 3), "running": texts("world_facts", 5)}
+    questions = {"memorized": texts("forget", 20), "unseen": texts("retain", 3), "running": texts("world_facts", 5)}
     problem = replace(nano_problem, sources=sources, questions={**nano_problem.questions, **questions})
     plan = EvalPlan(problem, BENCHMARKS.get("tofu10").evaluators())
     return Workshop(plan, nano, tmp_path_factory.mktemp("workshop"))

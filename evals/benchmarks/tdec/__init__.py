@@ -129,7 +129,7 @@ class Tdec:
         drawn = chronicle.draw(self.size, number)[:limit]
         guarding, general = texts(chronicle.read[:GUARDING]), texts(chronicle.read[GUARDING:])
         sets = {
-            "forget": [{"text": chronicle.memorised[i], "cluster": f"text {i}"} for i in drawn],
+            "memorized": [{"text": chronicle.memorised[i], "cluster": f"text {i}"} for i in drawn],
             "unseen": [{"text": text, "cluster": f"unseen {i}"} for i, text in enumerate(chronicle.unseen[:limit])],
             "general": [{"text": text, "cluster": f"general {i}"} for i, text in enumerate(chronicle.general[:limit])],
         }

@@ -52,7 +52,7 @@ def real_problem(bench: str, version: int, model: str, source: CheckpointSource,
         "retain": digest([file_digest(file) for file in retain_files])[:16],
         **{name: fingerprint(rows) for name, rows in running.items()},
     }
-    sets = {"forget": forget, "unseen": unseen, **running}
+    sets = {"memorized": forget, "unseen": unseen, **running}
     return Problem(
         bench=bench,
         bench_version=version,
@@ -87,12 +87,13 @@ def _short(source: CheckpointSource, forget: list[Row]) -> list[str]:
 
 def _running(data_dir: Path | None) -> tuple[dict[str, list[Row]], list[str]]:
     """Set → its texts, and which of them are not there."""
-    found, missing = {}, []
+    sets: dict[str, list[Row]] = {}
+    missing = []
     for name, file in RUNNING.items():
-        if there := files(data_dir, file):
-            found[name] = rows_of_file(there[0])
+        if paths := files(data_dir, file):
+            sets[name] = rows_of_file(paths[0])
         else:
             missing.append(f"{FOLDER}/{file} is not in the data folder: no {name}_perplexity")
-    if "pile" not in found:
+    if "pile" not in sets:
         missing.append("without it no text is known that the model never saw: no thresholds, and nothing counts as forgotten")
-    return found, missing
+    return sets, missing

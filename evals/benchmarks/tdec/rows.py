@@ -36,12 +36,12 @@ def forget_sets(data_dir: Path | None, size: int) -> list[Path]:
     Raises:
         UsageError: where there is none, saying where it was looked for.
     """
-    found: dict[int, Path] = {}
+    draws: dict[int, Path] = {}
     for file in files(data_dir, f"lm_extraction_{size}_*.csv"):
         if number := re.fullmatch(rf"lm_extraction_{size}_(\d+)\.csv", file.name):
-            found.setdefault(int(number[1]), file)
-    if found:
-        return [found[number] for number in sorted(found)]
+            draws.setdefault(int(number[1]), file)
+    if draws:
+        return [draws[number] for number in sorted(draws)]
     where = f"the data folder has no {FOLDER}/lm_extraction_{size}_0.csv" if data_dir else "there is no data folder"
     raise UsageError(
         f"{where}. Put the forget sets of joeljang/knowledge-unlearning (data/main) into DIR/{FOLDER} and give --data-dir DIR "
