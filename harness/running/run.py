@@ -15,8 +15,9 @@ from harness.core.arithmetic import in_words
 from harness.core.benchmark import BENCHMARKS
 from harness.core.config import JSON
 from harness.core.costs import Costs
-from harness.core.errors import Diverged, UsageError, reason
+from harness.core.errors import Diverged, RunFailed, UsageError, reason
 from harness.core.evaluator import EvalContext, Reference
+from harness.core.memory import ran_out
 from harness.core.method import UnlearningContext
 from harness.models.export import ExportOptions
 from harness.numerics import group
@@ -110,7 +111,7 @@ def follow(plans: Sequence[Plan], cache: Cache) -> None:
 
     Raises:
         UsageError: for a model whose weights are not those that the first process has.
-        RunFailed: if another process has ended.
+        RunFailed: if another process has ended, or no memory is left.
     """
     by_number = {_number(todo): todo for todo in plans}
     run = group.awaited()
@@ -125,10 +126,18 @@ def follow(plans: Sequence[Plan], cache: Cache) -> None:
 
 
 def _take_part(todo: Plan, cache: Cache) -> None:
-    context = _load(todo, cache, ExportOptions())
-    _check_weights(context.model)
-    for _ in Places(todo, context):
-        pass
+    from harness.models import memory
+
+    try:
+        context = _load(todo, cache, ExportOptions())
+        _check_weights(context.model)
+        for _ in Places(todo, context):
+            pass
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        advice = memory.advice(todo.problem, todo.method, todo.config, todo.options)
+        raise RunFailed(f"{advice} Points measured so far are kept.") from error
 
 
 def _begin_together(todo: Plan, model: PreTrainedModel) -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from harness.core.errors import Diverged
 from harness.core.progress import progress_bar
 from harness.data.rows import Batch, Encoded
+from harness.numerics.group import add_up, share
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.factors import Sums
 from methods.curvature.layers import Layer, input_groups, sizes
@@ -80,32 +81,41 @@ class LayerCurvature:
 def eigenbases(layers: Sequence[Layer], sums: Sums) -> list[LayerCurvature]:
     """Each layer's eigenvectors and eigenvalues, decomposed in float64 and clamped at 0.
 
-    The sums are taken out of `sums` one after the other: factors and eigenvectors together would take twice the room.
+    The sums are taken out of `sums` one after the other: factors and eigenvectors together would take twice the room. Processes
+    of a group decompose some of the factors each, and give them to the others.
 
     Args:
         layers: from `mlp_layers`.
-        sums: from `covariance_sums`.
+        sums: from `covariance_sums`, of all processes.
 
     Raises:
         Diverged: if a factor is not finite.
     """
     groups = input_groups(layers)
     dtype = next(iter(sums.s.values())).dtype
-    decomposed = {group: eigenvectors(sums.a.pop(group) / sums.tokens, dtype) for group in list(sums.a)}
+    mine, made = set(share(range(len(sums.a) + len(layers)))), list[Tensor]()
+
+    def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        made.extend(eigenvectors(matrix, dtype, mine=len(made) // 2 in mine))
+        return made[-2], made[-1]
+
+    inputs = {group: decomposed(sums.a.pop(group) / sums.tokens) for group in sorted(sums.a)}
     curvatures = []
     for i in progress_bar(range(len(layers)), desc="eigendecomposition", unit="layer"):
-        mu, q_in = decomposed[groups[i]]
-        nu, q_out = eigenvectors(sums.s.pop(i) / sums.labels, dtype)
+        mu, q_in = inputs[groups[i]]
+        nu, q_out = decomposed(sums.s.pop(i) / sums.labels)
         curvatures.append(LayerCurvature(q_in, q_out, mu, nu))
+    add_up(made)
     return curvatures
 
 
-def eigenvectors(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def eigenvectors(matrix: Tensor, dtype: torch.dtype, mine: bool = True) -> tuple[Tensor, Tensor]:
     """Eigenvalues, float64 and clamped at 0, and eigenvectors in the columns of a matrix.
 
     Args:
         matrix: [n, n] symmetric.
         dtype: of the eigenvectors.
+        mine: zeros of the same shapes if not, for another process's to be added to.
 
     Raises:
         Diverged: if the matrix is not finite.
@@ -116,6 +126,8 @@ def eigenvectors(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     if not bool(torch.isfinite(matrix).all()):
         raise Diverged("a curvature factor is not finite")
+    if not mine:
+        return matrix.new_zeros(len(matrix), dtype=torch.float64), torch.zeros_like(matrix, dtype=dtype)
     values, vectors = torch.linalg.eigh(matrix.double())
     return values.clamp(min=0), vectors.to(dtype)
 

@@ -118,8 +118,9 @@ class Fit:
             sums = covariance_sums(self._model, layers, encoded, self._data.pad, self._labels, config.mc_samples, share)
             if share is not None:
                 sums.add_up()
-            if group.is_first():  # the others read what comes of it from the cache
-                save_curvatures(eigenbases(layers, sums), layers, folder, numbers)
+            bases = eigenbases(layers, sums)
+            if group.is_first():  # the others read them from the cache
+                save_curvatures(bases, layers, folder, numbers)
 
         self._by_portions(lambda some: sizes(some).factors, work)
 

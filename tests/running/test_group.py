@@ -81,6 +81,13 @@ def test_what_one_process_refuses_is_said_once(launch: Launch):
     assert said(done) == ["error: this cannot be done."]
 
 
+def test_memory_that_runs_out_is_said_once(launch: Launch):
+    done = launch("--method", "nudge", "--set", "raises=OutOfMemoryError")
+    (sentence,) = said(done)
+    assert "Points measured so far are kept." in sentence
+    assert "OutOfMemoryError" not in done.stderr
+
+
 def test_other_commands_are_not_shared(tmp_path: Path):
     done = launched.launch(2, "harness", "list", "methods", env={"HARNESS_CACHE": str(tmp_path)})
     assert done.stdout == ""
