@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.core.config import resolve
-from harness.core.method import UnlearningContext
+from harness.core.method import METHODS, UnlearningContext
 from harness.models.sources import weights_fingerprint
 from methods.curvature import passes, portions, signals
 from methods.curvature.layers import Layer, mlp_layers, sizes
@@ -64,6 +64,14 @@ def test_portions_are_whole_blocks_in_order_and_even():
     assert of == [[0, 1, 2], [3, 4]]
     assert [len(numbers) for numbers in even_portions(layers, 5)] == [3] * 5
     assert sorted(i for numbers in even_portions(layers, 3) for i in numbers) == list(range(15))
+
+
+def test_a_portion_takes_its_share_of_every_device():
+    model = llama(layers=5)
+    model.model.layers[3:].to("meta")
+    layers = mlp_layers(model)
+    shares = [{layers[i].block for i in numbers} for numbers in even_portions(layers, 2)]
+    assert shares == [{0, 1, 3}, {2, 4}]
 
 
 def test_as_few_portions_as_there_is_room_for(device: Device):
@@ -183,6 +191,19 @@ def test_a_step_in_portions_is_the_step_at_once_and_says_so(device: Device, make
         logged.append(step(context))
     assert logged[1] == logged[0] | {"layer_portions": 2.0}
     assert weights_fingerprint(contexts[1].model) == weights_fingerprint(contexts[0].model)
+
+
+def test_the_corrector_in_portions_is_the_one_at_once(device: Device, make_context: ContextMaker):
+    made = METHODS.get("predictor_corrector")
+    chosen = resolve(made.config, {"predictor": "ekfac", "steps": 1, "corrections": 1, "peak_kl": 0.01}, owner=made.name)
+    weights, logged = [], []
+    for device.free in (10**15, 0):
+        context = make_context()
+        (progress,) = made.steps(context, chosen)
+        weights.append(weights_fingerprint(context.model))
+        logged.append(dict(progress.logged))
+    assert logged[1] == logged[0] | {"layer_portions": 2.0}
+    assert weights[0] == weights[1]
 
 
 def test_a_gradient_in_portions_is_the_gradient_at_once(device: Device, make_context: ContextMaker):
