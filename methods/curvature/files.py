@@ -1,7 +1,11 @@
-"""Curvatures on disk: one safetensors file a layer, an A that two layers share written once."""
+"""Curvatures on disk: for each layer one safetensors file of its basis and one of its spectrum, as far as it has them.
+
+An A that two layers share is written once, and a basis that is in files already is linked.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,22 +19,49 @@ from methods.curvature.spectrum import LayerCurvature
 
 
 def save_curvatures(
-    curvatures: Sequence[LayerCurvature], layers: Sequence[Layer], folder: Path, numbers: Sequence[int] | None = None
+    curvatures: Sequence[LayerCurvature],
+    layers: Sequence[Layer],
+    folder: Path,
+    numbers: Sequence[int] | None = None,
+    bases: Path | None = None,
 ) -> None:
-    """Write one file for each layer, `0000.safetensors` and on.
+    """Write `0000.safetensors` with a layer's eigenvectors, `0000.spectrum.safetensors` where there is a spectrum, and on.
 
     Args:
         curvatures: one per layer.
         layers: from `mlp_layers`; whole blocks.
         folder: where the files go.
         numbers: of the files; 0 and on if None.
+        bases: where the same eigenvectors are in files.
     """
     first, numbers = first_of_groups(layers), numbers or range(len(layers))
     for i, (number, curvature) in enumerate(zip(numbers, curvatures, strict=True)):
-        tensors: dict[str, Tensor | None] = {"q_out": curvature.q_out, "nu": curvature.nu, "corrected": curvature.corrected}
+        basis: dict[str, Tensor | None] = {"q_out": curvature.q_out, "nu": curvature.nu}
         if first[i] == i:
-            tensors |= {"q_in": curvature.q_in, "mu": curvature.mu}
-        save_tensors({k: v for k, v in tensors.items() if v is not None}, folder / f"{number:04d}.safetensors")
+            basis |= {"q_in": curvature.q_in, "mu": curvature.mu}
+        name = _basis(number)
+        if bases is None or not _linked(bases / name, folder / name):
+            save_tensors({k: v for k, v in basis.items() if v is not None}, folder / name)
+        if curvature.corrected is not None:
+            save_tensors({"corrected": curvature.corrected}, folder / _spectrum(number))
+
+
+def _linked(file: Path, to: Path) -> bool:
+    """Whether a file could be given a second place."""
+    to.unlink(missing_ok=True)  # of a portion that was begun anew
+    try:
+        os.link(file, to)
+    except OSError:  # a file system without links, or the file was removed meanwhile
+        return False
+    return True
+
+
+def _basis(number: int) -> str:
+    return f"{number:04d}.safetensors"
+
+
+def _spectrum(number: int) -> str:
+    return f"{number:04d}.spectrum.safetensors"
 
 
 def load_curvatures(
@@ -48,10 +79,12 @@ def load_curvatures(
     curvatures: list[LayerCurvature] = []
     for i, (number, layer) in enumerate(zip(numbers, layers, strict=True)):
         beside = str(device or layer.module.weight.device)
-        tensors: Mapping[str, Tensor] = load_file(folder / f"{number:04d}.safetensors", device=beside)
+        tensors: Mapping[str, Tensor] = load_file(folder / _basis(number), device=beside)
+        spectrum = folder / _spectrum(number)
+        corrected = load_file(spectrum, device=beside)["corrected"] if spectrum.exists() else None
         if first[i] == i:
             q_in, mu = tensors.get("q_in"), tensors.get("mu")
         else:
             q_in, mu = curvatures[first[i]].q_in, curvatures[first[i]].mu
-        curvatures.append(LayerCurvature(q_in, tensors.get("q_out"), mu, tensors.get("nu"), tensors.get("corrected")))
+        curvatures.append(LayerCurvature(q_in, tensors.get("q_out"), mu, tensors.get("nu"), corrected))
     return curvatures

@@ -32,7 +32,7 @@ from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
 from methods.gauss_newton.config import Estimator
 from methods.gauss_newton.data import StageData, sequences_digest
 
-CURVATURE_VERSION = 1
+CURVATURE_VERSION = 2
 """Raised when what is cached of a fit changes."""
 
 
@@ -138,7 +138,7 @@ class Fit:
                 return
             for i, basis in enumerate(bases):
                 basis.corrected = sums.squares.pop(i) / sums.labels
-            save_curvatures(bases, layers, folder, numbers)
+            save_curvatures(bases, layers, folder, numbers, kronecker)
 
         self._by_portions(lambda some: sizes(some).spectrum + (sizes(some).factors if kronecker else 0), work)
 

@@ -693,6 +693,31 @@ def test_save_and_load_are_bit_identical(tmp_path):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_basis_that_is_in_files_is_linked(linked: bool, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    model, encoded = llama(dtype=torch.float32), data(8)
+    layers, (bases, folder) = mlp_layers(model), [tmp_path / name for name in ("bases", "all")]
+    bases.mkdir(), folder.mkdir()
+    curvatures = ekfac(model, layers, encoded)
+    plain = [LayerCurvature(c.q_in, c.q_out, c.mu, c.nu) for c in curvatures]
+    save_curvatures(plain, layers, bases)
+    assert all(c.corrected is None for c in load_curvatures(layers, bases))
+
+    def refused(*_: object) -> None:
+        raise PermissionError("no links on this file system")
+
+    if not linked:
+        monkeypatch.setattr("os.link", refused)
+    for _ in range(2):  # a portion may be begun anew
+        save_curvatures(curvatures, layers, folder, bases=bases)
+    assert (folder / "0000.safetensors").samefile(bases / "0000.safetensors") == linked
+    for file in bases.iterdir():
+        file.unlink()  # the cache may drop it
+    for mine, theirs in zip(curvatures, load_curvatures(layers, folder), strict=True):
+        for name in ("q_in", "q_out", "mu", "nu", "corrected"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+
+
 def test_a_bfloat16_model_has_float32_factors(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(passes, "answer_logits", answer_logits)
     model, encoded = llama(dtype=torch.bfloat16), data(200)
