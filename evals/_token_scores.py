@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from harness.numerics.token_likelihoods import TokenLikelihoods
 
-LOWEST_SHARE: Mapping[Variant, float] = {"original": 0.2, "open-unlearning": 0.4}
+LOWEST_SHARE: Mapping[Variant, float] = {"original": 0.2, "open-unlearning": 0.4, "corrected": 0.2}
 """Of an answer's tokens, those that Min-K % looks at."""
 LEAST_VARIANCE = 1e-6
 """Of log-probabilities: a model that is certain of its word would be divided by 0."""

@@ -104,6 +104,22 @@ def results_unpack(
         print(folder)
 
 
+@results_app.command("export")
+def results_export(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run's id; its beginning is enough.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder; it gets TOFU_EVAL.json and TOFU_SUMMARY.json.")],
+    results: Results = None,
+) -> None:
+    """Write what a run measured as open-unlearning's evaluation files, marked as this project's; prints them."""
+    from harness.running.logs import write_log
+    from harness.storage.store import Store
+
+    store = Store(results_root(results))
+    _, result = store.by_id(name)
+    for path in write_log(result, store, out):
+        print(path)
+
+
 @cache_app.command("list")
 def cache_list(as_json: Json = False) -> None:
     """What is kept, how large it is, and what it cost to make."""

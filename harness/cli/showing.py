@@ -169,7 +169,9 @@ def _neither_run_nor_method(name: str) -> UsageError:
 @command(app, ScoreRequest, panel=READ)
 def score(
     words: Words,
-    log: Annotated[Path, typer.Argument(help="An evaluation log: ToFU's, SimNPO's, NPO's or open-unlearning's.")],
+    log: Annotated[
+        Path, typer.Argument(help="An evaluation log: ToFU's, SimNPO's, NPO's or open-unlearning's, or its summary.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Compute the metrics of an evaluation log that another program wrote."""
@@ -178,7 +180,7 @@ def score(
     from harness.core.benchmark import BENCHMARKS
     from harness.reading.console import stdout
     from harness.reading.run_report import by_name, measurement_table
-    from harness.running.measuring import score_log
+    from harness.running.logs import score_log
 
     request = read(ScoreRequest, words.environment, words.typed)
     scored = score_log(BENCHMARKS.get(request.bench), log, request.reference, request.variant)

@@ -46,6 +46,11 @@ class Benchmark(Protocol):
     One that takes anything from the hub also has `needed(model: str) -> Sequence[Needed]`, for `harness doctor`. One whose
     metrics play parts (a headline, a ranking, what methods are compared in) has `roles: MetricRoles`. One that takes
     `Options.template` has `templates: Mapping[str, Template]`, those it knows by name; any other puts questions in its own.
+
+    One whose logs other programs write may have more than `read_log`: `in_logs: Mapping[str, Collection[str]]`, evaluators
+    beside its own, and columns of which a log holds one if it has rows for them; `log_maker(path) -> str`, whose a log is;
+    `read_summary(path) -> Mapping[str, float] | None`, the numbers of a file without rows, by metric; and
+    `write_log(rows, numbers, variant)`, a run's rows and numbers in such a form, file name → content.
     """
 
     name: str
@@ -76,6 +81,9 @@ class Benchmark(Protocol):
             UsageError: if the file is not such a log (file, and what is wrong with it), or is of other rows.
         """
 
+
+LOG_MARK = "made_by"
+"""The key under which a file that is written in another program's form says who wrote it."""
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "evals.benchmarks", "benchmark", "harness list benches")
 

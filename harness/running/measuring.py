@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.core.benchmark import Benchmark
 from harness.core.caching import CacheView
 from harness.core.costs import Costs
 from harness.core.errors import UsageError
-from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, GenerationRequest, Reference
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, GenerationRequest
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import UnlearningContext
-from harness.core.options import Options, Variant
+from harness.core.options import Options
 from harness.core.problem import ModelSource
 from harness.statistics.measurements import measurements
 from harness.storage.cache import digest
@@ -272,30 +271,3 @@ def _tables_key(
     if any(e.changes_model for e in plan.evaluators):  # what they change it with lies in the data, not in the questions
         key["data"] = problem.data
     return key
-
-
-def score_log(
-    benchmark: Benchmark, log_file: Path, reference: Path | None, variant: Variant
-) -> dict[str, list[Measurement | Absent]]:
-    """The metrics of a log that another program wrote, and of its reference, by this project's definitions.
-
-    Args:
-        benchmark: whose log it is.
-        log_file: the log.
-        reference: a retrained model's log on the same rows, for forget quality.
-        variant: whose definitions.
-
-    Returns:
-        name of the log → its measurements, the scored one first.
-
-    Raises:
-        UsageError: for a file that is no such log, a reference with other rows, or definitions that the benchmark has not.
-    """
-    if variant not in (known := getattr(benchmark, "variant_versions", ("original",))):
-        raise UsageError(f"{benchmark.name} has the definitions {' and '.join(known)}; take one of them in place of {variant}.")
-    plan = EvalPlan(evaluators=benchmark.evaluators(), variant=variant)
-    references = [Reference(reference.stem, benchmark.read_log(reference))] if reference else []
-    contexts = {log_file.stem: EvalContext(None, plan, references, dict(benchmark.read_log(log_file)))}
-    for other in references:
-        contexts[f"{other.name} (reference)"] = EvalContext(None, plan, references, dict(other.tables))
-    return {name: measure(context, "as logged") for name, context in contexts.items()}

@@ -244,6 +244,31 @@ class _Measuring:
         )
 
 
+def of_summary(name: str, value: float, version: int, metric: Metric | None, reference: float | None) -> Measurement:
+    """A number as another program's summary has it, which says nothing of the rows behind it.
+
+    Args:
+        name: the metric's, as it is called here, or by that program where it is none of ours.
+        value: the number.
+        version: of our definition.
+        metric: ours; None where that program's number is none of ours.
+        reference: the same number in a retrained model's summary.
+    """
+    return Measurement(
+        metric=name,
+        version=version,
+        value=value,
+        unit=metric.unit if metric else "as that program has it",
+        better=metric.better if metric else None,
+        n=0,
+        range=metric.range if metric else None,
+        reference=reference,
+        selection="as logged",
+        interval_method="none: a summary holds no rows",
+        note=None if metric else "none of this project's metrics",
+    )
+
+
 def check_finite(groups: Sequence[Rows]) -> None:
     """Refuse rows that are not finite.
 

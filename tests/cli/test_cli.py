@@ -529,6 +529,26 @@ def test_a_log_is_scored(harness: Harness, tmp_path: Path):
     assert "retain_probability" in harness("score", tmp_path / "log.json").out
 
 
+def test_a_run_is_exported_in_open_unlearnings_form_alone_where_its_numbers_are_in_its_definitions(
+    harness: Harness, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from harness.running.run import execute
+    from tests.running.test_run import steps
+
+    benchmark = BENCHMARKS.get("tofu10")
+    words = ("results", "export", "--results", tmp_path / "results", "--out", tmp_path / "out")
+    for variant in ("original", "open-unlearning"):
+        todo = bench.plan(steps(1), [EVALUATORS.get("probability")], options=Options(variant=variant))  # type: ignore[arg-type]
+        monkeypatch.setattr(BENCHMARKS.get("nano"), "write_log", benchmark.write_log, raising=False)  # type: ignore[attr-defined]
+        spec = execute(todo, Store(tmp_path / "results"), bench.cache).spec
+        if variant == "original":
+            refused(harness(*words, spec.run_id), "measure it with --variant open-unlearning.")
+    assert harness(*words, spec.run_id).out.split() == [str(tmp_path / "out" / f"TOFU_{n}.json") for n in ("EVAL", "SUMMARY")]
+    assert json.loads((tmp_path / "out" / "TOFU_SUMMARY.json").read_text())["made_by"].endswith(spec.run_id)
+    refused(harness(*words, spec.run_id), "give --out another folder.")
+    refused(harness(*words, "ffff"), "no run")
+
+
 def test_the_cache_is_listed_and_cleared(harness: Harness):
     from harness.storage.cache import Cache
 

@@ -23,7 +23,7 @@ from harness.core.evaluator import EvalContext, EvalPlan, Reference
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import UnlearningContext
 from harness.core.options import Options
-from harness.running.measuring import score_log
+from harness.running.logs import score_log
 from harness.running.plan import read
 from harness.statistics.bootstrap import mean_interval
 from harness.statistics.measurements import measurements

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks.tofu.cards import CARDS
 from evals.benchmarks.tofu.models import mini_sources, scratch_sources, world, world_holdout
+from evals.benchmarks.tofu.open_unlearning_files import ATTACKS
 from evals.benchmarks.tofu.real_models import base_needed, real_sources
 from evals.benchmarks.tofu.refusals import REFUSALS, refusal_sentences
 from evals.benchmarks.tofu.roles import MEASURED, ROLES
@@ -82,6 +83,13 @@ class Tofu:
 
     templates = TEMPLATES
     roles = ROLES
+    in_logs: Mapping[str, Sequence[str]] = {
+        "extraction_strength": ("extraction_strength",),
+        "exact_memorisation": ("exact_memorisation",),
+        "membership": tuple(ATTACKS.values()),
+        "paraphrased": ("paraphrased_answer_rouge", "extraction_strength"),
+        "open_unlearning_score": ("extraction_strength",),
+    }
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -265,3 +273,31 @@ class Tofu:
         if problem:
             check_same_rows(tables, problem, path)
         return tables
+
+    def log_maker(self, path: Path) -> str:
+        """Whose a log in open-unlearning's form is; empty for ToFU's own form."""
+        from evals.benchmarks.tofu.logs import log_maker
+
+        return log_maker(path)
+
+    def read_summary(self, path: Path) -> Mapping[str, float] | None:
+        """The numbers of open-unlearning's `TOFU_SUMMARY.json`, by metric; None for any other file."""
+        from evals.benchmarks.tofu.logs import read_summary
+
+        return read_summary(path)
+
+    def write_log(self, rows: pd.DataFrame, numbers: Mapping[str, float], variant: Variant) -> Mapping[str, Mapping[str, Any]]:
+        """Open-unlearning's evaluation files of a model: file name → content.
+
+        Raises:
+            UsageError: for numbers in other definitions than that project's, or rows that hold none of ToFU's.
+        """
+        from evals.benchmarks.tofu.open_unlearning_files import EVAL, SUMMARY, evaluation, summary
+
+        if variant != "open-unlearning":
+            raise UsageError(
+                "open-unlearning's files hold numbers in its own definitions, and this run is in ToFU's: measure it with "
+                "--variant open-unlearning."
+            )
+        log = evaluation(rows, numbers)
+        return {EVAL: log, SUMMARY: summary(log)}

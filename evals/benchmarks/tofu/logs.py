@@ -2,7 +2,9 @@
 
 - ToFU's `eval_log_aggregated.json`: task file → metric → {row: value};
 - the same with lists in place of dictionaries (SimNPO's and NPO's published logs);
-- open-unlearning's `TOFU_EVAL.json`: metric → {"agg_value", "value_by_index"}.
+- open-unlearning's `TOFU_EVAL.json`: metric → {"agg_value", "value_by_index"}, of a membership attack both samples by
+  themselves, {"forget", "holdout"};
+- its `TOFU_SUMMARY.json`: metric → number, without rows (`read_summary`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Any
 
 import pandas as pd
 
+from evals.benchmarks.tofu.open_unlearning_files import ATTACKS, PREFIXES, SCORES, metric_names
 from evals.benchmarks.tofu.rows import QUESTIONS_PER_AUTHOR
+from harness.core.benchmark import LOG_MARK
 from harness.core.documents import read_json, whole_number
 from harness.core.errors import UsageError, cut
 from harness.core.problem import Problem
@@ -25,7 +29,6 @@ _TOFU_TASKS = {
     "world_facts": "eval_real_world_wo_options.json",
     "forget": "eval_log_forget.json",
 }
-_OU_TASKS = {"retain": "retain", "real_authors": "ra", "world_facts": "wf", "forget": "forget"}
 _LIKELIHOOD = ("avg_gt_loss", "num_token_gt", "avg_paraphrased_loss", "average_perturb_loss")
 _ANSWERS = ("rouge1_recall", "rougeL_recall")
 
@@ -37,25 +40,51 @@ def read_log(path: Path) -> Mapping[str, pd.DataFrame]:
         UsageError: if it cannot be read, or is none of the three formats.
     """
     log = read_json(path, f"the log {path.name}", finite=False)  # a number that is not finite is told with its place
+    more: dict[str, pd.DataFrame] = {}
     if isinstance(log, dict) and _TOFU_TASKS["forget"] in log:
         rows = [row for task, name in _TOFU_TASKS.items() if name in log for row in _tofu_rows(log[name], task, path)]
     elif isinstance(log, dict) and any(key.startswith("forget_") for key in log):
-        rows = [row for task, prefix in _OU_TASKS.items() for row in _ou_rows(log, task, prefix, path)]
+        rows = [row for task, prefix in PREFIXES.items() for row in _ou_rows(log, task, prefix, path)]
+        more = _ou_scores(log, path)
     else:
         raise UsageError(
             f"{path.name} is no evaluation log known here: expected ToFU's eval_log_aggregated.json "
             f"(with '{_TOFU_TASKS['forget']}') or open-unlearning's TOFU_EVAL.json (with 'forget_…')."
         )
-    if not rows:
+    if not rows and not more:
         raise UsageError(f"the log {path.name} holds no rows.")
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=None if rows else ["task", "row", "cluster"])
     keys = ["task", "row", "cluster", *(c for c in ("answer",) if c in frame)]
     tables = {}
     for name, columns in (("likelihood", (*_LIKELIHOOD, "inverse_truth_ratio")), ("answers", _ANSWERS)):
         present = [c for c in columns if c in frame]
         if present:
             tables[name] = frame[[*keys, *present]]
-    return tables
+    return {**tables, **more}
+
+
+def read_summary(path: Path) -> Mapping[str, float] | None:
+    """The numbers of open-unlearning's `TOFU_SUMMARY.json` under the names they have here, others under their own.
+
+    None for a file that holds rows, or is something else: `read_log` says what.
+
+    Raises:
+        UsageError: if it cannot be read, or a number is not finite.
+    """
+    log = read_json(path, f"the log {path.name}", finite=False)
+    numbers = {name: value for name, value in log.items() if name != LOG_MARK} if isinstance(log, dict) else {}
+    if not numbers or any(isinstance(value, dict | list | str) for value in numbers.values()):
+        return None
+    names = metric_names()
+    return {names.get(name, name): _number(value, path, name) for name, value in numbers.items() if value is not None}
+
+
+def log_maker(path: Path) -> str:
+    """Whose a file of open-unlearning's form is, as it says or by its form; empty for other logs."""
+    log = read_json(path, f"the log {path.name}", finite=False)
+    if not isinstance(log, dict) or _TOFU_TASKS["forget"] in log:
+        return ""
+    return str(log.get(LOG_MARK, "open-unlearning"))
 
 
 def _tofu_rows(metrics: Any, task: str, path: Path) -> list[dict[str, Any]]:
@@ -127,6 +156,44 @@ def _ou_rows(log: Mapping[str, Any], task: str, prefix: str, path: Path) -> list
             row["answer"] = truth if isinstance(truth := answer[key].get("ground_truth"), str) else None
         rows.append(row)
     return _even(rows, path, f"{prefix}_Q_A_PERT_Prob")
+
+
+def _ou_scores(log: Mapping[str, Any], path: Path) -> dict[str, pd.DataFrame]:
+    """What a log holds of single answers besides: extraction strength, exact memorisation, attacks, ROUGE of the paraphrase."""
+    columns: dict[str, dict[str, dict[int, float]]] = {"forget_tokens": {}, "holdout_tokens": {}, "paraphrases": {}}
+    for theirs, ours in SCORES.items():
+        if values := _ou_values(log.get(theirs), path, theirs, "score"):
+            columns["forget_tokens"][ours] = values
+    for theirs, ours in ATTACKS.items():
+        entry = attack if isinstance(attack := log.get(theirs), dict) else {}
+        for sample in ("forget", "holdout"):
+            if values := _ou_values(entry.get(sample), path, f"{theirs}, {sample}", "score"):
+                columns[f"{sample}_tokens"][ours] = values
+    if values := _ou_values(log.get("forget_Q_A_PARA_ROUGE"), path, "forget_Q_A_PARA_ROUGE", "rougeL_recall"):
+        columns["paraphrases"]["paraphrased_answer_rouge"] = values
+    return {name: _scored(name, of) for name, of in columns.items() if of}
+
+
+def _ou_values(entry: Any, path: Path, where: str, field: str) -> dict[int, float]:
+    """Row → one of its numbers, rows in order; NaN where the log has none (an answer of no token)."""
+    rows = entry.get("value_by_index") if isinstance(entry, dict) else None
+    if rows is None:
+        return {}
+    values = {}
+    for number, (key, row) in enumerate(sorted(_by_row(rows, path, where).items())):
+        if not isinstance(row, dict) or field not in row:
+            raise UsageError(f"{path.name}: {where}: row {key} has no {field}.")
+        values[number] = float("nan") if row[field] is None else _number(row[field], path, f"{where}, {key}")
+    return values
+
+
+def _scored(name: str, columns: Mapping[str, Mapping[int, float]]) -> pd.DataFrame:
+    task = "holdout" if name == "holdout_tokens" else "forget"
+    rows = sorted({row for values in columns.values() for row in values})
+    keys = {"task": task, "row": rows, "cluster": [_cluster("forget", row) for row in rows]}
+    return pd.DataFrame({**keys, **{ours: [values.get(row) for row in rows] for ours, values in columns.items()}}).astype(
+        dict.fromkeys(columns, float)
+    )
 
 
 # ---------------------------------------------------------------- shapes
