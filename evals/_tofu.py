@@ -94,7 +94,7 @@ def encoded_texts(context: EvalContext, examples: Sequence[Example]) -> list[Enc
     from harness.data.rows import encode
 
     variant = context.plan.variant
-    return encode(examples, context.tokenizer, CUT[variant], end_after_cut=variant == "open-unlearning")
+    return encode(examples, context.tokenizer, CUT.get(variant, CUT["original"]), end_after_cut=variant == "open-unlearning")
 
 
 def _build_divergence(context: EvalContext) -> pd.DataFrame:

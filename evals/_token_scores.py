@@ -108,6 +108,8 @@ def _build(context: EvalContext, task: str, rows: Sequence[Row]) -> pd.DataFrame
     from harness.data.rows import pad_id
     from harness.numerics.token_likelihoods import token_likelihoods
 
+    if not rows:
+        raise LookupError(f"there are no {task} rows")
     template, tokenizer, variant = context.problem.template, context.tokenizer, context.plan.variant
     encoded = _tofu.encoded_texts(context, [template.example(row["question"], row["answer"]) for row in rows])
     context.costs.count(sum(len(each.input_ids) for each in encoded))

@@ -109,11 +109,13 @@ def _build(context: EvalContext) -> pd.DataFrame:
     import pandas as pd
 
     rows, reworded = context.plan.questions.get("forget", ()), _reworded(context.plan)
+    if not rows:
+        raise LookupError("there are no forget rows")
     generation_requests = _requests(context.plan, context.tokenizer)
     answers = [context.generations[request] for request in generation_requests]
     plain, others = answers[: len(rows)], answers[len(rows) :]
     columns: dict[str, Sequence[float] | np.ndarray] = {}
-    if rows and all("paraphrased_answer" in row for row in rows):
+    if all("paraphrased_answer" in row for row in rows):
         columns["paraphrased_answer_rouge"] = [
             _tofu.rouge_recall(row["paraphrased_answer"], text)[1] for row, text in zip(rows, plain, strict=True)
         ]

@@ -131,6 +131,18 @@ def test_a_models_tables_hold_all_that_others_are_compared_by(
     assert all(isinstance(item, Measurement) for item in beside.values()), beside
 
 
+@pytest.mark.parametrize("name", ["extraction_strength", "exact_memorisation", "membership", "paraphrased"])
+def test_a_benchmark_without_forget_questions_has_no_such_number(
+    name: str, nano_context: UnlearningContext, nano_problem: Problem
+):
+    """Also in definitions that ToFU's own metrics do not have."""
+    problem = replace(nano_problem, questions={"bio": nano_problem.questions["bio"]}, holdout=None, paraphrased_questions={})
+    context = EvalContext(replace(nano_context, problem=problem), EvalPlan(problem, variant="corrected"), ())
+    found = measured(context, name)
+    assert found
+    assert all(isinstance(item, Absent) for item in found.values())
+
+
 # ---------------------------------------------------------------- in other words
 
 
