@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.core.config import resolve
 from harness.core.method import METHODS, UnlearningContext
 from harness.models.sources import weights_fingerprint
+from harness.numerics.configurations import meta_model
 from methods.curvature import passes, portions, signals
 from methods.curvature.layers import Layer, mlp_layers, sizes
 from methods.curvature.portions import bytes_per_token, even_portions, home, tokens_at_once
@@ -83,6 +84,18 @@ def test_as_few_portions_as_there_is_room_for(device: Device):
         assert home(model, layers, factors) == (None if count == 1 else torch.device("cpu"))
     device.free = 0
     assert len(portions.portions(model, layers, factors)) == 5, "not even one block fits: it is tried"
+
+
+@pytest.mark.parametrize("spectrum", [False, True])
+def test_all_layers_of_a_7b_take_two_portions_on_80_gb(spectrum: bool, monkeypatch: pytest.MonkeyPatch):
+    """32 layers, 14,336 wide: 77.5 GiB of factors, 21 of spectra; 65 GiB are left beside 13.5 of bfloat16 weights."""
+    from transformers import MistralConfig
+
+    model = meta_model(MistralConfig())
+    layers = mlp_layers(model)
+    monkeypatch.setattr(portions, "free_bytes", lambda device: 65 * 2**30)
+    split = portions.portions(model, layers, lambda some: factors(some) + (sizes(some).spectrum if spectrum else 0))
+    assert [len(numbers) for numbers in split] == [48, 48]
 
 
 def test_where_a_device_does_not_tell_everything_goes_at_once():
