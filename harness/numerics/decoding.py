@@ -198,13 +198,19 @@ def _should_move(batch: Batch, alive: Sequence[int]) -> bool:
 
 def read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], numbers: Sequence[int], padding: int) -> Batch:
     """Some prompts, left-padded, read up to their last tokens."""
-    longest = max(2, *(len(prompts[number]) for number in numbers))
-    rows = [[padding] * (longest - len(prompts[number])) + list(prompts[number]) for number in numbers]
-    ids = torch.tensor(rows, device=model.device)
-    lengths = torch.tensor([len(prompts[number]) - 1 for number in numbers], device=model.device)
-    batch = Batch(list(numbers), ids[:, -1], lengths, [Buffer() for _ in empty_layers(model)])
-    _forward(model, batch, ids[:, :-1])
+    batch, ids = left_padded(model, [prompts[number] for number in numbers], numbers, padding)
+    _forward(model, batch, ids)
     return batch
+
+
+def left_padded(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], numbers: Sequence[int], padding: int
+) -> tuple[Batch, Tensor]:
+    """A batch of prompts by these numbers, and [B, T] their tokens, but for the last ones, which it has yet to read."""
+    longest = max(2, *map(len, prompts))
+    ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    lengths = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
+    return Batch(list(numbers), ids[:, -1], lengths, [Buffer() for _ in empty_layers(model)]), ids[:, :-1]
 
 
 def _step(model: PreTrainedModel, batch: Batch, choose: Choose) -> list[int]:
@@ -215,22 +221,24 @@ def _step(model: PreTrainedModel, batch: Batch, choose: Choose) -> list[int]:
 
 
 def _forward(model: PreTrainedModel, batch: Batch, ids: Tensor) -> Tensor:
-    """[B, V] the logits behind the last of further tokens, whose keys and values the cache gets.
+    """[B, V] the logits behind the last of further tokens; see `inputs`."""
+    return model(**inputs(batch, ids), logits_to_keep=1).logits[:, -1]  # type: ignore[no-any-return]
+
+
+def inputs(batch: Batch, ids: Tensor) -> dict[str, Any]:
+    """What a model is given to read further tokens, whose keys and values the batch gets.
 
     Args:
-        model: which reads.
         batch: its lengths are those after these tokens.
-        ids: [B, T] right-aligned.
+        ids: [B, T], behind its last slots.
     """
     slots = batch.slots + ids.shape[1]
     padding = (slots - batch.lengths)[:, None]
     slot = torch.arange(slots, device=ids.device)
-    output = model(
-        input_ids=ids,
-        attention_mask=(slot >= padding).long(),
-        position_ids=(slot[-ids.shape[1] :] - padding).clamp_(min=0),
-        past_key_values=Cache(list(batch.layers)),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1]  # type: ignore[no-any-return]
+    return {
+        "input_ids": ids,
+        "attention_mask": (slot >= padding).long(),
+        "position_ids": (slot[-ids.shape[1] :] - padding).clamp_(min=0),
+        "past_key_values": Cache(list(batch.layers)),
+        "use_cache": True,
+    }

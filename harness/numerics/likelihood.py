@@ -2,7 +2,7 @@
 
 Logits are computed at answer positions only, and everything after them in float32. Batches are right-padded and
 the models causal, so no attention mask is passed: padding cannot reach a token before it, and attention without a
-mask is the fast path. Where several texts begin with the same prompt, their likelihoods compute it once.
+mask is the fast path. Where several texts begin with the same tokens, their likelihoods compute them once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.data.rows import Batch, Encoded, batches
 from harness.numerics import anatomy, group
 from harness.numerics.decoding import can_decode
 from harness.numerics.room import with_room
-from harness.numerics.shared_prompts import continued, shared_prompts
+from harness.numerics.shared_prompts import Beginning, continued, shared_beginnings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -236,11 +236,13 @@ def _label_losses(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """([N] positions of examples, [N] float64 nats), one for each label, batch by batch: both on the CPU."""
     check_length(model, max((len(e.input_ids) for e in encoded), default=0))
-    together = shared_prompts(encoded) if _can_share(model, encoded) else []
+    beginnings = shared_beginnings(encoded)
+    if not _can_share(model, encoded, beginnings):
+        beginnings = []
     behind = min(tokens, CONTINUED_ON_CPU) if model.device.type == "cpu" else tokens
-    for batch in continued(model, encoded, together, pad_id, behind):
-        yield batch.rows.cpu(), _losses(_by_part(model, batch.hidden), batch.labels)
-    shared = {number for numbers in together for number in numbers}
+    for batch in continued(model, encoded, beginnings, pad_id, behind):
+        yield batch.rows, _losses(_by_part(model, batch.hidden), batch.labels)[batch.positions]
+    shared = {number for beginning in beginnings for number in beginning.texts}
     single = [number for number in range(len(encoded)) if number not in shared]
     for padded in batches([encoded[number] for number in single], pad_id, tokens, model.device):
         losses = _losses(logits_by_part(model, padded), answer_labels(padded))
@@ -257,11 +259,11 @@ def _parts(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
 
-def _can_share(model: PreTrainedModel, encoded: Sequence[Encoded]) -> bool:
-    """Whether texts may be read behind keys and values of their prompts, and their logits be made at labels only."""
-    longest = max((e.prompt_tokens for e in encoded), default=0) + max((e.label_count for e in encoded), default=0)
+def _can_share(model: PreTrainedModel, encoded: Sequence[Encoded], beginnings: Sequence[Beginning]) -> bool:
+    """Whether texts may be read behind keys and values of their beginnings, and their logits be made at labels only."""
+    longest = max((len(b.tokens) for b in beginnings), default=0) + max((e.label_count for e in encoded), default=0)
     room = anatomy.window(model)
-    # Padded texts go as far as the longest prompt with the longest answer, beyond which a table of positions may end.
+    # Padded texts go as far as the longest beginning with the longest answer, beyond which a table of positions may end.
     fits = room is None or not room.ends or longest <= room.tokens
     return fits and has_plain_head(model) and can_decode(model, longest)
 
