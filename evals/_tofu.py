@@ -119,7 +119,7 @@ def _build_likelihood(context: EvalContext) -> pd.DataFrame:
     from harness.core.progress import progress_bar
     from harness.data.rows import pad_id
     from harness.numerics.likelihood import answer_nll
-    from harness.numerics.products import OneDNNProducts
+    from harness.numerics.products import onednn_products
 
     problem = context.problem
     questions = [(name, row) for name in TASKS for row in problem.questions.get(name, ())]
@@ -131,7 +131,7 @@ def _build_likelihood(context: EvalContext) -> pd.DataFrame:
         ]
     encoded = encoded_texts(context, examples)
     context.costs.count(sum(len(e.input_ids) for e in encoded))
-    with progress_bar(total=len(encoded), desc="likelihood", unit="answer") as bar, OneDNNProducts():
+    with progress_bar(total=len(encoded), desc="likelihood", unit="answer") as bar, onednn_products(context.model):
         sums, counts = answer_nll(context.model, encoded, pad_id(context.tokenizer), bar.update)
     means = sums / counts
     rows, at = [], 0

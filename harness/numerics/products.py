@@ -6,46 +6,53 @@ another order, so the last bits differ; hence only what is measured goes through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from harness.core.arithmetic import is_portable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEAST_ROWS = 8
 """With fewer rows MKL is as fast."""
 
 
-class OneDNNProducts(TorchFunctionMode):
-    """While entered, `F.linear` goes through oneDNN where no gradient is taken and all is float32 on the CPU.
+@contextmanager
+def onednn_products(model: PreTrainedModel) -> Iterator[None]:
+    """Linear layers on the CPU in float32 multiply by oneDNN meanwhile, where no gradient is taken.
 
     Not in a process that computes alike everywhere (`harness.core.arithmetic`).
+
+    Args:
+        model: whose layers; those of a kind of their own (adapters, packed weights) go on as they are.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wanted = torch.backends.mkldnn.is_available() and not is_portable()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Any function's result."""
-        if self.wanted and func is F.linear and not kwargs and not torch.is_grad_enabled() and all(map(_plain, args)):
-            rows, weight, bias = (*args, None)[:3]
-            if rows.numel() >= LEAST_ROWS * weight.shape[1]:
-                # What torch's compiler calls; `F.linear` takes oneDNN only for tensors in its layout, copied there and back.
-                return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return func(*args, **(kwargs or {}))
+    # A module's own attribute comes before its class's method; one that is there already (a hook's) stays.
+    layers = [m for m in model.modules() if type(m) is nn.Linear and _plain(m.weight) and "forward" not in vars(m)]
+    if is_portable() or not torch.backends.mkldnn.is_available():
+        layers = []
+    for layer in layers:
+        layer.forward = partial(_product, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
-def _plain(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, Tensor)
-        and value.dtype == torch.float32
-        and value.device.type == "cpu"
-        and value.layout == torch.strided
-    )
+def _product(layer: nn.Linear, rows: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or not _plain(rows) or rows.numel() < LEAST_ROWS * layer.in_features:
+        return F.linear(rows, layer.weight, layer.bias)
+    # What torch's compiler calls; `F.linear` takes oneDNN only for tensors in its layout, copied there and back.
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, layer.weight, layer.bias, "none", [], "")
+    return product
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.layout == torch.strided
