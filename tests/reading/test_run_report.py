@@ -40,6 +40,22 @@ def test_the_first_screen_is_the_headline_between_its_references_within_80_colum
     assert f"2 more metrics, all notes, settings and the command: harness show {made.spec.run_id}" in shown
 
 
+@pytest.mark.parametrize(
+    ("marks", "epochs", "says"),
+    [
+        ((0, 1, 0, 1), 4, "forgotten: after 2 of 4 epochs"),
+        ((0, 0, 1), 5, "forgotten: after step 3 of 3"),
+        ((0, 0), 2, "forgotten: at none of the measured points"),
+    ],
+)
+def test_the_first_point_at_which_enough_is_forgotten_is_marked(marks: tuple[int, ...], epochs: int, says: str):
+    ways = [[number("forgotten", float(mark))] for mark in marks]
+    made = run(*ways, spec={"bench": "tdec", "config": {"epochs": epochs}})
+    assert says in text(first_screen(made))
+    assert says in text(run_report(made), 200)
+    assert "forgotten: a" not in text(run_report(result()), 200), "a benchmark that marks nothing"
+
+
 def test_what_is_measured_only_stands_on_request_and_all_of_it():
     made = result("forget_rouge", "forget_probability", "retain_kl", "own_metric")
     assert "own_metric" not in text(first_screen(made))
