@@ -171,16 +171,25 @@ class _BaseGenerator:
 
 @contextmanager
 def _put_back(context: UnlearningContext | None) -> Iterator[None]:
-    """Undo what is done to the model inside, bit by bit: the next evaluator, and the method, go on with it."""
+    """Undo what is done to the model inside, bit by bit: the next evaluator, and the method, go on with it.
+
+    All weights take gradients inside, also where a method that waits for its next step has frozen some (RMU all but three
+    matrices): what is measured belongs to the model, not to how it was made.
+    """
     if context is None:
         yield
         return
-    before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in context.model.state_dict().items()}
+    model = context.model
+    before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    model.requires_grad_(True)
     try:
         yield
     finally:
-        context.model.load_state_dict(before)
-        context.model.eval()
+        model.load_state_dict(before)
+        model.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 class Measured(NamedTuple):

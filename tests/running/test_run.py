@@ -230,6 +230,33 @@ def test_an_evaluator_that_changes_the_model_does_not_change_the_run(bench: Benc
     assert [p.weights for p in attacked.points] == [p.weights for p in calm.points]
 
 
+def test_an_attack_trains_all_weights_whatever_the_method_has_frozen_meanwhile(bench: Bench):
+    trainable: list[bool] = []
+
+    def frozen_while_measured(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+        first, *others = context.model.parameters()
+        for other in others:
+            other.requires_grad_(False)
+        for step in (1, 2):
+            with torch.no_grad():
+                first.add_(0.1)
+            yield Progress(step, measure_here=True)
+            frozen.append([p.requires_grad for p in context.model.parameters()])
+        context.model.requires_grad_(True)
+
+    def attack(context: EvalContext) -> None:
+        if context.loaded:
+            trainable.extend(p.requires_grad for p in context.loaded.model.parameters())
+
+    import torch
+
+    frozen: list[list[bool]] = []
+    run(bench, frozen_while_measured, [giving("attack", attack, changes_model=True)])
+    assert trainable
+    assert all(trainable)
+    assert all(first and not any(others) for first, *others in frozen)  # and the method goes on as it was
+
+
 def test_an_evaluator_that_changes_the_model_comes_last(bench: Bench):
     order: list[str] = []
 
