@@ -32,7 +32,7 @@ from tests.perf._machine import machine, table, write
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SUITE = ("extraction_strength", "exact_memorisation", "membership", "paraphrased", "open_unlearning_score")
+SUITE = ("extraction_strength", "exact_memorisation", "membership", "paraphrased", "open_unlearning_score", "logit_lens")
 REACH = 2.0
 """Seconds of the whole suite on top of ToFU's own evaluators."""
 
