@@ -4,9 +4,9 @@
     python -m tests.perf.memory --device cuda --sizes 8B --cases "ga, clip=none, 8 bits;ga, clip=none, 8 bits, no masters;npo, lora"
 
 Each case is a process of its own: what it holds when all code is loaded and a tiny model has gone the same way is the zero; the
-peak of its resident memory beyond that, from before the weights are made until two steps are taken (or all is measured), is the
-measurement. The C library gives freed memory back at once (MALLOC_*), so that little but tensors is counted. Linux alone. On a
-GPU the measurement is the peak of what torch has allocated there.
+most that is resident beyond that, at a hundred looks a second, until two steps are taken or all is measured, is the measurement.
+The C library gives freed memory back at once (MALLOC_*), so that little but tensors is counted. Linux alone. On a GPU the
+measurement is the peak of what torch has allocated there.
 
 Models are random Llamas, in float32 on a CPU and in bfloat16 on a GPU; texts have ToFU's lengths, 32 rows a step.
 """
@@ -18,13 +18,17 @@ import ctypes
 import gc
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from tests.perf._machine import machine, table, write
 
@@ -213,10 +217,26 @@ def estimated(case: Case, of: ModelShape, device: str) -> int:
     return sum(needed.working.values()) + needed.rough + (needed.cpu if device == "cpu" else 0)
 
 
-def _status(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    assert found
-    return int(found[1]) * 1024
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+@contextmanager
+def _peak_of_resident() -> Iterator[list[int]]:
+    """Inside, the list's one number is the most bytes that were resident at any of the looks, a hundred a second."""
+    peak, ended = [_resident()], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.01):
+            peak[0] = max(peak[0], _resident())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        looking.join()
 
 
 def measured(name: str, size: Size, device: str) -> dict[str, int]:
@@ -229,14 +249,13 @@ def measured(name: str, size: Size, device: str) -> dict[str, int]:
         run(name, case, context(SIZES["tiny"], Path(folder, "tiny"), case, device))
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        zero = torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+        zero = torch.cuda.memory_allocated() if device == "cuda" else _resident()
         here = context(size, Path(folder, "real"), case, device)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
-        run(name, case, here)
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+        with _peak_of_resident() as resident:
+            run(name, case, here)
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident[0]
         of = shape(here)
         return {"measured": peak - zero, "estimated": estimated(case, of, device), "parameters": of.parameters}
 
