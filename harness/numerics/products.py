@@ -35,7 +35,8 @@ def onednn_products(model: PreTrainedModel) -> Iterator[None]:
     """
     # A module's own attribute comes before its class's method; one that is there already (a hook's) stays.
     layers = [m for m in model.modules() if type(m) is nn.Linear and _plain(m.weight) and "forward" not in vars(m)]
-    if is_portable() or not torch.backends.mkldnn.is_available():
+    # The product is none of torch's public functions: a torch that has it no more goes on with its own.
+    if is_portable() or not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         layers = []
     for layer in layers:
         layer.forward = partial(_product, layer)  # type: ignore[method-assign]

@@ -40,7 +40,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-KINDS = ("model", "training", "curvature", "gradient", "continuations", "generations", "evaluations", "verdicts", "attack")
+KINDS = (
+    "model",
+    "training",
+    "curvature",
+    "gradient",
+    "continuations",
+    "generations",
+    "evaluations",
+    "verdicts",
+    "attack",
+    "thresholds",
+)
 """What is kept, as the command line names it; plug-ins from elsewhere may have kinds of their own."""
 _RECORD = "entry.json"
 _NAME = "[0-9a-f]" * 32
