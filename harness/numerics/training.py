@@ -158,9 +158,9 @@ def _schedule(adamw: AdamW, optimiser: torch.optim.Optimizer, begin: int) -> tor
 def fused_adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.optim.Optimizer:
     """The optimiser on some named parameters, its moments with 8 bits where they are kept so."""
     if constants.kept and constants.kept.bits == 8:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
 
-        return AdamW8bit(  # type: ignore[no-any-return]
+        return AdamW8bit(
             [master for _, master in named],
             lr=constants.lr,
             betas=constants.betas,
