@@ -192,6 +192,7 @@ def _attack_on_base(context: EvalContext, base: Mapping[str, Tensor], examples: 
         "libraries": versions("lm-eval"),
         "template": asdict(problem.template),
         "variant": plan.variant,
+        "trained": "all weights",  # once it was those alone that the attacked method had not frozen
         "recipe": [*POINTS, BATCH, _learning_rate(problem), MAX_TOKENS, SEED],
         "dtype": str(context.model.dtype),
         "device": context.model.device.type,

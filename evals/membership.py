@@ -76,7 +76,7 @@ def _inputs(plan: EvalPlan) -> Mapping[str, JSON]:
     Raises:
         UsageError: if they are missing, or were trained on.
     """
-    holdout = plan.problem.holdout
+    holdout = plan.of.holdout if plan.of else None  # of a log's rows alone nothing else is known
     if holdout is None:
         return {}
     rows = holdout()

@@ -108,6 +108,8 @@ def _memorisation(context: EvalContext) -> Rows:
     """[n, 4] what is left of 1 after extraction strength, exact memorisation, probability and truth ratio."""
     paraphrase = _tofu.paraphrase_probability(context)
     parts = [_token_scores.forget_rows(context, name).values for name in ("extraction_strength", "exact_memorisation")]
+    if len({len(part) for part in (*parts, paraphrase.values)}) > 1:  # of a log whose parts are about different rows
+        raise LookupError(f"memorisation is known of {len(parts[0])} forget answers, paraphrases of {len(paraphrase.values)}")
     known = np.column_stack([*parts, paraphrase.values, _known_truth_ratio(context).values])
     return Rows(1 - known, paraphrase.clusters)
 

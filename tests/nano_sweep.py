@@ -136,11 +136,11 @@ def count_fits() -> None:
 
     real = fit.save_curvatures
 
-    def noted(curvatures: Any, layers: Any, folder: Path) -> None:
+    def noted(curvatures: Any, layers: Any, folder: Path, *rest: Any) -> None:
         root = next(parent for parent in folder.parents if (parent / "locks").is_dir())
         with (root / FITS).open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
-        real(curvatures, layers, folder)
+        real(curvatures, layers, folder, *rest)
 
     noted.counts = True  # type: ignore[attr-defined]
     if not hasattr(real, "counts"):

@@ -39,10 +39,12 @@ def room_on(device: str) -> Room:
     if kind == "cuda":
         import torch
 
-        which = range(torch.cuda.device_count()) if device == ALL_GPUS else [int(number or 0)]
+        which = (
+            range(torch.cuda.device_count()) if device == ALL_GPUS else [int(number) if number else torch.cuda.current_device()]
+        )
         pairs = [torch.cuda.mem_get_info(i) for i in which]
         held_back = sum(torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in which)
-        name = device if number else f"{kind}:0"
+        name = device if number else f"{kind}:{which[0]}"
         return Room(name, sum(total for _, total in pairs), sum(free for free, _ in pairs) + held_back)
     import psutil
 

@@ -22,6 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from harness.core.errors import RunFailed, UsageError, cut
+from harness.core.memory import ran_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,10 +96,11 @@ def join() -> None:
 
     if not distributed.is_available():
         raise UsageError("this build of torch has no torch.distributed, so processes cannot share a run. Begin a single one.")
-    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.is_available()
-    if gpus and local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)  # from here on "cuda" is this process's own
+    gpus = torch.cuda.is_available()
     try:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if gpus and local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank)  # from here on "cuda" is this process's own
         store, rank, size = next(rendezvous("env://", timeout=_BEGINNING))
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONGEST)
@@ -340,6 +342,8 @@ def _all_reduce(tensor: Tensor, how: ReduceOp.RedOpType | None = None) -> None:
     try:
         distributed.all_reduce(tensor, how or distributed.ReduceOp.SUM)
     except RuntimeError as error:
+        if ran_out(error):
+            raise
         raise ProcessLost(
             f"another of the {processes()} processes that share this run has ended. What was measured is kept; "
             "the same command goes on from there."

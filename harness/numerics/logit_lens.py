@@ -44,7 +44,7 @@ def leading_layers(model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: i
         For each text [T, L]: of each labelled token and each layer, whether it leads.
 
     Raises:
-        LookupError: for a model whose last norm is not known.
+        LookupError: for a model whose last norm is not known, or whose last logits are not finite.
     """
     norm, head = last_norm(model), model.get_output_embeddings()
     if norm is None:
@@ -60,6 +60,8 @@ def leading_layers(model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: i
                 states = stream.to(labels.device)[:, :-1][batch.scored].split(POSITIONS_AT_ONCE)
                 words = torch.cat([head(norm(part)).argmax(dim=-1).to(labels.device) for part in states])
                 layers.append((words == labels).cpu().numpy())
+            if not all(head(norm(part)).isfinite().all() for part in states):  # of the last layer: no token leads
+                raise LookupError("a logit is not finite")
             ends = batch.counts.cumsum(0).tolist()
             own = np.split(np.stack(layers, axis=1), ends[:-1])
             done.update(zip(batch.rows.tolist(), own, strict=True))

@@ -181,8 +181,9 @@ def _put_back(context: UnlearningContext | None) -> Iterator[None]:
         return
     model = context.model
     before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    model.requires_grad_(True)
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     try:
         yield
     finally:

@@ -259,7 +259,7 @@ def of_summary(name: str, value: float, version: int, metric: Metric | None, ref
         version=version,
         value=value,
         unit=metric.unit if metric else "as that program has it",
-        better=metric.better if metric else None,
+        better=(metric.better_alone or metric.better if reference is None else metric.better) if metric else None,
         n=0,
         range=metric.range if metric else None,
         reference=reference,

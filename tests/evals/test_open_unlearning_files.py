@@ -151,6 +151,8 @@ def test_a_summary_is_read_under_our_names_and_says_whose_it_is(tmp_path: Path):
         "as logged",
     )
     assert found["privleak"].note == "none of this project's metrics"
+    alone = scored(path)[1]
+    assert [m["extraction_strength"].better for m in (found, alone)] == ["closer", "lower"]
 
 
 def test_a_summary_and_rows_are_not_compared(tmp_path: Path):

@@ -116,7 +116,15 @@ def test_short_texts_are_counted_and_said(folder: Folder, nano: Nano):
     data = folder()
     notes = {seed: problem("tdec-4", str(nano.folder()), data_dir=data, seed=seed).notes for seed in (0, 1)}
     assert not any("have under 200 tokens" in note for note in notes[0])
-    assert any(note.startswith("4 of 4 texts have under 200 tokens") for note in notes[1])
+    assert any(note.startswith("4 of 4 texts have under 200 tokens: they are padded") for note in notes[1])
+    corrected = problem("tdec-4", str(nano.folder()), data_dir=data, seed=1, variant="corrected")
+    assert any(note.endswith("have under 200 tokens: each counts at its own length") for note in corrected.notes)
+
+
+def test_texts_that_are_too_short_for_thresholds_are_said(folder: Folder, nano: Nano):
+    found = problem("tdec-4", str(nano.folder()), data_dir=folder(pile__csv='doc_id,corpus,text\n0,github,"a few words"\n'))
+    assert any(note.startswith("no text of tdec/pile.csv has 200 tokens: no thresholds") for note in found.notes)
+    assert "unseen" not in found.questions
 
 
 def test_what_is_not_there_is_named(folder: Folder, nano: Nano):

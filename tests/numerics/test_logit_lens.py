@@ -54,6 +54,14 @@ def test_a_model_whose_last_norm_is_not_known_is_left_out():
         leading_layers(model, ragged(), 0)
 
 
+def test_a_broken_model_has_no_number():
+    model = random_model("llama")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(LookupError, match="a logit is not finite"):
+        leading_layers(model, ragged(), 0)
+
+
 def test_shares_are_of_all_answer_tokens_but_the_end(nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch):
     import numpy as np
 

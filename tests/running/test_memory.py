@@ -415,6 +415,10 @@ def test_what_torch_keeps_from_an_earlier_run_counts_as_free(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 66 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 * GIB)
     assert memory.room_on("cuda:0") == Room("cuda:0", 80 * GIB, 75 * GIB)
+    # Of several processes each has a GPU of its own for `cuda`.
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device * GIB, 80 * GIB))
+    assert memory.room_on("cuda") == Room("cuda:3", 80 * GIB, 68 * GIB)
 
 
 # ---------------------------------------------------------------- it did not fit

@@ -158,7 +158,7 @@ class Tdec:
             generation_budget=64,
             notes=[
                 "the embedded chronicle: a hundred thousand parameters and invented texts; it ranks nothing beyond itself",
-                f"draw {number} of {DRAWS}, by the seed: {self.size} of {len(chronicle.memorised)} texts known by heart",
+                f"draw {number} of {DRAWS}, by the seed: {len(drawn)} of {len(chronicle.memorised)} texts known by heart",
             ],
             general=general[:limit],
             general_clusters=[f"read {GUARDING + i}" for i in range(len(general[:limit]))],

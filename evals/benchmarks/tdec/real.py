@@ -9,7 +9,7 @@ from evals.benchmarks.tdec.models import TEMPLATE, texts
 from evals.benchmarks.tdec.rows import FOLDER, files, forget_sets, numbered
 from evals.benchmarks.tdec.rows import texts as rows_of_file
 from harness.core.config import JSON
-from harness.core.options import Options
+from harness.core.options import Options, Variant
 from harness.core.problem import Problem, Row, Stage
 from harness.data.corpora import Corpus, Windows
 from harness.data.rows import dataset_files, fingerprint, token_ids
@@ -46,6 +46,10 @@ def real_problem(bench: str, version: int, model: str, source: CheckpointSource,
     running, notes = _running(options.data_dir)
     unseen = [row for row in running.get("pile", []) if _tokens(source, row) >= LENGTH][:UNSEEN]
     retain_files = tuple(dataset_files(RETAIN, RETAIN_FILES, options.data_dir))
+    if "pile" in running and not unseen:
+        notes.append(
+            f"no text of {FOLDER}/{RUNNING['pile']} has {LENGTH} tokens: no thresholds, and nothing counts as forgotten"
+        )
     windows = Windows((Corpus(retain_files, RETAIN_WINDOWS + GENERAL_WINDOWS, lines=True),), source, LENGTH)
     data: dict[str, JSON] = {
         "forget": digest([file_digest(file) for file in draws])[:16],
@@ -69,7 +73,11 @@ def real_problem(bench: str, version: int, model: str, source: CheckpointSource,
         sources={"base": source},
         data=data,
         generation_budget=64,
-        notes=[f"draw {number} of {len(draws)}, by the seed: {draws[number].name}", *_short(source, forget), *notes],
+        notes=[
+            f"draw {number} of {len(draws)}, by the seed: {draws[number].name}",
+            *_short(source, forget, options.variant),
+            *notes,
+        ],
         general=windows[RETAIN_WINDOWS:][: options.limit],
     )
 
@@ -78,11 +86,13 @@ def _tokens(source: CheckpointSource, row: Row) -> int:
     return len(token_ids(source.tokens(), [row["text"]])[0])
 
 
-def _short(source: CheckpointSource, forget: list[Row]) -> list[str]:
+def _short(source: CheckpointSource, forget: list[Row], variant: Variant) -> list[str]:
     """What a reader must know of texts with fewer tokens than the Challenge's have."""
     short = sum(_tokens(source, row) < LENGTH for row in forget)
-    padded = "they are padded with end tokens, which are scored, as in its code; --variant corrected leaves them as they are"
-    return [f"{short} of {len(forget)} texts have under {LENGTH} tokens: {padded}"] if short else []
+    what = "they are padded with end tokens, which are scored, as in its code; --variant corrected leaves them as they are"
+    if variant == "corrected":
+        what = "each counts at its own length"
+    return [f"{short} of {len(forget)} texts have under {LENGTH} tokens: {what}"] if short else []
 
 
 def _running(data_dir: Path | None) -> tuple[dict[str, list[Row]], list[str]]:
@@ -95,5 +105,6 @@ def _running(data_dir: Path | None) -> tuple[dict[str, list[Row]], list[str]]:
         else:
             missing.append(f"{FOLDER}/{file} is not in the data folder: no {name}_perplexity")
     if "pile" not in sets:
-        missing.append("without it no text is known that the model never saw: no thresholds, and nothing counts as forgotten")
+        seen = f"without {FOLDER}/{RUNNING['pile']} no text is known that the model never saw"
+        missing.append(f"{seen}: no thresholds, and nothing counts as forgotten")
     return sets, missing
