@@ -160,13 +160,14 @@ def fused_adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.
     if constants.kept and constants.kept.bits == 8:
         from bitsandbytes.optim.adamw import AdamW8bit
 
-        return AdamW8bit(
+        eight_bit: torch.optim.Optimizer = AdamW8bit(
             [master for _, master in named],
             lr=constants.lr,
             betas=constants.betas,
             eps=constants.eps,
             weight_decay=constants.weight_decay,
         )
+        return eight_bit
     return torch.optim.AdamW(
         [master for _, master in named],
         lr=constants.lr,
