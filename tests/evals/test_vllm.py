@@ -362,7 +362,8 @@ def test_vllm_scores_choices_as_hugging_face_does(only_engine: tuple[PreTrainedM
         log_likelihoods(with_vllm(hf, device), tasks),
     )
     for name in tasks:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-4)
+        # Sums of some tokens in float32, by other kernels: on an AMD with AVX-512 they came to be 1.5e-5 of their size apart.
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
         assert np.std(expected[name]) > 1e-3, "the choices differ"
 
 
