@@ -121,7 +121,7 @@ def follow(plans: Sequence[Plan], cache: Cache) -> None:
             run = group.awaited()
         except group.MovedOn as broken_off:
             run = broken_off.run
-        except (Diverged, UsageError):  # on all processes, and the first one tells of it
+        except Diverged:  # on all processes
             run = group.awaited()
 
 
