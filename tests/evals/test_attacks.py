@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from evals import _scores, finetune_attack, quantise_attack
+from evals import _scores, finetune_attack
 from harness.core.costs import Costs
 from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
 from harness.core.measurement import Absent, Measurement
@@ -20,6 +20,7 @@ from harness.core.method import Progress, UnlearningContext
 from harness.core.problem import Problem, Stage
 from harness.models.small import learning_rate_factor
 from harness.models.sources import weights_fingerprint
+from harness.numerics import rounding
 from harness.statistics.measurements import measurements
 from tests.conftest import WORLD, Bench, ContextMaker, Nano, examples, numbered
 
@@ -184,31 +185,6 @@ def test_other_data_to_attack_with_are_not_taken_for_the_same(bench: Bench, prob
 # ---------------------------------------------------------------- quantising
 
 
-@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 64), (4, 3), (2, None)])
-def test_each_weight_goes_to_the_nearest_step_of_its_group(bits: int, group: int | None):
-    weight = torch.randn(5, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).float()
-    found = quantise_attack.rounded(weight, bits, group)
-    highest = 2 ** (bits - 1) - 1
-    for row in range(5):
-        for start in range(0, 200, group or 200):
-            part = weight[row, start : start + (group or 200)].double()
-            grid = torch.arange(-highest, highest + 1).double() * part.abs().max() / highest
-            nearest = grid[(part[:, None] - grid).abs().argmin(dim=1)]
-            got = found[row, start : start + (group or 200)].double()
-            torch.testing.assert_close(got, nearest, rtol=1e-5, atol=1e-6)
-
-
-def test_zeros_stay_zeros_and_types_stay_types():
-    assert quantise_attack.rounded(torch.zeros(2, 5), 4, 64).equal(torch.zeros(2, 5))
-    assert quantise_attack.rounded(torch.ones(2, 5, dtype=torch.bfloat16), 8).dtype == torch.bfloat16
-    assert quantise_attack.rounded(torch.tensor([[float("nan"), 1.0]]), 8).isnan().any()
-
-
-def test_what_is_on_the_grid_stays_where_it_is():
-    weight = quantise_attack.rounded(torch.randn(4, 128, generator=torch.Generator().manual_seed(0)), 4, 64)
-    torch.testing.assert_close(quantise_attack.rounded(weight, 4, 64), weight)
-
-
 def test_linear_layers_but_the_head_are_quantised(nano: Nano, nano_problem: Problem, cache: Cache):
     context = context_of(nano, nano_problem, cache)
     before = nano.model(1).state_dict()
@@ -272,7 +248,7 @@ def test_transposed_layers_and_experts_are_quantised(
     assert {m.note for m in found if isinstance(m, Measurement)} == {f"{100 * share:.3g} % of the weights are rounded"}
     for name in moved:  # by the output channel, wherever that dimension is
         transposed = kind == "gpt2" or (kind == "gpt_oss" and before[name].dim() == 3)
-        expected = torch.stack([quantise_attack.rounded(matrix, 4, 64) for matrix in oriented(before[name], transposed)])
+        expected = torch.stack([rounding.rounded(matrix, 4, 64) for matrix in oriented(before[name], transposed)])
         torch.testing.assert_close(oriented(after[name], transposed), expected)
 
 
