@@ -18,22 +18,17 @@ accuracy ± 1.96 s, kept within 0 and 1.
 
 from __future__ import annotations
 
-import logging
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 
+from evals import _lm_eval
 from evals._scores import CHANCE, HAZARDOUS
 from harness.core.evaluator import EvalContext, EvalPlan, MetricFamily, evaluator
 from harness.core.metric import Interval, Metric, OfMeans, Rows
 from harness.core.problem import Row
-from harness.data.rows import MODEL_ROWS, added_tokens, check_rows
 from harness.statistics.standard_errors import pooled_standard_error
 
 if TYPE_CHECKING:
@@ -41,11 +36,6 @@ if TYPE_CHECKING:
 
 FEWEST_CLUSTERS = 5
 """Under this many groups of questions there is no interval."""
-Scored = tuple[tuple[str, str], list[int], list[int]]
-"""lm-eval's request: (prompt, choice) as texts, and both as tokens."""
-CHOICES_AT_ONCE, AT_ONCE_IF_LARGE = 128, 8
-"""Choices that go through the model together; fewer from `LARGE` parameters on, since logits are kept for every token."""
-LARGE = 100_000_000
 
 
 def version(plan: EvalPlan) -> int:
@@ -152,7 +142,7 @@ def _by_task(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def log_likelihoods(context: EvalContext, tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[list[float]]]:
-    """The log-likelihood of every choice, in nats, by lm-eval's `simple_evaluate` with the model in memory, or in vLLM.
+    """The log-likelihood of every choice, in nats, by lm-eval with the model in memory, or in vLLM.
 
     Args:
         context: whose model, tokenizer and template.
@@ -161,98 +151,18 @@ def log_likelihoods(context: EvalContext, tasks: Mapping[str, Sequence[Row]]) ->
     Returns:
         task → for each row its choices' log-likelihoods.
     """
-    import copy
-
-    if hasattr(context.tokenizer, MODEL_ROWS):  # lm-eval makes its own tokens, and asks nobody
-        questions = (row for rows in tasks.values() for row in rows)
-        texts = [" ".join(map(str, (row["question"], *row["choices"]))) for row in questions]
-        check_rows(context.tokenizer, context.tokenizer(texts)["input_ids"] if texts else [])
-    with _quietly():
-        from lm_eval import evaluator as lm_eval_evaluator
-        from lm_eval.models.huggingface import HFLM
+    questions = (row for rows in tasks.values() for row in rows)
+    _lm_eval.check_texts(context, [" ".join(map(str, (row["question"], *row["choices"]))) for row in questions])
+    with _lm_eval.quietly():
         from lm_eval.tasks import TaskManager
 
-        at_once = AT_ONCE_IF_LARGE if context.model.num_parameters() >= LARGE else CHOICES_AT_ONCE
-        # A copy, since lm-eval gives a tokenizer without padding one.
-        lm = HFLM(context.model, tokenizer=copy.deepcopy(context.tokenizer), batch_size=at_once)
-        if last := added_tokens(context.tokenizer)[1]:
-            lm.tok_encode = partial(_without_last, lm.tok_encode, last)
-        if context.plan.generator == "vllm":
-            lm._loglikelihood_tokens = lambda requests, **_: by_vllm(context, requests)
+        lm = _lm_eval.language_model(context)
         manager = TaskManager(include_path=_task_folders(), include_defaults=False)
         named = [name for name in tasks if name in manager.all_subtasks]
         specs: list[Any] = [_cloze(name, rows, context.plan) for name, rows in tasks.items() if name not in named]
         if named:
             specs.append({"group": "named", "task": [{"task": name, **_rows_of(tasks[name])} for name in named]})
-        # The record says itself what ran on which machine: lm-eval would ask the hub, git of the folder one stands in (whose
-        # "fatal: not a git repository" a reader takes for ours) and a dozen programs.
-        with (
-            patch.object(HFLM, "get_model_info", lambda _: {}),
-            patch.object(lm_eval_evaluator, "add_env_info"),
-            patch.object(lm_eval_evaluator, "get_git_commit_hash", lambda: None),
-        ):
-            result = lm_eval_evaluator.simple_evaluate(
-                lm,
-                tasks=specs,
-                task_manager=manager,
-                bootstrap_iters=0,
-                random_seed=None,
-                numpy_random_seed=None,
-                torch_random_seed=None,
-            )
-    likelihoods = {}
-    for name, rows in tasks.items():
-        samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
-        assert len(samples) == len(rows)
-        likelihoods[name] = [[float(nats) for nats, _ in sample["filtered_resps"]] for sample in samples]
-        context.costs.count(sum(len(lm.tok_encode(prompt + choice)) for s in samples for prompt, choice in s["arguments"]))
-    return likelihoods
-
-
-def _without_last(encode: Callable[..., list[int]], last: int, text: str, **options: Any) -> list[int]:
-    """A text's tokens without the special tokens that the tokenizer puts last: lm-eval would score them as the choice's.
-
-    Args:
-        encode: lm-eval's own way.
-        last: how many there are.
-        text: the text.
-        options: of that way.
-    """
-    whole, plain = encode(text, **options), encode(text, **{**options, "add_special_tokens": False})
-    return whole if whole == plain else whole[: len(whole) - last]
-
-
-def by_vllm(context: EvalContext, requests: Sequence[Scored]) -> list[tuple[float, bool]]:
-    """What lm-eval asks of a model, from vLLM: every different beginning is read once, whatever the number of its choices.
-
-    Args:
-        context: whose model.
-        requests: what lm-eval asks; of a text longer than the model's positions the end alone is read.
-
-    Returns:
-        For each request its choice's summed log-likelihood in nats, and False: whether it is the likeliest text is not asked.
-    """
-    from harness.numerics.generation import served
-    from harness.numerics.vllm import Candidates
-
-    beginnings = [[(*prompt, *choice[:i]) for i in range(len(choice))] for _, prompt, choice in requests]
-    continuations: dict[tuple[int, ...], dict[int, None]] = {}  # a text → the tokens that are to follow it, each once
-    for (_, _, choice), texts in zip(requests, beginnings, strict=True):
-        for text, token in zip(texts, choice, strict=True):
-            continuations.setdefault(text, {})[token] = None
-    positions = getattr(context.model.config, "max_position_embeddings", None)
-    room = min(filter(None, (max(map(len, continuations)) + 1, positions)))
-    with served(context.model, context.plan.device, room) as engine:
-        scores = engine.score([Candidates(list(text[1 - room :]), list(tokens)) for text, tokens in continuations.items()])
-    nats = {
-        (text, token): n
-        for (text, tokens), of in zip(continuations.items(), scores, strict=True)
-        for token, n in zip(tokens, of, strict=True)
-    }
-    return [
-        (sum(nats[text, token] for text, token in zip(texts, choice, strict=True)), False)
-        for (_, _, choice), texts in zip(requests, beginnings, strict=True)
-    ]
+        return _lm_eval.log_likelihoods(context, lm, specs, manager, {name: len(rows) for name, rows in tasks.items()})
 
 
 def _task_folders() -> list[str]:
@@ -266,54 +176,12 @@ def _task_folders() -> list[str]:
 
 def _rows_of(rows: Sequence[Row], **more: Sequence[str]) -> dict[str, Any]:
     """What makes lm-eval take these rows instead of fetching its own."""
-
-    def dataset(**_: Any) -> dict[str, Any]:
-        from datasets import Dataset
-
-        fields = {key: [row[key] for row in rows] for key in ("question", "choices", "answer")}
-        return {"test": Dataset.from_dict({**fields, **more})}
-
-    return {"custom_dataset": dataset, "test_split": "test", "fewshot_split": None, "fewshot_config": None}
+    fields = {key: [row[key] for row in rows] for key in ("question", "choices", "answer")}
+    return _lm_eval.dataset(**fields, **more)
 
 
 def _cloze(name: str, rows: Sequence[Row], plan: EvalPlan) -> dict[str, Any]:
     """A task in which a choice's own words follow the question."""
-    prompts = [plan.problem.template.prompt(row["question"]) for row in rows]
-    return {
-        "task": name,
-        **_rows_of(rows, prompt=prompts),
-        "output_type": "multiple_choice",
-        "doc_to_text": "prompt",
-        "doc_to_choice": "choices",
-        "doc_to_target": "answer",
-        "target_delimiter": plan.problem.template.scored_tag,
-        "num_fewshot": 0,
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without lm-eval's log, with one bar like this project's others in place of its own, and all random numbers left alone."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "evaluate")]
-    levels, random_numbers = [logger.level for logger in loggers], random.getstate()
-    with ExitStack() as stack:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        for module, hide in (("lm_eval.models.huggingface", False), ("lm_eval.api.task", True), ("lm_eval.api.model", True)):
-            stack.enter_context(patch(f"{module}.tqdm", partial(_bar, hide=hide)))
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-            random.setstate(random_numbers)
-
-
-def _bar(*args: Any, hide: bool, **options: Any) -> Any:
-    from tqdm import tqdm
-
-    from harness.core.progress import style
-
-    ours = {"disable": True} if hide else {"desc": "multiple choice", "unit": "choice", **style()}
-    return tqdm(*args, **{**{k: v for k, v in options.items() if k != "disable"}, **ours})
+    template = plan.problem.template
+    prompts = [template.prompt(row["question"]) for row in rows]
+    return _lm_eval.task_of_choices(name, _rows_of(rows, prompt=prompts), template.scored_tag)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from evals.multiple_choice import Scored, by_vllm, log_likelihoods
+from evals._lm_eval import Scored, by_vllm
+from evals.multiple_choice import log_likelihoods
 from harness.core.errors import UsageError
 from harness.core.evaluator import EvalContext, EvalPlan, GenerationRequest, Sampling
 from harness.core.method import UnlearningContext
