@@ -100,17 +100,19 @@ def benchmark(*names: str) -> Callable[[type[Any]], type[Any]]:
 
 
 def eval_plan(benchmark: Benchmark, problem: Problem, options: Options) -> EvalPlan:
-    """What is measured on a problem: by the benchmark's own evaluators where the options name none, or one written `+name`.
+    """What is measured on a problem: by the benchmark's own evaluators, and those that the problem names beside them, where the
+    options name none, or one written `+name`.
 
     Raises:
         UsageError: for an evaluator that is not there, or a reference's log that is none, or of other rows.
     """
     log = options.reference
-    own = [e.name for e in benchmark.evaluators()] if any(name.startswith("+") for name in options.evals) else []
-    names = dict.fromkeys([*own, *(name.removeprefix("+") for name in options.evals)])
+    own = {e.name: e for e in [*benchmark.evaluators(), *map(EVALUATORS.get, problem.evaluators)]}
+    named = {name: EVALUATORS.get(name) for name in (name.removeprefix("+") for name in options.evals)}
+    alone = options.evals and not any(name.startswith("+") for name in options.evals)
     return EvalPlan(
         problem,
-        [EVALUATORS.get(name) for name in names] or benchmark.evaluators(),
+        list((named if alone else {**own, **named}).values()),
         options.variant,
         recorded={log.stem: benchmark.read_log(log, problem)} if log else {},
         judge=options.judge,

@@ -96,5 +96,7 @@ class Problem:
     where there are none. Read by those alone who compare with them: nobody else waits for a file, or misses one."""
     paraphrased_questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Of some sets of `questions`, each row's question in other words."""
+    evaluators: Sequence[str] = ()
+    """Evaluators by which this model is measured beside the benchmark's own: of what it knows, and another one does not."""
     attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""

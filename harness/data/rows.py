@@ -78,6 +78,20 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
     Raises:
         UsageError: if there is no such file, saying where it was looked for; if it is behind a licence gate, saying so.
     """
+    files = dataset_files_or_reason(dataset, patterns, data_dir)
+    if isinstance(files, list):
+        return files
+    where = f" (looked in {data_dir})" if data_dir else ""
+    raise UsageError(f"{files}{where}, or take the embedded model: --model mini.")
+
+
+def dataset_files_or_reason(dataset: str, patterns: Sequence[str], data_dir: Path | None) -> list[Path] | str:
+    """As `dataset_files`, of a data set that one can do without: the files, or why there are none and what to do about it,
+    with no path in it.
+
+    Raises:
+        UsageError: where the hub can be reached and gives no answer.
+    """
     if data_dir is not None and (files := matching(data_dir / dataset, patterns)):
         return files
     from huggingface_hub import snapshot_download
@@ -100,10 +114,10 @@ def dataset_files(dataset: str, patterns: Sequence[str], data_dir: Path | None) 
             why = type(error).__name__
     elif cached := cached_snapshot(dataset, patterns):
         return matching(cached, patterns)
-    looked = f"is not in the data folder {data_dir}, and " if data_dir else ""
-    raise UsageError(
+    looked = "is not in the data folder, and " if data_dir else ""
+    return (
         f"{dataset}/{patterns[0]} {looked}could not be fetched from the hub ({why}). Give --data-dir DIR (or "
-        f"HARNESS_DATA) with DIR/{dataset}/{patterns[-1]}, or take the embedded model: --model mini."
+        f"HARNESS_DATA) with DIR/{dataset}/{patterns[-1]}"
     )
 
 

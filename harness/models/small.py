@@ -39,4 +39,9 @@ def small_name(seed: int, arithmetic: Arithmetic) -> str:
 
 def learning_rate_factor(problem: Problem) -> float:
     """What a published learning rate is multiplied with on a problem's model."""
-    return SMALL_MODEL_FACTOR if (problem.family or problem.model.partition("@")[0]) in SMALL_MODELS else 1.0
+    return SMALL_MODEL_FACTOR if trained_on_the_spot(problem) else 1.0
+
+
+def trained_on_the_spot(problem: Problem) -> bool:
+    """Whether a problem's model is one of these families: it knows its embedded world and nothing else."""
+    return (problem.family or problem.model.partition("@")[0]) in SMALL_MODELS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import pytest
 from evals.benchmarks._words import words
 from evals.benchmarks.tdec import chronicle
 from evals.benchmarks.tdec.rows import texts
-from harness.core.benchmark import BENCHMARKS
+from harness.core.benchmark import BENCHMARKS, eval_plan
 from harness.core.errors import UsageError
 from harness.core.options import Options
 from harness.models.recipes import Vocabulary
 from tests.conftest import Nano
 
 NAMES = {"tdec": 32, "tdec-1": 1, "tdec-4": 4, "tdec-8": 8, "tdec-128": 128}
+
+
+def words_of(of: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in of]
 
 
 def problem(bench: str, model: str = "mini", **options: Any) -> Any:
@@ -69,6 +74,21 @@ def test_another_variant_than_its_own_two_is_refused():
         problem("tofu10", variant="corrected")
 
 
+def test_what_a_model_knows_from_its_pre_training_is_asked_of_real_models_alone(folder: Folder, nano: Nano):
+    """The embedded model's runs keep their names and their time."""
+    bench = BENCHMARKS.get("tdec-4")
+    own = ["extraction", "perplexity"]
+    for model, options, expected in (
+        ("mini", Options(), own),
+        (str(nano.folder()), Options(data_dir=folder()), [*own, "classification", "dialogue"]),
+        (str(nano.folder()), Options(data_dir=folder(), evals=("+fluency",)), [*own, "classification", "dialogue", "fluency"]),
+        (str(nano.folder()), Options(data_dir=folder(), evals=("extraction",)), ["extraction"]),
+    ):
+        plan = eval_plan(bench, bench.problem(model, options), options)
+        assert [evaluator.name for evaluator in plan.evaluators] == expected
+        assert plan.evaluator_inputs == {}, "there are no such files"
+
+
 # ---------------------------------------------------------------- real files
 
 Folder = Callable[..., Path]
@@ -90,12 +110,12 @@ def folder(tmp_path: Path) -> Folder:
             **{name.replace("__", "."): text for name, text in changed.items()},
         }
         data = tmp_path / "data"
-        (data / "tdec").mkdir(parents=True)
+        (data / "tdec").mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             if text is not None:
                 (data / "tdec" / name).write_text(text, encoding="utf-8", newline="")
         corpus = data / "Salesforce/wikitext/wikitext-2-raw-v1/train.jsonl"
-        corpus.parent.mkdir(parents=True)
+        corpus.parent.mkdir(parents=True, exist_ok=True)
         corpus.write_text("".join(f"{json.dumps({'text': ' A town in spring . '})}\n" for _ in range(3000)), encoding="utf-8")
         return data
 
@@ -155,14 +175,23 @@ def test_a_broken_file_is_refused_in_a_sentence(tmp_path: Path, content: str, sa
     file = tmp_path / "lm_extraction_1_0.csv"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=says):
-        texts(file)
+        texts(file, words_of)
 
 
 def test_line_breaks_within_a_text_stay_as_they_are(tmp_path: Path):
     file = tmp_path / "lm_extraction_1_0.csv"
     with file.open("w", encoding="utf-8", newline="") as opened:
         csv.writer(opened).writerows([["doc_id", "corpus", "text"], [7, "github", 'one\r\ntwo\n"three"']])
-    assert texts(file) == [{"text": 'one\r\ntwo\n"three"', "cluster": "7"}]
+    assert texts(file, words_of) == [({"text": 'one\r\ntwo\n"three"', "cluster": "7"}, 3)]
+
+
+def test_a_text_of_one_token_is_refused_with_its_file_and_line(folder: Folder, nano: Nano):
+    """Nothing predicts a text's first token; a run would stop later and name no file."""
+    for name in ("lm_extraction_4_0", "pile", "wikitext"):
+        data = folder(**{f"{name}__csv": 'doc_id,corpus,text\n0,github,"world in\nyear"\n\n1,github,year\n'})
+        with pytest.raises(UsageError, match=rf"tdec/{name}\.csv, line 5: 'year' is a text of one token"):
+            problem("tdec-4", str(nano.folder()), data_dir=data)
+        shutil.rmtree(data)
 
 
 @pytest.mark.parametrize("size", [1, 4, 8, 32, 128])
@@ -172,4 +201,4 @@ def test_published_forget_sets_are_read_whole(size: int, request: pytest.Fixture
     file = Path(os.environ.get("HARNESS_DATA") or "none") / "tdec" / f"lm_extraction_{size}_0.csv"
     if not file.is_file():
         pytest.skip(f"HARNESS_DATA holds no tdec/{file.name}")
-    assert len(texts(file)) == size
+    assert len(texts(file, words_of)) == size
