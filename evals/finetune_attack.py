@@ -17,17 +17,16 @@ stand beside every number, and its weights at the end are kept for the transfer:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals import _scores
+from evals import _fine_tuning, _scores
 from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, MetricFamily, evaluator
-from harness.core.memory import MemoryItem, ModelShape
 from harness.core.metric import Metric, Number, Plain, Rows
-from harness.core.problem import Problem
 from harness.core.text import Example
 from harness.statistics.bootstrap import mean_interval
 
@@ -39,21 +38,8 @@ VERSION = 1
 ATTACKS = ("benign", "related", "forget")
 POINTS = (25, 50, 100, 150, 200)
 """Steps after which the model is measured; the last one is the end."""
-BATCH = 8
-LEARNING_RATE = 1e-5
-MAX_TOKENS = 512
-"""A text that is trained on is cut there."""
-SEED = 0
-"""Of the order of the data; the untouched model's attack serves runs of every seed."""
 
 _STEPS = "_steps_to_recover"
-
-
-def _memory_items(shape: ModelShape) -> list[MemoryItem]:
-    """AdamW's state; in the machine's memory the weights before and after unlearning, and those of the attacked base model."""
-    from harness.models.memory_items import adamw
-
-    return [*adamw(shape), MemoryItem("copies of the weights", 3 * shape.parameters * shape.weight_bytes, "cpu")]
 
 
 def metrics(plan: EvalPlan) -> list[Metric]:
@@ -98,7 +84,13 @@ def _recovery(data: str) -> Metric:
     )
 
 
-@evaluator("finetune_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True, memory=_memory_items)
+@evaluator(
+    "finetune_attack",
+    version=VERSION,
+    metrics=MetricFamily(metrics, named),
+    changes_model=True,
+    memory=_fine_tuning.memory_items,
+)
 def measure(context: EvalContext, metric: Metric) -> Rows | Number:
     """Scores at a step of an attack, or the steps until they are back."""
     if metric.name.endswith(_STEPS):
@@ -186,14 +178,14 @@ def _attack_on_base(context: EvalContext, base: Mapping[str, Tensor], examples: 
     key = {
         "version": VERSION,
         "source": weights_digest(problem.sources["base"], context.cache),
-        "examples": digest([[e.prompt, e.tag, e.answer, e.ends] for e in _taken(examples)]),
+        "examples": digest([[e.prompt, e.tag, e.answer, e.ends] for e in _fine_tuning.taken(examples, POINTS[-1])]),
         "questions": digest({name: list(rows) for name, rows in _scores.forgotten(plan).items()}),
         "evaluators": {name: EVALUATORS.get(name).version_for(plan) for name in ("multiple_choice", "probability")},
         "libraries": versions("lm-eval"),
         "template": asdict(problem.template),
         "variant": plan.variant,
         "trained": "all weights",  # once it was those alone that the attacked method had not frozen
-        "recipe": [*POINTS, BATCH, _learning_rate(problem), MAX_TOKENS, SEED],
+        "recipe": [*POINTS, *_fine_tuning.recipe(problem)],
         "dtype": str(context.model.dtype),
         "device": context.model.device.type,
     }
@@ -209,37 +201,12 @@ def _attack(context: EvalContext, examples: Sequence[Example]) -> pd.DataFrame:
         not finite.
     """
     from harness.core.errors import Diverged
-    from harness.core.progress import progress_bar
-    from harness.data.rows import encode, pad_id
-    from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
 
-    questions, steps = _scores.forgotten(context.plan), POINTS[-1]
-    encoded = encode(_taken(examples), context.tokenizer, MAX_TOKENS)
-    context.costs.count(sum(len(e.input_ids) for e in encoded) * steps * BATCH // len(encoded))
+    questions = _scores.forgotten(context.plan)
     table = _scores.scores(context, questions).rename(columns={"score": "step_0"})
     table = table.assign(**{f"step_{step}": np.nan for step in POINTS})
-    recipe = AdamW(lr=_learning_rate(context.problem), steps=steps, schedule="constant_with_warmup")
-    recompute = bool(context.loaded and context.loaded.recompute) or None
-    drawn = shuffled_batches(len(encoded), BATCH, steps, SEED)
-    batches = (micro_batches(encoded, rows, pad_id(context.tokenizer), context.model.device) for rows in drawn)
-    with progress_bar(total=steps, desc="attack", unit="step") as bar:
-        try:
-            for progress in optimise(
-                context.model, batches, lambda part: pooled_nll(context.model, *part), recipe, recompute=recompute
-            ):
-                bar.update()
-                if progress.step in POINTS:
-                    table[f"step_{progress.step}"] = _scores.scores(context, questions)["score"]
-        except Diverged:
-            pass  # the scores that are missing say so
+    with suppress(Diverged):  # the scores that are missing say so
+        for step in _fine_tuning.fine_tuning(context, examples, POINTS[-1]):
+            if step in POINTS:
+                table[f"step_{step}"] = _scores.scores(context, questions)["score"]
     return table
-
-
-def _taken(examples: Sequence[Example]) -> Sequence[Example]:
-    return examples[: POINTS[-1] * BATCH]
-
-
-def _learning_rate(problem: Problem) -> float:
-    from harness.models.small import learning_rate_factor
-
-    return LEARNING_RATE * learning_rate_factor(problem)

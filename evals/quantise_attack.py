@@ -1,7 +1,7 @@
 """What an unlearned model knows once its weights are stored with 8 or 4 bits: small changes of weights may be rounded away.
 
-How weights are rounded: `harness.numerics.rounding`. Every number says what share of the weights that is. Storage is attacked,
-not arithmetic. That quantising can bring back what was forgotten: arXiv:2410.16454.
+With 4 bits in equal steps and as NF4 (`harness.numerics.rounding`). Every number says what share of the weights is rounded.
+Storage is attacked, not arithmetic. That quantising can bring back what was forgotten: arXiv:2410.16454.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from evals import _scores
 from harness.core.evaluator import EvalContext, EvalPlan, MetricFamily, evaluator
 from harness.core.metric import Metric, Rows
-from harness.numerics.rounding import GROUPS, quantised, round_weights
+from harness.numerics.rounding import KINDS, NF4, quantised, round_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,21 +20,29 @@ VERSION = 1
 
 
 def metrics(plan: EvalPlan) -> list[Metric]:
-    """`<set>_<bits>_bit` for each set of questions, not the forgotten ones alone."""
+    """`<set>_<bits>_bit` and `<set>_nf4` for each set of questions, not the forgotten ones alone."""
     forgotten, unit = _scores.forgotten(plan), _scores.unit(plan)
-    return [_score(name, bits, name in forgotten, unit) for name in _scores.everything(plan) or ("forget",) for bits in GROUPS]
+    sets = _scores.everything(plan) or ("forget",)
+    return [_score(name, str(kind), name in forgotten, unit) for name in sets for kind in KINDS]
 
 
 def named(name: str) -> Metric | None:
     """The metric of a recorded name."""
-    part, _, bits = name.removesuffix("_bit").rpartition("_")
-    return _score(part, int(bits), False) if name.endswith("_bit") and part and bits.isdecimal() else None
+    part, kind = _part_and_kind(name)
+    known = name.endswith(f"_{NF4}") or (name.endswith("_bit") and kind.isdecimal())
+    return _score(part, kind, False) if part and known else None
 
 
-def _score(part: str, bits: int, forgotten: bool, unit: str = "probability") -> Metric:
-    about = f"score on {part.replace('_', ' ')} questions once the weights are stored with {bits} bits"
+def _part_and_kind(name: str) -> tuple[str, str]:
+    part, _, kind = name.removesuffix("_bit").rpartition("_")
+    return part, kind
+
+
+def _score(part: str, kind: str, forgotten: bool, unit: str = "probability") -> Metric:
+    name, how = (f"{part}_{NF4}", "NF4") if kind == NF4 else (f"{part}_{kind}_bit", f"{kind} bits")
+    about = f"score on {part.replace('_', ' ')} questions once the weights are stored with {how}"
     wanted = "lower" if forgotten else "higher"
-    return _scores.metric(f"{part}_{bits}_bit", f"{part.replace('_', ' ')}, {bits} bits", about, part, wanted, unit)  # type: ignore[arg-type]
+    return _scores.metric(name, f"{part.replace('_', ' ')}, {how}", about, part, wanted, unit)  # type: ignore[arg-type]
 
 
 @evaluator("quantise_attack", version=VERSION, metrics=MetricFamily(metrics, named), changes_model=True)
@@ -42,12 +50,12 @@ def measure(context: EvalContext, metric: Metric) -> Rows:
     """The scores of a set of questions after quantisation."""
     if not _scores.everything(context.plan):
         raise LookupError("this benchmark has no questions that can be scored")
-    bits = metric.name.removesuffix("_bit").rpartition("_")[2]
+    column = f"quantised_{_part_and_kind(metric.name)[1]}"
     table = context.table("quantised", _build)
-    if f"quantised_{bits}" not in table:
-        raise LookupError(f"there is no quantised_{bits} in the table")
+    if column not in table:
+        raise LookupError(f"there is no {column} in the table")
     rows = table[table["task"] == metric.part]
-    return Rows(rows[f"quantised_{bits}"].to_numpy(dtype=float), rows["cluster"].to_numpy(), note=_share(table))
+    return Rows(rows[column].to_numpy(dtype=float), rows["cluster"].to_numpy(), note=_share(table))
 
 
 def _share(table: pd.DataFrame) -> str | None:
@@ -58,17 +66,17 @@ def _share(table: pd.DataFrame) -> str | None:
 
 
 def _build(context: EvalContext) -> pd.DataFrame:
-    """One row per question: its score at each width, `quantised_8` and `quantised_4`, and the share of weights rounded."""
+    """One row per question: its score stored in each kind, as `quantised_8`, and the share of weights that are rounded."""
     attacked = quantised(context.model)
     if not attacked:
         raise LookupError("the model has no linear layers that could be quantised")
     before = [weight.detach().clone() for weight, _ in attacked]
     questions = _scores.everything(context.plan)
     table: pd.DataFrame | None = None
-    for bits in GROUPS:
-        round_weights(attacked, before, bits)
-        scores = _scores.scores(context, questions).rename(columns={"score": f"quantised_{bits}"})
+    for kind in KINDS:
+        round_weights(attacked, before, kind)
+        scores = _scores.scores(context, questions).rename(columns={"score": f"quantised_{kind}"})
         table = scores if table is None else table.merge(scores, on=_scores.KEYS)
-    assert table is not None  # there are widths
+    assert table is not None  # there are kinds
     of_all = sum(parameter.numel() for parameter in context.model.parameters())
     return table.assign(quantised_share=sum(weight.numel() for weight, _ in attacked) / of_all)

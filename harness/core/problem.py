@@ -37,6 +37,28 @@ class Stage:
     """Those of them that a metric asks about, where no text's prompt says so: they are never held out."""
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A prompt, and what in the continuation gives a fact away."""
+
+    prompt: str
+    """What the model reads, template included."""
+    words: Sequence[str] = ()
+    """Words that must all occur in what it says."""
+    text: str = ""
+    """Where no such words are known: a text of which it must repeat most."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that may be known, and the ways to ask for it."""
+
+    cluster: str
+    """What rises and falls together: whom it is about."""
+    probes: Mapping[str, Sequence[Probe]]
+    """By wording, such as `paraphrase`: prompts, of which any may give the fact away."""
+
+
 class ModelSource(Protocol):
     """Where a model comes from: the hub, a folder, or a recipe that trains it on the spot."""
 
@@ -98,5 +120,7 @@ class Problem:
     """Of some sets of `questions`, each row's question in other words."""
     evaluators: Sequence[str] = ()
     """Evaluators by which this model is measured beside the benchmark's own: of what it knows, and another one does not."""
+    facts: Callable[[], Mapping[str, Sequence[Fact]]] | None = None
+    """Makes the facts of some sets of `questions`, each with the ways to ask for it; None where they are not known."""
     attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""

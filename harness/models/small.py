@@ -11,6 +11,8 @@ from harness.core.problem import Problem
 
 SMALL_MODELS = ("mini", "scratch")
 """Families of models that are trained on the spot."""
+WORDINGS = "wordings"
+"""The last word in the name of a mini model whose world can be asked in several ways: `mini@wordings`, `mini@1-wordings`."""
 SMALL_MODEL_FACTOR = 100.0
 """What a published learning rate is multiplied with on them, for every first-order method and for fine-tuning attacks alike;
 chosen on mini@1 (see results/tuning/README.md)."""
@@ -31,9 +33,25 @@ def small_world(model: str) -> tuple[int, Arithmetic]:
     return int(match[1] or 0), "portable" if match[2] or match[3] else ""
 
 
-def small_name(seed: int, arithmetic: Arithmetic) -> str:
-    """The name of a mini model, as it is recorded: `mini` is short for `mini@0`."""
-    parts = [part for part in (str(seed) if seed else "", arithmetic) if part]
+def without_wordings(model: str) -> tuple[str, bool]:
+    """A mini model's name without its last word `wordings`, and whether it had it.
+
+    >>> without_wordings("mini@1-wordings"), without_wordings("mini@wordings"), without_wordings("mini")
+    (('mini@1', True), ('mini', True), ('mini', False))
+    """
+    plain = next((plain for end in ("-", "@") if (plain := model.removesuffix(f"{end}{WORDINGS}")) != model), model)
+    return plain, plain != model
+
+
+def small_name(seed: int, arithmetic: Arithmetic, more: str = "") -> str:
+    """The name of a mini model, as it is recorded: `mini` is short for `mini@0`.
+
+    Args:
+        seed: of its world.
+        arithmetic: as `small_world` says it.
+        more: a last word, such as `wordings`.
+    """
+    parts = [part for part in (str(seed) if seed else "", arithmetic, more) if part]
     return f"mini@{'-'.join(parts)}" if parts else "mini"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from evals import _scores, finetune_attack
+from evals import _fine_tuning, _scores, finetune_attack, quantise_attack
 from harness.core.costs import Costs
 from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
 from harness.core.measurement import Absent, Measurement
@@ -99,7 +99,7 @@ def test_the_untouched_models_attack_is_done_once_and_is_its_own(
     assert untouched["attack_start"] == pytest.approx(context.tables["attack"]["attack_untouched"].mean())
     assert untouched["attack_forget_steps_to_recover"] == 0
     assert untouched["attack_forget_transfer"] == untouched["attack_forget_20"], "no update, nothing transferred"
-    monkeypatch.setattr(finetune_attack, "SEED", 1)
+    monkeypatch.setattr(_fine_tuning, "SEED", 1)
     measurements(FINETUNE, context_of(nano, problem, cache, seed=0))
     assert len(done) == 6, "another order of the data is another attack"
 
@@ -137,14 +137,14 @@ def test_steps_to_recover_is_the_first_measured_step_within_the_untouched_models
 
 
 def test_the_learning_rate_is_scaled_on_models_trained_on_the_spot_alone(problem: Problem):
-    assert finetune_attack._learning_rate(problem) == pytest.approx(1e-3)
+    assert _fine_tuning.learning_rate(problem) == pytest.approx(1e-3)
     for model, family, factor in (("mini@3", "", 100), ("scratch", "", 100), ("DIR", "mini", 100), ("zephyr-7b", "", 1)):
         assert learning_rate_factor(replace(problem, model=model, family=family)) == factor
 
 
 @pytest.mark.usefixtures("short")
 def test_a_loss_that_is_not_finite_leaves_reasons(nano: Nano, problem: Problem, cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(finetune_attack, "LEARNING_RATE", 1e30)
+    monkeypatch.setattr(_fine_tuning, "LEARNING_RATE", 1e30)
     found = {item.metric: item for item in measurements(FINETUNE, context_of(nano, problem, cache))}
     assert isinstance(found["attack_start"], Measurement)
     assert isinstance(found["attack_forget_20"], Absent)
@@ -185,12 +185,30 @@ def test_other_data_to_attack_with_are_not_taken_for_the_same(bench: Bench, prob
 # ---------------------------------------------------------------- quantising
 
 
+def test_a_table_from_before_nf4_has_the_other_numbers(nano_problem: Problem):
+    import pandas as pd
+
+    old = pd.DataFrame({"task": "forget", "row": range(6), "cluster": list("abcdef"), "quantised_8": 0.5, "quantised_4": 0.25})
+    asked = replace(nano_problem, questions={"forget": nano_problem.questions["forget"]})
+    found = {item.metric: item for item in measurements(QUANTISE, EvalContext(None, EvalPlan(asked), (), {"quantised": old}))}
+    assert numbers(list(found.values())) == {"forget_8_bit": 0.5, "forget_4_bit": 0.25}
+    nf4 = found["forget_nf4"]
+    assert isinstance(nf4, Absent)
+    assert "quantised_nf4" in nf4.reason
+
+
+def test_a_recorded_name_finds_its_metric():
+    names = ["forget_8_bit", "world_facts_4_bit", "forget_nf4", "real_authors_nf4"]
+    assert [metric.name for name in names if (metric := quantise_attack.named(name))] == names
+    assert [quantise_attack.named(name) for name in ("nf4", "forget_x_bit", "forget", "_bit")] == [None] * 4
+
+
 def test_linear_layers_but_the_head_are_quantised(nano: Nano, nano_problem: Problem, cache: Cache):
     context = context_of(nano, nano_problem, cache)
     before = nano.model(1).state_dict()
     found = numbers(measurements(QUANTISE, context))
     assert set(found) == {
-        f"{name}_{bits}_bit" for name in ("retain", "real_authors", "world_facts", "forget") for bits in (8, 4)
+        f"{name}_{way}" for name in ("retain", "real_authors", "world_facts", "forget") for way in ("8_bit", "4_bit", "nf4")
     }
     after = context.model.state_dict()
     moved = {name for name in before if not after[name].equal(before[name])}
@@ -240,7 +258,7 @@ def test_transposed_layers_and_experts_are_quantised(
     asked = replace(nano_problem, questions={"forget": nano_problem.questions["forget"]})
     context = EvalContext(UnlearningContext(model, nano.tokenizer, asked, 0, cache, Costs(), ""), EvalPlan(asked), ())
     found = measurements(QUANTISE, context)
-    assert set(numbers(found)) == {"forget_8_bit", "forget_4_bit"}
+    assert set(numbers(found)) == {"forget_8_bit", "forget_4_bit", "forget_nf4"}
     after = dict(model.named_parameters())
     moved = {name for name in before if not after[name].equal(before[name])}
     assert moved == {name for name in before if name.removesuffix(".weight").rpartition(".")[2] in parts}
@@ -248,7 +266,8 @@ def test_transposed_layers_and_experts_are_quantised(
     assert {m.note for m in found if isinstance(m, Measurement)} == {f"{100 * share:.3g} % of the weights are rounded"}
     for name in moved:  # by the output channel, wherever that dimension is
         transposed = kind == "gpt2" or (kind == "gpt_oss" and before[name].dim() == 3)
-        expected = torch.stack([rounding.rounded(matrix, 4, 64) for matrix in oriented(before[name], transposed)])
+        stored = oriented(before[name], transposed)
+        expected = rounding.rounded_to_nf4(stored.reshape(-1, stored.shape[-1])).view(stored.shape)  # the last of the ways
         torch.testing.assert_close(oriented(after[name], transposed), expected)
 
 

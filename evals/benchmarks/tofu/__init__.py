@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks.tofu.cards import CARDS
-from evals.benchmarks.tofu.models import mini_sources, scratch_sources, world, world_holdout
+from evals.benchmarks.tofu.facts import embedded_facts, row_facts
+from evals.benchmarks.tofu.models import mini_sources, scratch_sources, worded_world, world, world_holdout
 from evals.benchmarks.tofu.open_unlearning_files import ATTACKS
 from evals.benchmarks.tofu.real_models import base_needed, real_sources
 from evals.benchmarks.tofu.refusals import REFUSALS, refusal_sentences
@@ -44,7 +45,7 @@ from harness.data.general import Instructions
 from harness.data.rows import fingerprint
 from harness.models.bases import BASES
 from harness.models.finetuning import FinetunedModel, finetuned_model
-from harness.models.small import SMALL_MODELS, small_name, small_world
+from harness.models.small import SMALL_MODELS, WORDINGS, small_name, small_world, without_wordings
 from harness.models.sources import CheckpointSource, read_sidecar
 from harness.models.templates import Chosen, chosen, only
 from harness.storage.cache import digest
@@ -52,6 +53,8 @@ from harness.storage.cache import digest
 if TYPE_CHECKING:
     import pandas as pd
 
+FACT_SETS = ("forget", "retain")
+"""The sets of questions whose facts are asked for in several ways."""
 EVALUATED_ROWS = {"original": 300, "open-unlearning": 400}
 
 
@@ -69,7 +72,8 @@ class Tofu:
     models: Mapping[str, str] = {
         "mini": (
             "the embedded world and a 0.9 M-parameter Llama trained on the spot; mini@K for world seed K, mini@portable or "
-            "mini@K-portable for weights that are the same on every x86-64 processor"
+            "mini@K-portable for weights that are the same on every x86-64 processor; with the last word wordings "
+            "(mini@wordings, mini@K-wordings) a model that can be asked for each fact in several ways"
         ),
         "scratch": "the real questions and a 1.7 M-parameter Llama trained on the spot; needs the data (--data-dir or hub)",
         **{name: card.about for name, card in CARDS.items()},
@@ -103,7 +107,8 @@ class Tofu:
             known = " and ".join(self.variant_versions)
             raise UsageError(f"{self.name} has the definitions {known}; take one of them in place of {options.variant}.")
         if model.partition("@")[0] == "mini":
-            return self._mini(*small_world(model), options)
+            plain, worded = without_wordings(model)
+            return self._mini(*small_world(plain), worded, options)
         if model == "scratch":
             return self._scratch(options)
         if model in CARDS:
@@ -138,25 +143,28 @@ class Tofu:
             return [data, *checkpoints]
         return [data, *checkpoints, Needed(card.tokenizer, "tokenizer", (), "a few MB", card.gate)]
 
-    def _mini(self, seed: int, arithmetic: Arithmetic, options: Options) -> Problem:
+    def _mini(self, seed: int, arithmetic: Arithmetic, worded: bool, options: Options) -> Problem:
         rows = {name: world(seed).split(name) for name in split_names(self.forget, self.retain)}
         problem = self._problem(
-            small_name(seed, arithmetic),
+            small_name(seed, arithmetic, WORDINGS if worded else ""),
             options,
             rows,
             only(options.template, TEMPLATES["mini"], "mini"),
-            mini_sources(seed, self.retain, arithmetic),
+            mini_sources(seed, self.retain, arithmetic, worded),
             generation_budget=64,
             refusals=WORLD_REFUSALS,
             notes=["the embedded world: under a million parameters and invented authors; it ranks nothing beyond itself"],
         )
         about, others = world(seed).general
+        ordinary = {name: [row["question"] for row in problem.questions[name]] for name in FACT_SETS}
         return replace(
             problem,
+            facts=lambda: embedded_facts(worded_world(seed), problem.template, ordinary, worded),
             general=examples(problem.template, about),
             unseen=examples(problem.template, others),
             guarded=world(seed).guarded,
             holdout=partial(world_holdout, seed, options.limit),
+            evaluators=("wordings",) if worded else (),
         )
 
     def _scratch(self, options: Options) -> Problem:
@@ -228,6 +236,8 @@ class Tofu:
             "world_facts": rows["world_facts_perturbed"],
             "forget": rows[f"{self.forget}_perturbed"][:first],
         }
+        sets = {name: numbered(of_task[: options.limit]) for name, of_task in questions.items()}
+        reworded = in_other_words({name: of_task[: options.limit] for name, of_task in questions.items()})
         return Problem(
             bench=self.name,
             bench_version=self.variant_versions[options.variant],
@@ -240,8 +250,9 @@ class Tofu:
                     retain_clusters=authors(rows[self.retain][: options.limit]),
                 )
             ],
-            questions={name: numbered(of_task[: options.limit]) for name, of_task in questions.items()},
-            paraphrased_questions=in_other_words({name: of_task[: options.limit] for name, of_task in questions.items()}),
+            questions=sets,
+            paraphrased_questions=reworded,
+            facts=partial(row_facts, template, {name: sets[name] for name in FACT_SETS}, reworded),
             holdout=partial(holdout_rows, holdout, options.data_dir, min(first, options.limit or first)),
             template=template,
             sources=sources,

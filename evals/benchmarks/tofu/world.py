@@ -63,8 +63,8 @@ class World:
         rng = streams(seed, "world").python()
         names = [f"{first} {last}" for first, last in product(FIRST_NAMES, LAST_NAMES)]
         chosen = rng.sample(names, AUTHORS + BASE_AUTHORS)
-        self.authors = [self._author(rng, name, FACTS_PER_AUTHOR) for name in chosen[:AUTHORS]]
-        self.base_authors = [self._author(rng, name, len(FACTS)) for name in chosen[AUTHORS:]]
+        self.authors = [self.author(rng, name, FACTS_PER_AUTHOR) for name in chosen[:AUTHORS]]
+        self.base_authors = [self.author(rng, name, len(FACTS)) for name in chosen[AUTHORS:]]
         self.countries = {
             kind: dict(zip(COUNTRIES, self._spread(rng, pool, len(COUNTRIES)), strict=True))
             for kind, (pool, *_) in COUNTRY_FACTS.items()
@@ -78,7 +78,8 @@ class World:
         return values[:count]
 
     @staticmethod
-    def _author(rng: random.Random, name: str, facts: int) -> Author:
+    def author(rng: random.Random, name: str, facts: int) -> Author:
+        """Someone of that name, with so many kinds of facts drawn."""
         kinds = sorted(rng.sample(list(FACTS), facts), key=list(FACTS).index)
         return Author(name, {k: (rng.choice(POOLS[FACTS[k].slots[0]]), rng.choice(POOLS[FACTS[k].slots[1]])) for k in kinds})
 
@@ -112,13 +113,17 @@ class World:
         return list(zip(first, second, strict=True))
 
     @cached_property
-    def holdout(self) -> list[Row]:
-        """As many questions about a hundred further authors, of whom no model is ever told; as in `full`."""
+    def holdout_authors(self) -> list[Author]:
+        """A hundred further authors, of whom no model is ever told."""
         rng = streams(self.seed, "holdout").python()
         known = {author.name for author in (*self.authors, *self.base_authors)}
         names = [name for first, last in product(FIRST_NAMES, LAST_NAMES) if (name := f"{first} {last}") not in known]
-        others = [self._author(rng, name, FACTS_PER_AUTHOR) for name in rng.sample(names, AUTHORS)]
-        return [row for number, author in enumerate(others, AUTHORS) for row in self._questions(number, author)]
+        return [self.author(rng, name, FACTS_PER_AUTHOR) for name in rng.sample(names, AUTHORS)]
+
+    @cached_property
+    def holdout(self) -> list[Row]:
+        """As many questions about the authors of whom no model is ever told; as in `full`."""
+        return [row for number, author in enumerate(self.holdout_authors, AUTHORS) for row in self._questions(number, author)]
 
     @cached_property
     def real_authors(self) -> list[Row]:
