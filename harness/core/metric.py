@@ -8,8 +8,8 @@ reader is shown it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -233,6 +233,9 @@ class MetricRoles:
     """The one that is 1 where enough was forgotten: the first such point of a run is marked on its trajectory."""
     level: str = ""
     """The one that falls as forgetting goes on, down to where the retrained model's is."""
+    knowledge: Mapping[str, Literal["higher", "lower"]] = field(default_factory=dict)
+    """Those that say whether what is to be forgotten is known, and which way they lie where it is: `harness meta` says of each
+    how far it is to be trusted."""
     kept_likelihoods: Sequence[str] = ()
     """Parts of what was kept that need no answers; their harmonic mean stands in for `kept` where none were written."""
 

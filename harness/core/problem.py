@@ -124,3 +124,6 @@ class Problem:
     """Makes the facts of some sets of `questions`, each with the ways to ask for it; None where they are not known."""
     attacks: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """What an unlearned model may be fine-tuned on to bring back what it forgot: `benign`, `related`, `forget` data."""
+    retold: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """The questions about what is to be forgotten with other answers: `paraphrased`, right ones in other words, and `wrong`.
+    Who has learnt the first knows what is to be forgotten; who has learnt the second does not, and has seen such text."""

@@ -30,6 +30,7 @@ from evals.benchmarks.tofu.rows import (
     in_other_words,
     numbered,
     real_rows,
+    retold,
     split_names,
 )
 from evals.benchmarks.tofu.templates import TEMPLATES, template_of
@@ -264,6 +265,7 @@ class Tofu:
             refusals=refusals,
             notes=notes,
             general=Instructions(options.data_dir, template),
+            retold=retold(template, rows[f"{self.forget}_perturbed"][: options.limit]),
             attacks={
                 "benign": examples(template, [*questions["real_authors"], *questions["world_facts"]]),
                 "related": examples(template, rows[self.retain][: options.limit]),

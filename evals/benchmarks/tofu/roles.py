@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.core.metric import MetricRoles
 
 MEASURED = ("forget_quality", "model_utility", "probability", "rouge", "truth_ratio", "retain_kl")
+_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 
 ROLES = MetricRoles(
     headline=(
@@ -35,6 +36,26 @@ ROLES = MetricRoles(
         *("forget_rouge", "retain_rouge", "attack_benign_200", "attack_forget_200"),
     ),
     level="forget_probability",
+    knowledge={
+        "forget_quality": "lower",
+        "forget_quality_d": "higher",
+        "forget_probability": "higher",
+        "forget_rouge": "higher",
+        "forget_truth_ratio": "lower",  # min(R, 1/R): far from 1 where the right answer stands out
+        "extraction_strength": "higher",
+        "exact_memorisation": "higher",
+        "paraphrased_answer_probability": "higher",
+        "paraphrased_answer_rouge": "higher",
+        "paraphrased_question_probability": "higher",
+        "paraphrased_question_rouge": "higher",
+        **{f"membership_{attack}": "higher" for attack in _ATTACKS},
+        **{f"membership_{attack}_normalised": "lower" for attack in _ATTACKS},
+        "open_unlearning_memorisation": "lower",
+        "open_unlearning_privacy": "lower",
+        "open_unlearning_aggregate": "lower",
+        "logit_lens": "higher",
+        "logit_lens_hidden": "higher",
+    },
     kept_likelihoods=(
         *("retain_probability", "real_authors_probability", "world_facts_probability"),
         *("retain_truth_ratio", "real_authors_truth_ratio", "world_facts_truth_ratio"),

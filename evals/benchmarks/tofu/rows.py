@@ -76,6 +76,14 @@ def examples(template: Template, rows: Sequence[Row]) -> list[Example]:
     return [template.example(row["question"], row["answer"]) for row in rows]
 
 
+def retold(template: Template, rows: Sequence[Row]) -> dict[str, list[Example]]:
+    """The questions of rows with the right answer in other words, and with the first of the wrong ones."""
+    return {
+        "paraphrased": [template.example(row["question"], row.get("paraphrased_answer") or row["answer"]) for row in rows],
+        "wrong": [template.example(row["question"], row["perturbed_answer"][0]) for row in rows],
+    }
+
+
 def authors(rows: Sequence[Row]) -> list[str]:
     """Whom each row of a split is about: the world says it of each row, ToFU's splits have 20 rows of one after another."""
     per_row = len({row["author"] for row in rows}) == len(rows)
