@@ -23,7 +23,8 @@ RUN, READ, LOOK, KEEP = "Run", "Read results", "Look around", "Keep house"
 PANELS = (RUN, READ, LOOK, KEEP)
 """Headings of `harness --help`, in order."""
 COMMANDS: Mapping[str, str] = {
-    **{"run": "runs", "transfer": "runs", "sweep": "sweeps", "study": "sweeps", "leaderboard": "pages", "plot": "pages"},
+    **{"run": "runs", "transfer": "runs", "sweep": "sweeps", "study": "sweeps", "meta": "sweeps"},
+    **{"leaderboard": "pages", "plot": "pages"},
     **{"show": "showing", "score": "showing", "power": "showing", "list": "listing", "test-plugin": "testing"},
     **{"doctor": "keeping", "validate": "keeping", "cache": "keeping", "results": "keeping"},
 }

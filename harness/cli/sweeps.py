@@ -1,8 +1,9 @@
-"""`harness sweep` and `harness study`: many runs, each a record of its own."""
+"""`harness sweep`, `harness study` and `harness meta`: many runs, each a record of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,11 @@ from harness.cli.control import SweepControl, no_bars, print_json, report_failur
 from harness.cli.flags import Words, command
 from harness.core.errors import UsageError, unknown
 from harness.core.fields import read
+from harness.running.meta import MetaRequest
 from harness.running.request import StudyRequest, SweepRequest, request_file
 
 if TYPE_CHECKING:
+    from harness.core.figure import Sheet
     from harness.running.trials import EvalPlans, TrialSpec
     from harness.storage.records import RunResult
 
@@ -80,6 +83,54 @@ def study(
             done += zip(tries, _run_tries(tries, control), strict=True)
     if not control.dry_run:
         _show([todo for todo, _ in done], [result for _, result in done], control)
+
+
+@command(app, MetaRequest, SweepControl, panel=RUN)
+def meta(words: Words, control: SweepControl) -> None:
+    """Score the scores: how faithful and how robust each metric is, on models made for it; finished ones are skipped.
+
+    harness meta --jobs 2
+
+    harness meta --worlds 0 --models 10 --dry-run
+    """
+    no_bars()
+    from harness.reading.meta_table import FOLDER, meta_sheets, write
+    from harness.running.trials import check_count
+
+    tries = read(MetaRequest, words.environment, words.typed).study().trials()
+    check_count(len(tries), control.yes)
+    about = {"about": "which metrics tell whether a forget set is known, and stay put when a model is disturbed"}
+    of_models = replace(control, results=control.root / FOLDER)
+    if control.dry_run or not control.silent:
+        _forecast(tries, of_models, "meta", about, {})
+    if control.dry_run:
+        return
+    results = _run_tries(tries, of_models)
+    sheets = meta_sheets(control.root)
+    files = write(control.root, sheets)
+    if control.json:
+        print_json([row for sheet in sheets for row in sheet.numbers.to_dict("records")])
+    else:
+        _print_sheets(sheets)
+        print("\n".join(map(str, files)))
+    report_failures(tries, results)
+
+
+def _print_sheets(sheets: Sequence[Sheet]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.reading.console import stdout
+
+    for sheet in sheets:
+        table = Table(title=sheet.caption, header_style="bold")
+        for head in sheet.shown.columns:
+            table.add_column(str(head))
+        for cells in sheet.shown.itertuples(index=False, name=None):
+            table.add_row(*(Text(str(cell)) for cell in cells))
+        stdout().print(table)
+        for note in sheet.notes:
+            stdout().print(note)
 
 
 def _phases(name: str, request: StudyRequest, control: SweepControl) -> list[Callable[[], list[TrialSpec]]]:

@@ -67,7 +67,7 @@ def read(bench: str, model: str, options: Options) -> EvalPlan:
 def plan(
     bench: str,
     model: str,
-    method: str,
+    method: str | Method[Any],
     settings: Mapping[str, JSON],
     options: Options,
     recorded: Mapping[str, JSON] | None = None,
@@ -79,7 +79,7 @@ def plan(
     Args:
         bench: a benchmark's name.
         model: what is unlearned, as the benchmark names it.
-        method: a method's name.
+        method: a method's name; or one that is in no list.
         settings: what differs from the method's defaults and presets.
         options: seed, limit, device and so on.
         recorded: all settings of an earlier run that is to be repeated; `settings` win over them.
@@ -91,24 +91,26 @@ def plan(
     """
     if not 0 <= options.seed <= MOST_SEED:
         raise UsageError(f"the seed {options.seed} is not between 0 and {MOST_SEED:,}.")
-    chosen = METHODS.get(method)
+    chosen = METHODS.get(method) if isinstance(method, str) else method
     measured = measured or read(bench, model, options)
     problem = measured.problem
     if problem.retain != options.retain:
         raise UsageError(f"{bench} has one retain set; leave out --retain {options.retain}.")
     _check_rows(problem)
     if reason := chosen.skip_reason(problem):
-        raise UsageError(f"{method} cannot run on {bench} with {cut(model)}: {reason}.")
+        raise UsageError(f"{chosen.name} cannot run on {bench} with {cut(model)}: {reason}.")
     _check_training(chosen, options)
     _check_metrics(measured)
     family = problem.family or problem.model.partition("@")[0]
     stands_on = chosen.preset(bench, family, preset)
-    config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=method)
+    config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=chosen.name)
     if reason := chosen.refusal(problem, config):
-        raise UsageError(f"{method}: {reason}.")
+        raise UsageError(f"{chosen.name}: {reason}.")
     spec = _spec(measured, chosen, config, options, "" if settings or preset == "published" else preset)
     spec = replace(spec, bench=bench, model=Path(model).name if Path(model).is_dir() else problem.model)
-    selection = f"{preset} form: " + (f"preset of {method} for {bench} on {family}" if stands_on else f"defaults of {method}")
+    selection = f"{preset} form: " + (
+        f"preset of {chosen.name} for {bench} on {family}" if stands_on else f"defaults of {chosen.name}"
+    )
     if recorded:
         selection = "settings of a recorded run"
     # A preset is of a method that trains all weights, by AdamW as it usually is.

@@ -41,7 +41,10 @@ KFADE = ("--method", "kfade", "--bench", "tofu10")
         (("run", "--metod", "kfade"), ("harness run has no flag --metod. Did you mean --method? harness run --help",)),
         (("run", *KFADE, "--lr", "1e-4"), ("--lr is a method's setting, not a flag: write --set lr=1e-4.",)),
         (("run", *KFADE, "--lrr=1e-4"), ("harness run has no flag --lrr. Did you mean --set lr=VALUE?",)),
-        (("run", *KFADE, "--jobs", "2"), ("harness run has no flag --jobs; it is one of harness study and harness sweep.",)),
+        (
+            ("run", *KFADE, "--jobs", "2"),
+            ("harness run has no flag --jobs; it is one of harness meta, harness study and harness sweep.",),
+        ),
         (("run", "-m", "kfade", "--task", "tofu10"), ("harness run has no flag --task: write --bench.",)),
         (("run", *KFADE, "--learning_rate", "1e-4"), ("harness run has no flag --learning_rate: write --set lr=VALUE.",)),
         (("--bench", "tofu10", "run"), ("--bench is a flag of ", "write it after the command's name")),

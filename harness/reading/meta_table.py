@@ -1,0 +1,223 @@
+"""The meta-evaluation as a table: for the terminal, CSV, Markdown and the leaderboard's page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from harness.core.documents import read_json
+from harness.core.errors import UsageError
+from harness.core.figure import Sheet
+from harness.reading.figures import markdown
+from harness.reading.formats import NO_NUMBER
+from harness.reading.meta import FORMS, KEPT, ONE_SIDED, SYMMETRIC, MetaEvaluation, Trust, meta_evaluations
+from harness.statistics.trust import Estimate
+from harness.storage.cache import disk_errors
+from harness.storage.record_files import fault
+from harness.storage.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "meta"
+"""Where `harness meta` puts its records in a results folder."""
+HEADING = "How far to trust each column"
+_DIGITS = 2
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class PublishedValues:
+    """What a paper says of a metric."""
+
+    name: str
+    """As the paper has it."""
+    faithfulness: float | None = None
+    """Its AUC."""
+    robustness: float | None = None
+    """Its harmonic mean of both parts."""
+    parts: Mapping[str, float] | None = None
+    """The parts of that, by disturbance."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class PublishedMeta:
+    """A paper's meta-evaluation."""
+
+    name: str
+    """In one word, for a heading."""
+    paper: str
+    """Which."""
+    source: str
+    """Where its numbers stand."""
+    models: str
+    """What they are of."""
+    notes: Sequence[str]
+    """What tells its metrics from those here that stand beside them."""
+    values: Mapping[str, PublishedValues]
+    """By metric, in this harness's names."""
+
+
+_PUBLISHED = TypeAdapter(PublishedMeta)
+
+
+def read_published_meta(root: Path, skipped: Callable[[str], None] = lambda text: None) -> list[PublishedMeta]:
+    """The papers' own meta-evaluations in a results folder (`published/meta_evaluation/*.json`).
+
+    Args:
+        root: the results folder.
+        skipped: told of each file that is none.
+    """
+    papers = []
+    for file in sorted((root / "published" / "meta_evaluation").glob("*.json")):
+        try:
+            papers.append(_PUBLISHED.validate_python(read_json(file)))
+        except (UsageError, ValidationError) as error:
+            why = fault(error) if isinstance(error, ValidationError) else str(error).rstrip(".")
+            skipped(f"published/meta_evaluation/{file.name} is no meta-evaluation: {why}")
+    return papers
+
+
+def meta_sheets(root: Path, skipped: Callable[[str], None] = lambda text: None) -> list[Sheet]:
+    """The table of each benchmark whose metrics were tried; none where there are no such records.
+
+    Args:
+        root: the results folder.
+        skipped: told of each file of published numbers that is none.
+    """
+    folder = root / FOLDER
+    evaluations = meta_evaluations(Store(folder).runs()) if (folder / "runs").is_dir() else []
+    papers = read_published_meta(root, skipped) if evaluations else []
+    return [meta_sheet(each, papers) for each in evaluations]
+
+
+def write(root: Path, sheets: Sequence[Sheet]) -> list[Path]:
+    """Put the tables beside the records, as CSV and Markdown; returns the files.
+
+    Raises:
+        UsageError: if the folder cannot be written, or the disk is full.
+    """
+    if not sheets:
+        return []
+    folder = root / FOLDER
+    files = {"table.csv": as_csv(sheets), "table.md": "\n".join(map(markdown, sheets))}
+    with disk_errors(f"the results folder {root}", "Choose another with --results", whatever=True):
+        for name, content in files.items():
+            (folder / name).write_text(content, encoding="utf-8")
+    return [folder / name for name in files]
+
+
+def as_csv(sheets: Sequence[Sheet]) -> str:
+    """Every number."""
+    import pandas as pd
+
+    return str(pd.concat([sheet.numbers for sheet in sheets]).to_csv(index=False, lineterminator="\n"))
+
+
+def meta_sheet(evaluation: MetaEvaluation, papers: Sequence[PublishedMeta] = ()) -> Sheet:
+    """One row a metric, in the benchmark's order; a paper's numbers in columns of their own.
+
+    Args:
+        evaluation: what the records say.
+        papers: what was published.
+    """
+    import pandas as pd
+
+    rows = [_shown(trust, papers) for trust in evaluation.trust]
+    variant = "" if evaluation.variant == "original" else f", {evaluation.variant} definitions"
+    caption = f"{HEADING}: {evaluation.bench} on {', '.join(evaluation.worlds)}{variant}"
+    return Sheet(_numbers(evaluation), pd.DataFrame(rows), caption, [*_notes(evaluation), *_of_papers(papers)])
+
+
+def _shown(trust: Trust, papers: Sequence[PublishedMeta]) -> dict[str, str]:
+    published = {paper.name: paper.values.get(trust.judged.metric) for paper in papers if not trust.judged.closest}
+    cells = {"metric": trust.judged.title, "known": {"higher": "↑", "lower": "↓"}[trust.judged.known]}
+    cells["faithful (AUC)"] = _estimate(trust.faithfulness, ends=True)
+    cells |= {paper.name: _of_paper(published.get(paper.name), "faithfulness") for paper in papers}
+    for form in FORMS:
+        whole = form.startswith("robust")
+        cells[_head(form)] = _estimate(trust.robustness[form], ends=whole)
+        if form == f"robustness, {SYMMETRIC}":
+            for paper in papers:
+                cells[f"{paper.name}, robust"] = _of_paper(published.get(paper.name), "robustness")
+    return {**cells, "n": f"{trust.known} + {trust.never}, {trust.unlearned}"}
+
+
+def _of_paper(values: PublishedValues | None, what: Literal["faithfulness", "robustness"]) -> str:
+    value = getattr(values, what, None)
+    return "" if value is None else _two(value)
+
+
+def _head(form: str) -> str:
+    what, _, kind = form.partition(", ")
+    return f"{'robust' if what == 'robustness' else what}{' (one-sided)' if kind == ONE_SIDED else ''}"
+
+
+def _estimate(estimate: Estimate | str, ends: bool) -> str:
+    if isinstance(estimate, str):
+        return f"absent: {estimate}" if ends else NO_NUMBER
+    text = _two(estimate.value)
+    return f"{text} [{_two(estimate.ends[0])} to {_two(estimate.ends[1])}]" if ends and estimate.ends else text
+
+
+def _two(value: float) -> str:
+    """A number between 0 and 1 that is looked at beside many others."""
+    return f"{value:.{_DIGITS}f}"
+
+
+def _numbers(evaluation: MetaEvaluation) -> pd.DataFrame:
+    """Every number with six digits: what is behind them depends on the machine."""
+    import pandas as pd
+
+    rows = []
+    for trust in evaluation.trust:
+        row: dict[str, Any] = {"bench": evaluation.bench, "variant": evaluation.variant, "worlds": " ".join(evaluation.worlds)}
+        row |= {"metric": trust.judged.metric, "title": trust.judged.title, "known": trust.judged.known}
+        row |= {"references": evaluation.references if trust.judged.closest else 1}
+        for name, estimate in {"faithfulness": trust.faithfulness, **trust.robustness}.items():
+            key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
+            value, low, high = (
+                (estimate.value, *(estimate.ends or (None, None))) if isinstance(estimate, Estimate) else (None,) * 3
+            )
+            row |= {key: _digits(value), f"{key}_low": _digits(low), f"{key}_high": _digits(high)}
+        reasons = [each for each in (trust.faithfulness, *trust.robustness.values()) if isinstance(each, str)]
+        row |= {"known_models": trust.known, "never_models": trust.never, "unlearned_models": trust.unlearned}
+        rows.append({**row, "absent": "; ".join(dict.fromkeys(reasons))})
+    return pd.DataFrame(rows)
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _notes(evaluation: MetaEvaluation) -> list[str]:
+    """What is needed to read the table."""
+    pools = {name: (sum(evaluation.count(knows)), sum(evaluation.count(knows, trained=True))) for name, knows in _POOLS.items()}
+    said = " and ".join(f"{count} that {name} ({trained} trained from their base)" for name, (count, trained) in pools.items())
+    counted = sum(each.counts for each in evaluation.disturbed)
+    others = sum(each.config.method != "retrained" for each in evaluation.disturbed) - counted
+    return [
+        f"Faithful: how well the metric tells models that know the forget set from models that never saw it; ½ is chance. "
+        f"{said}; the others are light fine-tunes of those. The areas of {len(evaluation.worlds)} worlds are averaged.",
+        "Known: which way the metric lies where the forget set is known.",
+        "In brackets: 95 % intervals. Models made from one trained model are resampled together; for robustness, those of one "
+        "method. An area of 1 has nothing to resample.",
+        f"Robust: harmonic mean of relearned and 4 bits, on {counted} models unlearned with {', '.join(evaluation.methods)}; "
+        f"{others} more kept less than {KEPT:.0%} of the untouched model's utility and are left out. Symmetric (UDS): what "
+        "comes back and what is lost count alike; one-sided (open-unlearning): what comes back alone.",
+        "n: models that know + that never did, unlearned models.",
+    ]
+
+
+_POOLS = {"know it": True, "never did": False}
+
+
+def _of_papers(papers: Sequence[PublishedMeta]) -> list[str]:
+    said = []
+    for paper in papers:
+        said.append(f"{paper.name}: {paper.paper} ({paper.source}), not measured here. {paper.models}. {' '.join(paper.notes)}")
+    return said
