@@ -87,13 +87,14 @@ def for_page(section: EqualDamageSection, number: int) -> dict[str, Any]:
         "title": section.title,
         "about": ABOUT,
         "judged_at": f"{section.comparison.judged_at:g}",
-        "budgets": [{"budget": budget, **_table(sheet)} for budget, sheet in section.by_budget],
+        "budgets": [{"budget": budget, **table_cells(sheet)} for budget, sheet in section.by_budget],
         "notes": section.sheets["budgets"].notes,
-        "others": [{"name": name, **_table(sheet)} for name, sheet in others],
+        "others": [{"name": name, **table_cells(sheet)} for name, sheet in others],
     }
 
 
-def _table(sheet: Sheet) -> dict[str, Any]:
+def table_cells(sheet: Sheet) -> dict[str, Any]:
+    """A table as the page's template shows it."""
     rows = []
     for cells in sheet.shown.itertuples(index=False, name=None):
         reason = next((i for i, cell in enumerate(cells) if cell.startswith("absent: ")), None)

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.core.figure import Sheet
 from harness.core.measurement import Absent
-from harness.reading import equal_damage_section
+from harness.reading import equal_damage_section, meta_table
 from harness.reading.answers import answers_of
 from harness.reading.cells import (
     differences_in_one_line,
@@ -28,7 +29,9 @@ from harness.reading.cells import (
 from harness.reading.compared import read_runs
 from harness.reading.comparing import differences_of, sections
 from harness.reading.equal_damage_section import EqualDamageSection, equal_damage_sections
+from harness.reading.figures import markdown as sheet_as_markdown
 from harness.reading.formats import arrow, gibibytes, markdown, seconds
+from harness.reading.meta_table import meta_sheets
 from harness.reading.page import LEGEND, in_order, page
 from harness.reading.published import read_published
 from harness.reading.rows import Row, Section, Value, single
@@ -55,14 +58,17 @@ def build(root: Path, skipped: Callable[[str], None] = lambda text: None) -> dic
         tables, at_budgets = sections(run for run in runs if not run.spec.budgets), equal_damage_sections(runs, store)
         for section in tables:
             section.differences = differences_of(section, store)
-        published = read_published(root, skipped)
+        published, meta = read_published(root, skipped), meta_sheets(root, skipped)
         answers = {section.index: answer for section in tables if (answer := answers_of(section, store))}
         texts = {
-            "index.html": page(tables, published, answers, (root.resolve().parent / "CITATION.cff").is_file(), at_budgets),
+            "index.html": page(
+                tables, published, answers, (root.resolve().parent / "CITATION.cff").is_file(), at_budgets, meta
+            ),
             "leaderboard.csv": as_csv(tables),
-            "leaderboard.md": as_markdown(tables, published, at_budgets),
+            "leaderboard.md": as_markdown(tables, published, at_budgets, meta),
             "differences.csv": differences_as_csv(tables),
             **equal_damage_section.as_csv(at_budgets),
+            **({"meta.csv": meta_table.as_csv(meta)} if meta else {}),
         }
     return {name: text.encode() for name, text in texts.items()}
 
@@ -228,7 +234,10 @@ def differences_as_csv(tables: Sequence[Section]) -> str:
 
 
 def as_markdown(
-    tables: Sequence[Section], published: Sequence[Mapping[str, Any]], at_budgets: Sequence[EqualDamageSection] = ()
+    tables: Sequence[Section],
+    published: Sequence[Mapping[str, Any]],
+    at_budgets: Sequence[EqualDamageSection] = (),
+    meta: Sequence[Sheet] = (),
 ) -> str:
     """The headline columns of every table, for reading in a terminal or on a repository's page."""
     out = ["# Leaderboard", "", *(f"- {markdown(line)}" for line in LEGEND), ""]
@@ -240,6 +249,8 @@ def as_markdown(
         out += [f"- {markdown(sentence)} See differences.csv." for sentence in sentences]
         out += [f"- {markdown(unfinished_in_one_line(run))}" for run in section.unfinished] + [""]
     out += equal_damage_section.as_markdown(at_budgets)
+    for sheet in meta:
+        out += [f"## {markdown(sheet.caption)}", "", sheet_as_markdown(sheet)]
     for paper in published:
         out += _markdown_paper(paper)
     return "\n".join(out).rstrip("\n") + "\n"

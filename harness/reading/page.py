@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.core.evaluator import title_of
+from harness.core.figure import Sheet
 from harness.core.measurement import Absent, Difference
 from harness.core.metric import in_text
 from harness.core.options import Protocol
@@ -16,7 +17,7 @@ from harness.reading.answers import Answers
 from harness.reading.cells import differences_in_one_line, headline, lines_of, unfinished_in_one_line
 from harness.reading.compared import PROTOCOLS, protocol
 from harness.reading.differences import LEVEL
-from harness.reading.equal_damage_section import EqualDamageSection, for_page
+from harness.reading.equal_damage_section import EqualDamageSection, for_page, table_cells
 from harness.reading.formats import ARROWS, NO_NUMBER, arrow, gibibytes, interval, number, p_value, seconds
 from harness.reading.glossary import REFERENCES, sources, terms
 from harness.reading.looks import look
@@ -71,6 +72,7 @@ def page(
     answers: Mapping[int, Answers],
     project: bool,
     at_budgets: Sequence[EqualDamageSection] = (),
+    meta: Sequence[Sheet] = (),
 ) -> str:
     """The page: one file that needs no other.
 
@@ -80,6 +82,7 @@ def page(
         answers: to one question, by a table's number.
         project: whether the results folder lies in the project's checkout, whose README is linked then.
         at_budgets: what was measured at given damages.
+        meta: how far each metric is to be trusted.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -98,6 +101,7 @@ def page(
         protocols=[(name, about) for name, about in PROTOCOLS.items() if name in seen],
         directions=ARROWS,
         equal_damage=[for_page(section, number_of) for number_of, section in enumerate(at_budgets, 1)],
+        meta=[table_cells(sheet) for sheet in meta],
         terms=terms([*in_order(tables), *at_budgets]),
         references=REFERENCES,
         sources=sources(everybody),
