@@ -37,6 +37,7 @@ class CEUConfig(Recipe):
     source="arXiv:2503.01224",
     memory=memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def ceu(context: UnlearningContext, config: CEUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

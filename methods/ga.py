@@ -29,6 +29,7 @@ class GAConfig(Recipe):
     source="arXiv:2401.06121",
     memory=memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def ga(context: UnlearningContext, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

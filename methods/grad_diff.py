@@ -34,6 +34,7 @@ class GradDiffConfig(PairedRecipe):
     source="arXiv:2401.06121",
     memory=memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def grad_diff(context: UnlearningContext, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -32,6 +32,7 @@ class IDKConfig(PairedRecipe):
     skip_reason=has_refusals,
     memory=memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def idk(context: UnlearningContext, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -44,6 +44,7 @@ class NPOConfig(RetainedRecipe):
     source="arXiv:2404.05868",
     memory=retained_memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def npo(context: UnlearningContext, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -51,6 +51,7 @@ class PDUConfig(PairedRecipe):
     source="arXiv:2506.05314",
     memory=memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def pdu(context: UnlearningContext, config: PDUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

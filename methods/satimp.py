@@ -44,6 +44,7 @@ class SatImpConfig(RetainedRecipe):
     source="arXiv:2505.11953",
     memory=retained_memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def satimp(context: UnlearningContext, config: SatImpConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -48,6 +48,7 @@ class SimNPOConfig(RetainedRecipe):
     source="arXiv:2410.07163",
     memory=retained_memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def simnpo(context: UnlearningContext, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

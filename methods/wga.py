@@ -36,6 +36,7 @@ class WGAConfig(RetainedRecipe):
     source="arXiv:2502.19301",
     memory=retained_memory_items,
     takes_adapter=True,
+    takes_shards=True,
 )
 def wga(context: UnlearningContext, config: WGAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -23,7 +23,7 @@ from harness.core.errors import Diverged, UsageError
 from harness.core.method import METHODS, Method, Progress, UnlearningContext
 from harness.core.options import LoRA, Optimizer
 from harness.core.registry import ROOT
-from harness.numerics import group
+from harness.numerics import group, sharding, training
 from harness.numerics.shared_cache import SharedCache
 from harness.storage.cache import Cache
 from tests import nano_sweep
@@ -50,20 +50,32 @@ CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "rmu, not shared": ("rmu", {"steps": 3, "layer": 1, "layers": [1], "batch_size": 2}, {}),
 }
 """What is worked out: method, settings, and what else its context says."""
+SHARDED: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    name: (name, {**ADAM, **({"dual_warmup_epochs": 0} if name == "pdu" else {})}, {})
+    for name, method in METHODS.all().items()
+    if method.takes_shards
+}
+"""Likewise, where weights are sharded (`FSDP`)."""
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What accelerate's launcher says to processes that are to shard weights."""
 
 
-def outcomes(folder: Path) -> dict[str, Tensor]:
+def outcomes(folder: Path, cases: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> dict[str, Tensor]:
     """All numbers that methods log, and the weights that they come to, by case."""
     found = {}
-    for case, (name, chosen, more) in CASES.items():
+    for case, (name, chosen, more) in cases.items():
         problem, method = nano_sweep.nano_problem(), METHODS.get(name)
         model, tokenizer = problem.sources["base"].load(Cache(folder / case), "cpu", "float32")
+        if sharding.wanted():
+            sharding.shard(model, "cpu")
         cache = SharedCache(Cache(folder / case))
         context = UnlearningContext(model, tokenizer, problem, 0, cache, Costs(), "nano", **more)
         steps = list(method.steps(context, resolve(method.config, chosen, owner=name)))
         logged = [value for step in steps for _, value in sorted(step.logged.items())]
         found[f"{case}: logged"] = torch.tensor(logged, dtype=torch.float64)
-        found[f"{case}: weights"] = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+        found[f"{case}: weights"] = torch.cat(
+            [weight.detach().flatten() for _, weight in sorted(sharding.state(model).items())]
+        )
     return found
 
 
@@ -122,8 +134,11 @@ def main() -> None:
         return
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     group.join()
+    sharded = sharding.wanted()
+    if sharded:
+        training.TOKENS_PER_MICRO_BATCH = 1  # a row each: of five, one of two processes has a pass more than the other
     with group.together():
-        save_file(outcomes(folder / "shared"), folder / f"{rank}.safetensors")
+        save_file(outcomes(folder / "shared", SHARDED if sharded else CASES), folder / f"{rank}.safetensors")
     group.leave()
 
 

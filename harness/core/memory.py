@@ -35,6 +35,8 @@ class ModelShape:
     """How AdamW is kept by a method that takes one; the usual way if None."""
     recompute: bool = False
     """Whether activations are recomputed in training."""
+    held_share: float = 1.0
+    """What part of the weights a process holds; less than 1 where they are sharded (`harness.numerics.sharding`)."""
     row_tokens: int = 0
     """Tokens of one of the longer examples with its prompt, about: 19 of 20 have no more. 0 if that is not known."""
 

@@ -150,6 +150,10 @@ class Method(Generic[C]):
     own_optimizer: bool = False
     """Whether it steps there by an optimizer of its own, not by AdamW (`UnlearningContext.optimizer`)."""
 
+    takes_shards: bool = False
+    """Whether it can train a model of which every process holds a part (`harness.numerics.sharding`): the weights themselves,
+    by the loop of the first-order methods, where each part of a step is one pass of the model and no copy of it is kept."""
+
     @property
     def takes_optimizer(self) -> bool:
         """Whether it trains by AdamW in the loop of the first-order methods."""
@@ -214,6 +218,7 @@ class Declared(TypedDict, Generic[C], total=False):
     reach: Reach
     reads_general: Callable[[C], bool]
     takes_adapter: bool
+    takes_shards: bool
     own_optimizer: bool
 
 

@@ -81,12 +81,13 @@ class ExportOptions:
         from harness.models.saving import save_tensors
         from harness.models.sources import save_checkpoint
         from harness.models.updates import changed
+        from harness.numerics.sharding import state
 
         if self.model:
             with disk_errors(f"the folder {self.model}", "Choose another with --save-model", within=self.model):
                 save_checkpoint(model, tokenizer, self.model, about)
         if self.update:
-            moved = changed(model.state_dict(), before)
+            moved = changed(state(model), before)
             with disk_errors(f"the file {self.update}", "Choose another with --save-update", within=self.update.parent):
                 self.update.parent.mkdir(parents=True, exist_ok=True)
                 save_tensors(moved, self.update, metadata)

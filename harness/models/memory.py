@@ -22,6 +22,7 @@ from harness.core.problem import Problem
 from harness.models.device_memory import GIB, Room, gib, room_on
 from harness.models.memory_items import budget_items, measuring_bytes, size_of
 from harness.models.origins import configured_by
+from harness.numerics import sharding
 from harness.numerics.configurations import meta_model
 from harness.numerics.placement import ALL_GPUS
 
@@ -93,6 +94,7 @@ def shape_of(problem: Problem, options: Options) -> ModelShape | None:
         round(characters / 4) + 1,
         adapter=options.adapter,
         optimizer=options.optimizer,
+        held_share=sharding.held_share(model) if sharding.wanted() else 1.0,
         recompute=options.recompute or (large and options.device.startswith("cuda")),
         row_tokens=texts[len(texts) * 19 // 20] // 4 + 1 if texts else 0,
     )
@@ -109,8 +111,10 @@ def estimate(shape: ModelShape, items: Sequence[MemoryItem], evaluators: Sequenc
         items: what the method says it holds.
         evaluators: what measures; one at a time holds something.
     """
-    weights = MemoryItem("weights", shape.parameters * shape.weight_bytes)
-    working = [weights, *(h for h in items if h.where == "device")]
+    size = shape.parameters * shape.weight_bytes
+    weights = MemoryItem("weights", round(size * shape.held_share))
+    layer = MemoryItem("a layer gathered", size // size_of(shape, "num_hidden_layers", 1), certain=False)
+    working = [weights, *([layer] if shape.held_share < 1 else []), *(h for h in items if h.where == "device")]
     kept = [h for h in working if h.while_measured]
     read = MemoryItem("evaluation", measuring_bytes(shape), certain=False)
     measured = [[*kept, read], *([*kept, *(h for h in e.memory(shape) if h.where == "device")] for e in evaluators)]

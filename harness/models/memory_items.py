@@ -24,7 +24,7 @@ POSITIONS_WHEN_READING = 256
 
 def adamw(shape: ModelShape) -> list[MemoryItem]:
     """What AdamW on all weights holds: float32 gradients, two moments, and masters of weights that are not float32."""
-    float32 = 4 * shape.parameters
+    float32 = round(4 * shape.parameters * shape.held_share)
     return [
         MemoryItem("gradients", float32, while_measured=False),
         MemoryItem("AdamW moments", 2 * float32),

@@ -20,6 +20,7 @@ from harness.core.errors import UsageError
 from harness.core.problem import ModelSource
 from harness.data.hub import pinned
 from harness.models.saving import for_older_readers, same_mode
+from harness.numerics import sharding
 from harness.numerics.configurations import CONFIG_FILES, TOKENIZER_FILES, local_folder, read_config, weights_of
 from harness.numerics.identity import SIDECAR, folder_identity, foreign_code
 from harness.numerics.loading import Examined, examine, load_checkpoint, tokenizer_of
@@ -190,10 +191,9 @@ def weights_fingerprint(model: nn.Module) -> str:
 
     from harness.numerics.digests import tensor_digest
 
-    tensors = sorted(model.state_dict().items())
-    large = sum(tensor.nbytes for _, tensor in tensors) > LARGE
+    large = sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGE
     state = hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in sharding.weights(model):
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if large:
             state.update(tensor_digest(tensor))
@@ -217,7 +217,7 @@ def save_checkpoint(
 
     disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=dict(sharding.state(model)) if sharding.is_sharded(model) else None)
     tokenizer.save_pretrained(folder)
     for_older_readers(folder)
     (folder / SIDECAR).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ Where several processes share a step, all gradients wait for their sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -99,18 +99,18 @@ class ByWeight:
         self._norms: list[Tensor] = []
         self.optimiser = make([(name, piece.master) for name, pieces in self._pieces.items() for piece in pieces])
 
-    def gradient(self, loss: Callable[[B], Tensor], micro_batches: Sequence[B]) -> tuple[float, float]:
+    def gradient(self, loss: Callable[[B], Tensor], micro_batches: Iterable[B]) -> tuple[float, float]:
         """A step's loss and its gradient's norm before clipping; without clipping the step is then taken."""
         total = 0.0
         self._steps += 1
         self._norms.clear()
-        for number, micro_batch in enumerate(micro_batches, start=1):
+        for number, micro_batch in enumerate(parts := list(micro_batches), start=1):
             value = loss(micro_batch)
             total += float(value.detach())
             if not math.isfinite(total):
                 break  # nothing is stepped by it
             with ExitStack() as hooks:
-                if number == len(micro_batches) and self._kept.clip == "none" and not self._shared:
+                if number == len(parts) and self._kept.clip == "none" and not self._shared:
                     for name, parameter in self._named.items():
                         hook: Any = parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._take(name))
                         hooks.callback(hook.remove)

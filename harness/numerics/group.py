@@ -15,9 +15,10 @@ Torch is imported by what needs it, since the command line asks here too.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,8 +36,13 @@ _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """What a launcher says to each process in the environment."""
 _BEGINNING, _LONGEST = timedelta(minutes=10), timedelta(days=30)
 """How long processes wait for the others to begin, and for what they do."""
+_BROKEN = re.compile(r"closed by peer|reset by peer|broken pipe|NCCL", re.IGNORECASE)
+"""What torch says of a collective that another process does not come to."""
 END = -1
 """What the first process announces when there are no more runs."""
+PASS, WEIGHTS = -2, -3
+"""What it asks the others for while it is alone at work: to take a pass of a sharded model along, and their parts of its
+weights (`harness.numerics.sharding`)."""
 
 
 class ProcessLost(RunFailed):
@@ -69,6 +75,8 @@ class _Group:
     """What all of them can write to and read."""
     together: bool = False
     """Whether work is shared at the moment."""
+    answers: dict[int, Callable[[], object]] = field(default_factory=dict)
+    """What this process does when it is asked for something."""
 
 
 _group: _Group | None = None
@@ -171,6 +179,8 @@ def together() -> Iterator[None]:
     if _group is None:
         yield
         return
+    if not _group.together:
+        _meet()  # the others wait here for the first one, and do meanwhile what it asks for
     before, _group.together = _group.together, True
     try:
         yield
@@ -278,6 +288,21 @@ def first_says(value: int) -> int:
     return int(summed(value if is_first() else 0)[0])
 
 
+# ---------------------------------------------------------------- asked for by the first one
+
+
+def answer(answers: Mapping[int, Callable[[], object]]) -> None:
+    """What this process does, from now on, where the first one asks for it."""
+    if _group is not None:
+        _group.answers.update(answers)
+
+
+def ask(what: int) -> None:
+    """Have the others do their part of what the first process, alone at work, begins now; elsewhere all are at it anyway."""
+    if _group is not None and not _group.together and _group.rank == 0:
+        _say(what)
+
+
 # ---------------------------------------------------------------- which run
 
 
@@ -297,7 +322,7 @@ def awaited() -> int:
     Raises:
         RunFailed: if it is in the middle of a run that this process has broken off.
     """
-    if run := _say(0):
+    if run := _heard():
         return run
     raise RunFailed(f"process {_group.rank if _group else 0} of the group broke off a run that the first one goes on with.")
 
@@ -323,8 +348,16 @@ def _meet() -> None:
         MovedOn: if the first process announces something in place of it.
         ProcessLost: if one of them has ended.
     """
-    if run := _say(0):
+    if run := _heard():
         raise MovedOn(run)
+
+
+def _heard() -> int:
+    """What the first process says when it comes here, after all that it has asked for until then."""
+    while (word := _say(0)) in (PASS, WEIGHTS):
+        assert _group is not None
+        _group.answers[word]()
+    return word
 
 
 def _say(run: int) -> int:
@@ -344,7 +377,21 @@ def _all_reduce(tensor: Tensor, how: ReduceOp.RedOpType | None = None) -> None:
     except RuntimeError as error:
         if ran_out(error):
             raise
-        raise ProcessLost(
-            f"another of the {processes()} processes that share this run has ended. What was measured is kept; "
-            "the same command goes on from there."
-        ) from error
+        raise _lost() from error
+
+
+def _lost() -> ProcessLost:
+    return ProcessLost(
+        f"another of the {processes()} processes that share this run has ended. What was measured is kept; "
+        "the same command goes on from there."
+    )
+
+
+def check_lost(error: Exception) -> None:
+    """Whether it came from a sum that torch makes by itself, in a pass of a sharded model, and another process has ended.
+
+    Raises:
+        ProcessLost: if so.
+    """
+    if processes() > 1 and isinstance(error, RuntimeError) and _BROKEN.search(str(error)):
+        raise _lost() from error

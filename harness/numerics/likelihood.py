@@ -21,6 +21,7 @@ from harness.data.rows import Batch, Encoded, batches
 from harness.numerics import anatomy, group
 from harness.numerics.decoding import can_decode
 from harness.numerics.room import with_room
+from harness.numerics.sharding import is_sharded
 from harness.numerics.shared_prompts import Beginning, continued, shared_beginnings
 
 if TYPE_CHECKING:
@@ -335,7 +336,9 @@ class AnswerDistributions:
         self, model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int, where: torch.device | str = "cpu"
     ) -> None:
         self._processes = group.size()
-        self._batches = list(batches(group.share(encoded), pad_id, TOKENS_PER_BATCH, "cpu"))
+        self._shared = not is_sharded(model)  # whose passes all processes take together
+        mine = group.share(encoded) if self._shared else encoded
+        self._batches = list(batches(mine, pad_id, TOKENS_PER_BATCH, "cpu"))
         self._base = [self._log_probs(model, batch).to(where) for batch in self._batches]
         self.labels = sum(e.label_count for e in encoded)
         """Number of answer positions."""
@@ -352,7 +355,7 @@ class AnswerDistributions:
             float(kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().sum())
             for batch, base in zip(self._batches, self._base, strict=True)
         )
-        return group.summed(total)[0] / self.labels
+        return (group.summed(total)[0] if self._shared else total) / self.labels
 
     @torch.no_grad()
     def kl_sums(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:

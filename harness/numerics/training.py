@@ -25,6 +25,7 @@ from harness.core.errors import Diverged
 from harness.core.options import Optimizer
 from harness.core.streams import streams
 from harness.data.rows import Batch, Encoded, by_length, collate
+from harness.numerics import sharding
 from harness.numerics.by_weight import ByWeight
 from harness.numerics.group import add_up_gradients, summed
 from harness.numerics.likelihood import answer_labels, answer_logits
@@ -120,7 +121,7 @@ def optimise(
         for number, micro_batches in enumerate(steps, start=begin + 1):
             rate = float(scheduler.get_last_lr()[0])
             highest = max(highest, rate)
-            total, norm = weights.gradient(loss, micro_batches)
+            total, norm = weights.gradient(loss, sharding.as_many_passes(model, micro_batches))
             if not (math.isfinite(total) and math.isfinite(norm)):
                 raise Diverged(f"step {number}: the loss is {total} and its gradient's norm {norm}")
             weights.step()
@@ -179,16 +180,20 @@ def fused_adamw(constants: AdamW, named: Sequence[tuple[str, Tensor]]) -> torch.
 
 
 class AllAtOnce:
-    """Steps some parameters together, through float32 masters of those that are not float32; see `ByWeight`."""
+    """Steps some parameters together, through float32 masters of those that are not float32; see `ByWeight`.
+
+    Of sharded ones (`harness.numerics.sharding`) this process steps its parts.
+    """
 
     def __init__(
         self, names: Sequence[str], parameters: Sequence[Tensor], adamw: AdamW, make: MakeOptimiser, shared: bool = False
     ) -> None:
         self._parameters, self._max_norm, self._shared = parameters, adamw.max_gradient_norm, shared
-        self._masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
+        self._sharded = [sharding.is_part(parameter) for parameter in parameters]
+        self._masters = [_master(parameter) for parameter in parameters]
         self.optimiser = make(list(zip(names, self._masters, strict=True)))
 
-    def gradient(self, loss: Callable[[B], Tensor], micro_batches: Sequence[B]) -> tuple[float, float]:
+    def gradient(self, loss: Callable[[B], Tensor], micro_batches: Iterable[B]) -> tuple[float, float]:
         """A step's loss and its gradient's norm before clipping; the clipped gradient lies on the masters."""
         total = 0.0
         for micro_batch in micro_batches:
@@ -197,10 +202,12 @@ class AllAtOnce:
             total += float(value.detach())
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             if master is not parameter and parameter.grad is not None:
-                master.grad, parameter.grad = parameter.grad.float(), None
+                master.grad, parameter.grad = sharding.part(parameter.grad).float(), None
         if self._shared:
-            add_up_gradients(self._masters)
+            add_up_gradients([m for m, sharded in zip(self._masters, self._sharded, strict=True) if not sharded])
             (total,) = summed(total)
+        if any(self._sharded):
+            return total, sharding.clip(self._masters, self._sharded, self._max_norm)
         return total, float(torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm))
 
     @torch.no_grad()
@@ -210,7 +217,14 @@ class AllAtOnce:
         self.optimiser.zero_grad(set_to_none=True)
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             if master is not parameter:
-                parameter.copy_(master)
+                sharding.part(parameter).copy_(master)
+
+
+def _master(parameter: Tensor) -> Tensor:
+    """What is stepped: a float32 parameter itself, a copy of one of another type, and this process's part of a sharded one."""
+    if parameter.dtype == torch.float32 and not sharding.is_part(parameter):
+        return parameter
+    return sharding.part(parameter).detach().float().requires_grad_()  # of a float32 part, that very part
 
 
 @contextmanager

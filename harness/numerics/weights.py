@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from harness.numerics.sharding import part
+
 
 @dataclass
 class Weights:
-    """A copy of what is trainable in a model (of all its weights, where nothing is marked so), on the CPU."""
+    """A copy of what is trainable in a model (of all its weights, where nothing is marked so), on the CPU.
+
+    Of sharded weights each process copies, and puts back, its own parts.
+    """
 
     tensors: Mapping[str, Tensor]
 
@@ -21,7 +26,7 @@ class Weights:
         """As they are now."""
         named = dict(model.named_parameters())
         trainable = {name: p for name, p in named.items() if p.requires_grad} or named
-        return Weights({name: p.detach().to("cpu", copy=True) for name, p in trainable.items()})
+        return Weights({name: part(p.detach()).to("cpu", copy=True) for name, p in trainable.items()})
 
     def then(self, later: Weights) -> Weights:
         """These, and of later ones what they hold: what was not trainable since has not moved."""
@@ -35,4 +40,4 @@ class Weights:
                 if towards is not None and share:
                     end = towards.tensors.get(name, tensor)
                     tensor = end if share == 1 else torch.lerp(tensor.float(), end.float(), share).to(tensor.dtype)
-                parameters[name].copy_(tensor)
+                part(parameters[name]).copy_(tensor)

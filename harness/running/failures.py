@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.core.errors import Diverged, RunFailed, UsageError, without_secrets
 from harness.core.memory import ran_out
 from harness.core.registry import ROOT
-from harness.numerics.group import ProcessLost
+from harness.numerics.group import ProcessLost, check_lost
 from harness.running.plan import Plan
 from harness.storage.cache import Cache
 from harness.storage.record_writing import Record
@@ -35,7 +35,8 @@ def outcome(todo: Plan, record: Record, store: Store) -> Iterator[None]:
             record.write(replace(record.result, status=status, error=error))
 
     try:
-        yield
+        with _telling_losses():
+            yield
     except KeyboardInterrupt as stop:  # or a signal that ends a command, with its reason
         ended("interrupted", str(stop) or "interrupted from the keyboard")
         raise
@@ -57,6 +58,16 @@ def outcome(todo: Plan, record: Record, store: Store) -> Iterator[None]:
             ended("failed", f"{advice}\n{frames(error)}")
             raise RunFailed(f"{advice} Points measured so far are kept.") from error
         ended("failed", frames(error))
+        raise
+
+
+@contextmanager
+def _telling_losses() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error):
+            check_lost(error)
         raise
 
 

@@ -20,13 +20,14 @@ from harness.core.evaluator import EvalContext, Reference
 from harness.core.memory import ran_out
 from harness.core.method import UnlearningContext
 from harness.models.export import ExportOptions
-from harness.numerics import group
+from harness.numerics import group, sharding
 from harness.numerics.shared_cache import SharedCache
 from harness.running.failures import give_back_memory, outcome
 from harness.running.measuring import measure, source_tables
 from harness.running.places import Places
 from harness.running.plan import Plan
 from harness.running.provenance import made_by_other_code, provenance_of
+from harness.running.sharded import sharded, sharding_notes
 from harness.storage.cache import Cache, disk_errors
 from harness.storage.record_writing import Record
 from harness.storage.records import SCHEMA_VERSION, Point, Provenance, RunResult
@@ -72,7 +73,7 @@ def execute(todo: Plan, store: Store, cache: Cache, exports: ExportOptions | Non
             status="interrupted",
             selection=todo.selection,
             trial=todo.trial,
-            notes=list(todo.problem.notes),
+            notes=[*todo.problem.notes, *sharding_notes(todo)],
         )
         if not record.written:
             record.result = result
@@ -135,6 +136,7 @@ def _take_part(todo: Plan, cache: Cache) -> None:
             pass
     except Exception as error:
         if not ran_out(error):
+            group.check_lost(error)
             raise
         advice = memory.advice(todo.problem, todo.method, todo.config, todo.options)
         raise RunFailed(f"{advice} Points measured so far are kept.") from error
@@ -181,7 +183,10 @@ def _load(todo: Plan, cache: Cache, exports: ExportOptions, names: Sequence[str]
     with costs.phase("models"):
         needed = [problem.sources[name] for name in ("base", *names) if name in problem.sources]
         train_all([source for source in needed if isinstance(source, TrainedSource)], cache)
-        model, tokenizer = problem.sources["base"].load(cache, options.device, options.dtype)
+        shards = sharded(todo)
+        model, tokenizer = problem.sources["base"].load(cache, "cpu" if shards else options.device, options.dtype)
+        if shards:
+            sharding.shard(model, options.device)
     exports.check(sum(tensor.nbytes for tensor in model.parameters()))
     kept = SharedCache(cache) if group.processes() > 1 else cache
     context = UnlearningContext(
@@ -198,8 +203,8 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     problem = plan.problem
     generator = choose_generator(todo.spec.generator, todo.options.device)
     context = _load(todo, cache, exports, plan.references)
-    costs, before = context.costs, weights_fingerprint(context.model)
     _begin_together(todo, context.model)
+    costs, before = context.costs, weights_fingerprint(context.model)
     result = _with_provenance(todo, store, result, context, before)
     with costs.phase("references"):
         for evaluator in plan.evaluators:

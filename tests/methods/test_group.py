@@ -33,7 +33,7 @@ def test_all_processes_come_to_the_same_bits(folder: Path):
 
 def test_shared_work_gives_the_numbers_of_one_process(folder: Path, tmp_path: Path):
     launched.register()
-    alone, shared = launched.outcomes(tmp_path), load_file(folder / "0.safetensors")
+    alone, shared = launched.outcomes(tmp_path, launched.CASES), load_file(folder / "0.safetensors")
     assert alone.keys() == shared.keys()
     for name, expected in alone.items():
         rounding = {"rtol": 1e-4, "atol": 1e-6} if name.endswith("logged") else {"rtol": 1e-5, "atol": 5e-6}
@@ -44,6 +44,19 @@ def test_what_is_compared_has_moved(folder: Path):
     shared = load_file(folder / "0.safetensors")
     weights = [value for name, value in shared.items() if name.endswith("weights")]
     assert all(not torch.equal(one, other) for i, one in enumerate(weights) for other in weights[:i])
+
+
+def test_sharded_weights_come_to_the_numbers_of_one_process(tmp_path: Path):
+    done = launched.launch(2, str(tmp_path), env={"HARNESS_CACHE": str(tmp_path / "none"), **launched.FSDP})
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    alone = launched.outcomes(tmp_path, launched.SHARDED)
+    assert alone.keys() == first.keys()
+    for name, expected in alone.items():
+        # Adam divides what rounding leaves of a gradient that is nearly 0 by its size.
+        rounding = {"rtol": 1e-4, "atol": 1e-6} if name.endswith("logged") else {"rtol": 1e-5, "atol": 3e-5}
+        torch.testing.assert_close(first[name], expected, msg=lambda text, name=name: f"{name}: {text}", **rounding)
 
 
 def test_a_process_by_itself_has_all_rows_and_sums_nothing():

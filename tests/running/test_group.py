@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.core.errors import UsageError
-from harness.numerics import group
+from harness.core.measurement import Measurement
+from harness.models.sources import CheckpointSource, weights_fingerprint
+from harness.numerics import group, sharding
+from harness.storage.cache import Cache
 from harness.storage.store import Store
 from harness.storage.validate import problems
 from tests import launched
@@ -26,9 +30,9 @@ pytestmark = pytest.mark.mini
 def launch(tmp_path: Path) -> Launch:
     """Runs `harness run` on the nano benchmark in two processes."""
 
-    def run(*words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, processes: int = 2, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
         request = ["run", "--bench", "nano", "--results", str(tmp_path / "results"), *words]
-        return launched.launch(processes, "harness", *request, env={"HARNESS_CACHE": str(tmp_path / "cache")})
+        return launched.launch(processes, "harness", *request, env={"HARNESS_CACHE": str(tmp_path / "cache"), **env})
 
     return run
 
@@ -55,6 +59,56 @@ def test_two_processes_make_one_record_and_print_one_table(launch: Launch, tmp_p
     assert list(problems(Store(tmp_path / "results"))) == []
     again = launch(*words, processes=1)
     assert "shown as recorded" in again.stdout  # how many processes there were is no part of a run's name
+
+
+def test_two_processes_that_shard_the_weights_make_the_record_of_one(launch: Launch, tmp_path: Path):
+    words = ["--method", "grad_diff", "--evals", "probability,rouge", "--set", "batch_size=5", "--budgets", ".001,.002"]
+    alone = launch(*words, "--results", str(tmp_path / "alone"), processes=1)
+    kept = tmp_path / "model"
+    done = launch(*words, "--save-model", str(kept), env=launched.FSDP)
+    assert (alone.returncode, done.returncode) == (0, 0), done.stderr
+    assert (done.stdout.count("record: "), said(done)) == (1, [])
+    record = records(tmp_path)["grad_diff"]
+    assert "the weights of decoder layers were sharded over 2 processes (FSDP2)" in record["notes"]
+    one, two = ([p for run in Store(tmp_path / folder).runs() for p in run.points] for folder in ("alone", "results"))
+    assert [point.logged["budget"] for point in two] == [0.001, 0.002]
+    for expected, point in zip(one, two, strict=True):
+        assert point.logged["damage"] == pytest.approx(point.logged["budget"], rel=0.02)
+        assert {m.metric: m.value for m in point.measurements if isinstance(m, Measurement)} == pytest.approx(
+            {m.metric: m.value for m in expected.measurements if isinstance(m, Measurement)}, rel=0.02
+        )
+    saved, _ = CheckpointSource(str(kept)).load(Cache(tmp_path / "none"), "cpu", "float32")
+    assert weights_fingerprint(saved) == two[-1].weights  # whole weights have the fingerprint of their parts
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--method", "nudge"], "nudge needs whole weights on every process. Launch without --use_fsdp, or take one of "),
+        (["--method", "ga", "--adapter", "lora:r=2"], "sharded weights are trained themselves, by AdamW in float32."),
+        (["--method", "ga", "--evals", "quantise_attack"], "quantise_attack needs whole weights on one process."),
+        (["--method", "npo", "--set", "retain_loss=kl"], "retain_loss=kl needs a copy of the model before unlearning."),
+    ],
+)
+def test_what_needs_whole_weights_is_refused(launch: Launch, words: list[str], sentence: str):
+    (said_once,) = said(launch(*words, env=launched.FSDP))
+    assert said_once.startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"FSDP_VERSION": "1"}, r"FSDP1 was asked for\. Launch with --fsdp_version 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "Launch without --fsdp_offload_params"),
+    ],
+)
+def test_fsdp_is_wanted_as_it_is_done(changed: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {**launched.FSDP, **changed}.items():
+        monkeypatch.setenv(name, value)
+    assert not sharding.wanted()  # a process by itself
+    monkeypatch.setattr(group, "_group", group._Group(0, 2, 0, store=None))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=sentence):
+        sharding.wanted()
 
 
 def test_a_run_that_diverges_on_all_processes_is_followed_by_the_next(launch: Launch, tmp_path: Path):
@@ -95,6 +149,19 @@ def test_other_commands_are_not_shared(tmp_path: Path):
     assert sentence == (
         "error: 2 processes were launched, and they share the work of harness run alone. Begin list without a launcher."
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"), [("[../gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:3", True), ("no such thing", False)]
+)
+def test_a_pass_that_another_process_does_not_come_to_says_that_it_has_ended(
+    words: str, lost: bool, monkeypatch: pytest.MonkeyPatch
+):
+    error = RuntimeError(words)
+    group.check_lost(error)  # a process by itself has nobody to lose
+    monkeypatch.setattr(group, "_group", group._Group(0, 2, 0, store=None))  # type: ignore[arg-type]
+    with pytest.raises(group.ProcessLost, match="another of the 2 processes") if lost else nullcontext():
+        group.check_lost(error)
 
 
 @pytest.mark.parametrize("wanted", ["cuda:all", "cuda:1", "mps"])
