@@ -25,7 +25,7 @@ DRAWS = 5
 """Forget sets of each size."""
 MEMORISED = 160
 """Texts that are learnt by heart: five forget sets of 32 that share none."""
-READ = 600
+READ = 2400
 """Texts of the same kind that are read now and then."""
 GUARDING = 128
 """How many of them may guard what is kept."""
