@@ -21,6 +21,8 @@ REACHED = "reached"
 """Column of `speaking`: whether enough was forgotten at that point; True where the benchmark has no such mark."""
 
 
+STEP = "step"
+"""Column of a point's number of steps."""
 NEAR = 0.09
 """Levels closer than this share of an axis have one name."""
 
@@ -71,7 +73,8 @@ class Marked:
         if seeds.max() == 1:
             return "One seed each."
         counts = f"{seeds.max()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-        return f"n = {counts} seeds: small markers are runs, large ones and lines their {MEDIAN}."
+        hollow = ", hollow unless all of them got there" if self.mark else ""
+        return f"n = {counts} seeds: small markers are runs, large ones their {MEDIAN}{hollow}."
 
 
 def marked(runs: pd.DataFrame, what: str, advise: Callable[..., str]) -> list[Marked]:
@@ -121,4 +124,5 @@ def spread(points: pd.DataFrame, metric: str) -> str:
     if value is None:
         return "–"
     low, high = value["seed_low"], value["seed_high"]
-    return number(value["value"]) + (f" ({number(low)} to {number(high)})" if low != high else "")
+    shown = "{:g}".format if metric == STEP else number
+    return shown(value["value"]) + (f" ({shown(low)} to {shown(high)})" if low != high else "")

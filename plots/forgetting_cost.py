@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 SECONDS = "seconds of unlearning until there,\nlog scale  (← better)"
 
+MOST = 10
+"""From so many times its lowest value on a metric has a logarithmic axis."""
+
 
 @figure("forgetting_cost")
 def forgetting_cost(runs: pd.DataFrame, options: FigureOptions) -> Mapping[str, Drawing | Sheet]:
@@ -57,6 +60,9 @@ def _draw(
                 _marks(axes, of_method, metric, str(method))
             levels(axes, compared.group, metric, named=axes is row[-1])
         row[0].set_ylabel(label(metric, points))
+        every = compared.points[metric].dropna()
+        if len(every) and every.min() > 0 and every.max() > MOST * every.min():
+            _style.log_ticks(row[0], [*every], vertical=True)
     for axes, protocol in zip(panels[0], protocols, strict=True):
         axes.set_title(_select.heading(protocol))
     for axes in panels[-1]:
@@ -98,7 +104,7 @@ def _legend(drawing: Drawing, compared: Marked, points: pd.DataFrame) -> None:
         handles.append(
             Line2D([], [], color=drawn.colour, marker=drawn.marker, label=name, linewidth=0, markersize=6, markeredgecolor=edge)
         )
-    title = f"runs that are\n{compared.mark}" if compared.mark else None
+    title = f"{compared.mark} in so\nmany of the runs" if compared.mark else None
     drawing.legend(handles=handles, loc="outside right upper", frameon=False, title=title)
 
 

@@ -15,7 +15,7 @@ from harness.core.errors import UsageError
 from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.formats import known
 from plots import _select, _style
-from plots._reached import REACHED, Marked, label, levels, marked, spread
+from plots._reached import REACHED, STEP, Marked, label, levels, marked, spread
 from plots._select import lower_median
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 USUAL = "rank"
-STEP = "step"
 AT, LINE = "at", "line"
 """Columns: the number, and the method with its other settings."""
 MOST = 8
@@ -105,10 +104,12 @@ def _named(points: pd.DataFrame, by: str) -> list[str]:
 
 
 def _draw(compared: Marked, points: pd.DataFrame, by: str, notes: Sequence[str]) -> Drawing:
-    metrics = [*([STEP] if compared.mark else compared.forgetting[:1]), *compared.kept]
+    steps = [STEP] * bool(compared.mark and points[STEP].nunique() > 1)
+    forgetting = compared.forgetting if compared.mark else compared.forgetting[:1]
+    metrics = [*steps, *(metric for metric in forgetting if metric in points), *compared.kept]
     columns = len(metrics)
     title = f"{', '.join(sorted(set(points['method'])))} by {by}: {compared.group.title}"
-    drawing = _style.figure(_style.panels_width(columns) + 0.6, 3.2, title, notes)
+    drawing = _style.figure(_style.panels_width(columns) + 0.6 + 1.6 * max(0, columns - 2), 3.2, title, notes)
     panels = drawing.subplots(1, columns, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         for number_of, (_, of) in enumerate(points.groupby(LINE, sort=True)):

@@ -57,7 +57,7 @@ def test_how_many_draws_were_forgotten_and_their_median_and_range_are_told(tmp_p
     )
     assert told["forgotten"] == "2 of 3"
     assert told["general_perplexity"] == "30.000 (20.000 to 40.000)"
-    assert told["step"] == "2.000 (1.000 to 2.000)"
+    assert told["step"] == "2 (1 to 2)"
 
 
 def test_a_line_joins_runs_that_differ_in_the_number_alone(tmp_path: Path):
