@@ -266,10 +266,15 @@ def comparisons(results: Iterable[RunResult]) -> list[EqualDamage]:
     for result in results:
         if result.spec.budgets and result.trial is None:
             shown = {part.title: part.shown(result.spec) for part in IDENTITY if part.title not in _WORLD}
-            identity = {**shown, "model": result.spec.model.partition("@")[0]}
+            identity = {**shown, "model": _without_seed(result.spec.model)}
             alike.setdefault(canonical(identity), (identity, []))[1].append(result)
     made = [_comparison(identity, group) for identity, group in alike.values()]
     return sorted(made, key=lambda each: [str(value) for value in each.identity.values()])
+
+
+def _without_seed(model: str) -> str:
+    """What a model is called whose world does not matter: `mini` of `mini@2`, `mini@wordings` of `mini@2-wordings`."""
+    return re.sub(r"@\d+(?:-|$)", "@", model).rstrip("@")
 
 
 def _comparison(identity: Mapping[str, object], every: Sequence[RunResult]) -> EqualDamage:

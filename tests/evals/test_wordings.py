@@ -286,6 +286,11 @@ def test_rows_of_files_are_asked_as_far_as_they_go():
     assert not facts["retain"][0].probes["paraphrase"]
 
 
+def test_it_is_measured_on_the_worded_world_of_itself(problem: Problem):
+    assert problem.evaluators == ("wordings",)
+    assert not BENCHMARKS.get("tofu10").problem("mini", Options(limit=2)).evaluators
+
+
 # ---------------------------------------------------------------- names
 
 

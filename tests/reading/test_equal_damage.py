@@ -68,6 +68,14 @@ def only(*results: RunResult) -> EqualDamage:
 # ---------------------------------------------------------------- out of records
 
 
+def test_models_of_another_kind_are_no_further_worlds():
+    names = ["mini", "mini@2", "mini@wordings", "mini@2-wordings", "smollm2-135m", "finetuned:a/b@epochs=3,lr=1e-05"]
+    found = comparisons([falling({0.01: (0.3, 0.5)}, model=name) for name in names])
+    kinds = ["finetuned:a/b@epochs=3,lr=1e-05", "mini", "mini@wordings", "smollm2-135m"]
+    assert sorted(str(one.identity["model"]) for one in found) == kinds
+    assert {tuple(one.worlds) for one in found if one.identity["model"] == "mini"} == {("mini", "mini@2")}
+
+
 def test_what_stands_for_a_contender_is_the_median_over_worlds_and_seeds():
     ways = [(0.3, 0.5), (0.4, 0.6), (0.8, 0.9), (0.2, 0.1)]
     worlds = [("mini", 0), ("mini", 1), ("mini@2", 0), ("mini@2", 1)]
