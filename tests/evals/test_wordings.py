@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -291,6 +294,21 @@ def test_rows_of_files_are_asked_as_far_as_they_go():
 def test_it_is_measured_on_the_worded_world_of_itself(problem: Problem):
     assert problem.evaluators == ("wordings",)
     assert not BENCHMARKS.get("tofu10").problem("mini", Options(limit=2)).evaluators
+
+
+def test_of_tofus_wrong_answers_few_are_taken_for_leaks():
+    folder = Path(os.environ.get("HARNESS_DATA") or "none")
+    file = folder / "locuslab" / "TOFU" / "forget10_perturbed.json"
+    if not file.is_file():
+        pytest.skip("HARNESS_DATA holds no locuslab/TOFU/forget10_perturbed.json")
+    known = BENCHMARKS.get("tofu10").problem("scratch", Options(data_dir=folder))
+    facts = known.facts() if known.facts else {}
+    assert {name: len(of) for name, of in facts.items()} == {"forget": 300, "retain": 300}
+    assert {way for fact in facts["forget"] for way in fact.probes} == {"question", "paraphrase", "prefix", "few_shot"}
+    assert all(len(fact.probes[way]) == 1 for fact in facts["forget"] for way in fact.probes)
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    probes = [(Probe("?", text=row["answer"]), wrong) for row in rows for wrong in row["perturbed_answer"]]
+    assert (sum(gives_away(*each) for each in probes), len(probes)) == (15, 2000)
 
 
 # ---------------------------------------------------------------- names
