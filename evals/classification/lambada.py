@@ -30,7 +30,7 @@ def last_words(
     """
 
     def spelled(tokens: list[int]) -> list[str]:
-        return words(str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=True)))
+        return words(str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)))
 
     pairs = zip((word for _, word in texts), _likeliest(model, tokenizer, texts), strict=True)
     return [
