@@ -81,7 +81,7 @@ def timed(texts: int, repetitions: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- the public code beside
 
 
-def taught(folder: Path, texts: Sequence[str], steps: int) -> None:
+def taught(folder: Path, texts: Sequence[str], steps: int, positions: int = 512) -> None:
     """A tiny GPT-Neo with a tokenizer of GPT-2's kind, that has learnt some texts well but not by heart."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Tokenizer, GPTNeoConfig, GPTNeoForCausalLM
@@ -99,7 +99,7 @@ def taught(folder: Path, texts: Sequence[str], steps: int) -> None:
         num_layers=2,
         num_heads=4,
         attention_types=[[["global", "local"], 1]],
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         bos_token_id=end,
         eos_token_id=end,
         initializer_range=0.1,
