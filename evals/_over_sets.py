@@ -9,6 +9,7 @@ error of a set's mean over its rows; resampling twenty thousand rows at each poi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,37 +57,37 @@ def check_asked(context: EvalContext) -> None:
 
 
 def measured(
-    context: EvalContext, wanted: Metric, names: Sequence[str], table: str, remarks: Mapping[str, str], column: str
+    table: pd.DataFrame, wanted: Metric, names: Sequence[str], column: str, missing: Mapping[str, str]
 ) -> Rows | list[Rows]:
     """A column of one set's rows, or of those of all sets that are there.
 
     Args:
-        context: with the table built.
+        table: with rows of the sets that are there, their names in `task`.
         wanted: a metric of `metric`.
         names: of all sets.
-        table: its name.
-        remarks: set → why it is not there, or what a reader must know of its rows, as far as anything is known.
         column: what the metric is a mean of; NaN where the model gave nothing finite.
+        missing: set → why it is not there, as far as that is known.
 
     Raises:
         LookupError: for a set that is not there, or a row without a finite number.
     """
-    rows = context.tables[table]
-    known = set(rows["task"]) if len(rows) else set()
+    known = set(table["task"]) if len(table) else set()
     present = [name for name in names if name in known]
     if wanted.part:
         if wanted.part not in present:
-            raise LookupError(remarks.get(wanted.part, f"there are no {wanted.part} rows"))
-        return _of_set(rows, wanted.part, column, remarks.get(wanted.part))
+            raise LookupError(missing.get(wanted.part, f"there are no {wanted.part} rows"))
+        return _of_set(table, wanted.part, column)
     if not present:
         raise LookupError(f"there are no rows of any of the {len(names)} sets")
-    note = None if len(present) == len(names) else f"of {len(present)} of {len(names)} sets: {', '.join(present)}"
-    return [_of_set(rows, name, column, None if number else note) for number, name in enumerate(present)]
+    first, *others = (_of_set(table, name, column) for name in present)
+    if len(present) < len(names):
+        first = replace(first, note=f"of {len(present)} of {len(names)} sets: {', '.join(present)}")
+    return [first, *others]
 
 
-def _of_set(table: pd.DataFrame, name: str, column: str, note: str | None) -> Rows:
+def _of_set(table: pd.DataFrame, name: str, column: str) -> Rows:
     rows = table[table["task"] == name]
     values = rows[column].to_numpy(dtype=float) if column in rows else np.full(len(rows), np.nan)
     if broken := int(np.isnan(values).sum()):
         raise LookupError(f"{broken} of {len(values)} {name} rows have likelihoods that are not finite")
-    return Rows(values, rows["cluster"].to_numpy(), note=note)
+    return Rows(values, rows["cluster"].to_numpy())

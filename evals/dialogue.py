@@ -203,9 +203,9 @@ def _requests(plan: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> list[Genera
 def measure(context: EvalContext, metric: Metric) -> Rows | list[Rows]:
     """Each reply's F1, of a set or of all sets that are there."""
     _over_sets.check_asked(context)
-    context.table(TABLE, _build)
+    table = context.table(TABLE, _build)
     missing = {name: of for name, of in _sets(context.plan).items() if isinstance(of, str)}
-    return _over_sets.measured(context, metric, SETS, TABLE, missing, "reply_f1")
+    return _over_sets.measured(table, metric, SETS, "reply_f1", missing)
 
 
 def _build(context: EvalContext) -> pd.DataFrame:

@@ -22,6 +22,7 @@ It departs from that code in taking all rows: there `limit_val_batches=1` leaves
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -82,16 +83,13 @@ def _inputs(plan: EvalPlan) -> Mapping[str, JSON]:
 def measure(context: EvalContext, metric: Metric) -> Rows | list[Rows]:
     """Which rows of a set, or of all sets that are there, are answered right."""
     _over_sets.check_asked(context)
-    context.table(TABLE, _build)
-    remarks = {name: remark for name, of in _sets(context.plan).items() if (remark := _remark(of))}
-    return _over_sets.measured(context, metric, SETS, TABLE, remarks, "correct")
-
-
-def _remark(of: Questions | str) -> str:
-    """Why a set is not there, or what a reader must know of it."""
-    if isinstance(of, str):
-        return of
-    return f"{of.left_out} further rows have another number of choices and are left out" if of.left_out else ""
+    table, sets = context.table(TABLE, _build), _sets(context.plan)
+    missing = {name: of for name, of in sets.items() if isinstance(of, str)}
+    rows = _over_sets.measured(table, metric, SETS, "correct", missing)
+    of = sets.get(metric.part)
+    if isinstance(rows, Rows) and isinstance(of, Questions) and of.left_out:
+        return replace(rows, note=f"{of.left_out} further rows have another number of choices and are left out")
+    return rows
 
 
 def _build(context: EvalContext) -> pd.DataFrame:

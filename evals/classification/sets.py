@@ -30,7 +30,7 @@ from evals._challenge import FOLDER, csv_rows, files
 from harness.core.documents import place
 from harness.core.errors import UsageError, cut
 from harness.core.problem import Row
-from harness.data.rows import dataset_files_or_reason, fingerprint, read_rows
+from harness.data.rows import dataset_files_or_reason, fingerprint, matching, read_rows
 
 
 class Question(NamedTuple):
@@ -62,7 +62,7 @@ class Source:
     """Of the Challenge's files."""
     dataset: str = ""
     """A hub id, for the others."""
-    patterns: Sequence[str] = ()
+    patterns: tuple[str, ...] = ()
     """Forms of its file's name there."""
 
 
@@ -228,7 +228,8 @@ def read_sets(data_dir: Path | None, corrected: bool) -> Mapping[str, Questions 
 def _files(source: Source, data_dir: Path | None) -> list[Path] | str:
     """A set's files, or why there are none."""
     if source.dataset:
-        return dataset_files_or_reason(source.dataset, source.patterns, data_dir)
+        own = matching(data_dir / source.dataset, source.patterns) if data_dir else []
+        return own or _on_hub(source.dataset, source.patterns, data_dir)
     if paths := files(data_dir, source.file):
         return paths[:1]
     where = f"the data folder has no {FOLDER}/{source.file}" if data_dir else "there is no data folder"
@@ -236,6 +237,12 @@ def _files(source: Source, data_dir: Path | None) -> list[Path] | str:
         f"{where}. Put validation_data/{source.file} of joeljang/knowledge-unlearning into DIR/{FOLDER} and give "
         "--data-dir DIR (or HARNESS_DATA)"
     )
+
+
+@cache
+def _on_hub(dataset: str, patterns: tuple[str, ...], data_dir: Path | None) -> list[Path] | str:
+    """The hub is asked once: this is looked up for every metric of every point."""
+    return dataset_files_or_reason(dataset, patterns, data_dir)
 
 
 @cache

@@ -360,6 +360,31 @@ def test_the_interval_of_a_mean_follows_from_the_sets_own():
 # ---------------------------------------------------------------- what is not there
 
 
+def test_rows_that_are_left_out_are_said(context_of: ContextOf, tmp_path: Path):
+    row = HUB["arc_easy"][1]
+    written(tmp_path / "data", "arc_easy", [row, {**row, "choices": {"text": ["sand", "ice"], "label": ["A", "B"]}}])
+    accuracy = numbers(context_of(tmp_path / "data"))["arc_easy_accuracy"]
+    assert isinstance(accuracy, Measurement)
+    assert accuracy.n == 1
+    assert "1 further rows have another number of choices and are left out" in str(accuracy.note)
+
+
+def test_the_hub_is_asked_once_for_a_set(context_of: ContextOf, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the number of metrics; and a file that is put into the data folder later is taken."""
+    from evals.classification import sets
+
+    wanted: list[str] = []
+    monkeypatch.setattr(sets, "dataset_files_or_reason", lambda dataset, *_: wanted.append(dataset) or f"no {dataset}")
+    (data / HUB["copa"][0]).unlink()
+    sets._on_hub.cache_clear()
+    found = numbers(context_of(data, limit=1))["copa_accuracy"]
+    assert found == Absent(metric="copa_accuracy", reason="no aps/super_glue")
+    assert wanted == ["aps/super_glue"]
+    written(data, "copa", [HUB["copa"][1]])
+    assert isinstance(read_sets(data, corrected=False)["copa"], Questions)
+    sets._on_hub.cache_clear()
+
+
 def test_a_missing_set_is_absent_with_its_name_and_the_mean_says_of_how_many(
     context_of: ContextOf, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
