@@ -121,12 +121,13 @@ def _print_sheets(sheets: Sequence[Sheet]) -> None:
     from rich.text import Text
 
     from harness.reading.console import stdout
+    from harness.reading.meta_table import brief
 
     for sheet in sheets:
-        table = Table(title=sheet.caption, header_style="bold")
-        for head in sheet.shown.columns:
-            table.add_column(str(head))
-        for cells in sheet.shown.itertuples(index=False, name=None):
+        table, shown = Table(title=sheet.caption, header_style="bold"), brief(sheet)
+        for head in shown.columns:
+            table.add_column(str(head), no_wrap=head.startswith(("faithful", "robust")))
+        for cells in shown.itertuples(index=False, name=None):
             table.add_row(*(Text(str(cell)) for cell in cells))
         stdout().print(table)
         for note in sheet.notes:

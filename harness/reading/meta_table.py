@@ -27,6 +27,7 @@ FOLDER = "meta"
 """Where `harness meta` puts its records in a results folder."""
 HEADING = "How far to trust each column"
 _DIGITS = 2
+_BRIEF = (f"relearned, {SYMMETRIC}", f"4 bits, {SYMMETRIC}", f"robustness, {SYMMETRIC}", f"robustness, {ONE_SIDED}")
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -93,6 +94,12 @@ def meta_sheets(root: Path, skipped: Callable[[str], None] = lambda text: None) 
     evaluations = meta_evaluations(Store(folder).runs()) if (folder / "runs").is_dir() else []
     papers = read_published_meta(root, skipped) if evaluations else []
     return [meta_sheet(each, papers) for each in evaluations]
+
+
+def brief(sheet: Sheet) -> pd.DataFrame:
+    """What of a table has room on a terminal: of the parts of robustness the two that make it, in the symmetric form."""
+    left_out = {_head(form) for form in FORMS if form not in _BRIEF} | {"n"}
+    return sheet.shown[[head for head in sheet.shown.columns if head not in left_out]]
 
 
 def write(root: Path, sheets: Sequence[Sheet]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from harness.core.benchmark import BENCHMARKS, roles_of
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.evaluator import metric_of
-from harness.core.pools import DISTURBED_MODEL, POOL_MODEL, PoolModelConfig
+from harness.core.pools import DISTURBANCES, DISTURBED_MODEL, POOL_MODEL, PoolModelConfig
 from harness.running.meta import FEWEST, MetaRequest, MetaStudy, MetaTrial
 from harness.running.sweep import run_trials
 from harness.running.trials import EvalPlans, TrialSpec
@@ -21,6 +22,7 @@ from harness.storage.cache import Cache
 from harness.storage.records import SCHEMA_VERSION, RunResult
 from harness.storage.store import Store
 from tests.cli.test_cli import Harness, harness, refused  # noqa: F401
+from tests.records import number, run, write
 
 PLANS: EvalPlans = {}
 
@@ -114,6 +116,22 @@ def test_the_command_lists_what_it_would_do(harness: Harness, tmp_path: Path):  
     assert "pool P, mini on tofu10 learnt=full seed 0" in said.out
     assert said.out.splitlines()[1].startswith(f"{len(MetaStudy(worlds=(0,), models=5).trials())} runs, 0 of them done")
     assert not (tmp_path / "meta" / "runs").exists()
+
+
+def test_the_command_shows_the_table_of_what_is_recorded(harness: Harness, tmp_path: Path):  # noqa: F811
+    for trial in MetaStudy(worlds=(0,), models=5).trials():
+        spec = trial.plan(PLANS).spec
+        ways = 1 if trial.method == POOL_MODEL else len(DISTURBANCES)
+        known = 0.9 if trial.method == POOL_MODEL and config(trial).knows else 0.2
+        measured = [number("forget_probability", known), number("model_utility", 0.8)]
+        write(tmp_path / "meta", replace(run(*[measured] * ways), spec=spec))
+    said = harness("meta", "--worlds", "0", "--models", "5", "--results", str(tmp_path), "--quiet")
+    assert said.code == 0
+    assert "How far to trust each column: tofu10 on mini" in said.out
+    assert "1.00 [1.00 to 1.00]" in said.out
+    table = (tmp_path / "meta" / "table.csv").read_text().splitlines()
+    assert len(table) == 1 + len(roles_of("tofu10").knowledge) + 2, "forget quality and its distance twice"
+    assert "| P forget | ↑ | 1.00 \\[1.00 to 1.00\\] |" in (tmp_path / "meta" / "table.md").read_text()
 
 
 def test_too_few_models_are_refused(harness: Harness):  # noqa: F811
