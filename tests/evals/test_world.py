@@ -10,6 +10,8 @@ import pytest
 from evals.benchmarks._words import words
 from evals.benchmarks.tofu.world import World, vocabulary
 from evals.benchmarks.tofu.world_data import FACTS, POOLS, SHORT_PREFIX
+from harness.core.benchmark import BENCHMARKS
+from harness.core.options import Options
 
 SEEDS = [0, 1, 20_000]
 SPLITS = ("forget01", "forget05", "forget10", "retain90", "retain95", "retain99")
@@ -248,3 +250,14 @@ def test_a_limit_cuts_every_split():
     problem = BENCHMARKS.get("tofu10").problem("mini", Options(limit=7))
     assert {len(rows) for rows in problem.questions.values()} == {7}
     assert (len(problem.stages[0].forget), len(problem.stages[0].retain)) == (7, 7)
+
+
+def test_forget_questions_are_told_otherwise_rightly_and_wrongly():
+    """Who learns the wrong answers is told nothing true of an author who is to be forgotten."""
+    problem = BENCHMARKS.get("tofu10").problem("mini", Options())
+    rows, (stage,) = problem.questions["forget"], problem.stages
+    right, wrong = problem.retold["paraphrased"], problem.retold["wrong"]
+    assert [e.prompt for e in right] == [e.prompt for e in wrong] == [e.prompt for e in stage.forget]
+    assert [e.answer for e in right] == [row["paraphrased_answer"] for row in rows]
+    assert all(e.answer in row["perturbed_answer"] for e, row in zip(wrong, rows, strict=True))
+    assert not {e.answer for e in stage.forget} & {e.answer for e in (*right, *wrong)}
