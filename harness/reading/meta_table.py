@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from harness.core.documents import read_json
 from harness.core.errors import UsageError
 from harness.core.figure import Sheet
+from harness.core.pools import RETRAINED
 from harness.reading.figures import markdown
 from harness.reading.formats import NO_NUMBER
 from harness.reading.meta import FORMS, KEPT, ONE_SIDED, SYMMETRIC, MetaEvaluation, Trust, meta_evaluations
@@ -203,24 +204,25 @@ def _digits(value: float | None) -> str:
 
 def _notes(evaluation: MetaEvaluation) -> list[str]:
     """What is needed to read the table."""
-    pools = {name: (sum(evaluation.count(knows)), sum(evaluation.count(knows, trained=True))) for name, knows in _POOLS.items()}
-    said = " and ".join(f"{count} that {name} ({trained} trained from their base)" for name, (count, trained) in pools.items())
-    counted = sum(each.counts for each in evaluation.disturbed)
-    others = sum(each.config.method != "retrained" for each in evaluation.disturbed) - counted
-    return [
-        f"Faithful: how well the metric tells models that know the forget set from models that never saw it; ½ is chance. "
-        f"{said}; the others are light fine-tunes of those. The areas of {len(evaluation.worlds)} worlds are averaged.",
-        "Known: which way the metric lies where the forget set is known.",
-        "In brackets: 95 % intervals. Models made from one trained model are resampled together; for robustness, those of one "
-        "method. An area of 1 has nothing to resample.",
-        f"Robust: harmonic mean of relearned and 4 bits, on {counted} models unlearned with {', '.join(evaluation.methods)}; "
-        f"{others} more kept less than {KEPT:.0%} of the untouched model's utility and are left out. Symmetric (UDS): what "
-        "comes back and what is lost count alike; one-sided (open-unlearning): what comes back alone.",
-        "n: models that know + that never did, unlearned models.",
+    pools = [
+        f"{sum(evaluation.count(knows))} that {what} ({sum(evaluation.count(knows, trained=True))} trained from their base)"
+        for what, knows in (("know it", True), ("never did", False))
     ]
-
-
-_POOLS = {"know it": True, "never did": False}
+    averaged = f" The areas of {len(evaluation.worlds)} worlds are averaged." if len(evaluation.worlds) > 1 else ""
+    counted = sum(each.counts for each in evaluation.disturbed)
+    broken = sum(each.config.method != RETRAINED for each in evaluation.disturbed) - counted
+    return [
+        "Faithful: how well the metric tells models that know the forget set from models that never saw it; ½ is chance. "
+        f"{' and '.join(pools)}; the others are light fine-tunes of those.{averaged} Known: which way the metric lies where "
+        "the forget set is known.",
+        "Relearned: 1 where relearning moves the metric as much as on a retrained model. 8 and 4 bits: 1 where rounded weights "
+        "leave it where it was. Robust: the harmonic mean of relearned and 4 bits. Symmetric (UDS): what comes back and what "
+        "is lost count alike; one-sided (open-unlearning): what comes back alone.",
+        f"Unlearned with {', '.join(evaluation.methods)}: {counted} models; {broken} more are left out, for they kept less "
+        f"than {KEPT:.0%} of the untouched model's utility.",
+        "In brackets: 95 % intervals. Models made from one trained model are resampled together; for robustness, those of one "
+        "method. An area of 1 has nothing to resample. n: models that know + that never did, unlearned models.",
+    ]
 
 
 def _of_papers(papers: Sequence[PublishedMeta]) -> list[str]:
