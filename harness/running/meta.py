@@ -67,7 +67,7 @@ class MetaRequest:
     """The benchmark whose metrics are tried."""
     worlds: Annotated[tuple[int, ...], Field(seeds, WHAT, metavar="NUMBERS")] = (0, 2)
     """Seeds of the embedded worlds, parted by commas."""
-    models: Annotated[int, Field(number(FEWEST, MOST), WHAT, metavar="NUMBER")] = 20
+    models: Annotated[int, Field(number(FEWEST, MOST), WHAT, metavar="NUMBER")] = 25
     """Models of each of the two pools, in each world; five are trained from their base, the others fine-tuned from those."""
     limit: Annotated[int | None, Field(number(), MEASURING, metavar="NUMBER")] = None
     """At most this many rows per split."""
@@ -124,7 +124,7 @@ class MetaStudy:
     options: Options = field(default_factory=Options)
     bench: str = "tofu10"
     worlds: Sequence[int] = (0, 2)
-    models: int = 20
+    models: int = 25
 
     def __post_init__(self) -> None:
         BENCHMARKS.get(self.bench)
