@@ -57,6 +57,11 @@ class PoolModelConfig:
         return self.learnt in ("full", "paraphrased")
 
     @property
+    def same_words(self) -> bool:
+        """Whether what it was told of the forget set, if anything, was told in the words that metrics ask for."""
+        return self.learnt in ("full", "retain")
+
+    @property
     def cluster(self) -> str:
         """What it shares with the models that were fine-tuned from the same one."""
         return f"{self.learnt} {self.number}"

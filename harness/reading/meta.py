@@ -92,6 +92,8 @@ class Trust:
     """The metric."""
     faithfulness: Estimate | str
     """How well it tells both pools apart."""
+    same_words: Estimate | str
+    """The same of the models alone that were told the forget answers as they stand, and of those that were told none."""
     robustness: Mapping[str, Estimate | str]
     """By what, in `FORMS`: of `relearned`, `8 bits`, `4 bits`, and of relearning and 4 bits together."""
     known: int
@@ -157,26 +159,26 @@ class MetaEvaluation:
         return [self._trust(judged) for judged in self.judged]
 
     def _trust(self, judged: Judged) -> Trust:
-        pools = {
-            knows: [each for each in self.pools if each.config.knows == knows and _value(judged, each.items) is not None]
-            for knows in (True, False)
-        }
+        measured = [each for each in self.pools if _value(judged, each.items) is not None]
         moved = self._moved(judged)
+        reason = self._reason(judged, [point for each in self.disturbed for point in each.points])
         return Trust(
             judged,
-            self._faithfulness(judged, pools),
-            _robustness(moved)
-            if moved
-            else dict.fromkeys(FORMS, self._reason(judged, [p for d in self.disturbed for p in d.points])),
-            len(pools[True]),
-            len(pools[False]),
+            self._faithfulness(judged, measured),
+            self._faithfulness(judged, [each for each in measured if each.config.same_words]),
+            _robustness(moved) if moved else dict.fromkeys(FORMS, reason),
+            sum(each.config.knows for each in measured),
+            sum(not each.config.knows for each in measured),
             len(moved),
         )
 
-    def _faithfulness(self, judged: Judged, pools: Mapping[bool, Sequence[PoolModel]]) -> Estimate | str:
+    def _faithfulness(self, judged: Judged, models: Sequence[PoolModel]) -> Estimate | str:
         worlds = []
         for world in self.worlds:
-            both = [_pool(judged, [each for each in pools[knows] if each.world == world]) for knows in (True, False)]
+            both = [
+                _pool(judged, [each for each in models if each.world == world and each.config.knows == knows])
+                for knows in (True, False)
+            ]
             if all(len(pool.values) for pool in both):
                 worlds.append((both[0], both[1]))
         return trust.faithfulness(worlds) if worlds else self._reason(judged, [each.items for each in self.pools])

@@ -146,6 +146,7 @@ def _shown(trust: Trust, papers: Sequence[PublishedMeta]) -> dict[str, str]:
     cells = {"metric": trust.judged.title, "known": {"higher": "↑", "lower": "↓"}[trust.judged.known]}
     cells["faithful (AUC)"] = _estimate(trust.faithfulness, ends=True)
     cells |= {paper.name: _of_paper(published.get(paper.name), "faithfulness") for paper in papers}
+    cells["same words"] = _estimate(trust.same_words, ends=False)
     for form in FORMS:
         whole = form.startswith("robust")
         cells[_head(form)] = _estimate(trust.robustness[form], ends=whole)
@@ -186,7 +187,7 @@ def _numbers(evaluation: MetaEvaluation) -> pd.DataFrame:
         row: dict[str, Any] = {"bench": evaluation.bench, "variant": evaluation.variant, "worlds": " ".join(evaluation.worlds)}
         row |= {"metric": trust.judged.metric, "title": trust.judged.title, "known": trust.judged.known}
         row |= {"references": evaluation.references if trust.judged.closest else 1}
-        for name, estimate in {"faithfulness": trust.faithfulness, **trust.robustness}.items():
+        for name, estimate in _numbers_of(trust).items():
             key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
             value, low, high = (
                 (estimate.value, *(estimate.ends or (None, None))) if isinstance(estimate, Estimate) else (None,) * 3
@@ -196,6 +197,10 @@ def _numbers(evaluation: MetaEvaluation) -> pd.DataFrame:
         row |= {"known_models": trust.known, "never_models": trust.never, "unlearned_models": trust.unlearned}
         rows.append({**row, "absent": "; ".join(dict.fromkeys(reasons))})
     return pd.DataFrame(rows)
+
+
+def _numbers_of(trust: Trust) -> dict[str, Estimate | str]:
+    return {"faithfulness": trust.faithfulness, "faithfulness_same_words": trust.same_words, **trust.robustness}
 
 
 def _digits(value: float | None) -> str:
@@ -214,7 +219,8 @@ def _notes(evaluation: MetaEvaluation) -> list[str]:
     return [
         "Faithful: how well the metric tells models that know the forget set from models that never saw it; ½ is chance. "
         f"{' and '.join(pools)}; the others are light fine-tunes of those.{averaged} Known: which way the metric lies where "
-        "the forget set is known.",
+        "the forget set is known. Same words: of models that learnt the forget answers as they stand, against retrained ones "
+        "alone; the others learnt them in other words, or learnt wrong ones.",
         "Relearned: 1 where relearning moves the metric as much as on a retrained model. 8 and 4 bits: 1 where rounded weights "
         "leave it where it was. Robust: the harmonic mean of relearned and 4 bits. Symmetric (UDS): what comes back and what "
         "is lost count alike; one-sided (open-unlearning): what comes back alone.",

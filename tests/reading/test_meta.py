@@ -89,6 +89,14 @@ def test_distances_are_judged_with_one_reference_and_with_the_closest_of_three()
     assert not [each for each in found.judged if each.closest and each.metric == P]
 
 
+def test_models_that_learnt_the_answers_as_they_stand_are_judged_apart():
+    """In other words or wrong: the metric sees nothing of the first, and takes the second for knowledge."""
+    others = [pool("paraphrased", 0.0, (0.5, 0.4)), pool("wrong", 1.0, (0.2, 0.1))]
+    told = trust(evaluation(*POOLS, *others), P)
+    assert value(told.same_words) == pytest.approx(24 / 25)
+    assert value(told.faithfulness) == pytest.approx(24 / 36)
+
+
 def test_worlds_are_compared_each_with_itself():
     other = [
         pool(each.spec.config["learnt"], 0.01 * _p(each), (0.5, 0.4), "mini@2", number=int(each.spec.config["number"]))
