@@ -23,6 +23,8 @@ REACHED = "reached"
 
 STEP = "step"
 """Column of a point's number of steps."""
+WIDE = 10
+"""From so many times its lowest value on a metric has a logarithmic axis."""
 NEAR = 0.09
 """Levels closer than this share of an axis have one name."""
 
@@ -102,6 +104,13 @@ def label(metric: str, points: pd.DataFrame) -> str:
     better = next(iter(points[f"{metric}_better"].dropna()), "") if f"{metric}_better" in points else ""
     title = in_text(title_of(metric))
     return f"{title[:1].upper()}{title[1:]}" + (f"\n({arrows[better]})" if better in arrows else "")
+
+
+def wide_axis(axes: Axes, values: pd.Series) -> None:
+    """A logarithmic vertical axis, where perplexities and the like lie far apart; where one of them is 1 or less, none does."""
+    lowest, highest = values.min(), values.max()
+    if lowest > 1 and highest > WIDE * lowest:
+        _style.log_ticks(axes, [*values.dropna()], vertical=True)
 
 
 def levels(axes: Axes, group: Group, metric: str, named: bool) -> None:

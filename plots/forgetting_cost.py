@@ -14,7 +14,7 @@ from harness.core.errors import UsageError
 from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.looks import look
 from plots import _select, _style
-from plots._reached import REACHED, Marked, label, levels, marked, spread
+from plots._reached import REACHED, Marked, label, levels, marked, spread, wide_axis
 from plots._select import lower_median
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 SECONDS = "seconds of unlearning until there,\nlog scale  (← better)"
-
-MOST = 10
-"""From so many times its lowest value on a metric has a logarithmic axis."""
 
 
 @figure("forgetting_cost")
@@ -60,9 +57,7 @@ def _draw(
                 _marks(axes, of_method, metric, str(method))
             levels(axes, compared.group, metric, named=axes is row[-1])
         row[0].set_ylabel(label(metric, points))
-        every = compared.points[metric].dropna()
-        if len(every) and every.min() > 0 and every.max() > MOST * every.min():
-            _style.log_ticks(row[0], [*every], vertical=True)
+        wide_axis(row[0], compared.points[metric])
     for axes, protocol in zip(panels[0], protocols, strict=True):
         axes.set_title(_select.heading(protocol))
     for axes in panels[-1]:

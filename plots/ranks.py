@@ -15,7 +15,7 @@ from harness.core.errors import UsageError
 from harness.core.figure import FigureOptions, Sheet, figure
 from harness.reading.formats import known
 from plots import _select, _style
-from plots._reached import REACHED, STEP, Marked, label, levels, marked, spread
+from plots._reached import REACHED, STEP, Marked, label, levels, marked, spread, wide_axis
 from plots._select import lower_median
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def _draw(compared: Marked, points: pd.DataFrame, by: str, notes: Sequence[str])
         for number_of, (_, of) in enumerate(points.groupby(LINE, sort=True)):
             _line(axes, of, metric, number_of)
         if metric != STEP:
-            levels(axes, compared.group, metric, named=axes is panels[-1])
+            wide_axis(axes, points[metric])
+            levels(axes, compared.group, metric, named=True)
         axes.set_ylabel(f"steps until {compared.mark}\n(↓ better)" if metric == STEP else label(metric, points))
         axes.set_xlabel(f"{by}, log scale" if points[AT].min() > 0 else by)
         _axis(axes, sorted(set(points[AT])))
