@@ -228,7 +228,7 @@ def test_an_end_that_the_checkpoint_names_ends_answers_and_is_not_shown(nano: Na
 
 # ---------------------------------------------------------------- committed names
 
-STORES = [Store(ROOT / "results" / part) for part in ("", "tuning", "equal-damage", "tuned2", "tdec")]
+STORES = [Store(ROOT / "results" / part) for part in ("", "tuning", "equal-damage", "tuned2", "tdec", "wordings")]
 SPECS = {place: read_spec(store.document(place)["spec"]) for store in STORES for place in store.places()}
 
 
