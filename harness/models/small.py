@@ -28,7 +28,8 @@ def small_world(model: str) -> tuple[int, Arithmetic]:
     if not match or int(match[1] or 0) > MOST_SEED:
         raise UsageError(
             f"'{model[:80]}' is no model: after mini@ comes the world's seed, such as mini@1; or portable, for weights that "
-            "are the same on every x86-64 processor; or both, mini@1-portable."
+            "are the same on every x86-64 processor; or both, mini@1-portable; on ToFU a last word wordings as well, such as "
+            "mini@1-wordings."
         )
     return int(match[1] or 0), "portable" if match[2] or match[3] else ""
 
