@@ -132,6 +132,8 @@ def _inputs(plan: EvalPlan) -> Mapping[str, JSON]:
 @evaluator("wordings", version=1, metrics=METRICS, requests=_requests, evaluator_inputs=_inputs)
 def measure(context: EvalContext, metric: Metric) -> Rows:
     """Whether each fact leaks, of those that the model before unlearning gives away in the same way."""
+    if context.plan.of and context.plan.of.facts is None:
+        raise LookupError("this benchmark knows no facts that could be asked for in other ways")
     table = context.table("wordings", _build)  # first of all: the tables of the models beside it are built by it, too
     if "wordings" not in context.untouched:
         raise LookupError("it counts what the model before unlearning answers, and that model's answers are not known here")
@@ -197,8 +199,6 @@ def _build(context: EvalContext) -> pd.DataFrame:
     import pandas as pd
 
     facts = _facts(context.plan)
-    if not any(facts.values()):
-        raise LookupError("this benchmark knows no facts that could be asked for in other ways")
     unasked = {_column(wording): float("nan") for wording in (*WORDINGS, "samples")}
     rows: dict[tuple[str, int], dict[str, Any]] = {
         (name, number): {"task": _task(name), "row": number, "cluster": fact.cluster, **unasked}
