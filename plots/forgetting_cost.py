@@ -50,14 +50,15 @@ def _draw(
     width = _style.panels_width(len(protocols))
     drawing = _style.figure(width, 2.9 * len(metrics), title, notes)
     panels = drawing.subplots(len(metrics), len(protocols), sharey="row", sharex=True, squeeze=False)
+    ways = compared.points[compared.points["folder"].isin(points["folder"])]
     for row, metric in zip(panels, metrics, strict=True):
         for axes, protocol in zip(row, protocols, strict=True):
             for method, of_method in points[points["preset"] == protocol].groupby("method", sort=True):
-                _ways(axes, compared.points[compared.points["folder"].isin(of_method["folder"])], metric, str(method))
+                _ways(axes, ways[ways["folder"].isin(of_method["folder"])], metric, str(method))
                 _marks(axes, of_method, metric, str(method))
             levels(axes, compared.group, metric, named=axes is row[-1])
         row[0].set_ylabel(label(metric, points))
-        wide_axis(row[0], compared.points[metric])
+        wide_axis(row[0], ways[metric])
     for axes, protocol in zip(panels[0], protocols, strict=True):
         axes.set_title(_select.heading(protocol))
     for axes in panels[-1]:

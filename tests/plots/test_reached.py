@@ -50,6 +50,14 @@ def test_a_run_speaks_with_the_first_point_that_is_forgotten(tmp_path: Path):
     assert numbers.loc["npo", ["reached", "step", "seconds", "general_perplexity"]].tolist() == [False, 2, 2.0, 12]
 
 
+def test_the_axis_is_scaled_by_what_is_drawn(tmp_path: Path):
+    records.write(tmp_path, run("ga", [(0, 10), (1, 20)]), run("ga", [(1, 9000)], lr=1.0))
+    made = FIGURES.get("forgetting_cost").drawn(select(Store(tmp_path)), FigureOptions(tmp_path))
+    (drawing,) = [item for item in made.values() if not isinstance(item, Sheet)]
+    (axes,) = drawing.axes
+    assert (axes.get_yscale(), axes.get_ylim()[1] < 30) == ("linear", True)
+
+
 def test_how_many_draws_were_forgotten_and_their_median_and_range_are_told(tmp_path: Path):
     ways: list[Way] = [[(1, 20)], [(0, 10), (1, 30)], [(0, 10), (0, 40)]]
     (told,) = sheet("forgetting_cost", tmp_path, *(run("ga", way, seed) for seed, way in enumerate(ways))).shown.to_dict(
