@@ -17,7 +17,7 @@ from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import place_in_answer
-from methods.first_order.recipe import Recipe, memory_items
+from methods.first_order.recipe import Recipe, keeps_no_copy, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class CEUConfig(Recipe):
     source="arXiv:2503.01224",
     memory=memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def ceu(context: UnlearningContext, config: CEUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import Recipe, memory_items
+from methods.first_order.recipe import Recipe, keeps_no_copy, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class GAConfig(Recipe):
     source="arXiv:2401.06121",
     memory=memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def ga(context: UnlearningContext, config: GAConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat
 from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, memory_items
+from methods.first_order.recipe import PairedRecipe, keeps_no_copy, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class GradDiffConfig(PairedRecipe):
     source="arXiv:2401.06121",
     memory=memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def grad_diff(context: UnlearningContext, config: GradDiffConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

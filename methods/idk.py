@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
-from methods.first_order.recipe import PairedRecipe, memory_items
+from methods.first_order.recipe import PairedRecipe, keeps_no_copy, memory_items
 from methods.first_order.refusals import Refusals, has_refusals
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class IDKConfig(PairedRecipe):
     skip_reason=has_refusals,
     memory=memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def idk(context: UnlearningContext, config: IDKConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

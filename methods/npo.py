@@ -21,7 +21,7 @@ from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, unlearn
 from methods.first_order.losses import retain_term
 from methods.first_order.preference import npo_term
-from methods.first_order.recipe import RetainedRecipe, retained_memory_items
+from methods.first_order.recipe import RetainedRecipe, keeps_no_copy, retained_memory_items
 
 
 @settings
@@ -44,7 +44,7 @@ class NPOConfig(RetainedRecipe):
     source="arXiv:2404.05868",
     memory=retained_memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def npo(context: UnlearningContext, config: NPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

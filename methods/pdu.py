@@ -19,7 +19,7 @@ from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import all_logits
-from methods.first_order.recipe import PairedRecipe, memory_items
+from methods.first_order.recipe import PairedRecipe, keeps_no_copy, memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class PDUConfig(PairedRecipe):
     source="arXiv:2506.05314",
     memory=memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def pdu(context: UnlearningContext, config: PDUConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

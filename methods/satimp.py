@@ -18,7 +18,7 @@ from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import retain_term, token_nll
-from methods.first_order.recipe import RetainedRecipe, retained_memory_items
+from methods.first_order.recipe import RetainedRecipe, keeps_no_copy, retained_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class SatImpConfig(RetainedRecipe):
     source="arXiv:2505.11953",
     memory=retained_memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def satimp(context: UnlearningContext, config: SatImpConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

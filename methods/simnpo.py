@@ -20,7 +20,7 @@ from harness.core.method import Progress, UnlearningContext, method
 from methods._settings import Epochs
 from methods.first_order.loop import Data, Losses, Part, unlearn
 from methods.first_order.losses import answer_nll_sums, retain_term
-from methods.first_order.recipe import RetainedRecipe, retained_memory_items
+from methods.first_order.recipe import RetainedRecipe, keeps_no_copy, retained_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class SimNPOConfig(RetainedRecipe):
     source="arXiv:2410.07163",
     memory=retained_memory_items,
     takes_adapter=True,
-    takes_shards=True,
+    takes_shards=keeps_no_copy,
 )
 def simnpo(context: UnlearningContext, config: SimNPOConfig) -> Iterator[Progress]:
     """Train, measuring after every epoch."""

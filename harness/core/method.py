@@ -150,9 +150,10 @@ class Method(Generic[C]):
     own_optimizer: bool = False
     """Whether it steps there by an optimizer of its own, not by AdamW (`UnlearningContext.optimizer`)."""
 
-    takes_shards: bool = False
-    """Whether it can train a model of which every process holds a part (`harness.numerics.sharding`): the weights themselves,
-    by the loop of the first-order methods, where each part of a step is one pass of the model and no copy of it is kept."""
+    takes_shards: Callable[[C], bool] = lambda config: False
+    """Whether it can, with these settings, train a model of which every process holds a part (`harness.numerics.sharding`):
+    the weights themselves, by the loop of the first-order methods, where each part of a step is one pass of the model and no
+    copy of it is kept."""
 
     @property
     def takes_optimizer(self) -> bool:
@@ -218,7 +219,7 @@ class Declared(TypedDict, Generic[C], total=False):
     reach: Reach
     reads_general: Callable[[C], bool]
     takes_adapter: bool
-    takes_shards: bool
+    takes_shards: Callable[[C], bool]
     own_optimizer: bool
 
 

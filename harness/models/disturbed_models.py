@@ -10,7 +10,6 @@ and round to NF4; here relearning sees a part of it, and rounding is that of `ha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from harness.core.config import resolve
@@ -21,7 +20,7 @@ from harness.core.problem import Problem
 from harness.models import pool_models
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 def skip_reason(problem: Problem) -> str | None:
@@ -38,13 +37,14 @@ def disturbed_model(context: UnlearningContext, config: DisturbedModelConfig) ->
         UsageError: for a method that is not known, or cannot run there.
     """
     from harness.numerics.rounding import GROUPS, quantised, round_weights
+    from harness.numerics.training import unfrozen
 
     model, texts, total = context.model, context.problem.attacks["forget"], len(DISTURBANCES)
     for _ in _unlearned(context, config):
         pass
     start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     yield Progress(1, measure_here=True, total=total)
-    with _unfrozen(model):
+    with unfrozen(model):
         for _ in pool_models.fine_tuned(context, texts, config.lr, -(-len(texts) // pool_models.BATCH), context.seed):
             pass
     yield Progress(2, measure_here=True, total=total)
@@ -54,19 +54,6 @@ def disturbed_model(context: UnlearningContext, config: DisturbedModelConfig) ->
     for step, bits in enumerate(GROUPS, start=3):
         round_weights(weights, before, bits)
         yield Progress(step, measure_here=True, total=total)
-
-
-@contextmanager
-def _unfrozen(model: PreTrainedModel) -> Iterator[None]:
-    """All weights take gradients meanwhile, also those that a method has frozen."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 def _unlearned(context: UnlearningContext, config: DisturbedModelConfig) -> Iterator[Progress]:

@@ -239,6 +239,19 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(trained)
 
 
+@contextmanager
+def unfrozen(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, all weights take gradients, also where a method has frozen some (RMU all but three matrices)."""
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def _training(model: PreTrainedModel, on: bool, recompute: bool) -> None:
     model.train(on)
     if not recompute:

@@ -173,24 +173,22 @@ class _BaseGenerator:
 def _put_back(context: UnlearningContext | None) -> Iterator[None]:
     """Undo what is done to the model inside, bit by bit: the next evaluator, and the method, go on with it.
 
-    All weights take gradients inside, also where a method that waits for its next step has frozen some (RMU all but three
-    matrices): what is measured belongs to the model, not to how it was made.
+    All weights take gradients inside, also where a method that waits for its next step has frozen some: what is measured
+    belongs to the model, not to how it was made.
     """
     if context is None:
         yield
         return
+    from harness.numerics.training import unfrozen
+
     model = context.model
     before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
     try:
-        yield
+        with unfrozen(model):
+            yield
     finally:
         model.load_state_dict(before)
         model.eval()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 class Measured(NamedTuple):

@@ -78,7 +78,7 @@ def memory_items(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
     if shape.optimizer is not None:
         return adamw_by_weight(shape, shape.optimizer, rows, parts)
     *held, _ = adamw(shape)
-    return [*held, training_activations(shape, rows, parts, beside=4 * shape.parameters)]
+    return [*held, training_activations(shape, rows, parts, beside=held[0].bytes)]
 
 
 def _parts(shape: ModelShape, recipe: Recipe) -> int:
@@ -98,6 +98,11 @@ def trained_bytes(shape: ModelShape) -> int:
     return 4 * shape.adapter.rank * sum(sum(linear.module.weight.shape) for linear in maps)
 
 
+def keeps_no_copy(recipe: Recipe) -> bool:
+    """Whether its retain term, if it has one, does without a frozen copy of the model."""
+    return not isinstance(recipe, RetainedRecipe) or recipe.retain_loss == "nll" or not recipe.retain_weight
+
+
 def memory_items_with_copy(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
     """The same beside a frozen copy of the model before unlearning; adapters are switched off instead."""
     copied = 0 if shape.adapter else shape.parameters * shape.weight_bytes
@@ -106,8 +111,7 @@ def memory_items_with_copy(shape: ModelShape, recipe: Recipe) -> list[MemoryItem
 
 def retained_memory_items(shape: ModelShape, recipe: RetainedRecipe) -> list[MemoryItem]:
     """The same, with a frozen copy where the retain term needs one."""
-    with_copy = recipe.retain_loss == "kl" and recipe.retain_weight > 0
-    return memory_items_with_copy(shape, recipe) if with_copy else memory_items(shape, recipe)
+    return memory_items(shape, recipe) if keeps_no_copy(recipe) else memory_items_with_copy(shape, recipe)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,20 @@ def test_adamw_holds_gradients_two_moments_and_masters(weight_bytes: int, per_pa
     assert more - certain == weight_bytes * found.parameters
 
 
+def test_sharded_layers_are_counted_as_the_part_that_a_process_holds(monkeypatch: pytest.MonkeyPatch):
+    from harness.numerics import group, sharding
+
+    monkeypatch.setattr(group, "_group", group._Group(0, 4, 0, store=None))  # type: ignore[arg-type]
+    whole, chosen = shape("phi-1.5", 2), METHODS.get("grad_diff")
+    embeddings = sum(p.numel() for name, p in whole.model.named_parameters() if ".layers." not in name)
+    held = embeddings + (whole.parameters - embeddings) / 4
+    found = replace(whole, held_share=sharding.held_share(whole.model))
+    parts = memory.estimate(found, chosen.memory(found, chosen.config())).certain
+    assert {name: size / held for name, size in parts.items()} == pytest.approx(
+        {"weights": 2, "gradients": 4, "AdamW moments": 8, "float32 masters": 4}
+    )
+
+
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_says_what_it_holds(name: str):
     method = METHODS.get(name)
