@@ -53,7 +53,7 @@ CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 SHARDED: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     name: (name, {**ADAM, **({"dual_warmup_epochs": 0} if name == "pdu" else {})}, {})
     for name, method in METHODS.all().items()
-    if method.takes_shards(method.config())
+    if method.takes_shards
 }
 """Likewise, where weights are sharded (`FSDP`)."""
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

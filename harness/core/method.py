@@ -150,10 +150,10 @@ class Method(Generic[C]):
     own_optimizer: bool = False
     """Whether it steps there by an optimizer of its own, not by AdamW (`UnlearningContext.optimizer`)."""
 
-    takes_shards: Callable[[C], bool] = lambda config: False
+    takes_shards: Callable[[C], bool] | None = None
     """Whether it can, with these settings, train a model of which every process holds a part (`harness.numerics.sharding`):
     the weights themselves, by the loop of the first-order methods, where each part of a step is one pass of the model and no
-    copy of it is kept."""
+    copy of it is kept. None if it never can."""
 
     @property
     def takes_optimizer(self) -> bool:

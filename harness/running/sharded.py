@@ -17,10 +17,11 @@ def sharded(todo: Plan) -> bool:
     if not sharding.wanted():
         return False
     alone = "Launch without --use_fsdp"
-    if not todo.method.takes_shards(todo.config):
-        those = ", ".join(name for name, each in METHODS.all().items() if each.takes_shards(each.config()))
-        settings = " with these settings" if todo.method.takes_shards(todo.method.config()) else ""
-        raise UsageError(f"{todo.method.name} needs whole weights on every process{settings}. {alone}, or take one of {those}.")
+    if (takes := todo.method.takes_shards) is None:
+        those = ", ".join(name for name, each in METHODS.all().items() if each.takes_shards)
+        raise UsageError(f"{todo.method.name} needs whole weights on every process. {alone}, or take one of {those}.")
+    if not takes(todo.config):
+        raise UsageError(f"{todo.method.name} keeps a copy of the model with these settings. {alone}, or set retain_loss=nll.")
     if todo.options.adapter or todo.options.optimizer:
         raise UsageError(f"sharded weights are trained themselves, by AdamW in float32. {alone}, --adapter or --optimizer.")
     if changing := [evaluator.name for evaluator in todo.eval_plan.evaluators if evaluator.changes_model]:

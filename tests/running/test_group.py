@@ -87,7 +87,7 @@ def test_two_processes_that_shard_the_weights_make_the_record_of_one(launch: Lau
         (["--method", "nudge"], "nudge needs whole weights on every process. Launch without --use_fsdp, or take one of "),
         (["--method", "ga", "--adapter", "lora:r=2"], "sharded weights are trained themselves, by AdamW in float32."),
         (["--method", "ga", "--evals", "quantise_attack"], "quantise_attack needs whole weights on one process."),
-        (["--method", "npo", "--set", "retain_loss=kl"], "npo needs whole weights on every process with these settings."),
+        (["--method", "npo", "--set", "retain_loss=kl"], "npo keeps a copy of the model with these settings."),
     ],
 )
 def test_what_needs_whole_weights_is_refused(launch: Launch, words: list[str], sentence: str):
