@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = "meta"
-"""Where `harness meta` puts its records in a results folder."""
+"""Where the records are in a results folder: no list of runs, and no leaderboard, takes them for unlearned models."""
 HEADING = "How far to trust each column"
 _DIGITS = 2
 _BRIEF = (f"relearned, {SYMMETRIC}", f"4 bits, {SYMMETRIC}", f"robustness, {SYMMETRIC}", f"robustness, {ONE_SIDED}")

@@ -27,8 +27,6 @@ from harness.running.plan import Plan, plan
 from harness.running.request import MACHINE, MEASURING, WHAT
 from harness.running.trials import EvalPlans, TrialSpec
 
-FOLDER = "meta"
-"""Where the records are in a results folder: no list of runs, and no leaderboard, takes them for unlearned models."""
 LEARNT: dict[bool, Sequence[dict[str, JSON]]] = {
     knows: (
         {"learnt": usual},
