@@ -139,7 +139,7 @@ def main() -> None:
         training.TOKENS_PER_MICRO_BATCH = 1  # a row each: of five, one of two processes has a pass more than the other
     with group.together():
         save_file(outcomes(folder / "shared", SHARDED if sharded else CASES), folder / f"{rank}.safetensors")
-    group.leave()
+    sharding.end(0)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from harness.cli.app import app, register
 from harness.cli.mistyped import in_a_sentence
 from harness.core.errors import LONGEST_MESSAGE, RunFailed, UsageError, cut
 from harness.core.plugins import add_plugins
-from harness.numerics import group
+from harness.numerics import group, sharding
 
 INTERRUPTED = 130
 """What typer gives back of a command that was ended, from the keyboard or by a signal."""
@@ -134,6 +134,5 @@ def main() -> None:
         code = exit_status()
         if group.is_first():
             print("interrupted; the same command goes on from here.", file=sys.stderr)
-    else:
-        group.leave()
-    sys.exit(code)
+        sys.exit(code)
+    sharding.end(code)

@@ -14,9 +14,11 @@ along, over a single token, whenever it reads, and hand over their parts when it
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from harness.core.errors import UsageError
 from harness.numerics import group
@@ -31,6 +33,8 @@ _SWITCH, _VERSION, _OFFLOAD = "ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_OFFLO
 """What `accelerate launch` says to each process in the environment."""
 _MARK = "sharded_by_harness"
 """The attribute of a model that is sharded."""
+_has_sharded = False
+"""Whether this process has sharded a model."""
 
 
 def wanted() -> bool:
@@ -75,6 +79,7 @@ def shard(model: PreTrainedModel, device: str) -> None:
     Raises:
         UsageError: for an architecture whose layers are not found.
     """
+    global _has_sharded
     import torch
     from torch import distributed
     from torch.distributed.device_mesh import DeviceMesh
@@ -93,12 +98,28 @@ def shard(model: PreTrainedModel, device: str) -> None:
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     model.to(device)  # type: ignore[arg-type]  # what is not sharded
     setattr(model, _MARK, True)
+    _has_sharded = True
 
     def taken_along(*_: object) -> None:
         group.ask(group.PASS)
 
     model.base_model.register_forward_pre_hook(taken_along)
     group.answer({group.PASS: lambda: _pass(model), group.WEIGHTS: lambda: list(_gathered(model))})
+
+
+def end(code: int) -> NoReturn:
+    """Part from the other processes and end this one with an exit status.
+
+    What torch keeps of sharded tensors holds the group's threads, and one of them that wakes while the interpreter is taken
+    apart aborts the process. So one that has sharded a model ends as soon as all that is registered for the exit is done.
+    """
+    group.leave()
+    if not _has_sharded:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 # ---------------------------------------------------------------- parts
