@@ -142,7 +142,7 @@ def _grown(
     layers = [Buffer() for _ in read]
     for layer, whole in zip(layers, read, strict=True):
         # Slots behind a beginning hold its text's own until they are written, and none of them is read before.
-        layer.hold([whole.keys[owner]], [whole.values[owner]], room=0)
+        layer.hold([whole.keys], [whole.values], owner, room=0)
     said = torch.zeros(len(rows), length, dtype=torch.long, device=model.device)
     said[torch.arange(len(rows)), torch.from_numpy(lengths)] = torch.from_numpy(first).to(model.device)
     entered = np.searchsorted(lengths, np.arange(length), side="right")  # at each position how many rows there are

@@ -87,25 +87,35 @@ class Buffer(DynamicLayer):
         """Make the first rows and slots of the buffer all that is there."""
         self.keys, self.values = self.buffers[0][:rows, :, :slots], self.buffers[1][:rows, :, :slots]
 
-    def hold(self, keys: Sequence[Tensor], values: Sequence[Tensor], room: int = ROOM) -> None:
+    def hold(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], kept: Tensor | None = None, room: int = ROOM
+    ) -> None:
         """Replace all by the rows of some tensors, with zeros before the shorter ones: masked, but still multiplied by 0.
+
+        The room behind them holds whatever lies in memory, since nothing looks there before something is put there.
 
         Args:
             keys: one or more [B, heads, slots, width].
             values: likewise.
+            kept: which rows of the first of them; all if none are named.
             room: for so many further tokens.
         """
         self.is_initialized, self.dtype, self.device = True, keys[0].dtype, keys[0].device
         slots = max(part.shape[2] for part in keys)
-        self.buffers = _buffer(keys, slots, room), _buffer(values, slots, room)
-        self.show(sum(map(len, keys)), slots)
+        self.buffers = _buffer(keys, kept, slots, room), _buffer(values, kept, slots, room)
+        self.show(len(self.buffers[0]), slots)
 
 
-def _buffer(parts: Sequence[Tensor], slots: int, room: int) -> Tensor:
-    sizes = [len(part) for part in parts]
-    buffer = parts[0].new_zeros(sum(sizes), parts[0].shape[1], slots + room, parts[0].shape[3])
+def _buffer(parts: Sequence[Tensor], kept: Tensor | None, slots: int, room: int) -> Tensor:
+    sizes = [len(parts[0] if kept is None else kept), *map(len, parts[1:])]
+    buffer = parts[0].new_empty(sum(sizes), parts[0].shape[1], slots + room, parts[0].shape[3])
     for part, rows in zip(parts, buffer.split(sizes), strict=True):
-        rows[:, :, slots - part.shape[2] : slots] = part
+        padding = slots - part.shape[2]
+        rows[:, :, :padding] = 0
+        if part is parts[0] and kept is not None:
+            torch.index_select(part, 0, kept, out=rows[:, :, padding:slots])
+        else:
+            rows[:, :, padding:slots] = part
     return buffer
 
 
@@ -133,11 +143,11 @@ class Batch:
         parts = [(self.tokens[index], self.lengths[index])]
         first = self.slots - int(parts[0][1].max())
         for number, layer in enumerate(self.layers):
-            keys, values = [layer.keys[index, :, first:]], [layer.values[index, :, first:]]
+            keys, values = [layer.keys[:, :, first:]], [layer.values[:, :, first:]]
             if entering:
                 keys.append(entering.layers[number].keys)
                 values.append(entering.layers[number].values)
-            layer.hold(keys, values)
+            layer.hold(keys, values, index)
         self.numbers = [self.numbers[row] for row in rows]
         if entering:
             parts.append((entering.tokens, entering.lengths))

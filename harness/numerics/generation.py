@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from harness.core.evaluator import EvalPlan
 
 GeneratorName = Literal["hf", "vllm"]
-VERSION = 2
-"""Raised when this file changes what a model answers. 2: ends that generation settings name; templates that ask the clock."""
+VERSION = 3
+"""Raised when this file changes what a model answers. 2: ends that generation settings name; templates that ask the clock. 3:
+float32 products on a CPU by oneDNN, whose last bits are others."""
 PROMPTS_PER_BATCH = 256
 GENERATED_ON_CPU = 32
 """As many for `transformers`' own `generate` on a CPU: a batch is computed until its last answer ends."""
@@ -88,6 +89,7 @@ class HFGenerator:
     ) -> Iterator[tuple[int, str]]:
         """Each request's number and its answer, in the order in which they end."""
         from harness.numerics.decoding import can_decode, decode
+        from harness.numerics.products import onednn_products
 
         _check_room(model, prompts, requests)
         ends = end_tokens(model, tokenizer)
@@ -96,8 +98,9 @@ class HFGenerator:
         if can_decode(model, longest):
             rows = max(1, min(PROMPTS_PER_BATCH, TOKENS_PER_BATCH // longest))
             texts = _texts(tokenizer, ends)
-            for i, tokens in decode(model, prompts, budgets, ends, _Draw(requests).tokens, rows):
-                yield i, texts([tokens])[0]
+            with onednn_products(model):
+                for i, tokens in decode(model, prompts, budgets, ends, _Draw(requests).tokens, rows):
+                    yield i, texts([tokens])[0]
             return
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         rows = min(PROMPTS_PER_BATCH, GENERATED_ON_CPU) if model.device.type == "cpu" else PROMPTS_PER_BATCH

@@ -172,7 +172,7 @@ def _behind(
     first = batch.slots - int(lengths.max())
     layers = [Buffer() for _ in batch.layers]
     for own, shared in zip(layers, batch.layers, strict=True):
-        own.hold([shared.keys[index, :, first:]], [shared.values[index, :, first:]], longest)
+        own.hold([shared.keys[:, :, first:]], [shared.values[:, :, first:]], index, longest)
     behind = Batch(list(numbers), batch.tokens[index], lengths + longest, layers)
     hidden = model.base_model(**inputs(behind, ids.to(device))).last_hidden_state
     scored = labels != NO_LABEL
