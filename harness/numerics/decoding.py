@@ -87,9 +87,7 @@ class Buffer(DynamicLayer):
         """Make the first rows and slots of the buffer all that is there."""
         self.keys, self.values = self.buffers[0][:rows, :, :slots], self.buffers[1][:rows, :, :slots]
 
-    def hold(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], kept: Tensor | None = None, room: int = ROOM
-    ) -> None:
+    def hold(self, keys: Sequence[Tensor], values: Sequence[Tensor], kept: Tensor | None = None, room: int = ROOM) -> None:
         """Replace all by the rows of some tensors, with zeros before the shorter ones: masked, but still multiplied by 0.
 
         The room behind them holds whatever lies in memory, since nothing looks there before something is put there.
