@@ -6,17 +6,21 @@ As in `test_first_order`: plain torch on the full logits of a nano model in doub
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from evals.benchmarks.tdec.chronicle import vocabulary as chronicle_words
+from evals.benchmarks.tofu.world import vocabulary as world_words
+from evals.benchmarks.wmdp.crafts import vocabulary as crafts_words
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.method import METHODS, UnlearningContext
 from harness.data.rows import NO_LABEL, Batch
+from harness.models.recipes import Vocabulary
 from harness.models.sources import weights_fingerprint
 from methods.first_order.loop import Part
 from methods.jensun import refusal_tokens
@@ -218,6 +222,13 @@ def test_jensun_takes_the_benchmarks_refusal_where_a_model_lacks_its_authors_wor
     )
 
 
+@pytest.mark.parametrize(("bench", "words"), [("tofu10", world_words), ("wmdp-bio", crafts_words), ("tdec-8", chronicle_words)])
+def test_jensuns_refusal_on_an_embedded_world_is_in_words_of_that_world(bench: str, words: Callable[[], Sequence[str]]):
+    tokenizer = Vocabulary("words", tuple(words())).build()
+    refusal = METHODS.get("jensun").preset(bench, "mini", "published")["refusal"]
+    assert tokenizer.unk_token_id not in tokenizer(refusal, add_special_tokens=False)["input_ids"]
+
+
 @pytest.mark.parametrize("name", ["npo", "simnpo", "dpo", "undial", "wga", "satimp"])
 def test_the_retain_term_may_be_the_kl_from_the_model_before(name: str, golden: GoldenMaker):  # noqa: F811
     at = golden(name, retain_weight=0.3, retain_loss="kl")
@@ -316,7 +327,7 @@ def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_h
 @pytest.mark.parametrize("bench", ["tofu10", "wmdp"])
 def test_each_has_settings_for_tofu_and_wmdp_and_runs_with_them(name: str, bench: str, make_context: ContextMaker):
     method = METHODS.get(name)
-    few = {"max_steps": 4, "epochs": 2, "batch_size": 4}
+    few = {"max_steps": 4, "epochs": 2, "batch_size": 4, **REFUSAL.get(name, {})}
     found = []
     for _ in range(2):
         context: UnlearningContext = make_context()
