@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,32 +189,18 @@ def _build_answers(context: EvalContext) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+_scorer: Any = None
+
+
 def rouge_recall(truth: str, answer: str) -> tuple[float, float]:
     """ROUGE-1 and ROUGE-L recall of an answer, with stemming (rouge_score, as ToFU `evaluate_util.py` calls it)."""
-    scores = _scorer().score(truth, answer)
+    global _scorer
+    if _scorer is None:
+        from rouge_score import rouge_scorer
+
+        _scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    scores = _scorer.score(truth, answer)
     return scores["rouge1"].recall, scores["rougeL"].recall
-
-
-@cache
-def _scorer() -> Any:
-    from rouge_score import rouge_scorer
-
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=_Stems())
-
-
-class _Stems:
-    """rouge_score's own words, each stemmed once."""
-
-    def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer
-
-        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
-
-    def tokenize(self, text: str) -> list[str]:
-        """The stems of a text."""
-        from rouge_score import tokenize
-
-        return tokenize.tokenize(text, self)  # type: ignore[no-any-return]  # it asks a stemmer for `stem` alone
 
 
 # ---------------------------------------------------------------- what a row is worth
