@@ -35,7 +35,6 @@ from methods.gauss_newton.memory import memory_items as kfade_memory_items
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from harness.numerics.likelihood import AnswerDistributions
     from methods.curvature.layers import Layer, Line
@@ -157,14 +156,14 @@ class _Stage:
         passes: Passes,
     ) -> None:
         from methods.first_order.losses import frozen_copy
-        from methods.gauss_newton.corrector import CorrectorRows
+        from methods.gauss_newton.corrector import Before, CorrectorRows
         from methods.gauss_newton.data import StageData
 
         self._context, self._layers, self._config, self._passes = context, layers, config, passes
         self._stage = context.stages[number]
         self._data = StageData(context, self._stage, config.half(config.predictor))
         self._rows = CorrectorRows(self._data, self._stage.name, config.corrector_on)
-        self._before: PreTrainedModel = frozen_copy(context.model)
+        self._before = Before(frozen_copy(context.model), same_rows=config.corrector_rows is None)
         self._answers: AnswerDistributions = self._data.answers_now(self._network(), self._rows.kl)
         self._length = config.first_length
         self._measured, self._number = 0, number
@@ -292,8 +291,10 @@ class _Stage:
         for kind, some in drawn.items():
             self._passes.add(kind, len(some) / len(self._rows.by_kind[kind]))
         rows = [row for some in drawn.values() for row in some]
-        self._context.costs.count(2 * sum(len(e.input_ids) for e in rows))  # through the frozen copy, too
+        tokens, computed = sum(len(e.input_ids) for e in rows), self._before.computed
         gradients = gradient_matrices(self._context.model, self._layers, rows, self._data.pad, kl_gradient(self._before, rows))
+        # They go through the frozen copy, too, where it does not remember them.
+        self._context.costs.count(2 * tokens if self._before.computed > computed else tokens)
         line = Line(self._layers, self._direction(curvatures, gradients).matrices)
 
         def kl_at(length: float) -> float:

@@ -20,6 +20,7 @@ from harness.core.errors import UsageError
 from harness.data.rows import Batch, Encoded, batches
 from harness.numerics import anatomy, group
 from harness.numerics.decoding import can_decode
+from harness.numerics.products import onednn_products
 from harness.numerics.room import with_room
 from harness.numerics.sharding import is_sharded
 from harness.numerics.shared_prompts import Beginning, continued, shared_beginnings
@@ -384,4 +385,5 @@ class AnswerDistributions:
     @staticmethod
     @torch.no_grad()
     def _log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
-        return answer_logits(model, batch.to(model.device)).log_softmax(dim=-1)
+        with onednn_products(model):
+            return answer_logits(model, batch.to(model.device)).log_softmax(dim=-1)

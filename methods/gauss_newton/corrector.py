@@ -23,6 +23,8 @@ from methods.curvature.passes import LogitGradient
 from methods.gauss_newton.corrector_config import Kinds
 from methods.gauss_newton.data import StageData, memoised
 
+KEPT = 2**28
+"""Bytes of what a model said before that are kept from corrector to corrector, at most."""
 MOST_HALVINGS = 24
 """How often a length is halved before a direction counts as one that lowers the KL no further."""
 
@@ -79,19 +81,47 @@ def _general(data: StageData) -> list[Encoded]:
     return rows
 
 
-def kl_gradient(before: PreTrainedModel, encoded: Sequence[Encoded]) -> LogitGradient:
+class Before:
+    """What the model that the KL is from says at labels: p_θ0.
+
+    Args:
+        model: frozen, on the same device.
+        same_rows: whether it is asked about the same rows, numbered alike, time and again. A batch is then computed once, as
+            long as there is room for what it said.
+    """
+
+    def __init__(self, model: PreTrainedModel, same_rows: bool = False) -> None:
+        self._model = model
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._room = KEPT if same_rows else 0
+        self.computed = 0
+        """Labels that the model was asked about."""
+
+    @torch.no_grad()
+    def probabilities(self, batch: Batch) -> Tensor:
+        """[N, V] at a batch's labels, as `answer_logits` orders them."""
+        rows = tuple(batch.rows.tolist())
+        if rows in self._kept:
+            return self._kept[rows]
+        found = answer_logits(self._model, batch).softmax(dim=-1)
+        self.computed += len(found)
+        if found.nbytes <= self._room:
+            self._kept[rows] = found
+            self._room -= found.nbytes
+        return found
+
+
+def kl_gradient(before: Before, encoded: Sequence[Encoded]) -> LogitGradient:
     """The gradient of the mean KL(before ‖ now) per label with respect to the logits: (p_θ − p_θ0) / labels.
 
     Args:
-        before: the model that the KL is from, frozen, on the same device.
+        before: what the KL is from.
         encoded: the rows that the mean runs over.
     """
     labels = sum(e.label_count for e in encoded)
 
     def gradient(logits: Tensor, batch: Batch) -> Iterator[Tensor]:
-        with torch.no_grad():
-            first = answer_logits(before, batch).softmax(dim=-1)
-        yield (logits.softmax(dim=-1) - first) / labels
+        yield (logits.softmax(dim=-1) - before.probabilities(batch)) / labels
 
     return gradient
 

@@ -18,7 +18,7 @@ from methods.curvature.layers import mlp_layers
 from methods.curvature.passes import LogitGradient
 from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
 from methods.curvature.spectrum import eigenbases, square_sums
-from methods.gauss_newton.corrector import kl_gradient
+from methods.gauss_newton.corrector import Before, kl_gradient
 from tests.methods.test_curvature import PAD, data, float64_logits, llama
 
 ROWS = data(12)
@@ -65,7 +65,7 @@ def npo(model: Any) -> LogitGradient:
         (gradient(lambda model: true_labels(sum(LABELS), "margin", 0.0)), 1e-9),
         (gradient(npo), 1e-9),
         (gradient(lambda model: SequenceObjective(len(ROWS), "simnpo", 2.5, 0.5, None)), 1e-9),
-        (gradient(lambda model: kl_gradient(llama(1), ROWS)), 1e-5),  # what the model before says is float32
+        (gradient(lambda model: kl_gradient(Before(llama(1)), ROWS)), 1e-5),  # what the model before says is float32
     ],
 )
 @pytest.mark.parametrize("at_once", [2 * max(LABELS) * WORDS, 1])

@@ -25,8 +25,8 @@ from methods.curvature.layers import Layer, Line, mlp_layers
 from methods.curvature.solve import Solver
 from methods.curvature.spectrum import LayerCurvature
 from methods.first_order.losses import frozen_copy
-from methods.gauss_newton import fit
-from methods.gauss_newton.corrector import CorrectorRows, kl_gradient, line_search
+from methods.gauss_newton import corrector, fit
+from methods.gauss_newton.corrector import Before, CorrectorRows, kl_gradient, line_search
 from methods.gauss_newton.corrector_config import PredictorCorrectorConfig
 from methods.gauss_newton.data import StageData
 from methods.gauss_newton.step import KL_TOLERANCE
@@ -149,7 +149,7 @@ def test_the_gradient_of_the_kl_is_autograds(nano_context: UnlearningContext):
         for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(int(p.numel())), dtype=p.dtype))
     layers = mlp_layers(model)
-    found = gradient_matrices(model, layers, rows, pad, kl_gradient(before, rows))
+    found = gradient_matrices(model, layers, rows, pad, kl_gradient(Before(before), rows))
     batch = collate(rows, range(len(rows)), pad)
 
     def log_probs(of: Any) -> Tensor:
@@ -160,6 +160,21 @@ def test_the_gradient_of_the_kl_is_autograds(nano_context: UnlearningContext):
     for matrix, expected in zip(found, torch.autograd.grad(kl, [layer.module.weight for layer in layers]), strict=True):
         torch.testing.assert_close(matrix.double(), expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
     assert float(kl.detach()) == pytest.approx(AnswerDistributions(before, rows, pad).kl(model), rel=1e-4)
+
+
+@pytest.mark.parametrize(("room", "computed"), [(2**28, 1), (0, 2)])
+def test_what_was_said_before_is_computed_once_as_long_as_there_is_room(
+    room: int, computed: int, nano_context: UnlearningContext, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corrector, "KEPT", room)
+    (stage,) = nano_context.stages
+    rows, pad = encode(stage.retain[:6], nano_context.tokenizer), pad_id(nano_context.tokenizer)
+    before, batch = Before(frozen_copy(nano_context.model), same_rows=True), collate(rows, range(len(rows)), pad)
+    first, second = before.probabilities(batch), before.probabilities(batch)
+    assert torch.equal(first, second)
+    assert before.computed == computed * sum(e.label_count for e in rows)
+    other = before.probabilities(collate(rows[:3], range(3, 6), pad))
+    torch.testing.assert_close(other, first[: len(other)])
 
 
 # ---------------------------------------------------------------- on a nano model
@@ -260,9 +275,12 @@ def test_over_both_kinds_it_is_one_mean_over_all_labels(make_context: ContextMak
     drawn = CorrectorRows(data, stage.name, "both").drawn(None, 1, 0)
     assert {kind: len(rows) for kind, rows in drawn.items()} == {"retain": 24, "general": 9}
     counts = {kind: sum(e.label_count for e in rows) for kind, rows in drawn.items()}
-    alone = {kind: gradient_matrices(model, layers, rows, data.pad, kl_gradient(before, rows)) for kind, rows in drawn.items()}
+    alone = {
+        kind: gradient_matrices(model, layers, rows, data.pad, kl_gradient(Before(before), rows))
+        for kind, rows in drawn.items()
+    }
     rows = [*drawn["retain"], *drawn["general"]]
-    found = gradient_matrices(model, layers, rows, data.pad, kl_gradient(before, rows))
+    found = gradient_matrices(model, layers, rows, data.pad, kl_gradient(Before(before), rows))
     for together, retain, general in zip(found, alone["retain"], alone["general"], strict=True):
         expected = (counts["retain"] * retain + counts["general"] * general) / sum(counts.values())
         torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-7)
