@@ -103,12 +103,12 @@ class Before:
         rows = tuple(batch.rows.tolist())
         if rows in self._kept:
             return self._kept[rows]
-        found = answer_logits(self._model, batch).softmax(dim=-1)
-        self.computed += len(found)
-        if found.nbytes <= self._room:
-            self._kept[rows] = found
-            self._room -= found.nbytes
-        return found
+        said = answer_logits(self._model, batch).softmax(dim=-1)
+        self.computed += len(said)
+        if said.nbytes <= self._room:
+            self._kept[rows] = said
+            self._room -= said.nbytes
+        return said
 
 
 def kl_gradient(before: Before, encoded: Sequence[Encoded]) -> LogitGradient:
