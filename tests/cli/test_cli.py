@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import logging
 import os
@@ -668,11 +669,17 @@ def test_a_judge_that_cannot_be_is_refused(harness: Harness, words: tuple[str, .
     refused(harness(*RUN, *words), *said)
 
 
+def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM is not installed meanwhile."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "vllm" else find(name, *more))
+
+
 def test_a_judge_that_is_not_here_is_refused(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None, judge_files: Path
 ):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "vllm" else pytest.fail(name))
+    without_vllm(monkeypatch)
     words = ("run", "--method", "fake", *ON_NANO, "--evals", "mt_bench", "--data-dir", judge_files, "--results", tmp_path / "r")
     refused(harness(*words, "--judge", "openai:gpt-4"), "needs a key in the environment variable OPENAI_API_KEY")
     refused(harness(*words, "--judge", "vllm:some/model"), "needs vLLM, which is not installed here")
@@ -681,7 +688,7 @@ def test_a_judge_that_is_not_here_is_refused(
 def test_vllm_that_is_not_here_is_refused_and_leaves_no_record(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None
 ):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "vllm" else pytest.fail(name))
+    without_vllm(monkeypatch)
     words = ("run", "--method", "fake", *ON_NANO, "--results", tmp_path / "r", "--generator", "vllm")
     refused(harness(*words), "--generator vllm needs vLLM, which is not installed here: pip install vllm", "--generator hf")
     assert not list((tmp_path / "r").rglob("run.json"))
