@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +42,15 @@ class Damage:
         return max(self.by_kind.values())
 
 
+class Look(NamedTuple):
+    """What was seen of a damage."""
+
+    nats: float
+    """Nats per token."""
+    on_all: bool
+    """Whether on all budget rows; else by a few of them."""
+
+
 class DamageMeter:
     """Measures what a model has done since the meter was made.
 
@@ -70,15 +80,15 @@ class DamageMeter:
         """On all budget rows."""
         return _measured(self._all, self._model)
 
-    def look(self, budget: float) -> float:
-        """The damage in nats per token, about, where a few rows say that it is far under a budget; else on all of them."""
+    def look(self, budget: float) -> Look:
+        """The damage, about, where a few rows say that it is far under a budget; else on all of them."""
         few = _measured(self._few, self._model).nats
         if few * self._scale < self._far * budget:
-            return few * self._scale
+            return Look(few * self._scale, False)
         nats = self.damage().nats
         if few > 0 and math.isfinite(nats):
             self._scale, self._far = nats / few, FAR_BY_SCALE
-        return nats
+        return Look(nats, True)
 
 
 def _room(model: PreTrainedModel, labels: int) -> torch.device | str:

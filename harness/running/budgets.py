@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.core.errors import Diverged
@@ -131,6 +132,7 @@ class BudgetedRun:
 
         left, model = list(self.budgets), self.context.model
         before, done, most, why = self._start, 0.0, 0.0, "it never did so much damage"
+        under = self._start  # the last weights that are known, by all rows, to have done less than the next budget
         last: Progress | None = None
         steps = self.steps()
         while left:
@@ -142,18 +144,19 @@ class BudgetedRun:
             if progress is None:
                 break
             with self.context.costs.phase("damage"):
-                damage = self._meter.look(left[0])
+                damage, on_all = self._meter.look(left[0])
             after = Weights.of(model)
             most = max(most, damage)
             if damage >= left[0] and last is None:
                 self._say_that_the_first_is_long(damage)
             while left and damage >= left[0]:
-                if (point := self._between(before, after, (done, damage), left[0], progress)) is not None:
+                if (point := self._between((under, before, after), (done, damage), left[0], progress)) is not None:
                     yield point
                 left.pop(0)
             if left:
                 after.place(model)
             before, done, last = before.then(after), damage, progress
+            under = before if on_all else under
         if left and last is not None and left[0] - done <= TOLERANCE * left[0]:  # where it ends is near enough
             before.place(model)
             yield self._point(last, self._damage(), **{BUDGET: left.pop(0), "share_of_step": 1.0})
@@ -161,31 +164,40 @@ class BudgetedRun:
             self.unreached[budget] = f"{why} ({most:.3g} at most)" if why.startswith("it never") else why
 
     def _between(
-        self, before: Weights, after: Weights, damages: tuple[float, float], budget: float, progress: Progress
+        self,
+        weights: tuple[Weights, Weights, Weights],
+        damages: tuple[float, float],
+        budget: float,
+        progress: Progress,
     ) -> Progress | None:
         """The point between two steps at a budget, the model placed there; None where no place does so much damage.
 
+        Where a few rows took the weights before the step for less than they are, it lies between earlier ones and those.
+
         Args:
-            before: the weights before the step.
-            after: those behind it.
-            damages: about what each did.
+            weights: some that are known to have done less, those before the step, those behind it.
+            damages: about what the latter two did.
             budget: nats per token, between the two.
             progress: of the step.
         """
         measured: Damage | None = None
+        under, before, after = weights
 
-        def damage_at(share: float) -> float:
+        def damage_at(share: float, start: Weights = before, end: Weights = after) -> float:
             nonlocal measured
-            before.place(self.context.model, after, share)
+            start.place(self.context.model, end, share)
             measured = self._damage()
             return measured.nats
 
         done, passed = damages
-        met = meet(damage_at, End(0.0, done), End(1.0, passed), budget)
+        met, several = meet(damage_at, End(0.0, done), End(1.0, passed), budget), {}
+        if met.place is None and under is not before and (already := damage_at(0.0)) > budget:
+            met = meet(partial(damage_at, start=under, end=before), End(0.0, 0.0), End(1.0, already), budget)
+            several = {"over_several_steps": 1.0}
         if met.place is None or measured is None:
             self.unreached[budget] = f"no place between two steps does so much damage; the nearest does {met.nearest:.3g}"
             return None
-        return self._point(progress, measured, **{BUDGET: budget, "share_of_step": met.place})
+        return self._point(progress, measured, **{BUDGET: budget, "share_of_step": met.place}, **several)
 
     def _say_that_the_first_is_long(self, damage: float) -> None:
         within = ", ".join(f"{budget:g}" for budget in self.budgets if budget <= damage)

@@ -23,7 +23,7 @@ from harness.core.registry import ROOT
 from harness.data.held_out import GENERAL_ROWS, held_out_digest, hold_out
 from harness.models.export import ExportOptions
 from harness.models.sources import CheckpointSource, weights_fingerprint
-from harness.numerics.damage import DamageMeter
+from harness.numerics.damage import DamageMeter, Look
 from harness.numerics.meeting import TOLERANCE
 from harness.numerics.weights import Weights
 from harness.running.budgets import BudgetedRun
@@ -180,13 +180,37 @@ def test_few_rows_say_that_a_budget_is_far_and_all_rows_that_it_is_near(
     true = inner().nats
     few = meter.look(1e3)
     assert not whole, "far under the budget"
-    assert few == pytest.approx(true, rel=0.5)
-    assert meter.look(true) == true
+    assert few == (pytest.approx(true, rel=0.5), False)
+    assert meter.look(true) == (true, True)
     assert len(whole) == 1
-    assert meter.look(true / 0.6) == pytest.approx(true, rel=1e-6), "few rows, scaled as they went with all of them"
+    assert meter.look(true / 0.6) == (pytest.approx(true, rel=1e-6), False), "few rows, scaled as they went with all of them"
     assert len(whole) == 1
-    assert meter.look(true / 0.8) == true
+    assert meter.look(true / 0.8) == (true, True)
     assert len(whole) == 2
+
+
+@pytest.mark.parametrize("misjudged", [1, 4])
+def test_a_budget_that_few_rows_took_for_far_is_met_on_the_way_there(
+    misjudged: int, make_context: ContextMaker, budgeted: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    """Few rows say .3 budgets for so many steps; the first of them has gone past it already."""
+    alone = make_context(problem=budgeted)
+    meter = DamageMeter(alone.model, alone.tokenizer, budgeted.held_out)
+    at = [meter.damage().nats for _ in walk(alone, None)]
+    budget, seen, inner = at[0] * 0.8, [], DamageMeter.look
+    monkeypatch.setattr(
+        DamageMeter,
+        "look",
+        lambda self, nats: (seen.append(1), Look(0.3 * nats, False))[1] if len(seen) < misjudged else inner(self, nats),
+    )
+    context = make_context(problem=budgeted)
+    run = BudgetedRun(context, (budget, at[5]), "steps", lambda: walk(context, None))
+    first, second = run.points()
+    assert first.logged["damage"] == pytest.approx(budget, rel=0.02)
+    assert (first.step, first.logged["over_several_steps"]) == (misjudged + 1, 1.0)
+    assert (second.step, "over_several_steps" in second.logged) == (6, False)
+    assert second.logged["damage"] == pytest.approx(at[5], rel=0.02)
+    assert not run.unreached
 
 
 def test_a_model_that_broke_has_done_infinite_damage(make_context: ContextMaker, budgeted: Problem):
@@ -194,7 +218,7 @@ def test_a_model_that_broke_has_done_infinite_damage(make_context: ContextMaker,
     meter = DamageMeter(context.model, context.tokenizer, budgeted.held_out)
     with torch.no_grad():
         context.model.lm_head.weight.fill_(math.nan)
-    assert meter.damage().nats == meter.look(1.0) == math.inf
+    assert meter.damage().nats == meter.look(1.0).nats == math.inf
 
 
 def test_weights_are_put_back_bit_by_bit_and_lie_on_the_line_between(make_context: ContextMaker):
