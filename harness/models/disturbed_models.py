@@ -10,7 +10,6 @@ and round to NF4; here relearning sees a part of it, and rounding is that of `ha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from harness.core.config import resolve
 from harness.core.errors import UsageError
@@ -18,9 +17,6 @@ from harness.core.method import METHODS, Method, Progress, UnlearningContext
 from harness.core.pools import DISTURBANCES, DISTURBED_MODEL, RETRAINED, DisturbedModelConfig, PoolModelConfig
 from harness.core.problem import Problem
 from harness.models import pool_models
-
-if TYPE_CHECKING:
-    pass
 
 
 def skip_reason(problem: Problem) -> str | None:

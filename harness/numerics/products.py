@@ -1,7 +1,7 @@
 """Float32 products of models on a CPU by oneDNN, where torch itself takes MKL.
 
 On an AMD EPYC (Zen 5) MKL comes to 105 GFLOP/s on one core and oneDNN, which takes AVX-512 there too, to 230. Sums are taken in
-another order, so the last bits differ; hence only what is measured goes through here, never what a model is trained by.
+another order, so the last bits differ; hence only what is measured goes through here, and no gradient.
 """
 
 from __future__ import annotations

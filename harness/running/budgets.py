@@ -150,7 +150,7 @@ class BudgetedRun:
             if damage >= left[0] and last is None:
                 self._say_that_the_first_is_long(damage)
             while left and damage >= left[0]:
-                if (point := self._between((under, before, after), (done, damage), left[0], progress)) is not None:
+                if (point := self._between(under, before, after, (done, damage), left[0], progress)) is not None:
                     yield point
                 left.pop(0)
             if left:
@@ -165,7 +165,9 @@ class BudgetedRun:
 
     def _between(
         self,
-        weights: tuple[Weights, Weights, Weights],
+        under: Weights,
+        before: Weights,
+        after: Weights,
         damages: tuple[float, float],
         budget: float,
         progress: Progress,
@@ -175,13 +177,14 @@ class BudgetedRun:
         Where a few rows took the weights before the step for less than they are, it lies between earlier ones and those.
 
         Args:
-            weights: some that are known to have done less, those before the step, those behind it.
+            under: weights that are known, by all rows, to have done less.
+            before: the weights before the step.
+            after: those behind it.
             damages: about what the latter two did.
             budget: nats per token, between the two.
             progress: of the step.
         """
         measured: Damage | None = None
-        under, before, after = weights
 
         def damage_at(share: float, start: Weights = before, end: Weights = after) -> float:
             nonlocal measured
