@@ -46,18 +46,22 @@ if TYPE_CHECKING:
 def memory_items(shape: ModelShape, config: PredictorCorrectorConfig) -> list[MemoryItem]:
     """What a step of K-FADE holds; a second curvature where the halves differ, the predictor, the model before the stage."""
     from methods.curvature.layers import mlp_layers, sizes
+    from methods.gauss_newton.corrector import KEPT
 
     kinds = config.estimators
     largest = max(
         (kfade_memory_items(shape, config.half(kind)) for kind in kinds), key=lambda items: sum(item.bytes for item in items)
     )
     second = sum(i.bytes for i in largest if i.what in ("factors", "spectrum")) if len(kinds) > 1 else 0
-    general = config.kl_rows * shape.answer_tokens * shape.vocabulary * 4 if config.corrector_on == "both" else 0
+    row = shape.answer_tokens * shape.vocabulary * 4
+    general = config.kl_rows * row if config.corrector_on == "both" else 0
+    said_before = min(KEPT, shape.retain_rows * row) if config.corrector_rows is None else 0
     return [
         *largest,
         MemoryItem("second curvature", second),
         MemoryItem("predictor's line", 2 * sizes(mlp_layers(shape.model, config.layers)).spectrum),
         MemoryItem("frozen copy", shape.parameters * shape.weight_bytes),
+        MemoryItem("what it said before", said_before),
         MemoryItem("log-probabilities of general text", general, where="cpu"),
     ]
 

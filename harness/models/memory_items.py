@@ -75,7 +75,7 @@ def budget_items(shape: ModelShape, problem: Problem) -> list[MemoryItem]:
     if not tokens:
         return []
     return [
-        MemoryItem("copies of the weights", 4 * shape.parameters * shape.weight_bytes, where="cpu"),
+        MemoryItem("copies of the weights", 5 * shape.parameters * shape.weight_bytes, where="cpu"),
         MemoryItem("budget rows' log-probabilities", 4 * tokens * shape.vocabulary, where="cpu"),
     ]
 

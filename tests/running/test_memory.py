@@ -522,12 +522,20 @@ def test_no_layers_are_advised_that_a_model_lacks(nano_problem: Problem):
     assert advised(nano_problem, "repselect") == ""
 
 
-def test_budgets_hold_four_copies_of_the_weights_and_log_probabilities_on_the_cpu(nano_problem: Problem):
+def test_correctors_of_the_same_rows_hold_what_the_model_said_of_them_before():
+    name, of = "what it said before", shape("llama2-7b")
+    assert held("predictor_corrector", of)[name] == 0.25
+    assert held("predictor_corrector", of, corrector_rows=200)[name] == 0
+    small = replace(of, retain_rows=1)
+    assert held("predictor_corrector", small)[name] == pytest.approx(60 * 32_000 * 4 / GIB)
+
+
+def test_budgets_hold_five_copies_of_the_weights_and_log_probabilities_on_the_cpu(nano_problem: Problem):
     from harness.core.text import Example
 
     of = shape("llama2-7b")
     assert memory_items.budget_items(of, nano_problem) == []
     copies, said = memory_items.budget_items(of, replace(nano_problem, held_out={"retain": [Example("q", "x" * 39)] * 100}))
-    assert copies.bytes == 4 * 2 * of.parameters
+    assert copies.bytes == 5 * 2 * of.parameters
     assert said.bytes == 4 * 10 * 100 * 32_000
     assert copies.where == said.where == "cpu"
