@@ -15,11 +15,9 @@ from harness.core.benchmark import roles_of
 from harness.core.config import JSON
 from harness.core.errors import UsageError, unknown
 from harness.core.measurement import Measurement
-from harness.core.method import METHODS
 from harness.core.options import Options
-from harness.core.problem import Problem
 from harness.core.ranges import Arm, arms
-from harness.running.studies import EQUAL_DAMAGE
+from harness.running.studies import EQUAL_DAMAGE, possible
 from harness.running.trials import EvalPlans, TrialSpec
 from harness.storage.records import RunResult, Trial
 from harness.storage.store import Store
@@ -140,15 +138,16 @@ class EqualDamageStudy:
     def chosen_settings(self, arm: Arm, bench: str) -> Chosen:
         """What a method's tries chose: the highest score at the damage where they are compared, the earlier of equal ones.
 
-        Where none of them did so much damage, its preset.
+        Where none of them did so much damage, or none can run there, its preset.
 
         Raises:
             UsageError: if not all of its tries are recorded; names the command that makes them.
         """
         on = BENCHES[bench].chosen_on or bench
-        if METHODS.get(arm.method).skip_reason(self._problem(on)):
+        drawn = self.tries_of(arm, on)
+        tries, _ = possible(drawn, self.eval_plans)
+        if not tries:
             return Chosen({})
-        tries = self.tries_of(arm, on)
         records = [self.store.find(todo.plan(self.eval_plans).spec) for todo in tries]
         done = [record for record in records if record and record.status != "interrupted"]
         if len(done) < len(tries):
@@ -156,17 +155,16 @@ class EqualDamageStudy:
                 f"of the {len(tries)} tries of {arm.name} on {on} {len(done)} are recorded. Make them: "
                 f"harness study {EQUAL_DAMAGE} --bench {on} --method '{arm.name}' --phase tries."
             )
-        if not tries:
-            return Chosen({})
         metric = roles_of(on).selection
         scores = [_score(record, metric) for record in done]
-        broke = sum(record.status == "failed" for record in done)
-        tried = f"{len(tries)} tries" + (f" ({broke} failed)" if broke else "")
+        broke, refused = sum(record.status == "failed" for record in done), len(drawn) - len(tries)
+        lost = ", ".join(f"{number} {what}" for number, what in ((broke, "failed"), (refused, "refused")) if number)
+        tried = f"{len(drawn)} tries" + (f" ({lost})" if lost else "")
         where = f"{tried} on {on} with {TRIED_ON}, seed {TRIED_SEED}, by {metric} at a damage of {CHOSEN_AT:g} nats per token"
         best = max(range(len(scores)), key=lambda index: scores[index])
         if scores[best] == -math.inf:
             return Chosen({}, f"published form: none of {where} came to that damage")
-        return Chosen(tries[best].chosen, f"tuned form: best of {where} (number {best + 1})")
+        return Chosen(tries[best].chosen, f"tuned form: best of {where} (number {drawn.index(tries[best]) + 1})")
 
     # ---- what is reported
 
@@ -213,9 +211,6 @@ class EqualDamageStudy:
         if not (of.answers or attacked):
             return None
         return replace(self.options, seed=seed, evals=attacked, budgets=_ANSWERED_AT, rows="none")
-
-    def _problem(self, bench: str) -> Problem:
-        return TrialSpec(bench, TRIED_ON, "", self._tried(bench), {}, {}).eval_plan(self.eval_plans).problem
 
     def _tried(self, bench: str) -> Options:
         """The options of a try."""

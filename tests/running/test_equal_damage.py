@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from harness.core import ranges
 from harness.core.config import resolve
 from harness.core.errors import UsageError
 from harness.core.measurement import Measurement
-from harness.core.method import METHODS
+from harness.core.method import METHODS, Method
 from harness.core.options import Options
 from harness.core.ranges import Arm, OneOf, Range, arm_of, arms
 from harness.running.equal_damage import EqualDamageStudy
@@ -165,6 +166,53 @@ def test_a_method_of_which_no_try_did_the_damage_keeps_its_preset_and_says_so(tm
     chosen = of.chosen_settings(arm("npo"), "tofu10")
     assert chosen.settings == {}
     assert chosen.selection.startswith("published form: none of 12 tries on tofu10 with mini@1")
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, above: float) -> None:
+    """Let NPO take no beta above a value."""
+
+    def refusal(method: Method[Any], _problem: object, config: Any) -> str | None:
+        return f"beta is above {above}" if method.name == "npo" and config.beta > above else None
+
+    monkeypatch.setattr(Method, "refusal", refusal)
+
+
+def test_the_choice_is_among_the_tries_that_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    of = study(tmp_path, "npo")
+    tries = of.tries()
+    most = sorted(todo.chosen["beta"] for todo in tries)[5]
+    able = [todo for todo in tries if todo.chosen["beta"] <= most]
+    refusing(monkeypatch, most)
+    record(tmp_path, able, [0.1] * 5 + [0.2])
+    chosen = of.chosen_settings(arm("npo"), "tofu10")
+    assert chosen.settings == able[5].chosen
+    assert chosen.selection.startswith("tuned form: best of 12 tries (6 refused) on tofu10")
+    assert chosen.selection.endswith(f"(number {tries.index(able[5]) + 1})")
+
+
+def test_a_method_that_cannot_run_stops_no_other(
+    tmp_path: Path,
+    harness: Harness,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    refusing(monkeypatch, 0.0)
+    assert study(tmp_path, "npo").chosen_settings(arm("npo"), "tofu10").settings == {}
+    words = (
+        "study",
+        "equal-damage",
+        "-b",
+        "tofu10",
+        "--methods",
+        "npo,sham",
+        "--phase",
+        "reported",
+        "--results",
+        tmp_path / "r",
+    )
+    listed = harness(*words, "--dry-run")
+    assert listed.code == 0
+    assert "npo is left out on tofu10: beta is above 0.0" in listed.out
+    assert "12 runs" in listed.out, "those of sham"
 
 
 def test_what_is_reported_needs_the_tries_and_names_the_command(tmp_path: Path):
