@@ -32,7 +32,7 @@ THEIR_WORDS = " No Idea"
 
 @settings
 class JensUnConfig(PairedRecipe):
-    """Settings of JensUn; the defaults are its repository's."""
+    """Settings of JensUn; words and weights are its repository's, the recipe is ToFU's (there 10 epochs at 8e-6)."""
 
     refusal: Annotated[str, StringConstraints(min_length=1, max_length=1_000)] | None = None
     """The words that forget answers are pulled to. By default the authors' " No Idea", or the benchmark's first refusal where

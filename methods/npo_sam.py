@@ -3,8 +3,9 @@
 g = ∇F(θ),   step along ∇F(θ + ρ g/‖g‖) + λ ∇R(θ),   F NPO's forget term, R the retain term
 
 (arXiv:2502.05374, ICML 2025; OPTML-Group/Unlearn-Smooth `WMDP/src/unlearn/base.py`, `SAMTrainer`). Both gradients of the forget
-term see the whole step's forget examples; the retain term's is taken at θ. NPO itself is as in `npo`; Unlearn-Smooth divides an
-answer's loss by its length (`reduction=mean`), over WMDP's texts. A point between two steps is measured at θ.
+term see the whole step's forget examples; the retain term's is taken at θ. NPO itself is as in `npo`; Unlearn-Smooth pools
+the loss of a batch's texts, over WMDP's, and takes one log σ of it, where `reduction=mean` has one of each text. A point
+between two steps is measured at θ.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @settings
 class NPOSAMConfig(RetainedRecipe):
-    """Settings of NPO+SAM; the defaults are NPO's, and the radius its repository's."""
+    """Settings of NPO+SAM; the defaults are NPO's, and the radius that of its repository's `run_wmdp_unlearn.sh`."""
 
     epochs: Epochs = 10
     """Passes over the forget set."""

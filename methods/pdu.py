@@ -3,8 +3,10 @@
 L = c mean_t (max_v z_t − mean_v z_t)² + λ_k (POOL(retain) − ε),   after warm-up λ_{k+1} = max(0, λ_k + η (POOL(retain) − ε))
 
 (arXiv:2506.05314; open-unlearning `trainer/unlearn/pdu.py`, `community/methods/PDU/run.sh`, whose values for ToFU are the
-defaults). The mean runs over the positions that predict the labels. The public code takes the positions *of* the labels
-instead (`positions=shifted`): it leaves out the one before an answer and takes in the one behind it.
+defaults, but for the batch, 128 there). The mean runs over the positions that predict the labels. The public code takes the
+positions *of* the labels instead (`positions=shifted`): it leaves out the one that predicts an answer's first token and takes
+in the one of its last. It also moves λ at every micro-batch, in each process by that process's own loss; here λ moves once a
+step, by the loss of the whole step.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 @settings
 class PDUConfig(PairedRecipe):
-    """Settings of PDU; the defaults are its authors' for ToFU."""
+    """Settings of PDU; the constants are its authors' for ToFU, batches of 32 as elsewhere here."""
 
     epochs: Epochs = 10
     """Passes over the forget set."""

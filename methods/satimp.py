@@ -2,9 +2,10 @@
 
 L = −c mean_t(p_t^β₁ (1 − p_t)^β₂ · nll_t) + λ R(retain),   p_t the label's probability, without gradient
 
-(arXiv:2505.11953; Puning97/SatImp-for-LLM-Unlearning; open-unlearning `trainer/utils.py`, `compute_satimp_loss`). The mean runs
-over the step's labels. open-unlearning has two pairs of weights: its class c = 1, λ = 0.1, the default here, and its
-configuration `SatImp.yaml` c = 0.1, λ = 1; they differ in scale alone, but for the clipping of gradients.
+(arXiv:2505.11953; tmlr-group/SatImp `dataloader/dataloader_sat.py`, loss "satimp_gd"; open-unlearning `trainer/utils.py`,
+`compute_satimp_loss`). The mean runs over the step's labels. Constants are those of open-unlearning's class; the authors
+recommend β₂ = 0.1 where it takes 1. Its weights c = 1, λ = 0.1 are the authors' too; its configuration `SatImp.yaml` turns them
+round (c = 0.1, λ = 1), so that the retain term weighs a hundred times as much beside the forget term.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @settings
 class SatImpConfig(RetainedRecipe):
-    """Settings of SatImp; the defaults are open-unlearning's."""
+    """Settings of SatImp; the defaults are those of open-unlearning's class."""
 
     beta1: NonNegativeFloat = 5.0
     """β₁, of the saturation: tokens that have become unlikely count for less."""

@@ -2,9 +2,9 @@
 
 L = −POOL(forget) + γ POOL(retain), γ = 2   (arXiv:2404.18239; OPTML-Group/SOUL `configs/TOFU/SO_GradDiff.json`)
 
-Two optimisers, written out in `methods/sophia.py`: `sophia` is the one SOUL's authors run, down to its double update of the
-momentum and its curvature, which is a running mean of the unlearning loss's squared gradient; `sophia_g` is the textbook's,
-whose curvature is estimated with labels sampled from the model.
+Two optimisers, written out in `methods/first_order/sophia.py`: `sophia` is the one SOUL's authors run, down to its double
+update of the momentum and its curvature, which is a running mean of the unlearning loss's squared gradient; `sophia_g` is the
+textbook's, whose curvature is estimated with labels sampled from the model.
 It departs from the authors' code in three points: prompts follow the benchmark's template instead of their own; bfloat16
 weights are trained through float32 masters (theirs are updated in place, where steps of 5e-6 are mostly rounded away); and
 losses are pooled over the whole step (see `methods/first_order/`).

@@ -3,6 +3,7 @@
 L = −mean_t(p_t^β · nll_t) + λ R(retain),   p_t the label's probability, without gradient; the mean over the step's labels
 
 (arXiv:2502.19301; tmlr-group/G-effect; open-unlearning `trainer/utils.py`, `compute_wga_loss`). β = 0 is GradDiff.
+G-effect's own code takes β = 5 where none is given, and for a retain term none or KL.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @settings
 class WGAConfig(RetainedRecipe):
-    """Settings of WGA; the defaults are open-unlearning's."""
+    """Settings of WGA; the defaults are those of open-unlearning's `WGA.yaml` (its experiment on ToFU takes 10 epochs)."""
 
     beta: NonNegativeFloat = 1.0
     """β: how fast a token's ascent fades out as it becomes unlikely."""

@@ -127,7 +127,7 @@ def kl_gradient(before: Before, encoded: Sequence[Encoded]) -> LogitGradient:
 
 
 def line_search(kl_at: Callable[[float], float], now: float, length: float) -> tuple[float, float]:
-    """The length along a direction at which the KL is least, among the doublings or halvings of a first guess.
+    """A length along a direction that lowers the KL: the last doubling of a guess that does, or its first halving that does.
 
     Args:
         kl_at: measures the KL at a length.
