@@ -87,7 +87,7 @@ def _file_name(comparison: EqualDamage) -> str:
 
 
 def _metrics(comparison: EqualDamage) -> list[str]:
-    """What is drawn: what ranks, what falls with forgetting, and the ends of attacks by fine-tuning, else what was kept."""
+    """What is drawn of what methods have at a budget: what ranks, what falls with forgetting, attacks or what was kept."""
     roles, measured = comparison.roles, comparison.metrics
     ends: dict[str, int] = {}
     for metric in measured:
@@ -95,7 +95,7 @@ def _metrics(comparison: EqualDamage) -> list[str]:
             ends[match[1]] = max(ends.get(match[1], 0), int(match[2]))
     attacks = [f"attack_{kind}_{ends[kind]}" for kind in KINDS if kind in ends]
     names = [roles.ranking or next(iter(roles.forgetting), ""), roles.level, *(attacks or roles.kept)]
-    return [metric for metric in dict.fromkeys(names) if metric in measured]
+    return [metric for metric in dict.fromkeys(names) if metric in measured and _lines(comparison, metric)]
 
 
 # ---------------------------------------------------------------- what is drawn

@@ -323,14 +323,16 @@ def rows_of(table: pd.DataFrame, questions: str, *columns: str) -> pd.DataFrame:
         columns: what is needed of them.
 
     Raises:
-        LookupError: where there are none, or a column was not measured.
+        LookupError: where there are none, or a column was not measured or holds no number: a model may have broken.
     """
     rows = table if table.empty else table[table["task"] == questions]
     if rows.empty:
         raise LookupError(f"there are no {questions} rows")
     for column in columns:
-        if column not in rows or rows[column].isna().all():
+        if column not in rows:
             raise LookupError(f"there is no {column} for {questions}")
+        if rows[column].isna().all():
+            raise LookupError(f"there is no finite {column} for {questions}")
     return rows
 
 

@@ -108,7 +108,7 @@ class Progress:
     measure_here: bool = False
     """Whether a point of the trade-off curve is to be measured now."""
     total: int | None = None
-    """How many steps there will be, where that is known: for the progress bar."""
+    """How many steps there will be, None where nobody knows: for the progress bar, and where `--points last` has its point."""
 
 
 class Unlearn(Protocol[C_contra]):

@@ -9,6 +9,7 @@ told it. After the largest budget a run ends.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from harness.numerics.weights import Weights
 
 log = logging.getLogger(__name__)
-
+BROKE = "it broke off: the model's predictions are not finite"
 
 Steps = Callable[[], Iterator[Progress]]
 """Starts the method on the model as it is."""
@@ -103,7 +104,10 @@ class BudgetedRun:
     def _as_it_is(self) -> Iterator[Progress]:
         for progress in self.steps():
             if progress.measure_here:
-                yield self._point(progress, self._damage())
+                damage = self._damage()
+                if math.isinf(damage.nats):
+                    self.notes.append("it has no damage: the model's predictions are not finite")
+                yield self._point(progress, damage)
 
     # ---- a length of its own
 
@@ -120,6 +124,9 @@ class BudgetedRun:
                 self.unreached[budget] = f"it broke off: {error}"
                 continue
             damage = self._damage()
+            if math.isinf(damage.nats):
+                self.unreached[budget] = BROKE
+                continue
             if last is None or abs(damage.nats - budget) > TOLERANCE * budget:
                 self.unreached[budget] = f"its way ends at a damage of {damage.nats:.3g}"
                 continue
@@ -147,12 +154,14 @@ class BudgetedRun:
                 damage, on_all = self._meter.look(left[0])
             after = Weights.of(model)
             most = max(most, damage)
-            if damage >= left[0] and last is None:
-                self._say_that_the_first_is_long(damage)
+            met = []
             while left and damage >= left[0]:
                 if (point := self._between(under, before, after, (done, damage), left[0], progress)) is not None:
+                    met.append(left[0])
                     yield point
                 left.pop(0)
+            if met and last is None:
+                self._say_that_the_first_is_long(damage, met)
             if left:
                 after.place(model)
             before, done, last = before.then(after), damage, progress
@@ -198,12 +207,13 @@ class BudgetedRun:
             met = meet(partial(damage_at, start=under, end=before), End(0.0, 0.0), End(1.0, already), budget)
             several = {"over_several_steps": 1.0}
         if met.place is None or measured is None:
-            self.unreached[budget] = f"no place between two steps does so much damage; the nearest does {met.nearest:.3g}"
+            no_place = f"no place between two steps does so much damage; the nearest does {met.nearest:.3g}"
+            self.unreached[budget] = f"{BROKE} from step {progress.step} on" if math.isinf(met.nearest) else no_place
             return None
         return self._point(progress, measured, **{BUDGET: budget, "share_of_step": met.place}, **several)
 
-    def _say_that_the_first_is_long(self, damage: float) -> None:
-        within = ", ".join(f"{budget:g}" for budget in self.budgets if budget <= damage)
+    def _say_that_the_first_is_long(self, damage: float, met: Sequence[float]) -> None:
+        within = ", ".join(f"{budget:g}" for budget in met)
         self.notes.append(
             f"the first step alone does a damage of {damage:.3g} nats per token: what stands at {within} lies on the straight "
             "line from the model before unlearning to it; a smaller step size would come there in steps"

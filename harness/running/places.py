@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from harness.core.errors import UsageError
 from harness.core.method import Progress, UnlearningContext
 from harness.core.progress import progress_bar
 from harness.core.streams import streams
 from harness.numerics import group
 from harness.running.plan import Plan
+
+NOTHING_MEASURED = (
+    "ended without a point to measure: nothing is recorded of it. It says where one is by Progress(step, measure_here=True, "
+    "total=…), whose step is total at the last one; harness test-plugin checks a method of yours."
+)
 
 
 @dataclass
@@ -35,13 +41,21 @@ class Places:
         return self.context.costs.phases["unlearning"].full_seconds - self._before
 
     def __iter__(self) -> Iterator[Progress]:
-        places = self._places()
+        """Each place.
+
+        Raises:
+            UsageError: in the end, where there was none and no budget says why.
+        """
+        places, given = self._places(), 0
         while True:
             with group.together():  # but not while a point is measured, which the first process does alone
                 progress = next(places, None)
             if progress is None:
-                return
+                break
             yield progress
+            given += 1
+        if not (given or self.unreached):
+            raise UsageError(f"the method {self.todo.method.name} {NOTHING_MEASURED}")
 
     def _places(self) -> Iterator[Progress]:
         options = self.todo.options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan
+from harness.core.evaluator import EVALUATORS, EvalContext, EvalPlan, rows_of
 from harness.core.measurement import Absent
 from harness.statistics.measurements import measurements
 
@@ -31,3 +31,14 @@ def test_of_nothing_every_evaluator_gives_reasons(name: str):
     assert all(isinstance(item, Absent) and item.reason for item in found)
     assert evaluator.version_for(EvalPlan()) >= 1
     assert not evaluator.evaluator_inputs(EvalPlan())
+
+
+def test_rows_that_were_measured_and_hold_no_number_are_not_said_to_be_missing():
+    import numpy as np
+    import pandas as pd
+
+    table = pd.DataFrame({"task": ["forget"], "row": [0], "cluster": ["a"], "loss": [np.nan]})
+    with pytest.raises(LookupError, match="there is no finite loss for forget"):
+        rows_of(table, "forget", "loss")
+    with pytest.raises(LookupError, match="there is no rouge for forget"):
+        rows_of(table, "forget", "rouge")

@@ -910,6 +910,17 @@ def test_lines_of_one_colour_at_equal_damage_differ_in_their_dashes():
     assert len(drawn) == len(set(map(str, drawn.values()))) == len(forms)
 
 
+def test_a_metric_that_no_method_has_at_a_budget_is_not_drawn():
+    from plots.equal_damage import _metrics
+    from tests.reading.test_equal_damage import falling, measured, only
+    from tests.records import at_budgets
+
+    own = at_budgets({None: measured(0.2, 0.3)}, spec={"method": "retrained"})
+    broken = at_budgets({0.01: [Absent(metric="forget_probability", reason="there is no finite avg_gt_loss for forget")]})
+    assert _metrics(only(own, broken)) == []
+    assert _metrics(only(own, falling({0.01: (0.3, 0.5)}))) == ["forget_quality_d", "forget_probability", "model_utility"]
+
+
 def test_what_was_kept_is_drawn_at_equal_damage_where_no_attack_was_and_chance_where_a_metric_has_one():
     from plots.equal_damage import _all_in_one, _metrics
     from tests.reading.test_equal_damage import only

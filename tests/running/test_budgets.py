@@ -383,6 +383,41 @@ def test_a_model_that_breaks_in_a_step_is_met_before_it_breaks(make_context: Con
     ) or "no place between" in run.unreached[1e-3]
 
 
+@pytest.mark.parametrize("broken_at", [1, 2])
+def test_a_model_whose_weights_are_no_numbers_has_broken_off_and_no_place_is_spoken_of(
+    broken_at: int, make_context: ContextMaker, budgeted: Problem
+):
+    context = make_context(problem=budgeted)
+
+    def steps() -> Iterator[Progress]:
+        for step in range(1, broken_at + 1):
+            with torch.no_grad():
+                context.model.lm_head.weight.mul_(math.nan if step == broken_at else 1)
+            yield Progress(step, total=broken_at)
+
+    run = BudgetedRun(context, BUDGETS, "steps", steps)
+    assert not list(run.points())
+    broke = f"it broke off: the model's predictions are not finite from step {broken_at} on"
+    assert run.unreached == dict.fromkeys(BUDGETS, broke)
+    assert not run.notes
+
+
+def test_what_chooses_its_length_or_is_what_it_is_says_that_it_broke(make_context: ContextMaker, budgeted: Problem):
+    def steps() -> Iterator[Progress]:
+        with torch.no_grad():
+            context.model.lm_head.weight.fill_(math.nan)
+        yield Progress(1, measure_here=True, total=1)
+
+    context = make_context(problem=budgeted)
+    free = BudgetedRun(context, BUDGETS, "free", steps)
+    assert not list(free.points())
+    assert free.unreached == dict.fromkeys(BUDGETS, "it broke off: the model's predictions are not finite")
+    context = make_context(problem=budgeted)
+    fixed = BudgetedRun(context, BUDGETS, "fixed", steps)
+    assert [p.logged["damage"] for p in fixed.points()] == [math.inf]
+    assert fixed.notes == ["it has no damage: the model's predictions are not finite"]
+
+
 def test_without_general_text_retain_rows_count_alone_and_it_is_said(make_context: ContextMaker, nano_problem: Problem):
     context = make_context(problem=hold_out(nano_problem))
     run = BudgetedRun(context, (1e-3,), "steps", lambda: walk(context, None))

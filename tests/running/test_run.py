@@ -23,7 +23,7 @@ from harness.core.errors import Diverged, RunFailed, UsageError
 from harness.core.evaluator import EvalContext, EvalPlan, Evaluator, GenerationRequest, Sampling
 from harness.core.measurement import Absent, Measurement
 from harness.core.method import Progress, UnlearningContext
-from harness.core.options import Options
+from harness.core.options import Options, Points
 from harness.core.problem import Problem
 from harness.core.registry import ROOT
 from harness.models.export import ExportOptions
@@ -359,9 +359,26 @@ def test_a_replay_that_comes_to_other_weights_is_measured_anew(bench: Bench, cap
 
 
 def test_points_that_a_replay_does_not_come_to_are_dropped(bench: Bench):
+    def breaks_after_second(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+        yield from steps(2)(context, config)
+        raise Diverged("nan")
+
     with pytest.raises(RunFailed):
-        run(bench, breaks_after_first(Diverged("nan")))
-    assert len(run(bench, steps(0)).points) == 0
+        run(bench, breaks_after_second)
+    assert len(run(bench, steps(1)).points) == 1
+
+
+def of_unknown_length(context: UnlearningContext, config: Any) -> Iterator[Progress]:
+    nudge(context)
+    yield Progress(1, measure_here=True)
+
+
+@pytest.mark.parametrize(("unlearn", "points"), [(steps(0), "all"), (of_unknown_length, "last")])
+def test_a_run_without_a_point_is_none_and_it_is_said_where_points_come_from(bench: Bench, unlearn: Any, points: Points):
+    todo = bench.plan(unlearn, [NORM], options=Options(points=points))
+    with pytest.raises(UsageError, match=r"method fake ended without a point to measure.*Progress\(step, measure_here=True"):
+        execute(todo, bench.store, bench.cache)
+    assert bench.store.find(todo.spec) is None
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_its_points(bench: Bench):
