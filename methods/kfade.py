@@ -42,6 +42,7 @@ def clash(problem: Problem, config: KFADEConfig) -> str | None:
     memory=memory_items,
     memory_fallbacks=({"layers": [3, 4, 5, 6]}, {"estimator": "kfac"}),
     reach="free",
+    lengths=("step_size", "target_kl"),
 )
 def unlearn(context: UnlearningContext, config: KFADEConfig) -> Iterator[Progress]:
     """Take the steps, stage after stage; every step is a point of the trade-off curve.

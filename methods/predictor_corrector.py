@@ -79,6 +79,7 @@ def clash(problem: Problem, config: PredictorCorrectorConfig) -> str | None:
     memory=memory_items,
     memory_fallbacks=({"layers": [3, 4, 5, 6]}, {"predictor": "identity"}),
     reach="free",
+    lengths=("peak_kl",),
     reads_general=lambda config: config.corrector_on != "retain",
 )
 def predictor_corrector(context: UnlearningContext, config: PredictorCorrectorConfig) -> Iterator[Progress]:

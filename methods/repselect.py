@@ -32,7 +32,7 @@ from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from methods._settings import BatchSize, Rank, Tokens, absent_layers, narrowest
 from methods.gauss_newton import along
-from methods.gauss_newton.along import FixedDirection, drawn_rows, points_along
+from methods.gauss_newton.along import LENGTHS, FixedDirection, drawn_rows, points_along
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +89,7 @@ def clash(problem: Problem, config: RepSelectConfig) -> str | None:
     memory=memory_items,
     memory_fallbacks=({"layers": [3, 4, 5, 6]},),
     reach="free",
+    lengths=LENGTHS,
 )
 def repselect(context: UnlearningContext, config: RepSelectConfig) -> Iterator[Progress]:
     """Move, stage after stage; every step is a point.

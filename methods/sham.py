@@ -14,7 +14,7 @@ from harness.core.config import settings
 from harness.core.method import Progress, UnlearningContext, method
 from harness.core.problem import Problem, Stage
 from methods._settings import absent_layers
-from methods.gauss_newton.along import FixedDirection, drawn_rows, memory_items, points_along
+from methods.gauss_newton.along import LENGTHS, FixedDirection, drawn_rows, memory_items, points_along
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ def clash(problem: Problem, config: ShamConfig) -> str | None:
     clash=clash,
     memory=memory_items,
     reach="free",
+    lengths=LENGTHS,
 )
 def sham(context: UnlearningContext, config: ShamConfig) -> Iterator[Progress]:
     """Move, stage after stage; every step is a point.

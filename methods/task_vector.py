@@ -45,6 +45,7 @@ def memory_items(shape: ModelShape, config: TaskVectorConfig) -> list[MemoryItem
     source="arXiv:2212.04089",
     memory=memory_items,
     reach="free",
+    lengths=("scales",),
 )
 def task_vector(context: UnlearningContext, config: TaskVectorConfig) -> Iterator[Progress]:
     """Fine-tune without measuring, then measure at each scale."""

@@ -142,6 +142,8 @@ class Method(Generic[C]):
     """Settings that need less memory, to be proposed where a run does not fit."""
     reach: Reach = "steps"
     """How it meets a budget of damage."""
+    lengths: Sequence[str] = ()
+    """Settings that say how far it goes, whose place budgets take."""
     reads_general: Callable[[C], bool] = lambda config: False
     """Whether it reads the problem's general text with these settings."""
     takes_adapter: bool = False
@@ -217,6 +219,7 @@ class Declared(TypedDict, Generic[C], total=False):
     memory: Callable[[ModelShape, C], Sequence[MemoryItem]]
     memory_fallbacks: Sequence[Mapping[str, JSON]]
     reach: Reach
+    lengths: Sequence[str]
     reads_general: Callable[[C], bool]
     takes_adapter: bool
     takes_shards: Callable[[C], bool]

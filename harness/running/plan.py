@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.core.benchmark import BENCHMARKS, eval_plan
-from harness.core.config import JSON, departures, resolve, to_json
+from harness.core.config import JSON, departures, describe, resolve, to_json
 from harness.core.errors import UsageError, cut
 from harness.core.evaluator import EvalPlan
 from harness.core.method import METHODS, Method
@@ -104,6 +104,8 @@ def plan(
     family = problem.family or problem.model.partition("@")[0]
     stands_on = chosen.preset(bench, family, preset)
     config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=chosen.name)
+    if options.budgets:
+        _check_lengths(chosen, stands_on, settings)
     if reason := chosen.refusal(problem, config):
         raise UsageError(f"{chosen.name}: {reason}.")
     spec = _spec(measured, chosen, config, options, "" if settings or preset == "published" else preset)
@@ -140,6 +142,15 @@ def _check_training(method: Method[Any], options: Options) -> None:
             f"--optimizer {optimizer}: moments of 8 bits need bitsandbytes, which is not installed: pip install "
             "'bitsandbytes>=0.50,<1', or leave out bits=8."
         )
+
+
+def _check_lengths(method: Method[Any], preset: Mapping[str, JSON], settings: Mapping[str, JSON]) -> None:
+    """Refuse how far a method is to go where budgets say it, unless it must be given one for want of a preset."""
+    usual = {**{name: default for name, default, _ in describe(method.config)}, **preset}
+    given = [name for name in method.lengths if name in settings]
+    if given and any(usual.get(name) is not None for name in method.lengths):
+        what = " and ".join(given)
+        raise UsageError(f"{method.name}: --budgets say how far it goes, and {what} would change nothing. Leave out {what}.")
 
 
 def _check_metrics(measured: EvalPlan) -> None:

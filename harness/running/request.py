@@ -253,6 +253,8 @@ class RunRequest(Request):
             meant = f"; {self.model} is no model, write {flag}" if (flag := flag_for(self.model)) else ""
             raise UsageError(f"{NEEDED}, or --spec{meant}.")
         check_places(self.method, self.bench)
+        if self.budgets and self.points == "last":
+            raise UsageError("--budgets say where points are. Leave out --points last, or give one budget.")
         options = self.options(self.seed, self.points, self.trust_remote_code)
         return [
             plan(self.bench, self.model, method, self.settings, options, recorded=recorded, preset=self.preset)

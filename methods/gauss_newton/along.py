@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from methods.curvature.layers import Layer, Line
 
 
+LENGTHS = ("target_kl", "steps", "kl_rows")
+"""The settings that say how far it goes, and where on the way a point is."""
+
+
 @settings
 class FixedDirection:
     """Settings of a method that goes along one direction of the MLPs on each stage."""

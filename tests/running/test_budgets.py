@@ -27,7 +27,7 @@ from harness.numerics.damage import DamageMeter, Look
 from harness.numerics.meeting import TOLERANCE
 from harness.numerics.weights import Weights
 from harness.running.budgets import BudgetedRun
-from harness.running.plan import read
+from harness.running.plan import plan, read
 from harness.running.request import RunRequest
 from harness.running.run import execute
 from harness.storage.store import Store
@@ -269,6 +269,51 @@ def test_every_method_meets_its_budgets_within_two_percent(method: str, make_con
     assert [*met, *run.unreached] == list(BUDGETS)
     assert all("never did so much damage" in why or "broke off" in why or "ends at" in why for why in run.unreached.values())
     assert met, run.unreached
+
+
+OTHER_LENGTHS: dict[str, dict[str, Any]] = {
+    "kfade": {"step_size": 0.5},
+    "predictor_corrector": {"peak_kl": 0.05},
+    "repselect": {"target_kl": 0.05, "steps": 3, "kl_rows": 3},
+    "sham": {"target_kl": 0.05, "steps": 3, "kl_rows": 3},
+    "task_vector": {"scales": [0.3, 3.0]},
+}
+"""Of methods that are told a budget: other settings of how far they go."""
+
+
+@pytest.mark.parametrize(("method", "other"), OTHER_LENGTHS.items())
+def test_what_says_how_far_a_method_goes_changes_nothing_under_a_budget(
+    method: str, other: dict[str, Any], make_context: ContextMaker, budgeted: Problem
+):
+    assert {*other} <= {*METHODS.get(method).lengths}
+    ends = []
+    for settings in ({}, other):
+        context = make_context(problem=budgeted)
+        (_,) = budgeted_run(context, method, (1e-3,), **settings).points()
+        ends.append(weights_fingerprint(context.model))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(("method", "other"), OTHER_LENGTHS.items())
+def test_how_far_to_go_is_refused_beside_budgets_that_say_it(method: str, other: dict[str, Any]):
+    asked = RunRequest(method=(method,), bench="tofu10", settings=other)
+    assert asked.plans()
+    with pytest.raises(UsageError, match=f"{method}: --budgets say how far it goes, and {next(iter(other))}.*change nothing"):
+        replace(asked, budgets=(0.01,)).plans()
+
+
+def test_how_far_to_go_may_be_given_beside_budgets_where_no_preset_says_it():
+    method, options = replace(METHODS.get("kfade"), name="without_preset"), Options(budgets=(0.01,))
+    with pytest.raises(UsageError, match="give one of step_size and target_kl"):
+        plan("tofu10", "mini", method, {}, options)
+    assert plan("tofu10", "mini", method, {"target_kl": 0.1}, options).config.target_kl == 0.1
+
+
+def test_the_last_point_alone_is_refused_beside_budgets_that_say_where_points_are():
+    asked = RunRequest(method=("npo",), bench="tofu10", points="last")
+    assert asked.plans()
+    with pytest.raises(UsageError, match=r"--budgets say where points are\. Leave out --points last"):
+        replace(asked, budgets=(0.01, 0.1)).plans()
 
 
 @pytest.mark.parametrize("method", ["grad_diff", "loku", "soul", "sage"])

@@ -50,7 +50,7 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_two_processes_make_one_record_and_print_one_table(launch: Launch, tmp_path: Path):
-    words = ["--method", "kfade", "--set", "kl_rows=7", "--set", "step_size=0.01", "--budgets", ".01,.02"]
+    words = ["--method", "kfade", "--set", "kl_rows=7", "--budgets", ".01,.02"]
     done = launch(*words)
     assert done.returncode == 0, done.stderr
     assert (done.stdout.count("record: "), said(done)) == (1, [])
