@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -25,7 +26,7 @@ class Phase:
     full_seconds: float = 0.0
     """The same with nothing cached."""
     peak_bytes: int = 0
-    """Most memory held at once: the process's resident memory, or the GPU's allocated memory."""
+    """Most memory held at once: the process's resident memory, or what it has allocated on GPUs (the sum of each one's most)."""
     tokens: int = 0
     """Tokens that went through the model (forward, or forward and backward)."""
 
@@ -44,11 +45,11 @@ class Costs:
         self._note_peak()  # what the outer phases had reached, before the counter starts again
         self._open.append(phase)
         _reset_peak()
-        started = time.perf_counter()
+        started = _now()
         try:
             yield
         finally:
-            seconds = time.perf_counter() - started
+            seconds = _now() - started
             phase.seconds += seconds
             phase.full_seconds += seconds
             self._note_peak()
@@ -63,12 +64,12 @@ class Costs:
         outer, self._open = self._open, []
         for phase in outer:
             phase.peak_bytes = max(phase.peak_bytes, _peak_bytes())
-        started = time.perf_counter()
+        started = _now()
         try:
             with self.phase(name):
                 yield
         finally:
-            seconds = time.perf_counter() - started
+            seconds = _now() - started
             self._open = outer
             _reset_peak()
             for phase in outer:
@@ -92,22 +93,37 @@ class Costs:
             phase.full_seconds += seconds
 
 
-def _on_gpu() -> bool:
+def _cuda() -> Any:
+    """Torch's CUDA, where this process uses a GPU; else None."""
     torch = sys.modules.get("torch")  # a report that never needed torch must not import it for its clock
-    return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _used(cuda: Any) -> list[int]:
+    """The GPUs that this process holds memory on; waiting for another one would take memory there."""
+    return [gpu for gpu in range(cuda.device_count()) if cuda.memory_reserved(gpu)]
+
+
+def _now() -> float:
+    """Seconds on a clock; what GPUs were told to do before is done then, so that it counts where it was asked for."""
+    if cuda := _cuda():
+        for gpu in _used(cuda):
+            cuda.synchronize(gpu)
+    return time.perf_counter()
 
 
 def _reset_peak() -> None:
-    if _on_gpu():
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
+    if cuda := _cuda():
+        for gpu in _used(cuda):
+            cuda.reset_peak_memory_stats(gpu)
     else:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_bytes() -> int:
-    if _on_gpu():
-        return int(sys.modules["torch"].cuda.max_memory_allocated())
+    if cuda := _cuda():
+        return sum(int(cuda.max_memory_allocated(gpu)) for gpu in _used(cuda))
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -957,6 +957,50 @@ def test_an_outer_phase_keeps_the_peak_it_reached_before_an_inner_one(monkeypatc
     assert costs.phases["outer"].peak_bytes == 100
 
 
+class GPUs:
+    """Stands in for torch.cuda: the second of three GPUs is used, and what it is told to do is done when it is waited for."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._told, self.peak = clock, 0.0, 0
+
+    def device_count(self) -> int:
+        return 3
+
+    def memory_reserved(self, gpu: int) -> int:
+        return 100 * (gpu == 1)
+
+    def tell(self, seconds: float, peak: int) -> None:
+        self._told, self.peak = self._told + seconds, max(self.peak, peak)
+
+    def synchronize(self, gpu: int) -> None:
+        assert self.memory_reserved(gpu), "this would take memory on a GPU that nobody uses"
+        self._clock.sleep(self._told)
+        self._told = 0.0
+
+    def reset_peak_memory_stats(self, gpu: int) -> None:
+        self.peak = 0
+
+    def max_memory_allocated(self, gpu: int) -> int:
+        return self.peak if self.memory_reserved(gpu) else 0
+
+
+def test_what_a_gpu_was_told_to_do_counts_where_it_was_told(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    gpus, costs = GPUs(clock), Costs()
+    monkeypatch.setattr("harness.core.costs._cuda", lambda: gpus)
+    gpus.tell(1000, peak=1000)
+    with costs.phase("outer"):
+        with costs.phase("first"):
+            gpus.tell(20, peak=50)
+        with costs.phase("second"):
+            gpus.tell(0, peak=10)
+        gpus.tell(30, peak=10)
+        with costs.aside("apart"):
+            gpus.tell(500, peak=70)
+    seconds = {name: phase.seconds for name, phase in costs.phases.items()}
+    assert seconds == pytest.approx({"outer": 50, "first": 20, "second": 0, "apart": 500}, abs=5)
+    assert {name: phase.peak_bytes for name, phase in costs.phases.items()} == {"outer": 50, "first": 50, "second": 10, "apart": 70}
+
+
 def test_a_phase_that_breaks_is_still_counted(clock: Clock):
     costs = Costs()
     with pytest.raises(RuntimeError), costs.phase("broken"):
