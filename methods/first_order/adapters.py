@@ -203,7 +203,10 @@ class Adapters:
             inject_adapter_in_model(lora, self._model)
         del self._model.peft_config  # peft's mark on the model; what is left of peft are the wrapped modules
         for i, linear in enumerate(self._maps):
-            down, up = _factors(self._model.get_submodule(linear.name))
+            adapter: Any = self._model.get_submodule(linear.name)
+            for factor in (adapter.lora_A, adapter.lora_B):
+                factor.float()  # peft made them of the weight's type; what they read and give is cast
+            down, up = _factors(adapter)
             with torch.no_grad():
                 if start is None:
                     drawn = torch.nn.init.kaiming_uniform_(torch.empty(down.shape), a=5**0.5, generator=self._generator)

@@ -347,6 +347,26 @@ def test_other_weights_are_adapted_as_well(kind: str, nano_context: UnlearningCo
     assert {p.dtype for p in model.parameters()} == {p.dtype for p in before.values()}
 
 
+def test_adapters_of_bfloat16_weights_are_float32_and_only_their_merge_is_rounded(nano_context: UnlearningContext):
+    import torch
+
+    model = nano_context.model.bfloat16()
+    maps = adapted_maps(model, SMALL)
+    adapters = Adapters(model, maps, SMALL.rank, SMALL.alpha, seed=0)
+    adapters.make()
+    assert {factor.dtype for pair in adapters.factors() for factor in pair} == {torch.float32}
+    merged = []
+    with torch.no_grad():
+        for linear, (down, up) in zip(maps, adapters.factors(), strict=True):
+            up.normal_(generator=torch.Generator().manual_seed(0))
+            exact = linear.matrix().double() + SMALL.alpha / SMALL.rank * (up.double() @ down.double())
+            merged.append((exact, linear))
+    adapters.take_off()
+    for exact, linear in merged:
+        assert linear.matrix().dtype == torch.bfloat16
+        assert torch.allclose(linear.matrix().double(), exact, rtol=2**-8, atol=1e-6), "half a unit in the last place"
+
+
 # ---------------------------------------------------------------- as it is written
 
 
