@@ -70,8 +70,9 @@ def backpropagate(
         for batch in data:
             next_batch(len(batch.rows))
             output, signals = _signals(model, batch, logit_gradient)
-            for k, signal in enumerate(signals, start=1):
-                output.backward(signal, retain_graph=k < len(signals))
+            while signals:
+                output.backward(signals.pop(0), retain_graph=bool(signals))
+            del output  # of up to gigabytes, before the next batch's is made
             bar.update(len(batch.rows))
 
 
@@ -191,6 +192,7 @@ def _hooks(layers: Sequence[Layer], on_input: OnInput, on_gradient: OnGradient) 
     def next_batch(count: int) -> None:
         nonlocal sequences
         sequences = count
+        seen.clear()  # the batch before leaves with its inputs before the next one goes through
 
     def by_sequence(tensor: Tensor) -> Tensor:
         return tensor.reshape(sequences, -1, tensor.shape[-1])  # OPT's MLP reads and writes [B·T, D]

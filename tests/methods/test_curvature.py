@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UsageError
-from harness.data.rows import Encoded, batches
+from harness.data.rows import Batch, Encoded, batches, collate
 from harness.numerics.likelihood import answer_labels, answer_logits
 from methods.curvature import passes
 from methods.curvature.by_curvlinops import curvlinops_curvatures
@@ -18,6 +19,7 @@ from methods.curvature.factors import covariance_sums
 from methods.curvature.files import load_curvatures, save_curvatures
 from methods.curvature.gradients import gradient_matrices
 from methods.curvature.layers import Layer, input_groups, mlp_layers
+from methods.curvature.passes import backpropagate
 from methods.curvature.signals import SampledLabels, SequenceObjective, true_labels
 from methods.curvature.solve import Solver
 from methods.curvature.spectrum import LayerCurvature, eigenbases, square_sums
@@ -739,6 +741,29 @@ def test_gradient_checkpointing_and_training_mode_are_refused():
     model.train()
     with pytest.raises(ValueError, match="training mode"):
         covariance_sums(model, layers, data(), PAD, empirical)
+
+
+def test_nothing_of_a_batch_is_held_when_the_next_one_goes_through():
+    model = llama()
+    layers, labels = mlp_layers(model), SampledLabels(data(4), 2, 0)
+    earlier: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def signals(logits: Tensor, batch: Batch) -> Iterator[Tensor]:
+        for gradient in labels(logits, batch):
+            earlier.append(weakref.ref(gradient))
+            yield gradient
+            del gradient
+
+    def on_input(group: int, a: Tensor) -> Tensor:
+        if group == 0:
+            alive.append(sum(made() is not None for made in earlier))
+        earlier.append(weakref.ref(a))
+        return a
+
+    batches = [collate([encoded], [row], PAD) for row, encoded in enumerate(data(4))]
+    backpropagate(model, layers, batches, signals, on_input, lambda _, a, g: None)
+    assert alive == [0, 0, 0, 0]
 
 
 def test_an_exception_leaves_no_hooks_and_the_flags_as_they_were():
