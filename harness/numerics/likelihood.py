@@ -41,6 +41,10 @@ CONTINUED_ON_CPU = 1536
 POSITIONS_AT_ONCE = 256
 """Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
 
+ENTRIES_AT_ONCE = 2**28
+"""Entries of the log-probabilities that are measured against kept ones at a time, 1 GiB in float32: of 8,192 labels all, up to a
+vocabulary of 32,768."""
+
 # Families whose logits are the output embedding applied to the last hidden state, with nothing after it but a soft cap.
 _PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"}
 
@@ -254,7 +258,8 @@ def _label_losses(
 def _losses(logits: Callable[[slice], Tensor], labels: Tensor) -> Tensor:
     """[N] negative log-likelihoods, float64, on the CPU; of a large vocabulary some positions' logits are there at a time."""
     parts = _parts(len(labels), POSITIONS_AT_ONCE)
-    return torch.cat([F.cross_entropy(logits(part), labels[part], reduction="none").double().cpu() for part in parts])
+    # Copied once: a GPU would wait at each part.
+    return torch.cat([F.cross_entropy(logits(part), labels[part], reduction="none") for part in parts]).cpu().double()
 
 
 def _parts(count: int, size: int) -> list[slice]:
@@ -333,6 +338,7 @@ class AnswerDistributions:
         where: what holds them; from the CPU they go to the model's device each time that something is measured.
     """
 
+    @torch.no_grad()
     def __init__(
         self, model: PreTrainedModel, encoded: Sequence[Encoded], pad_id: int, where: torch.device | str = "cpu"
     ) -> None:
@@ -340,7 +346,8 @@ class AnswerDistributions:
         self._shared = not is_sharded(model)  # whose passes all processes take together
         mine = group.share(encoded) if self._shared else encoded
         self._batches = list(batches(mine, pad_id, TOKENS_PER_BATCH, "cpu"))
-        self._base = [self._log_probs(model, batch).to(where) for batch in self._batches]
+        with onednn_products(model):
+            self._base = [[part.to(where) for part in self._log_probs(model, batch)] for batch in self._batches]
         self.labels = sum(e.label_count for e in encoded)
         """Number of answer positions."""
 
@@ -352,10 +359,7 @@ class AnswerDistributions:
             ValueError: if other processes have a part of the examples and do not measure now.
         """
         self._check_processes(group.size())
-        total = sum(
-            float(kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().sum())
-            for batch, base in zip(self._batches, self._base, strict=True)
-        )
+        total = sum(float(values.double().sum()) for _, values in self._divergences(model))
         return (group.summed(total)[0] if self._shared else total) / self.labels
 
     @torch.no_grad()
@@ -371,19 +375,26 @@ class AnswerDistributions:
         self._check_processes(1)
         examples = sum(len(batch.rows) for batch in self._batches)
         sums, counts = torch.zeros(examples, dtype=torch.float64), torch.zeros(examples, dtype=torch.float64)
-        for base, batch in zip(self._base, self._batches, strict=True):
-            divergences = kl_per_token(base.to(model.device), self._log_probs(model, batch)).double().cpu()
-            rows = answer_rows(batch)
-            sums.index_add_(0, rows, divergences)
-            counts.index_add_(0, rows, torch.ones_like(divergences))
+        for rows, values in self._divergences(model):
+            sums.index_add_(0, rows, values.double().cpu())
+            counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
         return sums.numpy(), counts.numpy()
 
     def _check_processes(self, measuring: int) -> None:
         if self._processes != measuring:
             raise ValueError(f"{self._processes} processes share these examples, and {measuring} would measure")
 
-    @staticmethod
-    @torch.no_grad()
-    def _log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+    def _divergences(self, model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
+        """([n] positions of examples, [n] KL(before ‖ now) at their labels), some labels at a time."""
         with onednn_products(model):
-            return answer_logits(model, batch.to(model.device)).log_softmax(dim=-1)
+            for batch, base in zip(self._batches, self._base, strict=True):
+                rows = answer_rows(batch).split([len(part) for part in base])
+                for of, before, now in zip(rows, base, self._log_probs(model, batch), strict=True):
+                    yield of, kl_per_token(before.to(model.device), now)
+
+    @staticmethod
+    def _log_probs(model: PreTrainedModel, batch: Batch) -> Iterator[Tensor]:
+        """[n, V] at a batch's labels, at most `ENTRIES_AT_ONCE`."""
+        logits = logits_by_part(model, batch.to(model.device))
+        for part in _parts(int(batch.counts.sum()), max(1, ENTRIES_AT_ONCE // int(model.config.vocab_size))):
+            yield logits(part).log_softmax(dim=-1)

@@ -251,6 +251,30 @@ def test_what_a_model_says_has_not_moved_from_itself_and_has_after_a_change():
     assert before.kl(model) == pytest.approx(direct, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_a_large_vocabulary_is_compared_some_labels_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from harness.numerics import likelihood
+
+    encoded = ragged()
+    before, model = random_model(kind), random_model(kind)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.1)
+    whole = likelihood.AnswerDistributions(before, encoded, 0)
+    expected, sums = whole.kl(model), whole.kl_sums(model)
+
+    compared: list[int] = []
+    plain = likelihood.kl_per_token
+    monkeypatch.setattr(likelihood, "kl_per_token", lambda p, q: compared.append(len(p)) or plain(p, q))
+    monkeypatch.setattr(likelihood, "ENTRIES_AT_ONCE", 3 * model.config.vocab_size + 1)
+    parts = likelihood.AnswerDistributions(before, encoded, 0)
+    assert parts.kl(model) == pytest.approx(expected, rel=1e-5)
+    assert (max(compared), sum(compared)) == (3, whole.labels)
+    for mine, theirs in zip(parts.kl_sums(model), sums, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
 # ---------------------------------------------------------------- the context window
 
 
