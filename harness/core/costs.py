@@ -26,7 +26,7 @@ class Phase:
     full_seconds: float = 0.0
     """The same with nothing cached."""
     peak_bytes: int = 0
-    """Most memory held at once: the process's resident memory, or what it has allocated on GPUs (the sum of each one's most)."""
+    """Most memory held at once: the process's resident memory, or what it has allocated on GPUs, each at its most."""
     tokens: int = 0
     """Tokens that went through the model (forward, or forward and backward)."""
 

@@ -42,7 +42,7 @@ POSITIONS_AT_ONCE = 256
 """Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
 
 ENTRIES_AT_ONCE = 2**28
-"""Entries of the log-probabilities that are measured against kept ones at a time, 1 GiB in float32: of 8,192 labels all, up to a
+"""Entries of the log-probabilities that are compared with kept ones at a time, 1 GiB in float32: of 8,192 labels all, up to a
 vocabulary of 32,768."""
 
 # Families whose logits are the output embedding applied to the last hidden state, with nothing after it but a soft cap.

@@ -998,7 +998,12 @@ def test_what_a_gpu_was_told_to_do_counts_where_it_was_told(clock: Clock, monkey
             gpus.tell(500, peak=70)
     seconds = {name: phase.seconds for name, phase in costs.phases.items()}
     assert seconds == pytest.approx({"outer": 50, "first": 20, "second": 0, "apart": 500}, abs=5)
-    assert {name: phase.peak_bytes for name, phase in costs.phases.items()} == {"outer": 50, "first": 50, "second": 10, "apart": 70}
+    assert {name: phase.peak_bytes for name, phase in costs.phases.items()} == {
+        "outer": 50,
+        "first": 50,
+        "second": 10,
+        "apart": 70,
+    }
 
 
 def test_a_phase_that_breaks_is_still_counted(clock: Clock):
