@@ -142,6 +142,8 @@ def _phases(name: str, request: StudyRequest, control: SweepControl) -> list[Cal
 
     if name == EQUAL_DAMAGE:
         request.check_own_choices(name)
+        if request.seeds and request.phase == "tries":
+            raise UsageError("tries have one seed of their own, and --seeds are of what is reported. Leave out --seeds.")
         study = EqualDamageStudy(Store(control.root), request.options(), request.bench, request.method, request.seeds)
         return study.phases(request.phase, undecided=control.dry_run)
     if request.phase != "both":

@@ -11,7 +11,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import harmonic_mean, median
+from statistics import harmonic_mean, median, median_high, median_low
+from typing import NamedTuple
 
 from harness.core.evaluator import metric_of, title_of
 from harness.core.measurement import Measurement
@@ -141,13 +142,16 @@ def _at_equal_forgetting(comparison: EqualDamage) -> Ranking | None:
         return None
     values: list[tuple[float | None, int, str]] = []
     for contender in comparison.contenders:
-        damages = [d for spots in _runs(comparison, contender) if (d := _damage_there(comparison, spots, metric)) is not None]
+        crossings = [c for spots in _runs(comparison, contender) if (c := _damage_there(comparison, spots, metric)) is not None]
+        damages = [crossing.damage for crossing in crossings]
         if not damages:
             values.append((None, 0, "not measured"))
             continue
         middle, arrived = median(damages), sum(map(math.isfinite, damages))
         remarks = [f"{arrived} of {len(damages)} get there"] * (arrived < len(damages))
-        remarks += ["at most: there at the first budget"] * (not remarks and middle <= min(comparison.budgets))
+        in_the_middle = (median_low(damages), median_high(damages))
+        bounded = any(crossing.at_first and crossing.damage in in_the_middle for crossing in crossings)
+        remarks += ["at most: there at the first budget"] * (not remarks and bounded)
         remarks += _of_all(len(damages), comparison.tried(contender), "met any budget")
         values.append((middle, len(damages), "; ".join(remarks)))
     title = in_text(title_of(metric))
@@ -167,8 +171,17 @@ def _runs(comparison: EqualDamage, contender: Contender) -> list[list[Spot]]:
     return [sorted(spots, key=lambda spot: spot.budget or 0.0) for spots in runs.values()]
 
 
-def _damage_there(comparison: EqualDamage, spots: Sequence[Spot], metric: str) -> float | None:
-    """The damage at which a run's number first is at or under the retrained model's; infinite if never, None if unknown.
+class _Crossing(NamedTuple):
+    """Where a run's number first is at or under the retrained model's."""
+
+    damage: float
+    """In nats per token; infinite if nowhere."""
+    at_first: bool = False
+    """Whether at the first budget that the run met: it may have been there earlier."""
+
+
+def _damage_there(comparison: EqualDamage, spots: Sequence[Spot], metric: str) -> _Crossing | None:
+    """The damage at which a run's number first is at or under the retrained model's; None if unknown.
 
     log B = log B₁ + (log B₂ − log B₁) (p₁ − p*) / (p₁ − p₂)      p*: the retrained model's, between the numbers at two budgets
     """
@@ -180,11 +193,11 @@ def _damage_there(comparison: EqualDamage, spots: Sequence[Spot], metric: str) -
     for budget, value in known:
         if value <= wanted.value:
             if before is None:
-                return budget
+                return _Crossing(budget, at_first=True)
             share = (before[1] - wanted.value) / (before[1] - value)
-            return math.exp(math.log(before[0]) + share * math.log(budget / before[0]))
+            return _Crossing(math.exp(math.log(before[0]) + share * math.log(budget / before[0])))
         before = budget, value
-    return math.inf
+    return _Crossing(math.inf)
 
 
 # ---------------------------------------------------------------- C

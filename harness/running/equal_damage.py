@@ -152,7 +152,7 @@ class EqualDamageStudy:
         done = [record for record in records if record and record.status != "interrupted"]
         if len(done) < len(tries):
             raise UsageError(
-                f"of the {len(tries)} tries of {arm.name} on {on} {len(done)} are recorded. Make them: "
+                f"of the {len(tries)} tries of {arm.name} on {on} {len(done)} are recorded. Make them, other flags as here: "
                 f"harness study {EQUAL_DAMAGE} --bench {on} --method '{arm.name}' --phase tries."
             )
         metric = roles_of(on).selection

@@ -217,6 +217,14 @@ def test_damage_at_equal_forgetting_is_interpolated_in_its_logarithm():
     assert (places["c"].rank, places["c"].remark) == (3, "0 of 1 get there")
 
 
+def test_who_is_there_at_the_first_budget_of_its_own_is_there_at_most_then():
+    others = falling({0.003: (0.5, 0.8), 0.01: (0.5, 0.6), 0.1: (0.5, 0.1)}, "a")
+    later = [falling({0.1: (0.5, known)}, "b", seed=seed) for seed, known in enumerate((0.1, 0.2))]
+    (rule,) = (each for each in rankings(only(others, *later)) if each.name == "B")
+    assert [place.remark for place in rule.places] == ["", "at most: there at the first budget"]
+    assert rule.places[1].value == 0.1
+
+
 def test_who_never_gets_there_is_shown_as_last_also_where_nobody_does():
     never, there = falling({0.1: (0.5, 0.3)}, "a"), falling({0.003: (0.5, 0.1)}, "b")
     assert [*rules_sheet(only(never)).shown["rank B"]] == ["last"]

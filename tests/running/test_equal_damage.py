@@ -222,7 +222,7 @@ def test_what_is_reported_needs_the_tries_and_names_the_command(tmp_path: Path):
     with pytest.raises(UsageError) as error:
         of.reported()
     assert str(error.value) == (
-        "of the 12 tries of kfade identity on tofu10 5 are recorded. Make them: "
+        "of the 12 tries of kfade identity on tofu10 5 are recorded. Make them, other flags as here: "
         "harness study equal-damage --bench tofu10 --method 'kfade identity' --phase tries."
     )
 
@@ -279,6 +279,7 @@ def test_a_dry_run_lists_everything_and_does_nothing(harness: Harness, tmp_path:
 def test_what_the_study_says_itself_is_refused(harness: Harness):  # noqa: F811
     refused(harness("study", "equal-damage", "--budgets", ".5"), "says budgets itself", "Leave out --budgets")
     refused(harness("study", "equal-damage", "--model", "phi-1.5"), "says model itself")
+    refused(harness("study", "equal-damage", "--phase", "tries", "--seeds", "1"), "tries have one seed", "Leave out --seeds")
     refused(harness("study", "equal-damage", "-b", "tofu01"), "no benchmark of the study equal-damage called 'tofu01'")
     refused(harness("study", "equal-damage", "-m", "nppo"), "Did you mean 'npo'")
     refused(harness("study", "hessian", "--phase", "tries"), "has no phases")
