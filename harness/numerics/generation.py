@@ -24,6 +24,7 @@ from harness.numerics.conversations import converse, unanswered
 from harness.numerics.identity import end_tokens, versions
 from harness.numerics.loading import without_own_settings
 from harness.numerics.placement import ALL_GPUS
+from harness.numerics.room import each_with_room
 from harness.numerics.thoughts import MARKED
 from harness.numerics.vllm import Engine, Prompt, engine
 from harness.storage.cache import digest, disk_errors
@@ -93,20 +94,27 @@ class HFGenerator:
 
         _check_room(model, prompts, requests)
         ends = end_tokens(model, tokenizer)
-        budgets = [request.sampling.max_tokens for request in requests]
-        longest = max(len(prompt) + budget for prompt, budget in zip(prompts, budgets, strict=True))
-        if can_decode(model, longest):
-            rows = max(1, min(PROMPTS_PER_BATCH, TOKENS_PER_BATCH // longest))
-            texts = _texts(tokenizer, ends)
+        longest = max(len(prompt) + r.sampling.max_tokens for prompt, r in zip(prompts, requests, strict=True))
+        texts = _texts(tokenizer, ends)
+
+        def decoded(numbers: list[int], rows: int) -> Iterator[tuple[int, list[int]]]:
+            some = [requests[i] for i in numbers]
+            budgets = [request.sampling.max_tokens for request in some]
             with onednn_products(model):
-                for i, tokens in decode(model, prompts, budgets, ends, _Draw(requests).tokens, rows):
-                    yield i, texts([tokens])[0]
-            return
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-        rows = min(PROMPTS_PER_BATCH, GENERATED_ON_CPU) if model.device.type == "cpu" else PROMPTS_PER_BATCH
-        for group in _groups(order, prompts, requests, rows):
-            answers = _generated(model, [prompts[i] for i in group], [requests[i] for i in group], ends)
-            yield from zip(group, _texts(tokenizer, ends)(answers), strict=True)
+                for i, tokens in decode(model, [prompts[i] for i in numbers], budgets, ends, _Draw(some).tokens, rows):
+                    yield numbers[i], tokens
+
+        def generated(numbers: list[int], rows: int) -> Iterator[tuple[int, list[int]]]:
+            for group in _groups(sorted(numbers, key=lambda i: (len(prompts[i]), i)), prompts, requests, rows):
+                answers = _generated(model, [prompts[i] for i in group], [requests[i] for i in group], ends)
+                yield from zip(group, answers, strict=True)
+
+        if can_decode(model, longest):
+            run, rows = decoded, max(1, min(PROMPTS_PER_BATCH, TOKENS_PER_BATCH // longest))
+        else:
+            run, rows = generated, min(PROMPTS_PER_BATCH, GENERATED_ON_CPU if model.device.type == "cpu" else PROMPTS_PER_BATCH)
+        for i, tokens in each_with_room(model, len(prompts), rows, run):
+            yield i, texts([tokens])[0]
 
 
 def _generated(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -56,5 +56,41 @@ def with_room(model: PreTrainedModel, tokens: int, least: int, run: Callable[[in
         # Only here, behind the error, is what its frames held given back.
         size = fitted[tokens] = max(size // 2, least)
         log.warning("memory ran out: begun anew with %d tokens at once", size)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def each_with_room(
+    model: PreTrainedModel, count: int, rows: int, run: Callable[[list[int], int], Iterator[tuple[int, T]]]
+) -> Iterator[tuple[int, T]]:
+    """What comes of each of some items, as it is done; where memory runs out, the rest is begun anew with half as many at once.
+
+    Args:
+        model: what works.
+        count: how many items there are.
+        rows: how many are worked on at once, at most.
+        run: works on the items of these numbers, so many at once, and keeps nothing when it breaks off.
+
+    Yields:
+        (the item's number, what comes of it).
+
+    Raises:
+        Exception: as `run`; that memory ran out only of one item at a time.
+    """
+    import torch
+
+    left = dict.fromkeys(range(count))
+    while left:
+        try:
+            for number, made in run(list(left), rows):
+                del left[number]
+                yield number, made
+        except Exception as error:
+            if (rows := min(rows, len(left)) // 2) == 0 or not ran_out(error):
+                raise
+        else:
+            return
+        # Only here, behind the error, is what its frames held given back.
+        log.warning("memory ran out: the rest is begun anew with %d at once", rows)
         if model.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -64,6 +64,36 @@ def test_answers_do_not_depend_on_how_many_are_asked_at_once(nano: Nano, size: i
     assert generate(nano, requests) == whole
 
 
+@pytest.mark.parametrize("decodes", [True, False])
+def test_what_is_not_answered_yet_is_asked_anew_in_smaller_batches_where_memory_runs_out(
+    nano: Nano, decodes: bool, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+
+    monkeypatch.setattr("harness.numerics.decoding.can_decode", lambda model, tokens: decodes)
+    model = nano.model()
+    asked = [drawn(question, float(i % 2), tokens=2 + 3 * i) for i, question in enumerate(QUESTIONS)]
+    expected = HFGenerator().generate(model, nano.tokenizer, asked)
+    read: list[int] = []
+
+    def embed(module: Any, args: tuple[Any]) -> None:
+        read.append(len(args[0]))
+        if len(args[0]) > 2 and len(read) > 4:  # some are done by then
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.get_input_embeddings().register_forward_pre_hook(embed)
+    assert HFGenerator().generate(model, nano.tokenizer, asked) == expected
+    assert max(read) > 2
+    assert read[-1] <= 2
+
+    def never(module: Any, args: tuple[Any]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.get_input_embeddings().register_forward_pre_hook(never)
+    with pytest.raises(torch.OutOfMemoryError):
+        HFGenerator().generate(model, nano.tokenizer, asked)
+
+
 def test_each_answer_keeps_to_its_own_budget(nano: Nano):
     budgets = [1, 2, 5, 9]
     found = generate(nano, [request(QUESTIONS[0], tokens=n) for n in budgets])
