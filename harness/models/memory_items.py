@@ -101,8 +101,9 @@ def activations(shape: ModelShape, trained: bool = True, recomputed: bool = Fals
     width = (of_norms + 4) * hidden + of_keys + 4 * inner if trained else (of_norms + 2) * hidden + of_keys + 3 * inner
     kept = width + layers * hidden if recomputed else width * layers
     tokens, labels = shape.tokens_of(rows, TOKENS_AT_ONCE)
-    labels = labels if has_plain_head(shape.model) else tokens  # others make all logits
-    logits = 3 * 4 * (labels * shape.vocabulary if trained else min(labels * shape.vocabulary, LOGITS_AT_ONCE))
+    plain = has_plain_head(shape.model)
+    entries = (labels if plain else tokens) * shape.vocabulary  # others make all logits, and a curvature pass at once
+    logits = 3 * 4 * (entries if trained or not plain else min(entries, LOGITS_AT_ONCE))
     return MemoryItem("activations", tokens * kept * shape.weight_bytes + logits, while_measured=False, certain=False)
 
 

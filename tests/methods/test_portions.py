@@ -229,3 +229,15 @@ def test_a_gradient_in_portions_is_the_gradient_at_once(device: Device, make_con
         data = StageData(context, context.stages[0], chosen)
         found.append(fit.forget_gradient(data, layers, 1, "network"))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_model_that_makes_all_logits_at_once_has_room_for_fewer_tokens():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    def per_token(cap: float | None) -> int:
+        shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+        with torch.device("meta"):
+            model = Gemma2ForCausalLM(Gemma2Config(vocab_size=256_000, final_logit_softcapping=cap, **shape))
+        return bytes_per_token(model, mlp_layers(model))
+
+    assert per_token(30.0) > 3 * 4 * 256_000 > 10 * per_token(None), "some of a plain head's logits are there at a time"
