@@ -21,6 +21,7 @@ from harness.numerics.identity import tokenizer_fingerprint
 from harness.storage.records import Provenance, RunResult, RunSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 PACKAGES = (
@@ -40,7 +41,9 @@ PACKAGES = (
 """Packages that the numbers rest on."""
 
 
-def provenance_of(command: str, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, weights: str) -> Provenance:
+def provenance_of(
+    command: str, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, weights: str, device: torch.device | None = None
+) -> Provenance:
     """What a record says of how it was made.
 
     Args:
@@ -48,11 +51,11 @@ def provenance_of(command: str, spec: RunSpec, tokenizer: PreTrainedTokenizerBas
         spec: the run.
         tokenizer: whose fingerprint is kept.
         weights: fingerprint of the weights before unlearning.
+        device: where they lie.
     """
     import psutil
     import torch
 
-    on_gpu = spec.device == "cuda"
     return Provenance(
         harness_version=__version__,
         code=_git("rev-parse", "HEAD"),
@@ -62,7 +65,7 @@ def provenance_of(command: str, spec: RunSpec, tokenizer: PreTrainedTokenizerBas
         platform=f"{platform.system()} {platform.machine()}",
         processor=f"{_processor()}, {os.cpu_count()} cores",
         memory_bytes=psutil.virtual_memory().total,
-        gpu=torch.cuda.get_device_name() if on_gpu else None,
+        gpu=torch.cuda.get_device_name(device) if device and device.type == "cuda" else None,
         threads=torch.get_num_threads(),
         tokenizer=tokenizer_fingerprint(tokenizer),
         weights=weights,

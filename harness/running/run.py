@@ -231,7 +231,7 @@ def _with_provenance(todo: Plan, store: Store, result: RunResult, context: Unlea
     """A result that says what made it, and warns where its models were made otherwise than others, or learned too little."""
     from harness.models.origins import badly_learned, made_elsewhere
 
-    made = provenance_of(todo.command, todo.spec, context.tokenizer, before)
+    made = provenance_of(todo.command, todo.spec, context.tokenizer, before, context.model.device)
     used = {name: source for name, source in todo.problem.sources.items() if name in ("base", *todo.eval_plan.references)}
     others = [*made_elsewhere(used, context.cache), *_began_otherwise(todo, store, made), *badly_learned(used, context.cache)]
     for note in others:
@@ -291,7 +291,8 @@ def _measure_points(
             log.warning("the replay came to other weights than point %d was measured on; it is measured anew", index)
             record.keep_points(index)
         if index == len(record.points):
-            with costs.phase("evaluation"), torch.random.fork_rng(), temporary_folder() as folder:
+            gpus = range(torch.cuda.device_count())
+            with costs.phase("evaluation"), torch.random.fork_rng(gpus), temporary_folder() as folder:
                 saved = _saver(context.model, context.tokenizer, folder)
                 eval_context = EvalContext(
                     context, todo.eval_plan, beside.references, untouched=beside.untouched, saved_path=saved

@@ -166,6 +166,15 @@ def test_a_record_names_a_tokenizer_by_all_that_decides_its_texts(nano: Nano):
     assert another != one
 
 
+def test_the_gpu_that_a_record_names_is_the_one_that_was_used(nano: Nano, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device.index if device else 0}")
+    made = provenance_of("harness run", SPEC, nano.tokenizer, "w", torch.device("cuda:1"))
+    assert made.gpu == "GPU 1"
+    assert provenance_of("harness run", SPEC, nano.tokenizer, "w", torch.device("cpu")).gpu is None
+
+
 def test_another_release_of_a_library_makes_another_name(nano: Nano, monkeypatch: pytest.MonkeyPatch):
     model = nano.model()
     before = network_fingerprint("w", model)
