@@ -11,6 +11,7 @@ from dataclasses import replace
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.options import Optimizer
 from harness.core.problem import Problem
+from harness.numerics.meeting import KEPT, LONGEST_WAIT
 
 TOKENS_AT_ONCE = 4096
 """Padded tokens of one training or curvature pass (`harness.numerics.training`, `methods.curvature`)."""
@@ -74,8 +75,9 @@ def budget_items(shape: ModelShape, problem: Problem) -> list[MemoryItem]:
     tokens = sum(len(e.tag + e.answer) // 4 + 1 for rows in problem.held_out.values() for e in rows)
     if not tokens:
         return []
+    weights = shape.parameters * shape.weight_bytes
     return [
-        MemoryItem("copies of the weights", 5 * shape.parameters * shape.weight_bytes, where="cpu"),
+        MemoryItem("copies of the weights", 5 * weights + min(KEPT, LONGEST_WAIT * weights), where="cpu"),
         MemoryItem("budget rows' log-probabilities", 4 * tokens * shape.vocabulary, where="cpu"),
     ]
 

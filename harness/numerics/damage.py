@@ -80,10 +80,14 @@ class DamageMeter:
         """On all budget rows."""
         return _measured(self._all, self._model)
 
+    def far(self, budget: float) -> float:
+        """Up to what damage, in nats per token, a few rows are enough to say that a budget is not met yet."""
+        return self._far * budget
+
     def look(self, budget: float) -> Look:
         """The damage, about, where a few rows say that it is far under a budget; else on all of them."""
         few = _measured(self._few, self._model).nats
-        if few * self._scale < self._far * budget:
+        if few * self._scale < self.far(budget):
             return Look(few * self._scale, False)
         nats = self.damage().nats
         if few > 0 and math.isfinite(nats):

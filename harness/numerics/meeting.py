@@ -1,15 +1,20 @@
-"""Coming to a stand where the damage is a given one: on a line, between a place with less of it and one with more."""
+"""Coming to a stand where the damage is a given one: when to look on the way, and where on a line between two places."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 TOLERANCE = 0.02
 """How near the measured damage comes to the given one, as a share of it."""
 TRIES = 30
 """Places that are tried."""
+LONGEST_WAIT = 16
+"""Steps from one look to the next, at most."""
+KEPT = 256 * 2**20
+"""Bytes of weights that are kept of the steps between two looks, at most."""
 
 
 class End(NamedTuple):
@@ -64,3 +69,34 @@ def meet(damage_at: Callable[[float], float], less: End, more: End, goal: float)
         else:
             more = End(place, damage)
     return Met(None, nearest)
+
+
+@dataclass
+class Pace:
+    """When to look at a way again: before its damage can have grown to where more is to be read, or to the budget.
+
+    A damage grows about as the square of a way's length; as its fourth power while the learning rate rises with the steps; and
+    faster where a method breaks. The next look comes where the fourth power, or twice the power seen between the last two
+    looks, would have it there. The steps in between are kept: where a budget turns out to be passed they are looked at one
+    after the other. A peak between two looks that is over by the second goes unseen.
+    """
+
+    due: int = 1
+    """The number of the step to look at."""
+    _last: tuple[int, float] = (0, 0.0)
+
+    def looked(self, number: int, damage: float, before: float, size: int) -> None:
+        """Take note of a look.
+
+        Args:
+            number: of the step, from 1 on.
+            damage: seen there, nats per token.
+            before: the damage that the next look is to come before.
+            size: bytes of a copy of the weights.
+        """
+        (earlier, then), power = self._last, 4.0
+        if then > 0 and damage > then:
+            power = max(power, 2 * math.log(damage / then) / math.log(number / earlier))
+        growth = (before / damage) ** (1 / power) if damage > 0 else 2.0
+        self.due = number + max(1, min(LONGEST_WAIT, KEPT // size, int(number * (growth - 1))))
+        self._last = (number, damage)

@@ -28,6 +28,11 @@ class Weights:
         trainable = {name: p for name, p in named.items() if p.requires_grad} or named
         return Weights({name: part(p.detach()).to("cpu", copy=True) for name, p in trainable.items()})
 
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def then(self, later: Weights) -> Weights:
         """These, and of later ones what they hold: what was not trainable since has not moved."""
         return Weights({**self.tensors, **later.tensors})

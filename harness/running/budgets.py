@@ -2,26 +2,27 @@
 
 A method that takes steps does not know of it. When a step takes the damage past a budget, the weights before and after that
 step are interpolated until the damage measured on all budget rows is the budget, within `TOLERANCE`; the point is measured
-there, and the method goes on from where it was. A method whose way has a length of its own is started anew for each budget and
-told it. After the largest budget a run ends.
+there, and the method goes on from where it was. Far from a budget not every step is looked at. A method whose way has a length
+of its own is started anew for each budget and told it. After the largest budget a run ends.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.core.errors import Diverged
 from harness.core.method import Progress, Reach, UnlearningContext
-from harness.numerics.meeting import TOLERANCE, End, meet
+from harness.numerics.meeting import TOLERANCE, End, Pace, meet
 from harness.storage.records import BUDGET, DAMAGE
 
 if TYPE_CHECKING:
-    from harness.numerics.damage import Damage, DamageMeter
+    from harness.numerics.damage import Damage, DamageMeter, Look
     from harness.numerics.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ class _Goal:
         """On all budget rows."""
         with self.context.costs.phase("damage"):
             return self.meter.damage().nats
+
+
+class _Taken(NamedTuple):
+    """A step that was taken."""
+
+    number: int
+    """From 1 on."""
+    weights: Weights
+    """Behind it."""
+    progress: Progress
+    """What the method said."""
 
 
 @dataclass
@@ -73,6 +85,7 @@ class BudgetedRun:
         with context.costs.phase("damage"):
             self._meter = DamageMeter(context.model, context.tokenizer, context.problem.held_out)
         self._start = Weights.of(context.model)
+        self._broke_off = ""
         if "general" not in self._meter.tokens:
             self.notes.append("damage is measured on retain rows alone: the benchmark has no general text for this model")
 
@@ -135,42 +148,63 @@ class BudgetedRun:
     # ---- between two steps
 
     def _between_steps(self) -> Iterator[Progress]:
+        left, pace = list(self.budgets), Pace()
+        before = under = self._start  # the last weights looked at; those known, by all rows, to have done less than is left
+        done, most = 0.0, 0.0
+        last: Progress | None = None
+        for taken in self._taken(pace):
+            look, last = self._look(left[0]), taken[-1].progress
+            for step in taken if look.nats >= left[0] else taken[-1:]:
+                damage, on_all = look if step is taken[-1] else self._look_behind(step, left[0])
+                most, met = max(most, damage), []
+                while left and damage >= left[0]:
+                    ends = (under, before, step.weights)
+                    if (point := self._between(*ends, (done, damage), left[0], step.progress)) is not None:
+                        met.append(left[0])
+                        yield point
+                    left.pop(0)
+                if met and step.number == 1:
+                    self._say_that_the_first_is_long(damage, met)
+                if not left:
+                    return
+                before, done = step.weights, damage
+                under = before if on_all else under
+            before.place(self.context.model)
+            pace.looked(taken[-1].number, done, left[0] if on_all else self._meter.far(left[0]), before.bytes)
+        if last is not None and left[0] - done <= TOLERANCE * left[0]:  # where it ends is near enough
+            before.place(self.context.model)
+            yield self._point(last, self._damage(), **{BUDGET: left.pop(0), "share_of_step": 1.0})
+        ended = self._broke_off or f"it never did so much damage ({most:.3g} at most)"
+        self.unreached.update(dict.fromkeys(left, ended))
+
+    def _taken(self, pace: Pace) -> Iterator[list[_Taken]]:
+        """The method's steps, up to the next one that is to be looked at, or its last; the model is behind that one."""
         from harness.numerics.weights import Weights
 
-        left, model = list(self.budgets), self.context.model
-        before, done, most, why = self._start, 0.0, 0.0, "it never did so much damage"
-        under = self._start  # the last weights that are known, by all rows, to have done less than the next budget
-        last: Progress | None = None
-        steps = self.steps()
-        while left:
+        weights, waiting, steps = self._start, list[_Taken](), self.steps()
+        for number in itertools.count(1):
             try:
                 progress = next(steps, None)
             except Diverged as error:
-                why = f"it broke off: {error}"
-                break
+                progress, self._broke_off = None, f"it broke off: {error}"
             if progress is None:
                 break
-            with self.context.costs.phase("damage"):
-                damage, on_all = self._meter.look(left[0])
-            after = Weights.of(model)
-            most = max(most, damage)
-            met = []
-            while left and damage >= left[0]:
-                if (point := self._between(under, before, after, (done, damage), left[0], progress)) is not None:
-                    met.append(left[0])
-                    yield point
-                left.pop(0)
-            if met and last is None:
-                self._say_that_the_first_is_long(damage, met)
-            if left:
-                after.place(model)
-            before, done, last = before.then(after), damage, progress
-            under = before if on_all else under
-        if left and last is not None and left[0] - done <= TOLERANCE * left[0]:  # where it ends is near enough
-            before.place(model)
-            yield self._point(last, self._damage(), **{BUDGET: left.pop(0), "share_of_step": 1.0})
-        for budget in left:
-            self.unreached[budget] = f"{why} ({most:.3g} at most)" if why.startswith("it never") else why
+            weights = weights.then(Weights.of(self.context.model))
+            waiting.append(_Taken(number, weights, progress))
+            if number >= pace.due:
+                yield waiting
+                waiting = []
+        if waiting:
+            weights.place(self.context.model)
+            yield waiting
+
+    def _look_behind(self, step: _Taken, budget: float) -> Look:
+        step.weights.place(self.context.model)
+        return self._look(budget)
+
+    def _look(self, budget: float) -> Look:
+        with self.context.costs.phase("damage"):
+            return self._meter.look(budget)
 
     def _between(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from harness.core.registry import ROOT
 from harness.data.held_out import GENERAL_ROWS, held_out_digest, hold_out
 from harness.models.export import ExportOptions
 from harness.models.sources import CheckpointSource, weights_fingerprint
+from harness.numerics import meeting
 from harness.numerics.damage import DamageMeter, Look
 from harness.numerics.meeting import TOLERANCE
 from harness.numerics.weights import Weights
@@ -340,6 +341,63 @@ def test_a_method_goes_on_from_where_it_was(method: str, make_context: ContextMa
     assert weights_fingerprint(watched.model) not in seen, "in the end it stands at its last point"
     assert list(run.unreached) == [1e9]
     assert "never did so much damage" in run.unreached[1e9]
+
+
+def lengths(context: UnlearningContext, at: Sequence[float]) -> Iterator[Progress]:
+    """Steps along one direction, to these lengths."""
+    weight = context.model.lm_head.weight
+    start = weight.detach().clone()
+    towards = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    for step, length in enumerate(at, 1):
+        with torch.no_grad():
+            weight.copy_(start + length * towards)
+        yield Progress(step, total=len(at))
+
+
+WAYS = {
+    "even": [0.001 * step for step in range(1, 61)],
+    "a rising rate": [2e-5 * step**2 for step in range(1, 61)],
+    "a jump": [*[1e-4] * 40, *[0.05] * 6],
+    "up and down": [0.001 * step * (1 if step % 2 else 0.9) for step in range(1, 61)],
+    "the last step alone": [*[1e-4] * 38, 0.05],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_far_from_a_budget_few_steps_are_looked_at_and_points_are_where_they_would_be(
+    way: str, make_context: ContextMaker, budgeted: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    looks, inner = [], DamageMeter.look
+    monkeypatch.setattr(DamageMeter, "look", lambda self, nats: (looks.append(nats), inner(self, nats))[1])
+
+    def points() -> list[tuple[int, float]]:
+        looks.clear()
+        context = make_context(problem=budgeted)
+        run = BudgetedRun(context, (1e-4, 2e-3, 1e9), "steps", lambda: lengths(context, WAYS[way]))
+        met = list(run.points())
+        assert [*(p.logged["budget"] for p in met), *run.unreached] == [1e-4, 2e-3, 1e9]
+        assert not any("over_several_steps" in p.logged for p in met)
+        return [(p.step, p.logged["share_of_step"]) for p in met]
+
+    sparse, few = points(), len(looks)
+    monkeypatch.setattr(meeting, "KEPT", 0)
+    each, all_of_them = points(), len(looks)
+    assert [step for step, _ in sparse] == [step for step, _ in each]
+    assert [share for _, share in sparse] == pytest.approx([share for _, share in each], rel=0.02)
+    assert all_of_them >= len(WAYS[way]) * 0.9
+    assert few < 0.7 * all_of_them
+
+
+def test_a_model_that_moves_no_further_is_looked_at_once_in_a_while_and_where_it_ends(
+    make_context: ContextMaker, budgeted: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    looks, inner = [], DamageMeter.look
+    monkeypatch.setattr(DamageMeter, "look", lambda self, nats: (looks.append(nats), inner(self, nats))[1])
+    context = make_context(problem=budgeted)
+    run = BudgetedRun(context, (1e9,), "steps", lambda: lengths(context, [0.0] * 100))
+    assert list(run.points()) == []
+    assert len(looks) == pytest.approx(math.log2(meeting.LONGEST_WAIT) + 100 / meeting.LONGEST_WAIT, abs=2)
+    assert run.unreached[1e9] == "it never did so much damage (0 at most)"
 
 
 def test_a_step_past_several_budgets_gives_a_point_at_each_and_the_long_first_step_is_said(

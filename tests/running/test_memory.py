@@ -530,12 +530,17 @@ def test_correctors_of_the_same_rows_hold_what_the_model_said_of_them_before():
     assert held("predictor_corrector", small)[name] == pytest.approx(60 * 32_000 * 4 / GIB)
 
 
-def test_budgets_hold_five_copies_of_the_weights_and_log_probabilities_on_the_cpu(nano_problem: Problem):
+def test_budgets_hold_copies_of_the_weights_and_log_probabilities_on_the_cpu(
+    nano_problem: Problem, monkeypatch: pytest.MonkeyPatch
+):
     from harness.core.text import Example
 
     of = shape("llama2-7b")
     assert memory_items.budget_items(of, nano_problem) == []
-    copies, said = memory_items.budget_items(of, replace(nano_problem, held_out={"retain": [Example("q", "x" * 39)] * 100}))
-    assert copies.bytes == 5 * 2 * of.parameters
+    problem = replace(nano_problem, held_out={"retain": [Example("q", "x" * 39)] * 100})
+    copies, said = memory_items.budget_items(of, problem)
+    assert copies.bytes == 5 * 2 * of.parameters + 2**28
+    monkeypatch.setattr(memory_items, "KEPT", 2**50)
+    assert memory_items.budget_items(of, problem)[0].bytes == (5 + 16) * 2 * of.parameters
     assert said.bytes == 4 * 10 * 100 * 32_000
     assert copies.where == said.where == "cpu"
