@@ -58,6 +58,21 @@ class ExportOptions:
                     f"written. Free some space, or choose another with {flag}."
                 )
 
+    def check_met(self, points: int) -> None:
+        """Refuse to keep a model that met none of its budgets: it stands wherever its way ended.
+
+        Args:
+            points: how many were measured.
+
+        Raises:
+            UsageError: if there are none and something is to be kept.
+        """
+        if self and not points:
+            raise UsageError(
+                "no budget was met, so there is no model to keep; the record says why. Give --budgets that the method meets, "
+                "or leave out --save-model and --save-update."
+            )
+
     def write(
         self,
         model: PreTrainedModel,

@@ -27,5 +27,9 @@ def check_places(methods: Sequence[str], bench: str) -> None:
     """
     for registry, names in ((METHODS, methods), (BENCHMARKS, [bench])):
         for name in names:
+            if registry is BENCHMARKS and set(name.split(",")) <= set(registry.entries) and "," in name:
+                raise UsageError(
+                    f"--bench {name} names several, and a run is of one: harness sweep --bench {name} takes several."
+                )
             if name not in registry.entries and (flag := flag_for(name)):
                 raise UsageError(f"{name} is no {registry.kind}: write {flag}.")

@@ -223,6 +223,7 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
     result = replace(result, status="done", costs=costs.phases, points=tuple(record.points))
     result = replace(result, notes=[*result.notes, *_idle(before, record.points)])
     record.write(result)
+    exports.check_met(len(record.points))
     _export(todo, exports, context)  # last: a place that cannot be written costs the copy, not the run
     return result
 
@@ -343,13 +344,14 @@ def _unlearn_again(todo: Plan, record: Record, cache: Cache, exports: ExportOpti
     """Make the model of a run that is done once more and keep it, if it is the one that was measured.
 
     Raises:
-        UsageError: if it came to other weights.
+        UsageError: if it came to other weights, or met no budget.
     """
     from harness.models.sources import weights_fingerprint
 
+    exports.check_met(len(record.points))
     context, reached = _load(todo, cache, exports), ""
     _begin_together(todo, context.model)
-    step, recorded = (record.points[-1].step, record.points[-1].weights) if record.points else (None, "")
+    step, recorded = record.points[-1].step, record.points[-1].weights
     for progress in Places(todo, context):  # the last place counts, and a fingerprint reads every weight
         reached = weights_fingerprint(context.model) if progress.step in (step, progress.total) else ""
     if not reached or reached != recorded:

@@ -58,6 +58,7 @@ KFADE = ("--method", "kfade", "--bench", "tofu10")
         (("run", "--method", "tofu10", "--bench", "kfade"), ("tofu10 is no method: write --bench tofu10.",)),
         (("run", "--method", "npo", "--bench", "kfade"), ("kfade is no benchmark: write --method kfade.",)),
         (("run", "--method", "KFADE", "--bench", "tofu10"), ("Did you mean 'kfade'?",)),
+        (("run", "-m", "npo", "-b", "tofu05,tofu10"), ("names several", "harness sweep --bench tofu05,tofu10 takes several.")),
         (("run", *KFADE, "--seed", "0,1"), ("a run has one seed; harness sweep --seeds 0,1 makes one for each.",)),
         (("help",), ("there is no command help: write harness --help.",)),
         (("cache", "help"), ("write harness cache --help.",)),

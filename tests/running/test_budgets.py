@@ -609,6 +609,15 @@ def test_a_run_that_meets_no_budget_is_a_result_and_sound(bench: Bench, open_pro
     assert execute(todo, bench.store, bench.cache).unreached == result.unreached, "it is not done anew"
 
 
+def test_no_model_is_kept_of_a_run_that_met_no_budget(bench: Bench, open_problem: Problem, tmp_path: Path):
+    todo = bench.plan(walk, [ANYTHING], open_problem, Options(budgets=(1e9,)))
+    for _ in ("anew", "done"):
+        with pytest.raises(UsageError, match=r"no budget was met, so there is no model to keep"):
+            execute(todo, bench.store, bench.cache, ExportOptions(model=tmp_path / "kept"))
+        assert bench.store.status(todo.spec) == "done"
+    assert not (tmp_path / "kept").exists()
+
+
 def test_budgets_change_a_runs_name_and_none_leaves_it(bench: Bench, open_problem: Problem):
     specs = [bench.plan(walk, [ANYTHING], open_problem, Options(budgets=b)).spec for b in ((), (0.1,), (0.1, 0.2))]
     assert len({spec.run_id for spec in specs}) == 3
