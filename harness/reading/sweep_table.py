@@ -16,7 +16,7 @@ from harness.reading.added import added
 from harness.reading.budget_table import OWN
 from harness.reading.columns import Columns
 from harness.reading.comparison_table import heading
-from harness.reading.formats import of_unit
+from harness.reading.formats import NO_NUMBER, of_unit
 from harness.reading.run_report import at_last
 from harness.storage.records import RunResult
 
@@ -98,8 +98,13 @@ def _shown(measured: set[str], swept: Sequence[str], by: str) -> list[str]:
 
 
 def _cells(result: RunResult, shown: Sequence[str]) -> list[str]:
+    """Numbers; `absent` where one could not be computed or there is no point, a dash where nobody measured it at a point."""
     values = at_last(result)
-    return [of_unit(v.value, v.unit) if isinstance(v := values.get(metric), Measurement) else "absent" for metric in shown]
+    none = NO_NUMBER if result.points else "absent"
+    return [
+        of_unit(v.value, v.unit) if isinstance(v := values.get(metric), Measurement) else "absent" if v else none
+        for metric in shown
+    ]
 
 
 def _rank(result: RunResult, by: str) -> tuple[bool, float]:

@@ -447,6 +447,19 @@ def test_a_store_is_sound_where_points_share_a_step_and_not_where_a_budget_is_fo
     assert any("its budgets do not rise" in str(each) for each in problems(both))
 
 
+def test_a_sweeps_table_tells_what_is_absent_from_what_nobody_measured():
+    found = [
+        at_budgets({0.01: [number("forget_quality", 0.3)]}),
+        at_budgets({0.01: [Absent(metric="model_utility", reason="no answers")]}),
+        at_budgets({0.01: [number("model_utility", 0.2)]}),
+        at_budgets({}, {"0.01": NEVER}),
+    ]
+    settings = [{"lr": i} for i in range(4)]
+    shown = [line.split("│") for line in text(sweep_table(settings, found)).splitlines()]
+    cells = {line[-4].strip(): [cell.strip() for cell in line[-3:-1]] for line in shown if len(line) > 4}
+    assert cells == {"0": ["0.300", "–"], "1": ["–", "absent"], "2": ["–", "0.200"], "3": ["absent", "absent"]}
+
+
 def test_a_number_that_is_absent_says_why():
     result = at_budgets({0.01: [number("forget_quality_d", 0.3), Absent(metric="model_utility", reason="no answers")]})
     assert "model_utility: absent: no answers" in text(first_screen(result))
