@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from harness.core.memory import ran_out
+from harness.numerics.sharding import is_sharded
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,8 @@ def with_room(model: PreTrainedModel, tokens: int, least: int, run: Callable[[in
         run: does the work from its beginning in batches of so many tokens, and keeps nothing of an earlier try.
 
     Raises:
-        Exception: as `run`; that memory ran out only where one text at a time is too much.
+        Exception: as `run`; that memory ran out only where one text at a time is too much, or of sharded weights, since the
+            other processes are in the middle of the pass that broke off.
     """
     import torch
 
@@ -51,7 +53,7 @@ def with_room(model: PreTrainedModel, tokens: int, least: int, run: Callable[[in
         try:
             return run(size)
         except Exception as error:
-            if size <= least or not ran_out(error):
+            if size <= least or not ran_out(error) or is_sharded(model):
                 raise
         # Only here, behind the error, is what its frames held given back.
         size = fitted[tokens] = max(size // 2, least)
@@ -75,7 +77,7 @@ def each_with_room(
         (the item's number, what comes of it).
 
     Raises:
-        Exception: as `run`; that memory ran out only of one item at a time.
+        Exception: as `run`; that memory ran out only of one item at a time, or of sharded weights (see `with_room`).
     """
     import torch
 
@@ -86,7 +88,7 @@ def each_with_room(
                 del left[number]
                 yield number, made
         except Exception as error:
-            if (rows := min(rows, len(left)) // 2) == 0 or not ran_out(error):
+            if (rows := min(rows, len(left)) // 2) == 0 or not ran_out(error) or is_sharded(model):
                 raise
         else:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -230,6 +231,30 @@ def test_texts_are_read_in_smaller_batches_where_memory_runs_out(family: str, wh
     tries = len(failed)
     measured()
     assert len(failed) == tries, "the model keeps the size that fitted"
+
+
+def test_a_pass_of_sharded_weights_is_not_begun_anew(monkeypatch: pytest.MonkeyPatch):
+    """The other processes are in the middle of the one that broke off: a second one would wait for them for ever."""
+    import torch
+
+    from harness.numerics import room
+
+    monkeypatch.setattr(room, "is_sharded", lambda model: True)
+    tried: list[int] = []
+
+    def run(size: int) -> None:
+        tried.append(size)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def each(numbers: list[int], rows: int) -> Iterator[tuple[int, None]]:
+        yield numbers[0], run(rows)
+
+    model = random_model("llama")
+    with pytest.raises(torch.OutOfMemoryError):
+        room.with_room(model, 64, 1, run)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(room.each_with_room(model, 9, 8, each))
+    assert tried == [64, 8]
 
 
 def test_what_a_model_says_has_not_moved_from_itself_and_has_after_a_change():
