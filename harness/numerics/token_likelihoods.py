@@ -76,7 +76,8 @@ def token_likelihoods(
         for batch in batches(encoded, pad_id, tokens, model.device):
             labels, logits = answer_labels(batch), logits_by_part(model, batch)
             parts = [slice(start, start + POSITIONS_AT_ONCE) for start in range(0, len(labels), POSITIONS_AT_ONCE)]
-            values = np.concatenate([_of_logits(logits(part), labels[part]) for part in parts], axis=1)
+            # Copied once: a GPU would wait at each part.
+            values = torch.cat([_of_logits(logits(part), labels[part]) for part in parts], dim=1).cpu().double().numpy()
             ends = batch.counts.cumsum(0).tolist()
             for row, own in zip(batch.rows.tolist(), np.split(values, ends[:-1], axis=1), strict=True):
                 log_probs, predicted, means, deviations = own
@@ -90,8 +91,8 @@ def token_likelihoods(
     return with_room(model, tokens, max(longest, 1), once)
 
 
-def _of_logits(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """[4, N] the four numbers of each position, float64, on the CPU.
+def _of_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """[4, N] the four numbers of each position.
 
     Args:
         logits: [N, V].
@@ -104,4 +105,4 @@ def _of_logits(logits: Tensor, labels: Tensor) -> np.ndarray:
     means = (p * log_p).sum(dim=-1)
     deviations = (p * (log_p - means[:, None]).square()).sum(dim=-1).sqrt()
     predicted = logits.argmax(dim=-1) == labels
-    return torch.stack([each.double() for each in (truth, predicted, means, deviations)]).cpu().numpy()
+    return torch.stack([truth, predicted.to(truth.dtype), means, deviations])
