@@ -10,6 +10,7 @@ between two steps is measured at θ.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +28,9 @@ from methods.first_order.recipe import RetainedRecipe, retained_memory_items, tr
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+log = logging.getLogger(__name__)
 
 
 @settings
@@ -97,6 +101,7 @@ class Perturbation:
         self._model, self._radius = model, radius
         self._weights: list[Tensor] = []
         self._before: list[Tensor] = []
+        self._looked = False
 
     def do(self, loss: Loss, parts: Sequence[Part]) -> None:
         """Along the gradient of a loss that is the sum over these parts, and over the processes."""
@@ -112,11 +117,26 @@ class Perturbation:
                 if share is not None:
                     sum_.add_(share)
         add_up(gradient)
-        norm = torch.stack([g.float().norm() for g in gradient]).norm()
+        norm = torch.stack([g.float().norm().to(gradient[0].device) for g in gradient]).norm()
         self._before = [weight.detach().clone() for weight in self._weights]
         with torch.no_grad():
+            scale = self._radius / norm.clamp(min=torch.finfo(norm.dtype).tiny)
             for weight, g in zip(self._weights, gradient, strict=True):
-                weight.add_(g * (self._radius / norm.clamp(min=torch.finfo(norm.dtype).tiny)))
+                weight.add_(g * scale.to(g.device))
+        if not self._looked:
+            self._looked = True
+            self._say_what_rounding_left(gradient)
+
+    def _say_what_rounding_left(self, gradient: Sequence[Tensor]) -> None:
+        """A step of ρ over billions of bfloat16 weights may be too short for most of them to move at all."""
+        meant = sum(int(g.count_nonzero()) for g in gradient)
+        moved = sum(int((weight != before).sum()) for weight, before in zip(self._weights, self._before, strict=True))
+        if moved < meant / 2:
+            log.warning(
+                "npo_sam: with radius=%g %.0f %% of the weights are moved, the rest is rounded away in %s; take --dtype "
+                "float32 or a larger radius",
+                *(self._radius, 100 * moved / meant, str(self._weights[0].dtype).removeprefix("torch.")),
+            )
 
     def undo(self) -> None:
         """To the weights before; nothing where they are there."""

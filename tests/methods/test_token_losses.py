@@ -261,6 +261,29 @@ def test_a_perturbation_lies_along_the_whole_steps_gradient_and_is_undone_to_the
     assert weights_fingerprint(at.model) == fingerprint, "nothing where it is undone"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "radius", "said"), [("bfloat16", 1e-5, True), ("bfloat16", 10.0, False), ("float32", 0.01, False)]
+)
+def test_a_perturbation_that_is_rounded_away_is_said_so(
+    dtype: str,
+    radius: float,
+    said: bool,
+    golden: GoldenMaker,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+):
+    at = made(golden, "npo_sam")
+    at.moved()
+    parts = at.parts("forget")
+    at.model.to(getattr(torch, dtype))
+    perturbation = Perturbation(at.model, radius)
+    for _ in range(2):
+        perturbation.do(at.terms.forget, parts)
+        perturbation.undo()
+    words = [r.getMessage() for r in caplog.records if "rounded away" in r.getMessage()]
+    assert len(words) == said
+    assert all("rounded away in bfloat16; take --dtype float32 or a larger radius" in text for text in words)
+
+
 def test_npo_sam_steps_along_the_forget_gradient_there_and_the_retain_gradient_here(
     make_context: ContextMaker, monkeypatch: pytest.MonkeyPatch
 ):
