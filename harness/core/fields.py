@@ -202,6 +202,14 @@ def path(given: Given) -> Path | None:
     return Path(given.value) if str(given.value) else None
 
 
+def folder(given: Given) -> Path | None:
+    """A folder that is there; none where the text is empty."""
+    where = path(given)
+    if where is not None and not where.is_dir():
+        raise UsageError(f"{given.text}: there is no such folder.")
+    return where
+
+
 def switch(given: Given) -> bool:
     """Yes or no."""
     if not isinstance(given.value, bool):

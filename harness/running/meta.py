@@ -18,7 +18,7 @@ from harness.core.benchmark import BENCHMARKS, roles_of
 from harness.core.config import JSON, resolve
 from harness.core.errors import UsageError
 from harness.core.evaluator import metric_of
-from harness.core.fields import Field, number, path, seeds, text
+from harness.core.fields import Field, folder, number, seeds, text
 from harness.core.method import METHODS, Method
 from harness.core.options import Options, Preset
 from harness.core.pools import DISTURBED_MODEL, LEARNING_RATE, POOL_MODEL, RETRAINED, PoolModelConfig
@@ -71,7 +71,7 @@ class MetaRequest:
     """At most this many rows per split."""
     device: Annotated[str, Field(text, MACHINE, completes="auto|cpu|cuda|mps")] = "auto"
     """auto, cpu, cuda, cuda:N, mps."""
-    data_dir: Annotated[Path | None, Field(path, MACHINE, metavar="DIR", variable="HARNESS_DATA")] = None
+    data_dir: Annotated[Path | None, Field(folder, MACHINE, metavar="DIR", variable="HARNESS_DATA")] = None
     """A folder laid out by hub id, used before the hub."""
 
     def study(self) -> MetaStudy:

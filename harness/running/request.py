@@ -17,7 +17,7 @@ from harness.core.adapters import adapter_of
 from harness.core.config import JSON, parse
 from harness.core.documents import read_yaml
 from harness.core.errors import UsageError, cut
-from harness.core.fields import Field, Given, budgets, from_document, names, number, path, seeds, switch, text, word
+from harness.core.fields import Field, Given, budgets, folder, from_document, names, number, path, seeds, switch, text, word
 from harness.core.judging import MOST_REPETITIONS, judge_of
 from harness.core.optimizers import optimizer_of
 from harness.core.options import MOST_SEED, LoRA, Optimizer, Options, Points, Preset, Retain, Rows, Variant
@@ -80,7 +80,7 @@ WhoseMetrics = Annotated[
 ]
 RowLimit = Annotated[int | None, Field(number(), MEASURING, metavar="NUMBER")]
 ReferenceLog = Annotated[Path | None, Field(path, MEASURING, metavar="FILE")]
-DataFolder = Annotated[Path | None, Field(path, MACHINE, metavar="DIR", variable="HARNESS_DATA")]
+DataFolder = Annotated[Path | None, Field(folder, MACHINE, metavar="DIR", variable="HARNESS_DATA")]
 WhichPoints = Annotated[Points, Field(word("all", "last"), MEASURING, metavar="WORD", completes="all|last")]
 Methods = Annotated[tuple[str, ...], Field(names("a method", NEEDED), WHAT, short="-m", metavar="NAMES", completes="methods")]
 WhichPreset = Annotated[

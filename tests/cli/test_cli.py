@@ -234,6 +234,9 @@ def test_data_that_is_malformed_is_named_by_file_and_line(harness: Harness, tmp_
 def test_the_data_folder_may_come_from_the_environment(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     refused(harness(*RUN, "--model", "scratch"), f"looked in {tmp_path}")
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "gone"))
+    refused(harness(*RUN), f"HARNESS_DATA {tmp_path}/gone: there is no such folder")
+    refused(harness(*RUN, "--data-dir", tmp_path / "lost"), f"--data-dir {tmp_path}/lost: there is no such folder")
 
 
 def test_a_results_folder_that_cannot_be_written_is_named(harness: Harness, tmp_path: Path):

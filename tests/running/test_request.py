@@ -102,6 +102,7 @@ def test_a_files_earlier_words_are_still_read():
         ({"trust_remote_code": True}, "trust_remote_code is not taken from a file"),
         ({"judge_url": "https://host/v1"}, "judge_url is not taken from a file"),
         ({"data_dir": 3}, "run.yaml: data_dir=3 is no path"),
+        ({"data_dir": "gone"}, "run.yaml: data_dir=gone: there is no such folder"),
     ],
 )
 def test_a_file_that_is_no_request_is_refused(document: object, said: str):
