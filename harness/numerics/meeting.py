@@ -81,22 +81,23 @@ class Pace:
     after the other. A peak between two looks that is over by the second goes unseen.
     """
 
+    size: int
+    """Bytes of a copy of the weights."""
     due: int = 1
     """The number of the step to look at."""
     _last: tuple[int, float] = (0, 0.0)
 
-    def looked(self, number: int, damage: float, before: float, size: int) -> None:
+    def looked(self, number: int, damage: float, before: float) -> None:
         """Take note of a look.
 
         Args:
             number: of the step, from 1 on.
             damage: seen there, nats per token.
             before: the damage that the next look is to come before.
-            size: bytes of a copy of the weights.
         """
         (earlier, then), power = self._last, 4.0
         if then > 0 and damage > then:
             power = max(power, 2 * math.log(damage / then) / math.log(number / earlier))
         growth = (before / damage) ** (1 / power) if damage > 0 else 2.0
-        self.due = number + max(1, min(LONGEST_WAIT, KEPT // size, int(number * (growth - 1))))
+        self.due = number + max(1, min(LONGEST_WAIT, KEPT // self.size, int(number * (growth - 1))))
         self._last = (number, damage)

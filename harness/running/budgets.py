@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.core.errors import Diverged
 from harness.core.method import Progress, Reach, UnlearningContext
+from harness.numerics import group
 from harness.numerics.meeting import TOLERANCE, End, Pace, meet
 from harness.storage.records import BUDGET, DAMAGE
 
@@ -148,7 +149,8 @@ class BudgetedRun:
     # ---- between two steps
 
     def _between_steps(self) -> Iterator[Progress]:
-        left, pace = list(self.budgets), Pace()
+        # Of sharded weights processes hold unlike parts, and all of them look at the same steps.
+        left, pace = list(self.budgets), Pace(int(group.summed(self._start.bytes)[0]) // group.size())
         before = under = self._start  # the last weights looked at; those known, by all rows, to have done less than is left
         done, most = 0.0, 0.0
         last: Progress | None = None
@@ -170,7 +172,7 @@ class BudgetedRun:
                 before, done = step.weights, damage
                 under = before if on_all else under
             before.place(self.context.model)
-            pace.looked(taken[-1].number, done, left[0] if on_all else self._meter.far(left[0]), before.bytes)
+            pace.looked(taken[-1].number, done, left[0] if on_all else self._meter.far(left[0]))
         if last is not None and left[0] - done <= TOLERANCE * left[0]:  # where it ends is near enough
             before.place(self.context.model)
             yield self._point(last, self._damage(), **{BUDGET: left.pop(0), "share_of_step": 1.0})

@@ -23,7 +23,7 @@ from harness.core.registry import ROOT
 from harness.data.held_out import GENERAL_ROWS, held_out_digest, hold_out
 from harness.models.export import ExportOptions
 from harness.models.sources import CheckpointSource, weights_fingerprint
-from harness.numerics import meeting
+from harness.numerics import group, meeting
 from harness.numerics.damage import DamageMeter, Look
 from harness.numerics.meeting import TOLERANCE
 from harness.numerics.weights import Weights
@@ -386,6 +386,29 @@ def test_far_from_a_budget_few_steps_are_looked_at_and_points_are_where_they_wou
     assert [share for _, share in sparse] == pytest.approx([share for _, share in each], rel=0.02)
     assert all_of_them >= len(WAYS[way]) * 0.9
     assert few < 0.7 * all_of_them
+
+
+def test_processes_that_hold_unlike_parts_look_at_the_same_steps(
+    make_context: ContextMaker, budgeted: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    """As many steps are kept as if all processes held alike: what one of them holds does not decide it."""
+    held = Weights.of(make_context(problem=budgeted).model).bytes
+    looks: list[float] = []
+    monkeypatch.setattr(meeting, "KEPT", 4 * held)
+
+    def looked(others: int) -> int:
+        looks.clear()
+        context = make_context(problem=budgeted)
+        run = BudgetedRun(context, (1e9,), "steps", lambda: lengths(context, [0.0] * 40))
+        with monkeypatch.context() as patch:
+            patch.setattr(DamageMeter, "look", lambda _, nats: (looks.append(nats), Look(0.0, False))[1])
+            patch.setattr(group, "summed", lambda own: [own + others])
+            patch.setattr(group, "size", lambda: 2)
+            assert list(run.points()) == []
+        return len(looks)
+
+    assert looked(others=held) == pytest.approx(2 + 40 / 4, abs=1)
+    assert looked(others=3 * held) == pytest.approx(1 + 40 / 2, abs=1)
 
 
 def test_a_model_that_moves_no_further_is_looked_at_once_in_a_while_and_where_it_ends(
