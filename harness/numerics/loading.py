@@ -32,7 +32,7 @@ from harness.numerics.configurations import (
     whole_config,
 )
 from harness.numerics.identity import code_revision
-from harness.numerics.placement import ALL_GPUS
+from harness.numerics.placement import ALL_GPUS, plain_attention
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +78,7 @@ def load_checkpoint(
         log.warning("%s: %d tensors are left out, of parts that the model does not have (%s)", name, len(unused), unused[0])
     if examined.weights.adapter:
         model = merged(model, name, pinned(name, revision), not Path(name).is_dir() and unreachable() is not None)
+    plain_attention(device)
     if device != ALL_GPUS:
         model.to(device)  # type: ignore[arg-type]
     _try_out(examined.weights.name, model.eval(), words)

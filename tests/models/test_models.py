@@ -14,6 +14,7 @@ from harness.core.errors import UsageError
 from harness.core.options import Options
 from harness.models.sources import CheckpointSource, read_sidecar, save_checkpoint, source_digest, weights_fingerprint
 from harness.numerics.loading import load_checkpoint
+from harness.numerics.placement import plain_attention
 from harness.storage.cache import Cache
 from tests.conftest import WORLD, Nano
 
@@ -88,6 +89,16 @@ def test_a_loaded_checkpoint_has_the_weights_it_was_saved_with_and_is_in_eval_mo
     assert weights_fingerprint(model) == weights_fingerprint(nano.model(3))
     assert not model.training
     assert tokenizer.get_vocab() == nano.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda:1", False), ("cuda:all", False)])
+def test_on_a_gpu_no_attention_plans_each_shape_anew(device: str, kept: bool, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr("torch.backends.cuda.enable_cudnn_sdp", lambda on: setattr(torch, "_allowed", on))
+    monkeypatch.setattr(torch, "_allowed", True, raising=False)
+    plain_attention(device)
+    assert torch._allowed is kept
 
 
 def test_a_checkpoint_is_loaded_in_the_type_asked_for(nano: Nano, cache: Cache):
