@@ -230,10 +230,10 @@ class _Reader:
     def _add(self, layer: Layer, group: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         import torch
 
-        from methods.curvature.products import add_product, total_of
+        from methods.curvature.products import add_square, total_of
 
         assert self.real is not None  # set before the model reads a batch
         a = inputs[0].flatten(0, -2)[self.real.to(inputs[0].device)]
         if layer.has_bias:
             a = torch.cat([a, a.new_ones(len(a), 1)], dim=1)
-        add_product(total_of(self.sums, group, (a.shape[1], a.shape[1]), a), a, a)
+        add_square(total_of(self.sums, group, (a.shape[1], a.shape[1]), a), a)

@@ -18,7 +18,7 @@ from harness.numerics import group
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.layers import Layer, sizes
 from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
-from methods.curvature.products import add_product, total_of
+from methods.curvature.products import add_square, total_of
 
 
 @dataclass
@@ -88,11 +88,11 @@ def covariance_sums(
             flat = a.flatten(0, 1)
             if mask is not None:
                 flat = flat[mask.to(flat.device)]
-            add_product(total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat), flat, flat)
+            add_square(total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat), flat)
 
         def on_gradient(layer: int, _: Tensor | None, g: Tensor) -> None:
             flat = g.flatten(0, 1)
-            add_product(total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat), flat, flat, 1 / samples)
+            add_square(total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat), flat, 1 / samples)
 
         def counted() -> Iterator[Batch]:
             nonlocal mask

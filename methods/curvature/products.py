@@ -17,6 +17,10 @@ from torch import Tensor
 
 LOW = (torch.bfloat16, torch.float16)
 """Types whose products are exact in float32."""
+WIDE = 4096
+"""Columns from which half of a symmetric product is multiplied."""
+PANELS = 8
+"""Into how many it is cut then: 9/16 of the whole product's operations (.62 of its time on a CPU, with 4,096 columns)."""
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:
@@ -65,6 +69,27 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) 
         total.add_(torch.mm(left.T, right, out_dtype=torch.float32), alpha=scale)
     else:
         total.addmm_(left.to(total.dtype).T, right.to(total.dtype), alpha=scale)
+
+
+def add_square(total: Tensor, rows: Tensor, scale: float = 1.0) -> None:
+    """Add scale · rowsᵀ rows to a running sum of such products, in its type.
+
+    Of wide ones the half above the diagonal is multiplied, in panels, and mirrored.
+
+    Args:
+        total: [n, n] of `summed_in`'s type, symmetric.
+        rows: [N, n].
+        scale: a factor.
+    """
+    wide = rows.shape[1]
+    if wide < WIDE:
+        add_product(total, rows, rows, scale)
+        return
+    step = -(-wide // PANELS)
+    for start in range(0, wide, step):
+        panel = total[start : start + step, start:]
+        add_product(panel, rows[:, start : start + step], rows[:, start:], scale)
+        total[start + step :, start : start + step] = panel[:, step:].T
 
 
 @contextmanager
