@@ -27,6 +27,8 @@ KL_TOLERANCE = 0.02
 """`target_kl` is met within this share of it."""
 KL_TRIES = 24
 """Step sizes that are tried for it."""
+KL_JUMP = 0.1
+"""How far below it the nearest one may lie: weights of low precision move in jumps, and the next may be over it."""
 MOST_ROUNDED = 0.1
 """The share of a step that rounding may take without a word."""
 
@@ -184,7 +186,7 @@ def above(one: float, other: float) -> bool:
 
 
 def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0.0) -> tuple[float, float]:
-    """The step size whose measured KL is `target`, within `KL_TOLERANCE`.
+    """The step size whose measured KL is `target`, within `KL_TOLERANCE`; below it within `KL_JUMP`, where none comes nearer.
 
     What a step adds to the KL grows about as α², so each guess scales the last one by √(wanted / added); a bracket keeps
     guesses in check that went too far, and is halved where they do not get there.
@@ -201,13 +203,14 @@ def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0
         Diverged: if no step size is found in `KL_TRIES` tries.
     """
     wanted = max(target - start, KL_TOLERANCE * target)
+    below = (0.0, start)
     low, high, alpha = 0.0, float("inf"), 0.1 * (2 * wanted) ** 0.5
     for tried in range(1, KL_TRIES + 1):
         kl = kl_at(alpha)
         if abs(kl - target) <= KL_TOLERANCE * target:
             return alpha, kl
         if kl < target:
-            low = alpha
+            low, below = alpha, (alpha, kl)
         else:  # also NaN: the model broke, so the step was too long
             high = alpha
         if tried >= KL_TRIES // 2 and high < float("inf"):
@@ -217,4 +220,6 @@ def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0
         # At most fourfold: far from the base the KL saturates, and near it rounding makes it 0.
         guess = min(max(guess, alpha / 4), alpha * 4) if guess == guess else alpha / 4
         alpha = guess if low < guess < high else (low + high) / 2 if high < float("inf") else 2 * alpha
+    if high < float("inf") and target - below[1] <= KL_JUMP * target:
+        return below
     raise Diverged(f"no step size was found whose measured KL is {target:g} (last measured KL {kl:g})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -356,6 +357,17 @@ def test_line_search_copes_with_saturation_and_broken_models():
 def test_line_search_gives_up_on_what_cannot_be_reached():
     with pytest.raises(Diverged, match="no step size"):
         step_for_kl(lambda a: min(1.0, a), 2.0)
+
+
+def test_line_search_stops_in_front_of_a_jump_that_is_low_enough():
+    def jump(low: float) -> Callable[[float], float]:
+        return lambda a: low * (a / 0.3) ** 2 if a < 0.3 else 0.2
+
+    alpha, kl = step_for_kl(jump(0.093), 0.1)
+    assert alpha == pytest.approx(0.3, rel=0.01)
+    assert kl == jump(0.093)(alpha) < 0.1
+    with pytest.raises(Diverged, match="no step size"):
+        step_for_kl(jump(0.08), 0.1)
 
 
 @pytest.mark.parametrize("steps", [2, 8, 16])

@@ -21,6 +21,9 @@ from tests.numerics.test_by_weight import numbers, trained
 from tests.numerics.test_generation import QUESTIONS, request
 
 pytestmark = ON_GPU
+EIGHT_BITS_FROM = 4096
+"""Numbers from which bitsandbytes keeps a tensor's moments in 8 bits. Its kernel for GPUs then keeps the sign of a first moment that its
+CPU code rounds to 0: of an unembedding, most of whose gradients are near 0, an H100's four steps differed by .31."""
 
 
 def test_losses_and_divergences_are_those_of_the_cpu(nano: Nano):
@@ -56,7 +59,8 @@ def test_weights_stepped_one_by_one_are_those_of_the_cpu(nano: Nano, bits: Any):
     expected, here = trained(nano.model(), kept, 1.0), trained(nano.model().to(DEVICE), kept, 1.0, device=DEVICE)
     start = nano.model().state_dict()
     for name, weight in expected.items():
-        assert (here[name].cpu() - weight).norm() <= 0.05 * (weight - start[name]).norm() + 1e-6, name
+        near = 0.4 if bits == 8 and weight.numel() >= EIGHT_BITS_FROM else 0.05
+        assert (here[name].cpu() - weight).norm() <= near * (weight - start[name]).norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("large", [0, sources.LARGE])
