@@ -14,6 +14,7 @@ from evals.benchmarks.tofu.templates import TEMPLATES
 from harness.core.errors import UsageError
 from harness.data import hub
 from harness.models import bases
+from harness.models import gguf as gguf_module
 from harness.models.bases import BASES, base_source
 from harness.models.gguf import GgufSource
 from harness.models.sources import CheckpointSource, save_checkpoint
@@ -199,6 +200,29 @@ def test_the_tokenizer_of_a_gguf_file_can_be_had_alone(tmp_path: Path):
     (tmp_path / "cut.gguf").write_bytes(source.file.read_bytes()[:200])
     with pytest.raises(UsageError, match=r"cut\.gguf"):
         replace(source, file=tmp_path / "cut.gguf").tokens()
+
+
+@needs_gguf
+def test_texts_end_as_the_gguf_file_says_whatever_transformers_makes_of_it(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+):
+    from transformers import AutoTokenizer
+
+    source = GgufSource("tiny", write_gguf(tmp_path / "tiny.gguf", tiny_llama(), byte_tokenizer()))
+    read = AutoTokenizer.from_pretrained
+
+    def as_5_17_does(*words: Any, **options: Any) -> PreTrainedTokenizerFast:
+        tokenizer: PreTrainedTokenizerFast = read(*words, **options)
+        if "gguf_file" in options:
+            tokenizer.eos_token = "<|im_start|>"
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", as_5_17_does)
+    gguf_module._tokenizer.cache_clear()
+    assert (source.tokens().bos_token, source.tokens().eos_token) == ("<|im_start|>", "<|im_end|>")
+    source.checkpoint(cache)
+    monkeypatch.delattr(gguf_module, "_tokenizer")
+    assert source.tokens().eos_token == "<|im_end|>", "from the checkpoint, which is read faster"
 
 
 def test_a_gguf_file_is_named_by_its_bytes_and_how_it_is_read(package: Path, tmp_path: Path):
