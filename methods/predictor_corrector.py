@@ -80,6 +80,7 @@ def clash(problem: Problem, config: PredictorCorrectorConfig) -> str | None:
     memory_fallbacks=({"layers": [3, 4, 5, 6]}, {"predictor": "identity"}),
     reach="free",
     lengths=("peak_kl",),
+    with_budgets=("overshoot",),
     reads_general=lambda config: config.corrector_on != "retain",
 )
 def predictor_corrector(context: UnlearningContext, config: PredictorCorrectorConfig) -> Iterator[Progress]:

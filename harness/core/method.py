@@ -144,6 +144,8 @@ class Method(Generic[C]):
     """How it meets a budget of damage."""
     lengths: Sequence[str] = ()
     """Settings that say how far it goes, whose place budgets take."""
+    with_budgets: Sequence[str] = ()
+    """Settings that are read where budgets are given, and nowhere else."""
     reads_general: Callable[[C], bool] = lambda config: False
     """Whether it reads the problem's general text with these settings."""
     takes_adapter: bool = False
@@ -220,6 +222,7 @@ class Declared(TypedDict, Generic[C], total=False):
     memory_fallbacks: Sequence[Mapping[str, JSON]]
     reach: Reach
     lengths: Sequence[str]
+    with_budgets: Sequence[str]
     reads_general: Callable[[C], bool]
     takes_adapter: bool
     takes_shards: Callable[[C], bool]

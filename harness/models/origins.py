@@ -25,27 +25,27 @@ def configured_by(source: ModelSource | None) -> CheckpointSource | None:
 def made_elsewhere(sources: Mapping[str, ModelSource], cache: CacheView) -> list[str]:
     """Which of the cached models were made by another kind of machine or other libraries, where others would be made here now.
 
-    One sentence each.
+    One sentence for those of which the same is to be said.
     """
     trained = {name: source for name, source in sources.items() if isinstance(source, TrainedSource)}
     if not trained:
         return []
-    machine, releases, notes = kind_of_machine(), versions(), []
+    machine, releases = kind_of_machine(), versions()
+    said: dict[tuple[str, str], list[str]] = {}
     for name, source in trained.items():
         entry = cache.find("model", source.identity)
         facts = entry.facts if entry else {}
         made_with, made = facts.get("libraries", {}), facts.get("arithmetic")
         if others := [f"{package} {release}" for package, release in made_with.items() if releases.get(package) != release]:
-            notes.append(
-                f"{name} was trained with {', '.join(others)}; trained with what is installed now it may have other weights "
-                "(harness cache clear model has it made again)."
-            )
+            how = f"with {', '.join(others)}; trained with what is installed now"
+            said.setdefault((how, "may have other weights (harness cache clear model has it made again)"), []).append(name)
         if isinstance(made, dict) and made != machine and source.recipe.arithmetic != "portable":
-            notes.append(
-                f"{name} was trained on another kind of processor ({in_words(made)}); trained here ({in_words(machine)}) it "
-                "would have other weights."
-            )
-    return notes
+            how = f"on another kind of processor ({in_words(made)}); trained here ({in_words(machine)})"
+            said.setdefault((how, "would have other weights"), []).append(name)
+    return [
+        f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} trained {how} {'it' if len(names) == 1 else 'they'} {end}."
+        for (how, end), names in said.items()
+    ]
 
 
 def badly_learned(sources: Mapping[str, ModelSource], cache: CacheView) -> list[str]:

@@ -104,8 +104,7 @@ def plan(
     family = problem.family or problem.model.partition("@")[0]
     stands_on = chosen.preset(bench, family, preset)
     config = resolve(chosen.config, stands_on, recorded or {}, settings, owner=chosen.name)
-    if options.budgets:
-        _check_lengths(chosen, stands_on, settings)
+    _check_lengths(chosen, stands_on, settings, options)
     if reason := chosen.refusal(problem, config):
         raise UsageError(f"{chosen.name}: {reason}.")
     spec = _spec(measured, chosen, config, options, "" if settings or preset == "published" else preset)
@@ -144,8 +143,16 @@ def _check_training(method: Method[Any], options: Options) -> None:
         )
 
 
-def _check_lengths(method: Method[Any], preset: Mapping[str, JSON], settings: Mapping[str, JSON]) -> None:
-    """Refuse how far a method is to go where budgets say it, unless it must be given one for want of a preset."""
+def _check_lengths(method: Method[Any], preset: Mapping[str, JSON], settings: Mapping[str, JSON], options: Options) -> None:
+    """Refuse how far a method is to go where budgets say it, unless it must be given one for want of a preset.
+
+    And, where there are none, what is read with budgets alone.
+    """
+    if not options.budgets:
+        if unread := [name for name in method.with_budgets if name in settings]:
+            what = " and ".join(unread)
+            raise UsageError(f"{method.name}: without --budgets {what} changes nothing. Leave out {what}, or give budgets.")
+        return
     usual = {**{name: default for name, default, _ in describe(method.config)}, **preset}
     given = [name for name in method.lengths if name in settings]
     if given and any(usual.get(name) is not None for name in method.lengths):

@@ -310,6 +310,13 @@ def test_how_far_to_go_may_be_given_beside_budgets_where_no_preset_says_it():
     assert plan("tofu10", "mini", method, {"target_kl": 0.1}, options).config.target_kl == 0.1
 
 
+def test_what_is_read_with_budgets_alone_is_refused_without_them():
+    asked = RunRequest(method=("predictor_corrector",), bench="tofu10", settings={"overshoot": 3.0})
+    with pytest.raises(UsageError, match="predictor_corrector: without --budgets overshoot changes nothing"):
+        asked.plans()
+    assert replace(asked, budgets=(0.01,)).plans()
+
+
 def test_the_last_point_alone_is_refused_beside_budgets_that_say_where_points_are():
     asked = RunRequest(method=("npo",), bench="tofu10", points="last")
     assert asked.plans()
