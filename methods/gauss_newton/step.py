@@ -28,7 +28,7 @@ KL_TOLERANCE = 0.02
 KL_TRIES = 24
 """Step sizes that are tried for it."""
 KL_JUMP = 0.1
-"""How far below it the nearest one may lie: weights of low precision move in jumps, and the next may be over it."""
+"""What share of a step's KL may be lacking where no step size comes nearer: weights of low precision move in jumps."""
 MOST_ROUNDED = 0.1
 """The share of a step that rounding may take without a word."""
 
@@ -186,7 +186,7 @@ def above(one: float, other: float) -> bool:
 
 
 def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0.0) -> tuple[float, float]:
-    """The step size whose measured KL is `target`, within `KL_TOLERANCE`; below it within `KL_JUMP`, where none comes nearer.
+    """The step size whose measured KL is `target`, within `KL_TOLERANCE`, or short of it by `KL_JUMP` of what the step adds.
 
     What a step adds to the KL grows about as α², so each guess scales the last one by √(wanted / added); a bracket keeps
     guesses in check that went too far, and is halved where they do not get there.
@@ -220,6 +220,6 @@ def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0
         # At most fourfold: far from the base the KL saturates, and near it rounding makes it 0.
         guess = min(max(guess, alpha / 4), alpha * 4) if guess == guess else alpha / 4
         alpha = guess if low < guess < high else (low + high) / 2 if high < float("inf") else 2 * alpha
-    if high < float("inf") and target - below[1] <= KL_JUMP * target:
+    if below[0] and high < float("inf") and target - below[1] <= KL_JUMP * wanted:
         return below
     raise Diverged(f"no step size was found whose measured KL is {target:g} (last measured KL {kl:g})")

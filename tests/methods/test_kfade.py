@@ -366,8 +366,11 @@ def test_line_search_stops_in_front_of_a_jump_that_is_low_enough():
     alpha, kl = step_for_kl(jump(0.093), 0.1)
     assert alpha == pytest.approx(0.3, rel=0.01)
     assert kl == jump(0.093)(alpha) < 0.1
+    for far in (0.08, 0.0):
+        with pytest.raises(Diverged, match="no step size"):
+            step_for_kl(jump(far), 0.1)
     with pytest.raises(Diverged, match="no step size"):
-        step_for_kl(jump(0.08), 0.1)
+        step_for_kl(lambda a: 0.2 if a else 0.095, 0.1, start=0.095)  # no step at all is none
 
 
 @pytest.mark.parametrize("steps", [2, 8, 16])
