@@ -185,6 +185,7 @@ def second_moments(
     from harness.core.streams import streams
     from harness.data.rows import encode, pad_id
     from methods.curvature.passes import batches_of
+    from methods.curvature.products import mirrored
 
     chosen: list[Encoded] = []
     for stage in context.stages:
@@ -194,10 +195,10 @@ def second_moments(
     with torch.no_grad(), reader.listening():
         for batch in batches_of(chosen, pad_id(context.tokenizer), context.model):
             reader.real = batch.attention_mask.flatten().bool()
-            context.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            context.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
             tokens += batch.tokens
     context.costs.count(tokens)
-    return {group: total / tokens for group, total in reader.sums.items()}
+    return {group: mirrored(total) / tokens for group, total in reader.sums.items()}
 
 
 class _Reader:

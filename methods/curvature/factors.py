@@ -18,7 +18,7 @@ from harness.numerics import group
 from harness.numerics.likelihood import answer_rows
 from methods.curvature.layers import Layer, sizes
 from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
-from methods.curvature.products import add_square, total_of
+from methods.curvature.products import add_square, mirrored, total_of
 
 
 @dataclass
@@ -104,6 +104,8 @@ def covariance_sums(
                 yield batch
 
         backpropagate(model, layers, counted(), gradient, on_input, on_gradient, "curvature factors", len(rows or encoded))
+        for total in (*sums.a.values(), *sums.s.values()):
+            mirrored(total)
         return sums
 
     return whole_pass(model, layers, encoded, pad_id, once, lambda some: sizes(some).factors, rows)
