@@ -21,7 +21,7 @@ from harness.core.progress import progress_bar
 from harness.data.hub_errors import quiet, refused
 from harness.models.sources import CheckpointSource, save_checkpoint
 from harness.numerics.loading import check_fit
-from harness.storage.cache import Cache, file_digest
+from harness.storage.cache import Cache, digest, file_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,9 +32,8 @@ SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown"
 """A tokenizer's special tokens, and what a GGUF file calls them."""
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """Read once for all the runs that are planned: it takes ten seconds for SmolLM2.
+def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    """A GGUF file's tokenizer, which takes 7 to 18 s for SmolLM2.
 
     Special tokens are those that the file names: transformers 5.17 takes others, and ends SmolLM2's texts with <|im_start|>.
     """
@@ -45,8 +44,36 @@ def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
     fields = GGUFReader(file).fields
     for name, called in SPECIAL_TOKENS.items():
         if field := fields.get(f"tokenizer.ggml.{called}_token_id"):
-            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(field.contents())))
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(field.parts[field.data[0]][0])))
     return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(name: str, file: Path, config: tuple[tuple[str, float], ...], of: str) -> PreTrainedTokenizerBase:
+    """Once for all the runs that are planned: from the checkpoint in the cache, or from the file where there is none yet.
+
+    Args:
+        name: as of `GgufSource`.
+        file: likewise.
+        config: likewise.
+        of: digest of the identity: another file in its place is another one.
+    """
+    if entry := Cache().find("model", GgufSource(name, file, dict(config)).identity):
+        return CheckpointSource(str(entry.path)).tokens()
+    _check_readable(name, file)
+    with refused(name, f"GGUF file {file.name}"), quiet():
+        return read_tokenizer(file)
+
+
+def _check_readable(name: str, file: Path) -> None:
+    """Refuse it where the package that reads such files is missing."""
+    from transformers.utils.import_utils import is_gguf_available
+
+    if not is_gguf_available():
+        raise UsageError(
+            f"the weights of {name} are in a GGUF file here ({file.name}), which the package gguf reads: "
+            "pip install gguf (or the extra smollm2 of this harness)."
+        )
 
 
 @dataclass(frozen=True)
@@ -88,11 +115,7 @@ class GgufSource:
         Raises:
             UsageError: as `checkpoint` does.
         """
-        if entry := Cache().find("model", self.identity):
-            return CheckpointSource(str(entry.path)).tokens()
-        self._check_readable()
-        with refused(self.name, f"GGUF file {self.file.name}"), quiet():
-            return _tokenizer(self.file)
+        return _tokenizer(self.name, self.file, tuple(self.config.items()), digest(self.identity))
 
     def seconds(self, cache: CacheView) -> float | None:
         """What training it took is not known."""
@@ -106,7 +129,7 @@ class GgufSource:
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
-        self._check_readable()
+        _check_readable(self.name, self.file)
         disable_progress_bar()
         place, name = str(self.file.parent), self.file.name
         # It takes a minute or two, once; transformers draws a bar of its own of the last seconds.
@@ -118,7 +141,7 @@ class GgufSource:
             )
             read, loading = loaded
             check_fit(f"{self.name} in {name}", loading, read)
-            tokenizer = _tokenizer(self.file)
+            tokenizer = read_tokenizer(self.file)
             config = read.config
             for key, value in self.config.items():
                 setattr(config, key, value)
@@ -128,16 +151,6 @@ class GgufSource:
             model.load_state_dict(read.state_dict())
         save_checkpoint(model, tokenizer, folder, {})
         return {"name": self.name}
-
-    def _check_readable(self) -> None:
-        """Refuse it where the package that reads such files is missing."""
-        from transformers.utils.import_utils import is_gguf_available
-
-        if not is_gguf_available():
-            raise UsageError(
-                f"the weights of {self.name} are in a GGUF file here ({self.file.name}), which the package gguf reads: "
-                "pip install gguf (or the extra smollm2 of this harness)."
-            )
 
     def _check_whole(self) -> None:
         """Refuse a file that ends too early, or is another kind of file: what reads it speaks of arrays then."""

@@ -28,7 +28,7 @@ KL_TOLERANCE = 0.02
 KL_TRIES = 24
 """Step sizes that are tried for it."""
 KL_JUMP = 0.1
-"""What share of a step's KL may be lacking where no step size comes nearer: weights of low precision move in jumps."""
+"""What share of it may be lacking where no step size comes nearer: weights of low precision move in jumps."""
 MOST_ROUNDED = 0.1
 """The share of a step that rounding may take without a word."""
 
@@ -186,7 +186,7 @@ def above(one: float, other: float) -> bool:
 
 
 def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0.0) -> tuple[float, float]:
-    """The step size whose measured KL is `target`, within `KL_TOLERANCE`, or short of it by `KL_JUMP` of what the step adds.
+    """The step size whose measured KL is `target`, within `KL_TOLERANCE`, or short of it by `KL_JUMP` in front of a jump.
 
     What a step adds to the KL grows about as α², so each guess scales the last one by √(wanted / added); a bracket keeps
     guesses in check that went too far, and is halved where they do not get there.
@@ -203,7 +203,7 @@ def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0
         Diverged: if no step size is found in `KL_TRIES` tries.
     """
     wanted = max(target - start, KL_TOLERANCE * target)
-    below = (0.0, start)
+    below, over = (0.0, start), float("nan")
     low, high, alpha = 0.0, float("inf"), 0.1 * (2 * wanted) ** 0.5
     for tried in range(1, KL_TRIES + 1):
         kl = kl_at(alpha)
@@ -212,7 +212,7 @@ def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0
         if kl < target:
             low, below = alpha, (alpha, kl)
         else:  # also NaN: the model broke, so the step was too long
-            high = alpha
+            high, over = alpha, kl
         if tried >= KL_TRIES // 2 and high < float("inf"):
             alpha = (low + high) / 2
             continue
@@ -220,6 +220,7 @@ def step_for_kl(kl_at: Callable[[float], float], target: float, start: float = 0
         # At most fourfold: far from the base the KL saturates, and near it rounding makes it 0.
         guess = min(max(guess, alpha / 4), alpha * 4) if guess == guess else alpha / 4
         alpha = guess if low < guess < high else (low + high) / 2 if high < float("inf") else 2 * alpha
-    if below[0] and high < float("inf") and target - below[1] <= KL_JUMP * wanted:
+    if over > target and target - below[1] <= KL_JUMP * target and below[1] - start >= wanted / 2:
+        log.warning("the KL jumps from %.3g to %.3g, past %.3g: the step stops in front of the jump", below[1], over, target)
         return below
     raise Diverged(f"no step size was found whose measured KL is {target:g} (last measured KL {kl:g})")

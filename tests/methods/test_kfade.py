@@ -366,6 +366,10 @@ def test_line_search_stops_in_front_of_a_jump_that_is_low_enough():
     alpha, kl = step_for_kl(jump(0.093), 0.1)
     assert alpha == pytest.approx(0.3, rel=0.01)
     assert kl == jump(0.093)(alpha) < 0.1
+    _, late = step_for_kl(lambda a: 0.0975 if 0 < a < 1e-4 else 0.0875 if a == 0 else 0.2, 0.1, start=0.0875)
+    assert late == 0.0975
+    with pytest.raises(Diverged, match="no step size"):  # behind it the model is broken
+        step_for_kl(lambda a: 0.093 * (a / 0.3) ** 2 if a < 0.3 else float("nan"), 0.1)
     for far in (0.08, 0.0):
         with pytest.raises(Diverged, match="no step size"):
             step_for_kl(jump(far), 0.1)

@@ -37,12 +37,15 @@ def test_half_of_a_square_is_all_of_it(dtype: torch.dtype, columns: int, monkeyp
         rows = drawn(seed, columns, dtype)
         add_square(total_of(totals, 0, (columns, columns), rows), rows, scale=0.5)
         exact += 0.5 * rows.double().T @ rows.double()
+    if columns > products.PANELS:
+        assert totals[0].tril(-columns // 2).abs().max() == 0, "far under the diagonal nothing was multiplied"
     torch.testing.assert_close(mirrored(totals[0]).double(), exact, rtol=1e-5, atol=1e-4)
 
 
 def test_narrow_squares_are_multiplied_whole():
     rows, (one, other) = drawn(0, 40, torch.float32), torch.zeros(2, 40, 40)
     add_square(one, rows)
+    assert one.tril(-20).abs().max() > 0
     add_product(other, rows, rows)
     assert torch.equal(mirrored(one), other)
 

@@ -218,10 +218,10 @@ def test_texts_end_as_the_gguf_file_says_whatever_transformers_makes_of_it(
         return tokenizer
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", as_5_17_does)
-    gguf_module._tokenizer.cache_clear()
     assert (source.tokens().bos_token, source.tokens().eos_token) == ("<|im_start|>", "<|im_end|>")
     source.checkpoint(cache)
-    monkeypatch.delattr(gguf_module, "_tokenizer")
+    gguf_module._tokenizer.cache_clear()
+    monkeypatch.delattr(gguf_module, "read_tokenizer")
     assert source.tokens().eos_token == "<|im_end|>", "from the checkpoint, which is read faster"
 
 

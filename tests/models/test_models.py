@@ -101,6 +101,13 @@ def test_on_a_gpu_no_attention_plans_each_shape_anew(device: str, kept: bool, mo
     assert torch._allowed is kept
 
 
+def test_a_model_that_is_loaded_says_where_attention_is_to_run(nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+    monkeypatch.setattr("harness.numerics.loading.plain_attention", seen.append)
+    nano.source().load(cache, "cpu", "float32")
+    assert seen == ["cpu"]
+
+
 def test_a_checkpoint_is_loaded_in_the_type_asked_for(nano: Nano, cache: Cache):
     import torch
 
