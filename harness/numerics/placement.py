@@ -53,8 +53,8 @@ def plain_attention(device: str) -> None:
 
     Torch prefers it on Hopper (from 2.11 on), and it builds a plan for every shape of a batch that it has not seen: with texts
     of many lengths most of a step's time goes there (github.com/modelscope/FunASR issue 3704; here, fine-tuning 135 M
-    parameters took .15 s a step on an H100, whose products take .015). The other kernels need no plan, and give the same
-    within rounding.
+    parameters took .15 s a step on an H100, of which its products are .003 by count). The other kernels need no plan, and
+    give the same within rounding.
     """
     if device.startswith("cuda"):
         import torch
