@@ -50,14 +50,15 @@ def fine_tuning(context: EvalContext, examples: Sequence[Example], steps: int) -
     """
     from harness.core.progress import progress_bar
     from harness.data.rows import encode, pad_id
-    from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
+    from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches, tokens_at_once
 
     encoded = encode(taken(examples, steps), context.tokenizer, MAX_TOKENS)
     context.costs.count(sum(len(e.input_ids) for e in encoded) * steps * BATCH // len(encoded))
     adamw = AdamW(lr=learning_rate(context.problem), steps=steps, schedule="constant_with_warmup")
     recompute = bool(context.loaded and context.loaded.recompute) or None
     drawn = shuffled_batches(len(encoded), BATCH, steps, SEED)
-    batches = (micro_batches(encoded, rows, pad_id(context.tokenizer), context.model.device) for rows in drawn)
+    pad, tokens = pad_id(context.tokenizer), tokens_at_once(context.model)
+    batches = (micro_batches(encoded, rows, pad, context.model.device, tokens) for rows in drawn)
     with progress_bar(total=steps, desc="attack", unit="step") as bar:
         for progress in optimise(
             context.model, batches, lambda part: pooled_nll(context.model, *part), adamw, recompute=recompute

@@ -44,10 +44,8 @@ class KLMinConfig(PairedRecipe):
 
 def memory_items(shape: ModelShape, config: KLMinConfig) -> list[MemoryItem]:
     """What training holds, the frozen copy, and both models' log-probabilities at the positions K sees at once."""
-    from harness.models.memory_items import TOKENS_AT_ONCE
-
     each = config.pad_length if config.kl_positions == "all_padded" else shape.answer_tokens
-    positions = min(config.batch_size * each, max(TOKENS_AT_ONCE, each))
+    positions = min(config.batch_size * each, max(shape.trained_at_once, each))
     return [
         *memory_items_with_copy(shape, config),
         MemoryItem("log-probabilities", 4 * positions * shape.vocabulary * 4, while_measured=False, certain=False),

@@ -2,9 +2,9 @@
 
 One recipe, seed and version of torch give other weights on another kind of processor. Torch takes other kernels (AVX2 or
 AVX-512; with them even the random initial weights differ), and MKL takes other matrix products and exponentials by the
-processor's maker and instruction sets. oneDNN takes no part in float32 but where ToFU's likelihoods and KL are measured and
-texts are continued (`harness.numerics.products`). Nothing of this is a fault, but runs that began with such models are not to
-be compared as if they had begun with the same.
+processor's maker and instruction sets. oneDNN takes no part in float32 but in wide models and where ToFU's likelihoods and KL
+are measured and texts are continued (`harness.numerics.products`). Nothing of this is a fault, but runs that began with such
+models are not to be compared as if they had begun with the same.
 
 `portable` has torch take its kernels in plain C++, MKL the path that it keeps for every processor, and one thread. Both are
 chosen when the libraries are loaded, hence a process of its own. It takes about a tenth more processor time on the small

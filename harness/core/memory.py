@@ -39,6 +39,8 @@ class ModelShape:
     """What part of the weights a process holds; less than 1 where they are sharded (`harness.numerics.sharding`)."""
     row_tokens: int = 0
     """Tokens of one of the longer examples with its prompt, about: 19 of 20 have no more. 0 if that is not known."""
+    trained_at_once: int = 4096
+    """Padded tokens that go through the model at once when it is trained (`harness.numerics.training.tokens_at_once`)."""
 
     @property
     def parameters(self) -> int:

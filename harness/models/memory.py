@@ -73,7 +73,7 @@ def shape_of(problem: Problem, options: Options) -> ModelShape | None:
     None for a model that is trained on the spot, and where a checkpoint's configuration cannot be read or brings code of its
     own: what is wrong with it is told when it is loaded.
     """
-    from harness.numerics.training import RECOMPUTED_FROM
+    from harness.numerics.training import RECOMPUTED_FROM, tokens_at_once
 
     source = configured_by(problem.sources.get("base"))
     if source is None:
@@ -97,6 +97,7 @@ def shape_of(problem: Problem, options: Options) -> ModelShape | None:
         held_share=sharding.held_share(model) if sharding.wanted() else 1.0,
         recompute=options.recompute or (large and options.device.startswith("cuda")),
         row_tokens=texts[len(texts) * 19 // 20] // 4 + 1 if texts else 0,
+        trained_at_once=tokens_at_once(model, options.device),
     )
 
 

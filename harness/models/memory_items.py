@@ -14,7 +14,7 @@ from harness.core.problem import Problem
 from harness.numerics.meeting import KEPT, LONGEST_WAIT
 
 TOKENS_AT_ONCE = 4096
-"""Padded tokens of one training or curvature pass (`harness.numerics.training`, `methods.curvature`)."""
+"""Padded tokens of a curvature pass (`methods.curvature`)."""
 LOGITS_AT_ONCE = 2**26
 """Entries of the logits that a curvature pass makes at a time (`methods.curvature.passes`)."""
 TOKENS_WHEN_READING = 8192
@@ -93,7 +93,7 @@ def activations(shape: ModelShape, trained: bool = True, recomputed: bool = Fals
         shape: of the model.
         trained: whether weights need gradients.
         recomputed: whether only one layer's are kept, and the inputs of the others.
-        rows: that the pass is over; as many as fit into `TOKENS_AT_ONCE` if None, or if there are more.
+        rows: that the pass is over; as many as go through the model at once if None, or if there are more.
     """
     from harness.numerics.likelihood import has_plain_head
 
@@ -102,7 +102,7 @@ def activations(shape: ModelShape, trained: bool = True, recomputed: bool = Fals
     of_norms = 2 * 4 // shape.weight_bytes + (2 if trained else 0)
     width = (of_norms + 4) * hidden + of_keys + 4 * inner if trained else (of_norms + 2) * hidden + of_keys + 3 * inner
     kept = width + layers * hidden if recomputed else width * layers
-    tokens, labels = shape.tokens_of(rows, TOKENS_AT_ONCE)
+    tokens, labels = shape.tokens_of(rows, shape.trained_at_once if trained else TOKENS_AT_ONCE)
     plain = has_plain_head(shape.model)
     entries = (labels if plain else tokens) * shape.vocabulary  # others make all logits, and a curvature pass at once
     logits = 3 * 4 * (entries if trained or not plain else min(entries, LOGITS_AT_ONCE))

@@ -77,13 +77,14 @@ def fine_tuned(context: UnlearningContext, examples: Sequence[Example], lr: floa
         seed: of their order.
     """
     from harness.data.rows import encode, pad_id
-    from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches
+    from harness.numerics.training import AdamW, micro_batches, optimise, pooled_nll, shuffled_batches, tokens_at_once
 
     model = context.model
     encoded = encode(examples, context.tokenizer)
     adamw = AdamW(lr=lr * learning_rate_factor(context.problem), steps=steps, schedule="constant_with_warmup")
     drawn = shuffled_batches(len(encoded), BATCH, steps, seed)
-    batches = (micro_batches(encoded, rows, pad_id(context.tokenizer), model.device) for rows in drawn)
+    pad, tokens = pad_id(context.tokenizer), tokens_at_once(model)
+    batches = (micro_batches(encoded, rows, pad, model.device, tokens) for rows in drawn)
     yield from optimise(model, batches, lambda part: pooled_nll(model, *part), adamw)
 
 

@@ -183,7 +183,7 @@ class TrainedSource:
                 return training.pooled_nll(model, *part)
 
         kept.restore(model)
-        batches = self._batches(items, kept.done, device)
+        batches = self._batches(items, kept.done, device, min(recipe.tokens_at_once, training.tokens_at_once(model)))
         with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
             for log in training.optimise(
                 model, batches, loss, adamw, partial(kept.optimiser, adamw), begin=kept.done * self._epoch_steps()
@@ -248,7 +248,7 @@ class TrainedSource:
         return self.recipe.epochs * self._epoch_steps()
 
     def _batches(
-        self, items: Sequence[Encoded], done: int = 0, device: torch.device | str = "cpu"
+        self, items: Sequence[Encoded], done: int = 0, device: torch.device | str = "cpu", tokens: int = 4096
     ) -> Iterator[list[tuple[Batch, int]]]:
         """Every epoch anew, after those that are done: all examples and a fresh draw of each replay pool, shuffled.
 
@@ -270,7 +270,7 @@ class TrainedSource:
             if self.recipe.device:  # so that an epoch's dropout does not depend on those before it
                 streams(self.seed, "dropout of an epoch", epoch).seed_torch()
             for k in range(0, len(order), self.recipe.batch_size):
-                yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, device, self.recipe.tokens_at_once)
+                yield micro_batches(items, order[k : k + self.recipe.batch_size], 0, device, tokens)
 
 
 def weights_digest(source: ModelSource, cache: CacheView) -> str:

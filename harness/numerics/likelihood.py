@@ -20,7 +20,7 @@ from harness.core.errors import UsageError
 from harness.data.rows import Batch, Encoded, batches
 from harness.numerics import anatomy, group
 from harness.numerics.decoding import can_decode
-from harness.numerics.products import onednn_products
+from harness.numerics.products import is_wide, onednn_products
 from harness.numerics.room import with_room
 from harness.numerics.sharding import is_sharded
 from harness.numerics.shared_prompts import Beginning, continued, shared_beginnings
@@ -37,14 +37,13 @@ TOKENS_ON_CPU = 2048
 """As many on a CPU: what a larger batch computes does not stay in its caches."""
 CONTINUED_ON_CPU = 1536
 """As many there of texts that are read behind keys and values of their prompts, which count too."""
-
 POSITIONS_AT_ONCE = 256
 """Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
-
 ENTRIES_AT_ONCE = 2**28
 """Entries of the log-probabilities that are compared with kept ones at a time, 1 GiB in float32: of 8,192 labels all, up to a
 vocabulary of 32,768."""
-
+ENTRIES_ON_CPU = 2**22
+"""As many of a wide model (`harness.numerics.products`) on a CPU, whose caches hold no more."""
 # Families whose logits are the output embedding applied to the last hidden state, with nothing after it but a soft cap.
 _PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"}
 
@@ -396,5 +395,6 @@ class AnswerDistributions:
     def _log_probs(model: PreTrainedModel, batch: Batch) -> Iterator[Tensor]:
         """[n, V] at a batch's labels, at most `ENTRIES_AT_ONCE`."""
         logits = logits_by_part(model, batch.to(model.device))
-        for part in _parts(int(batch.counts.sum()), max(1, ENTRIES_AT_ONCE // int(model.config.vocab_size))):
+        most = ENTRIES_ON_CPU if model.device.type == "cpu" and is_wide(model) else ENTRIES_AT_ONCE
+        for part in _parts(int(batch.counts.sum()), max(1, most // int(model.config.vocab_size))):
             yield logits(part).log_softmax(dim=-1)

@@ -69,6 +69,8 @@ def load_checkpoint(
     """
     import torch
 
+    from harness.numerics.products import in_wide_products
+
     examined, words = examine(name, revision, tokenizer, trust_remote_code, data_dir)
     trust_remote_code = trusted(name, examined.weights, trust_remote_code)
     model, loading = _from_pretrained(
@@ -81,6 +83,7 @@ def load_checkpoint(
     plain_attention(device)
     if device != ALL_GPUS:
         model.to(device)  # type: ignore[arg-type]
+    in_wide_products(model)
     _try_out(examined.weights.name, model.eval(), words)
     return model, words
 

@@ -29,9 +29,12 @@ from harness.numerics import sharding
 from harness.numerics.by_weight import ByWeight
 from harness.numerics.group import add_up_gradients, summed
 from harness.numerics.likelihood import answer_labels, answer_logits
+from harness.numerics.products import is_wide
 
 B = TypeVar("B")
 TOKENS_PER_MICRO_BATCH = 4096
+WIDE_ON_CPU = 2048
+"""As many of a wide model on a CPU (`harness.numerics.products`): what more of them leave does not stay in its caches."""
 RECOMPUTED_FROM = 1_000_000_000
 """Parameters from which training on a GPU recomputes activations in the backward pass instead of keeping them."""
 
@@ -261,6 +264,17 @@ def _training(model: PreTrainedModel, on: bool, recompute: bool) -> None:
         if isinstance(module, GradientCheckpointingLayer):
             module.gradient_checkpointing = on
             module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+
+
+def tokens_at_once(model: PreTrainedModel, device: str | None = None) -> int:
+    """Padded tokens that go through a model at once when it is trained; a step's result does not depend on it.
+
+    Args:
+        model: any.
+        device: where it will be trained; where it lies if None.
+    """
+    fewer = (device or model.device.type) == "cpu" and is_wide(model)
+    return min(TOKENS_PER_MICRO_BATCH, WIDE_ON_CPU) if fewer else TOKENS_PER_MICRO_BATCH
 
 
 def pooled_nll(model: PreTrainedModel, batch: Batch, labels_in_step: int) -> Tensor:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from harness.numerics.products import LEAST_WIDTH, multiplies, transposed_product
+
 LOW = (torch.bfloat16, torch.float16)
 """Types whose products are exact in float32."""
 WIDE = 4096
@@ -67,6 +69,8 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) 
     """
     if left.device.type == "cuda" and left.dtype in LOW and right.dtype == left.dtype and total.dtype == torch.float32:
         total.add_(torch.mm(left.T, right, out_dtype=torch.float32), alpha=scale)
+    elif min(total.shape) >= LEAST_WIDTH and multiplies(left) and multiplies(right):
+        total.add_(transposed_product(left, right), alpha=scale)
     else:
         total.addmm_(left.to(total.dtype).T, right.to(total.dtype), alpha=scale)
 

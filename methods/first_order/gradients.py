@@ -38,14 +38,15 @@ def mini_batch_gradients(
         mini-batches are never held together.
     """
     from harness.numerics import group
-    from harness.numerics.training import micro_batches, pooled_nll
+    from harness.numerics.training import micro_batches, pooled_nll, tokens_at_once
 
     context.model.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
         for start in range(0, len(rows), batch_size):
-            parts = micro_batches(encoded, rows[start : start + batch_size], pad, context.model.device)
+            chosen, tokens = rows[start : start + batch_size], tokens_at_once(context.model)
+            parts = micro_batches(encoded, chosen, pad, context.model.device, tokens)
             labels = parts[0][1]
             context.costs.count(sum(batch.tokens for batch, _ in parts))
             for batch, _ in group.share(parts):

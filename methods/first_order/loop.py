@@ -220,12 +220,13 @@ def _parts(
 ) -> list[Part]:
     """What this process takes of one side of a step."""
     from harness.numerics import group
-    from harness.numerics.training import TOKENS_PER_MICRO_BATCH, micro_batches
+    from harness.numerics.training import micro_batches, tokens_at_once
 
-    labels, at_once = sum(e.label_count for e in texts), max(1, TOKENS_PER_MICRO_BATCH // padded_to)
+    labels, tokens = sum(e.label_count for e in texts), tokens_at_once(context.model)
+    at_once = max(1, tokens // padded_to)
     parts, share = [], group.share(range(len(texts)))
     for start in range(0, len(share), at_once):
         chosen = share[start : start + at_once]
-        for batch, _ in micro_batches(texts, chosen, pad, context.model.device):
+        for batch, _ in micro_batches(texts, chosen, pad, context.model.device, tokens):
             parts.append(Part(batch, [rows[i] for i in batch.rows.tolist()], step, len(texts), labels, all_labels))
     return parts

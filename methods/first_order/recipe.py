@@ -83,11 +83,9 @@ def memory_items(shape: ModelShape, recipe: Recipe) -> list[MemoryItem]:
 
 def _parts(shape: ModelShape, recipe: Recipe) -> int:
     """How many passes a step takes at least: one for the forget rows and one for the retain rows, more where they are long."""
-    from harness.models.memory_items import TOKENS_AT_ONCE
-
     both = isinstance(recipe, PairedRecipe) and getattr(recipe, "retain_weight", 1) > 0
-    tokens = recipe.batch_size * (shape.row_tokens or TOKENS_AT_ONCE)
-    return (1 + both) * -(-tokens // TOKENS_AT_ONCE)
+    tokens = recipe.batch_size * (shape.row_tokens or shape.trained_at_once)
+    return (1 + both) * -(-tokens // shape.trained_at_once)
 
 
 def trained_bytes(shape: ModelShape) -> int:

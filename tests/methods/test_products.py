@@ -27,6 +27,22 @@ def test_low_precision_inputs_lose_nothing_in_the_sum(dtype: torch.dtype):
     torch.testing.assert_close(totals[0].double(), exact, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(("left", "right"), [(20, 30), (30, 20)])
+def test_a_wide_product_on_a_cpu_goes_through_onednn(left: int, right: int, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, ...]] = []
+    through = products.transposed_product
+    monkeypatch.setattr(products, "transposed_product", lambda one, other: seen.append(one.shape) or through(one, other))
+    monkeypatch.setattr(products, "multiplies", lambda rows: rows.dtype == torch.float32)
+    monkeypatch.setattr(products, "LEAST_WIDTH", 20)
+    for dtype in (torch.float32, torch.float64):
+        one, other = drawn(0, left, dtype), drawn(1, right, dtype)
+        total = torch.ones(left, right, dtype=dtype)
+        add_product(total, one, other, scale=0.5)
+        torch.testing.assert_close(total.double(), 1 + 0.5 * one.double().T @ other.double(), rtol=1e-5, atol=1e-4)
+        add_product(total[:19], one[:, :19], other)
+    assert seen == [(300, left)], "neither float64 nor what is narrow"
+
+
 @pytest.mark.parametrize("columns", [1, 5, 17, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_half_of_a_square_is_all_of_it(dtype: torch.dtype, columns: int, monkeypatch: pytest.MonkeyPatch):

@@ -108,6 +108,16 @@ def test_a_model_that_is_loaded_says_where_attention_is_to_run(nano: Nano, cache
     assert seen == ["cpu"]
 
 
+@pytest.mark.parametrize(("least", "dtype", "wide"), [(1, "float32", True), (1, "bfloat16", False), (512, "float32", False)])
+def test_a_wide_model_is_loaded_so_that_onednn_multiplies(
+    least: int, dtype: str, wide: bool, nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torch").backends.mkldnn.is_available() or pytest.skip("this torch was built without oneDNN")
+    monkeypatch.setattr("harness.numerics.products.LEAST_WIDTH", least)
+    model, _ = nano.source().load(cache, "cpu", dtype)
+    assert ("OnednnLinear" in {type(module).__name__ for module in model.modules()}) is wide
+
+
 def test_a_checkpoint_is_loaded_in_the_type_asked_for(nano: Nano, cache: Cache):
     import torch
 

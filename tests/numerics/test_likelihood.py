@@ -299,6 +299,12 @@ def test_a_large_vocabulary_is_compared_some_labels_at_a_time(kind: str, monkeyp
     for mine, theirs in zip(parts.kl_sums(model), sums, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
+    compared.clear()
+    monkeypatch.setattr(likelihood, "is_wide", lambda model: True)
+    monkeypatch.setattr(likelihood, "ENTRIES_ON_CPU", 2 * model.config.vocab_size)
+    assert likelihood.AnswerDistributions(before, encoded, 0).kl(model) == pytest.approx(expected, rel=1e-5)
+    assert (max(compared), sum(compared)) == (2, whole.labels)
+
 
 # ---------------------------------------------------------------- the context window
 

@@ -39,6 +39,18 @@ def train(
     return list(optimise(model, data, lambda part: pooled_nll(model, *part), adamw(steps, **changes)))
 
 
+@pytest.mark.parametrize(("width", "tokens"), [(1, 2048), (512, 4096)])
+def test_fewer_tokens_of_a_wide_model_go_through_a_cpu_at_once(
+    width: int, tokens: int, nano: Nano, monkeypatch: pytest.MonkeyPatch
+):
+    from harness.numerics import training
+
+    monkeypatch.setattr("harness.numerics.products.LEAST_WIDTH", width)
+    assert training.tokens_at_once(nano.model()) == tokens
+    monkeypatch.setattr(training, "TOKENS_PER_MICRO_BATCH", 7)
+    assert training.tokens_at_once(nano.model()) == 7
+
+
 # ---------------------------------------------------------------- the pooled loss
 
 

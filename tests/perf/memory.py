@@ -118,6 +118,7 @@ def context(size: Size, folder: Path, case: Case, device: str) -> UnlearningCont
     from harness.core.problem import Problem, Stage
     from harness.core.text import Example, Template
     from harness.models.recipes import Vocabulary
+    from harness.numerics.products import in_wide_products
     from harness.storage.cache import Cache
 
     words = [f"w{i}" for i in range(size.vocabulary - 10)]
@@ -143,6 +144,7 @@ def context(size: Size, folder: Path, case: Case, device: str) -> UnlearningCont
     with torch.device(device):
         model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
+    in_wide_products(model)
     return UnlearningContext(
         model,
         Vocabulary("words", tuple(words)).build(),
@@ -162,7 +164,7 @@ def shape(here: UnlearningContext) -> ModelShape:
     from harness.core.memory import ModelShape
     from harness.data.rows import encode
     from harness.models.memory import meta_model
-    from harness.numerics.training import RECOMPUTED_FROM
+    from harness.numerics.training import RECOMPUTED_FROM, tokens_at_once
 
     encoded = encode([*here.stages[0].forget, *here.stages[0].retain], here.tokenizer)
     lengths = sorted(len(e.input_ids) for e in encoded)
@@ -178,6 +180,7 @@ def shape(here: UnlearningContext) -> ModelShape:
         optimizer=here.optimizer,
         recompute=here.recompute or large,
         row_tokens=lengths[len(lengths) * 19 // 20],
+        trained_at_once=tokens_at_once(here.model),
     )
 
 
