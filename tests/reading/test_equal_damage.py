@@ -140,6 +140,14 @@ def test_tries_for_settings_unfinished_runs_and_runs_without_budgets_are_in_no_c
     assert comparisons([run(numbers(0.1, 0.3, 0.8))]) == []
 
 
+def test_who_is_nowhere_because_no_damage_is_a_number_is_named():
+    broken = at_budgets({None: measured(0.1, 0.2)}, spec={"method": "retrained", "budget_rows": "rows of mini"})
+    broken = replace(broken, points=[replace(point, logged={}) for point in broken.points])
+    one = only(falling(line(0.6, 0.1)), broken)
+    assert one.fixed == []
+    assert one.notes == ["Not shown, since no point has a damage: retrained (mini, seed 0)."]
+
+
 def test_other_benchmarks_definitions_and_versions_are_other_comparisons():
     good = falling(line(0.6, 0.1))
     assert len(comparisons([good, replace(good, spec=replace(good.spec, variant="open-unlearning", seed=3))])) == 2
