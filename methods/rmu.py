@@ -108,11 +108,11 @@ class RMUConfig:
 
 def memory_items(shape: ModelShape, config: RMUConfig) -> list[MemoryItem]:
     """For the few trained matrices: what they were, gradients, two moments, masters. Activations of the layers they are in."""
-    from harness.models.memory_items import activations
+    from harness.models.memory_items import TOKENS_AT_ONCE, activations
 
     layers = decoder(shape.model)
     entries = sum(weight.numel() for weight in trained(layers, config).values())
-    passes = activations(shape)
+    passes = activations(replace(shape, trained_at_once=TOKENS_AT_ONCE))  # its batches are not cut
     of_layers = passes.bytes * (config.layer + 1 - min(config.layers)) // len(layers)
     return [
         MemoryItem("weights as they were", entries * shape.weight_bytes),

@@ -237,4 +237,4 @@ class _Reader:
         a = inputs[0].flatten(0, -2)[self.real.to(inputs[0].device)]
         if layer.has_bias:
             a = torch.cat([a, a.new_ones(len(a), 1)], dim=1)
-        add_square(total_of(self.sums, group, (a.shape[1], a.shape[1]), a), a)
+        add_square(total_of(self.sums, group, (a.shape[1], a.shape[1]), a), a, onednn=layer.by_onednn)

@@ -248,7 +248,7 @@ class TrainedSource:
         return self.recipe.epochs * self._epoch_steps()
 
     def _batches(
-        self, items: Sequence[Encoded], done: int = 0, device: torch.device | str = "cpu", tokens: int = 4096
+        self, items: Sequence[Encoded], done: int = 0, device: torch.device | str = "cpu", tokens: int = 512
     ) -> Iterator[list[tuple[Batch, int]]]:
         """Every epoch anew, after those that are done: all examples and a fresh draw of each replay pool, shuffled.
 

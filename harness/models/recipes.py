@@ -49,7 +49,7 @@ class Recipe:
     threads: int = 1
     """Threads of the process; fixed, since sums depend on it. 0 takes as many as there are."""
     tokens_at_once: int = 512
-    """Padded tokens of one forward pass."""
+    """Padded tokens of one forward pass at most; a wide model on a CPU takes fewer (`harness.numerics.training`)."""
     arithmetic: Arithmetic = ""
     """`portable`: in a process that gives the same weights on every x86-64 processor; see `harness.core.arithmetic`."""
     warmup: int = 0

@@ -40,10 +40,10 @@ CONTINUED_ON_CPU = 1536
 POSITIONS_AT_ONCE = 256
 """Positions whose whole distributions, of two models, are compared at a time; the result does not depend on it."""
 ENTRIES_AT_ONCE = 2**28
-"""Entries of the log-probabilities that are compared with kept ones at a time, 1 GiB in float32: of 8,192 labels all, up to a
-vocabulary of 32,768."""
+"""Entries of the log-probabilities that are compared with kept ones at a time: 1 GiB in float32."""
 ENTRIES_ON_CPU = 2**22
 """As many of a wide model (`harness.numerics.products`) on a CPU, whose caches hold no more."""
+
 # Families whose logits are the output embedding applied to the last hidden state, with nothing after it but a soft cap.
 _PLAIN_HEADS = {"llama", "mistral", "phi", "gpt2", "gpt_neo", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"}
 

@@ -51,8 +51,7 @@ def onednn_products(model: PreTrainedModel) -> Iterator[None]:
 def in_wide_products(model: PreTrainedModel) -> None:
     """Have a wide model's linear layers multiply by oneDNN from now on, its gradients too, while it lies on the CPU.
 
-    Wide: in float32, with hidden states of `LEAST_WIDTH` entries or more; any other is left as it is. Training takes about half
-    the time.
+    A narrow one, and one that is not in float32, is left as it is. Training takes about half the time.
 
     Args:
         model: just loaded; its copies multiply as it does.
@@ -123,7 +122,7 @@ def _product(layer: nn.Linear, rows: Tensor) -> Tensor:
 
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
-    """[n, m] leftᵀ · right by oneDNN, without a gradient.
+    """[n, m] leftᵀ · right by oneDNN, without a gradient; it may lie transposed in memory.
 
     Args:
         left: [N, n] float32 on the CPU.
@@ -134,8 +133,8 @@ def transposed_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def multiplies(rows: Tensor) -> bool:
-    """Whether oneDNN is to multiply these rows: float32 on the CPU, and not a few."""
-    return _plain(rows) and len(rows) >= LEAST_ROWS and _available()
+    """Whether rows can go through oneDNN, and gain by it: float32 on the CPU, and not a few."""
+    return _plain(rows) and len(rows) >= LEAST_ROWS
 
 
 def _available() -> bool:

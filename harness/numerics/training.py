@@ -33,7 +33,7 @@ from harness.numerics.products import is_wide
 
 B = TypeVar("B")
 TOKENS_PER_MICRO_BATCH = 4096
-WIDE_ON_CPU = 2048
+TOKENS_OF_WIDE_ON_CPU = 2048
 """As many of a wide model on a CPU (`harness.numerics.products`): what more of them leave does not stay in its caches."""
 RECOMPUTED_FROM = 1_000_000_000
 """Parameters from which training on a GPU recomputes activations in the backward pass instead of keeping them."""
@@ -274,7 +274,7 @@ def tokens_at_once(model: PreTrainedModel, device: str | None = None) -> int:
         device: where it will be trained; where it lies if None.
     """
     fewer = (device or model.device.type) == "cpu" and is_wide(model)
-    return min(TOKENS_PER_MICRO_BATCH, WIDE_ON_CPU) if fewer else TOKENS_PER_MICRO_BATCH
+    return min(TOKENS_PER_MICRO_BATCH, TOKENS_OF_WIDE_ON_CPU) if fewer else TOKENS_PER_MICRO_BATCH
 
 
 def pooled_nll(model: PreTrainedModel, batch: Batch, labels_in_step: int) -> Tensor:

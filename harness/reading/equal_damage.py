@@ -287,13 +287,13 @@ def _comparison(identity: Mapping[str, object], every: Sequence[RunResult]) -> E
     unmet: list[Unmet] = []
     for (contender, world, seed), of in by_place.items():
         of.sort(key=lambda result: (-len(result.spec.budgets), -len(result.spec.evaluators), result.spec.run_id))
-        stands = _spots(contender, world, seed, of)
+        new_spots = _spots(contender, world, seed, of)
         met = {point.budget for result in of for point in result.points}
         reasons = {float(budget): why for result in reversed(of) for budget, why in result.unreached.items()}
-        falls = [Unmet(contender, world, seed, budget, why) for budget, why in reasons.items() if budget not in met]
-        if not (stands or falls):
-            notes.append(f"Not shown, since no point has a damage: {contender.label} ({world}, seed {seed}).")
-        spots, unmet = [*spots, *stands], [*unmet, *falls]
+        new_unmet = [Unmet(contender, world, seed, budget, why) for budget, why in reasons.items() if budget not in met]
+        if not (new_spots or new_unmet):
+            notes.append(f"Not shown, since it has no point with a damage: {contender.label} ({world}, seed {seed}).")
+        spots, unmet = [*spots, *new_spots], [*unmet, *new_unmet]
     references: dict[str, dict[str, dict[str, Measurement]]] = defaultdict(lambda: defaultdict(dict))
     for result in runs:
         for name, items in result.references.items():

@@ -79,6 +79,7 @@ def covariance_sums(
     Returns:
         Sums in float32 (float64 where the model is), with no `squares`.
     """
+    onednn = any(layer.by_onednn for layer in layers)
 
     def once(data: Iterator[Batch]) -> Sums:
         sums = Sums()
@@ -88,11 +89,11 @@ def covariance_sums(
             flat = a.flatten(0, 1)
             if mask is not None:
                 flat = flat[mask.to(flat.device)]
-            add_square(total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat), flat)
+            add_square(total_of(sums.a, group, (flat.shape[1], flat.shape[1]), flat), flat, onednn=onednn)
 
         def on_gradient(layer: int, _: Tensor | None, g: Tensor) -> None:
             flat = g.flatten(0, 1)
-            add_square(total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat), flat, 1 / samples)
+            add_square(total_of(sums.s, layer, (flat.shape[1], flat.shape[1]), flat), flat, 1 / samples, onednn)
 
         def counted() -> Iterator[Batch]:
             nonlocal mask

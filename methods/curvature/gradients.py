@@ -37,7 +37,7 @@ def gradient_matrices(
         def on_gradient(layer: int, a: Tensor | None, g: Tensor) -> None:
             assert a is not None
             a, g = a.flatten(0, 1), g.flatten(0, 1)
-            add_product(total_of(totals, layer, (g.shape[1], a.shape[1]), g), g, a)
+            add_product(total_of(totals, layer, (g.shape[1], a.shape[1]), g), g, a, onednn=layers[layer].by_onednn)
 
         backpropagate(model, layers, data, gradient, lambda _, a: a, on_gradient, "forget gradient", len(share or encoded))
         return [totals[i] for i in range(len(layers))]

@@ -17,6 +17,7 @@ from harness.core.errors import UsageError
 from harness.numerics import anatomy
 from harness.numerics.anatomy import LinearMap
 from harness.numerics.group import give_from_first
+from harness.numerics.products import OnednnLinear
 from methods._settings import ANY_ARCHITECTURE
 
 
@@ -46,6 +47,11 @@ class Layer:
     def module(self) -> nn.Linear | Conv1D:
         """The module itself."""
         return self.linear.module
+
+    @property
+    def by_onednn(self) -> bool:
+        """Whether it multiplies by oneDNN on a CPU, as those of wide models do (`harness.numerics.products`)."""
+        return isinstance(self.module, OnednnLinear)
 
     @property
     def has_bias(self) -> bool:

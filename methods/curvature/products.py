@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from harness.numerics.products import LEAST_WIDTH, multiplies, transposed_product
+from harness.numerics.products import multiplies, transposed_product
 
 LOW = (torch.bfloat16, torch.float16)
 """Types whose products are exact in float32."""
@@ -53,7 +53,7 @@ def total_of(totals: dict[int, Tensor], key: int, shape: tuple[int, ...], like: 
     return totals[key]
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0, onednn: bool = False) -> None:
     """Add scale · leftᵀ right to a running sum, in its type.
 
     Args:
@@ -61,6 +61,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) 
         left: [N, n].
         right: [N, m].
         scale: a factor.
+        onednn: whether oneDNN is to multiply on a CPU (`methods.curvature.layers.Layer.by_onednn`).
 
     >>> total = torch.zeros(1, 2)
     >>> add_product(total, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), scale=0.5)
@@ -69,22 +70,23 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) 
     """
     if left.device.type == "cuda" and left.dtype in LOW and right.dtype == left.dtype and total.dtype == torch.float32:
         total.add_(torch.mm(left.T, right, out_dtype=torch.float32), alpha=scale)
-    elif min(total.shape) >= LEAST_WIDTH and multiplies(left) and multiplies(right):
+    elif onednn and multiplies(left) and multiplies(right):
         total.add_(transposed_product(left, right), alpha=scale)
     else:
         total.addmm_(left.to(total.dtype).T, right.to(total.dtype), alpha=scale)
 
 
-def add_square(total: Tensor, rows: Tensor, scale: float = 1.0) -> None:
+def add_square(total: Tensor, rows: Tensor, scale: float = 1.0, onednn: bool = False) -> None:
     """Add scale · rowsᵀ rows to a running sum of such products, in its type: of a wide one what lies above the diagonal alone.
 
     Args:
         total: [n, n] of `summed_in`'s type; `mirrored` makes it whole in the end.
         rows: [N, n].
         scale: a factor.
+        onednn: see `add_product`.
     """
     for start, end in _panels(total):
-        add_product(total[start:end, start:], rows[:, start:end], rows[:, start:], scale)
+        add_product(total[start:end, start:], rows[:, start:end], rows[:, start:], scale, onednn)
 
 
 def mirrored(total: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ Its parts: the settings (`config`), `words`, which texts are due (`texts`), `con
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from harness.core.memory import MemoryItem, ModelShape
 from harness.core.method import Progress, UnlearningContext, method
@@ -35,14 +36,14 @@ from methods.first_order.recipe import evenly
 
 def memory_items(shape: ModelShape, config: ELMConfig) -> list[MemoryItem]:
     """The adapted weights kept aside while a point is measured, adapters with AdamW's state, and the target in float64."""
-    from harness.models.memory_items import activations
+    from harness.models.memory_items import TOKENS_AT_ONCE, activations
 
     maps = linear_maps(shape.model, config.target_modules, config.layers)
     positions = config.batch_size * (config.max_characters // 3)
     return [
         *adapter_memory_items(maps, config.rank, shape.weight_bytes, "device"),
         MemoryItem("targets", 6 * 8 * positions * shape.vocabulary, while_measured=False, certain=False),
-        activations(shape),
+        activations(replace(shape, trained_at_once=TOKENS_AT_ONCE)),  # its batches are not cut
     ]
 
 

@@ -7,9 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.data.rows import Encoded
+from harness.numerics.products import in_wide_products
 from methods.curvature import products
-from methods.curvature.products import add_product, add_square, mirrored, no_finer_than, total_of
+from methods.curvature.factors import covariance_sums
+from methods.curvature.gradients import gradient_matrices
+from methods.curvature.layers import mlp_layers
+from methods.curvature.products import add_product, add_square, mirrored, no_finer_than, summed_in, total_of
+from methods.curvature.signals import SampledLabels, true_labels
 
 
 def drawn(seed: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -27,20 +34,47 @@ def test_low_precision_inputs_lose_nothing_in_the_sum(dtype: torch.dtype):
     torch.testing.assert_close(totals[0].double(), exact, rtol=1e-5, atol=1e-4)
 
 
+@pytest.fixture
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of what goes through oneDNN."""
+    seen: list[torch.Size] = []
+    multiplied = products.transposed_product
+    monkeypatch.setattr(products, "transposed_product", lambda one, other: seen.append(one.shape) or multiplied(one, other))
+    return seen
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
 @pytest.mark.parametrize(("left", "right"), [(20, 30), (30, 20)])
-def test_a_wide_product_on_a_cpu_goes_through_onednn(left: int, right: int, monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[int, ...]] = []
-    through = products.transposed_product
-    monkeypatch.setattr(products, "transposed_product", lambda one, other: seen.append(one.shape) or through(one, other))
-    monkeypatch.setattr(products, "multiplies", lambda rows: rows.dtype == torch.float32)
-    monkeypatch.setattr(products, "LEAST_WIDTH", 20)
-    for dtype in (torch.float32, torch.float64):
+def test_a_product_goes_through_onednn_where_that_is_asked_for(left: int, right: int, by_onednn: list[torch.Size]):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
         one, other = drawn(0, left, dtype), drawn(1, right, dtype)
-        total = torch.ones(left, right, dtype=dtype)
-        add_product(total, one, other, scale=0.5)
+        total = torch.ones(left, right, dtype=summed_in(dtype))
+        add_product(total, one, other, scale=0.5, onednn=True)
         torch.testing.assert_close(total.double(), 1 + 0.5 * one.double().T @ other.double(), rtol=1e-5, atol=1e-4)
-        add_product(total[:19], one[:, :19], other)
-    assert seen == [(300, left)], "neither float64 nor what is narrow"
+    add_product(torch.ones(left, right), drawn(0, left, torch.float32), drawn(1, right, torch.float32))
+    add_product(torch.ones(left, right), drawn(0, left, torch.float32)[:7], drawn(1, right, torch.float32)[:7], onednn=True)
+    assert by_onednn == [(300, left)], "float32 alone, not of a few rows, and not unasked"
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
+def test_curvature_of_wide_models_alone_goes_through_onednn(by_onednn: list[torch.Size], monkeypatch: pytest.MonkeyPatch):
+    shape = {"intermediate_size": 600, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=24, **shape)).eval()
+    layers, encoded = mlp_layers(model), [Encoded(list(range(n, n + 20)), 3) for n in range(4)]
+
+    def fitted() -> list[Tensor]:
+        sums = covariance_sums(model, layers, encoded, 0, SampledLabels(encoded, 1, 0))
+        gradients = gradient_matrices(model, layers, encoded, 0, true_labels(68, "margin", 0))
+        return [*sums.a.values(), *sums.s.values(), *gradients]
+
+    plain = fitted()
+    assert by_onednn == [], "an MLP of 600 makes no wide model of one of 24"
+    monkeypatch.setattr("harness.numerics.products.LEAST_WIDTH", 24)
+    in_wide_products(model)
+    wide = fitted()
+    assert len(by_onednn) == len(plain)
+    for one, other in zip(plain, wide, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("columns", [1, 5, 17, 64])

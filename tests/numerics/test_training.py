@@ -46,7 +46,8 @@ def test_fewer_tokens_of_a_wide_model_go_through_a_cpu_at_once(
     from harness.numerics import training
 
     monkeypatch.setattr("harness.numerics.products.LEAST_WIDTH", width)
-    assert training.tokens_at_once(nano.model()) == tokens
+    assert training.tokens_at_once(nano.model()) == training.tokens_at_once(nano.model(), "cpu") == tokens
+    assert training.tokens_at_once(nano.model(), "cuda") == 4096
     monkeypatch.setattr(training, "TOKENS_PER_MICRO_BATCH", 7)
     assert training.tokens_at_once(nano.model()) == 7
 

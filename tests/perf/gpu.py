@@ -188,25 +188,32 @@ class Timings:
             self.add(f"{name}, cast first", run)
 
 
+def decomposed(timings: Timings) -> None:
+    """The eigenvectors of the largest factor."""
+    largest = max(max(layer.shape) for layer in timings.step.layers)
+    square = torch.cov(torch.randn(largest, 2 * largest, device=timings.step.model.device))
+    timings.add(f"eigenvectors of {largest}²", partial(eigenvectors, square, torch.float32), over_floor=False)
+
+
 def measure_step(timings: Timings) -> None:
-    """The parts of one step."""
+    """The parts of one step; while a pass is timed nothing lies on the device but what a run holds there, too."""
     step = timings.step
-    model, device = step.model, step.model.device
-    sums = step.factors()  # warms up, and gives the basis
+    model = step.model
+    step.factors()  # warms up
     timings.both("K-FAC pass", step.factors)
     timings.both("forget gradient", step.gradient)
-    largest = max(sums.s[0].shape[0], *(a.shape[0] for a in sums.a.values()))
-    square = torch.cov(torch.randn(largest, 2 * largest, device=device))
-    timings.add(f"eigenvectors of {largest}²", partial(eigenvectors, square, torch.float32), over_floor=False)
-    bases = eigenbases(step.layers, sums)
+    decomposed(timings)
+    bases = eigenbases(step.layers, step.factors())
 
     def spectrum() -> Sums:
         return square_sums(model, step.layers, step.encoded, 0, step.labels, bases)
 
-    rounded = spectrum().squares
+    spectrum()  # warms up
     timings.both("EK-FAC pass", spectrum)
+    rounded = spectrum().squares
     with cast_first():
         timings.found["error of TF32 in the spectrum"] = errors(rounded, spectrum().squares)
+    del rounded
     gradients = step.gradient()
     solver: list[Solver] = []
     timings.add("rotate the gradient", lambda: solver.append(Solver(step.layers, bases, gradients)), over_floor=False)

@@ -1,31 +1,36 @@
-"""What ToFU costs on a GPU with a model of SmolLM2-135M's shape: a step of fine-tuning, tofu10's likelihoods, its answers.
+"""What ToFU costs with a model of SmolLM2-135M's shape: a step of fine-tuning, tofu10's likelihoods, its answers.
 
     python -m tests.perf.tofu --data-dir DIR [--json out.json]                                       # no network, no weights
+    python -m tests.perf.tofu --data-dir DIR --device cpu --every 60 --steps 3
     python -m tests.perf.tofu --data-dir DIR --device cpu --size tiny --every 60 --steps 4           # a trial of the script itself
 
 Weights are random, the questions real, the vocabulary is bytes of theirs, filled up to the model's size. After a run that warms up
 everything is timed as the harness computes it; on a GPU then twice with cuDNN's attention, torch's own choice on Hopper, which plans
-for each shape of a batch: all are new to it the first time, and known the second. The floor of a step are its products at
-the rate of a bfloat16 product of 8192², logits at labels alone. Seconds are of the clock, the device waited for.
+for each shape of a batch: all are new to it the first time, and known the second. On a CPU the step is timed once more with torch's
+own products. The floor of a step are its products, logits at labels alone, at the rate of a bfloat16 product of 8192², on a CPU of
+oneDNN's float32 product of 2048². Seconds are of the clock, the device waited for.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.core.benchmark import BENCHMARKS
 from harness.core.options import Options
 from harness.data.rows import Batch, Encoded, encode, pad_id
 from harness.models.recipes import Vocabulary
-from harness.numerics import training
+from harness.numerics import products, training
+from harness.numerics.products import OnednnLinear, in_wide_products
 from harness.storage.cache import Cache
 from tests.perf._llama import random_llama
 from tests.perf._machine import machine, table, write
@@ -57,7 +62,24 @@ def build(problem: Problem, size: str, device: torch.device) -> tuple[LlamaForCa
     tokenizer = Vocabulary("bytes", text, min(count, 4_096)).build()
     tokenizer.add_tokens([f"<filler {i}>" for i in range(count - len(tokenizer))])
     model = random_llama(tokenizer, spread=0.05, max_position_embeddings=1024, tie_word_embeddings=True, **shape)
-    return model.to(device), tokenizer  # type: ignore[arg-type, return-value]
+    model.to(device)  # type: ignore[arg-type]
+    in_wide_products(model)
+    return model, tokenizer  # type: ignore[return-value]
+
+
+@contextmanager
+def own_products(model: LlamaForCausalLM) -> Iterator[None]:
+    """Inside, a wide model on a CPU is trained with torch's own products, in batches as large as a narrow one's."""
+    layers = [module for module in model.modules() if type(module) is OnednnLinear]
+    for layer in layers:
+        layer.__class__ = nn.Linear
+    least, products.LEAST_WIDTH = products.LEAST_WIDTH, sys.maxsize
+    try:
+        yield
+    finally:
+        products.LEAST_WIDTH = least
+        for layer in layers:
+            layer.__class__ = OnednnLinear
 
 
 class Costs:
@@ -80,7 +102,8 @@ class Costs:
         """Seconds of a step of fine-tuning, on average."""
         adamw = training.AdamW(lr=1e-6, steps=self.steps)
         order = training.shuffled_batches(len(self.encoded), BATCH, self.steps, seed=0)
-        batches = [training.micro_batches(self.encoded, rows, self.pad, self.device) for rows in order]
+        at_once = training.tokens_at_once(self.model)
+        batches = [training.micro_batches(self.encoded, rows, self.pad, self.device, at_once) for rows in order]
         self.tokens = sum(batch.tokens for step in batches for batch, _ in step)
         self.labels = sum(int(batch.counts.sum()) for step in batches for batch, _ in step)
 
@@ -102,12 +125,13 @@ class Costs:
 
     def floor(self) -> float:
         """Seconds of a step's products at the device's rate, after `step`."""
-        size = 8192 if self.device.type == "cuda" else 512
-        low = torch.randn(size, size, device=self.device, dtype=torch.bfloat16)
+        on_cpu = self.device.type == "cpu"
+        size, dtype = (2048, torch.float32) if on_cpu else (8192, torch.bfloat16)
+        square = torch.randn(size, size, device=self.device, dtype=dtype)
         tries = []
         for _ in range(6):  # the first one warms up
             started = self.clock()
-            _ = low @ low
+            _ = products.onednn(square, square) if on_cpu else square @ square
             tries.append(self.clock() - started)
         rate, head = 2 * size**3 / min(tries[1:]), self.model.lm_head.weight.numel()
         body = sum(p.numel() for p in self.model.parameters()) - head
@@ -136,7 +160,11 @@ def main() -> None:
             torch.backends.cuda.enable_cudnn_sdp(True)
             found |= {"cuDNN, new shapes": costs.all(), "cuDNN, known shapes": costs.all()}
         floor = costs.floor()
-    rows = [[part, *(f"{each[part]:.3f}" for each in found.values())] for part in next(iter(found.values()))]
+        if device.type == "cpu":
+            with own_products(costs.model):
+                found["torch's own products"] = {"a step of fine-tuning": costs.step()}
+    parts = next(iter(found.values()))
+    rows = [[part, *(f"{each[part]:.3f}" if part in each else "" for each in found.values())] for part in parts]
     print(table(["part", *found], rows))
     questions = sum(map(len, costs.evaluation.problem.questions.values()))
     print(f"{questions} questions; floor of a step: {floor:.4f}")

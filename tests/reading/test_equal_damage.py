@@ -145,7 +145,7 @@ def test_who_is_nowhere_because_no_damage_is_a_number_is_named():
     broken = replace(broken, points=[replace(point, logged={}) for point in broken.points])
     one = only(falling(line(0.6, 0.1)), broken)
     assert one.fixed == []
-    assert one.notes == ["Not shown, since no point has a damage: retrained (mini, seed 0)."]
+    assert one.notes == ["Not shown, since it has no point with a damage: retrained (mini, seed 0)."]
 
 
 def test_other_benchmarks_definitions_and_versions_are_other_comparisons():

@@ -48,6 +48,15 @@ def held(method: str, shape: ModelShape, **settings: Any) -> dict[str, float]:
 # ---------------------------------------------------------------- counted
 
 
+def test_fewer_tokens_at_once_keep_fewer_activations_but_where_batches_are_not_cut():
+    whole = shape("mistral-7b", 4)
+    fewer = replace(whole, trained_at_once=2048)
+    for method in ("ga", "npo"):
+        assert held(method, fewer)["activations"] <= held(method, whole)["activations"] / 2
+    for method in ("rmu", "elm"):
+        assert held(method, fewer) == held(method, whole)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"), [("llama2-7b", 6_738_415_616), ("mistral-7b", 7_241_732_096), ("phi-1.5", 1_418_270_720)]
 )
@@ -242,6 +251,16 @@ def llama(nano_problem: Problem, tmp_path: Path) -> Problem:
     LlamaConfig().save_pretrained(tmp_path / "llama2-7b")
     sources = {"base": CheckpointSource(str(tmp_path / "llama2-7b"))}
     return replace(nano_problem, model="llama2-7b", sources=sources)
+
+
+@pytest.mark.parametrize(("device", "least", "tokens"), [("cpu", 512, 2048), ("cpu", 5000, 4096), ("cuda", 512, 4096)])
+def test_a_runs_shape_says_how_many_tokens_are_trained_on_at_once(
+    device: str, least: int, tokens: int, llama: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.numerics.products.LEAST_WIDTH", least)
+    found = memory.shape_of(llama, Options(device=device))
+    assert found is not None
+    assert found.trained_at_once == tokens
 
 
 @pytest.fixture
