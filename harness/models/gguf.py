@@ -6,6 +6,7 @@ transformers reads such a file (with the package gguf) into a model that it will
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -24,7 +25,7 @@ from harness.numerics.loading import check_fit
 from harness.storage.cache import Cache, digest, file_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CONVERSION_VERSION = 2
 """Raised when this file changes what comes of a GGUF file."""
@@ -49,20 +50,41 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(name: str, file: Path, config: tuple[tuple[str, float], ...], of: str) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, file: Path, corrections: tuple[tuple[str, float], ...], of: str) -> PreTrainedTokenizerBase:
     """Once for all the runs that are planned: from the checkpoint in the cache, or from the file where there is none yet.
 
     Args:
         name: as of `GgufSource`.
         file: likewise.
-        config: likewise.
+        corrections: likewise.
         of: digest of the identity: another file in its place is another one.
     """
-    if entry := Cache().find("model", GgufSource(name, file, dict(config)).identity):
-        return CheckpointSource(str(entry.path)).tokens()
+    if made := GgufSource(name, file, dict(corrections)).made():
+        return made.tokens()
     _check_readable(name, file)
     with refused(name, f"GGUF file {file.name}"), quiet():
         return read_tokenizer(file)
+
+
+@lru_cache(maxsize=1)
+def _config(name: str, file: Path, corrections: tuple[tuple[str, float], ...], of: str) -> PretrainedConfig:
+    """Likewise the configuration, which takes some seconds to read out of the file."""
+    from transformers import AutoConfig
+
+    if made := GgufSource(name, file, dict(corrections)).made():
+        return made.config()
+    _check_readable(name, file)
+    with refused(name, f"GGUF file {file.name}"), quiet():
+        return _corrected(AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name), dict(corrections))
+
+
+def _corrected(config: PretrainedConfig, corrections: Mapping[str, float]) -> PretrainedConfig:
+    """A configuration with the fields that the file does not say exactly, and without a word of how its numbers are packed."""
+    for key, value in corrections.items():
+        setattr(config, key, value)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def _check_readable(name: str, file: Path) -> None:
@@ -84,7 +106,7 @@ class GgufSource:
     """For messages."""
     file: Path
     """The file."""
-    config: Mapping[str, float] = field(default_factory=dict)
+    corrections: Mapping[str, float] = field(default_factory=dict)
     """Fields of the configuration that the file does not say exactly."""
 
     @cached_property
@@ -94,7 +116,7 @@ class GgufSource:
             "kind": "gguf",
             "version": CONVERSION_VERSION,
             "file": file_digest(self.file),
-            "config": dict(self.config),
+            "config": dict(self.corrections),
         }
 
     def checkpoint(self, cache: CacheView) -> CheckpointSource:
@@ -115,7 +137,20 @@ class GgufSource:
         Raises:
             UsageError: as `checkpoint` does.
         """
-        return _tokenizer(self.name, self.file, tuple(self.config.items()), digest(self.identity))
+        return _tokenizer(self.name, self.file, tuple(self.corrections.items()), digest(self.identity))
+
+    def config(self) -> PretrainedConfig:
+        """The configuration alone, likewise.
+
+        Raises:
+            UsageError: as `checkpoint` does.
+        """
+        return copy.deepcopy(_config(self.name, self.file, tuple(self.corrections.items()), digest(self.identity)))
+
+    def made(self) -> CheckpointSource | None:
+        """The ordinary checkpoint, if it is in the cache."""
+        entry = Cache().find("model", self.identity)
+        return CheckpointSource(str(entry.path)) if entry else None
 
     def seconds(self, cache: CacheView) -> float | None:
         """What training it took is not known."""
@@ -142,12 +177,7 @@ class GgufSource:
             read, loading = loaded
             check_fit(f"{self.name} in {name}", loading, read)
             tokenizer = read_tokenizer(self.file)
-            config = read.config
-            for key, value in self.config.items():
-                setattr(config, key, value)
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(_corrected(read.config, self.corrections), dtype=torch.float32)
             model.load_state_dict(read.state_dict())
         save_checkpoint(model, tokenizer, folder, {})
         return {"name": self.name}

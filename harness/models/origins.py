@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from harness.core.arithmetic import in_words, kind_of_machine
 from harness.core.caching import CacheView
 from harness.core.problem import ModelSource
+from harness.models.gguf import GgufSource
 from harness.models.pretraining import TrainedSource
 from harness.models.sources import CheckpointSource
 from harness.numerics.identity import versions
@@ -15,11 +16,11 @@ WELL_KNOWN = 0.9
 """The probability of its answers from which a model counts as knowing what it was fine-tuned on."""
 
 
-def configured_by(source: ModelSource | None) -> CheckpointSource | None:
-    """The checkpoint whose configuration a model has: itself, or what it is fine-tuned from; None where there is none yet."""
+def configured_by(source: ModelSource | None) -> CheckpointSource | GgufSource | None:
+    """What has a model's configuration: itself, or what it is fine-tuned from; None where there is none yet."""
     if isinstance(source, TrainedSource):
         source = source.parent
-    return source if isinstance(source, CheckpointSource) else None
+    return source if isinstance(source, CheckpointSource | GgufSource) else None
 
 
 def made_elsewhere(sources: Mapping[str, ModelSource], cache: CacheView) -> list[str]:

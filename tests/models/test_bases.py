@@ -203,6 +203,24 @@ def test_the_tokenizer_of_a_gguf_file_can_be_had_alone(tmp_path: Path):
 
 
 @needs_gguf
+def test_the_configuration_of_a_gguf_file_can_be_had_alone(tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    model = tiny_llama()
+    source = GgufSource("tiny", write_gguf(tmp_path / "tiny.gguf", model, byte_tokenizer()), {"rms_norm_eps": 1e-5})
+    (tmp_path / "cut.gguf").write_bytes(source.file.read_bytes()[:200])
+    with pytest.raises(UsageError, match=r"cut\.gguf"):
+        replace(source, file=tmp_path / "cut.gguf").config()
+    for _ in ("from the file", "from the checkpoint"):
+        config = source.config()
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "tie_word_embeddings"):
+            assert getattr(config, name) == getattr(model.config, name), name
+        assert (config.rms_norm_eps, hasattr(config, "quantization_config")) == (1e-5, False)
+        config.vocab_size = 1  # of the copy that was given
+        source.checkpoint(cache)
+        gguf_module._config.cache_clear()
+        monkeypatch.setattr(gguf_module, "_check_readable", lambda *words: pytest.fail("it was read again"))
+
+
+@needs_gguf
 def test_texts_end_as_the_gguf_file_says_whatever_transformers_makes_of_it(
     tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ):
@@ -230,7 +248,7 @@ def test_a_gguf_file_is_named_by_its_bytes_and_how_it_is_read(package: Path, tmp
     moved = tmp_path / "elsewhere.gguf"
     moved.write_bytes(source.file.read_bytes())
     assert replace(source, name="b", file=moved).identity == source.identity
-    assert replace(source, config={"rms_norm_eps": 1e-6}).identity != source.identity
+    assert replace(source, corrections={"rms_norm_eps": 1e-6}).identity != source.identity
     moved.write_bytes(b"GGUF of another")
     assert replace(source, file=moved).identity != source.identity
 

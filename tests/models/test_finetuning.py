@@ -18,7 +18,8 @@ import pytest
 from harness.core.errors import UsageError
 from harness.core.registry import ROOT
 from harness.models import kept_epochs
-from harness.models.origins import badly_learned
+from harness.models.gguf import GgufSource
+from harness.models.origins import badly_learned, configured_by
 from harness.models.pretraining import TrainedSource, train_all, weights_digest
 from harness.models.recipes import Recipe
 from harness.models.sources import CheckpointSource
@@ -267,3 +268,11 @@ def test_what_is_kept_and_damaged_is_not_gone_on_from(nano: Nano, tmp_path: Path
     train_all([source], whole)
     train_all([source], cache)
     assert weights(source, cache) == weights(source, whole)
+
+
+def test_a_fine_tuned_model_has_the_configuration_of_what_it_starts_from(tmp_path: Path):
+    gguf = GgufSource("tiny", tmp_path / "tiny.gguf")
+    for parent in (CheckpointSource(str(tmp_path)), gguf):
+        assert configured_by(finetuned(tmp_path, parent=parent)) is parent
+        assert configured_by(parent) is parent
+    assert configured_by(finetuned(tmp_path, parent=finetuned(tmp_path))) is None
