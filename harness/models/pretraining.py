@@ -183,7 +183,7 @@ class TrainedSource:
                 return training.pooled_nll(model, *part)
 
         kept.restore(model)
-        batches = self._batches(items, kept.done, device, min(recipe.tokens_at_once, training.tokens_at_once(model)))
+        batches = self._batches(items, min(recipe.tokens_at_once, training.tokens_at_once(model)), kept.done, device)
         with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
             for log in training.optimise(
                 model, batches, loss, adamw, partial(kept.optimiser, adamw), begin=kept.done * self._epoch_steps()
@@ -248,7 +248,7 @@ class TrainedSource:
         return self.recipe.epochs * self._epoch_steps()
 
     def _batches(
-        self, items: Sequence[Encoded], done: int = 0, device: torch.device | str = "cpu", tokens: int = 512
+        self, items: Sequence[Encoded], tokens: int, done: int = 0, device: torch.device | str = "cpu"
     ) -> Iterator[list[tuple[Batch, int]]]:
         """Every epoch anew, after those that are done: all examples and a fresh draw of each replay pool, shuffled.
 

@@ -74,7 +74,7 @@ class OnednnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., out] W x + b."""
-        if not (_plain(input) and _plain(self.weight)) or input.numel() < LEAST_ROWS * self.in_features:
+        if not _fits(self, input):
             return F.linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
             return onednn(input, self.weight, self.bias)
@@ -116,9 +116,14 @@ def onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _product(layer: nn.Linear, rows: Tensor) -> Tensor:
-    if torch.is_grad_enabled() or not _plain(rows) or rows.numel() < LEAST_ROWS * layer.in_features:
+    if torch.is_grad_enabled() or not _fits(layer, rows):
         return F.linear(rows, layer.weight, layer.bias)
     return onednn(rows, layer.weight, layer.bias)
+
+
+def _fits(layer: nn.Linear, rows: Tensor) -> bool:
+    """Whether oneDNN can multiply these rows, and gains by it; a layer may have been cast or moved since it was chosen."""
+    return _plain(rows) and _plain(layer.weight) and rows.numel() >= LEAST_ROWS * layer.in_features
 
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def test_every_epoch_takes_each_example_once_and_draws_its_replay():
     from harness.data.rows import encode
 
     items = encode([*EXAMPLES, *EARLIER], WORDS.build())
-    batches = [[i for part, _ in step for i in part.rows.tolist()] for step in CHILD._batches(items)]
+    batches = [[i for part, _ in step for i in part.rows.tolist()] for step in CHILD._batches(items, tokens=512)]
     assert len(batches) == CHILD._steps() == 8  # 2 epochs of 12 + 3 examples in batches of 4
     for epoch in (batches[:4], batches[4:]):
         rows = [i for batch in epoch for i in batch]
