@@ -23,6 +23,12 @@ WIDE = 4096
 """Columns from which half of a symmetric product is multiplied."""
 PANELS = 8
 """Into how many it is cut then: 9/16 of the whole product's operations, and of the sum's bytes that each batch moves."""
+SEQUENCES_AT_ONCE = {"cuda": 4}
+"""By device, sequences whose products are squared and added together, elsewhere 1: of each, 12 bytes move for an entry in place
+of 16, in one product's memory for each of them. A CPU's caches hold one."""
+
+Buffers = dict[torch.device, Tensor]
+"""What `add_squares` writes products to, flat: the largest that was needed on each device."""
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:
@@ -87,6 +93,34 @@ def add_square(total: Tensor, rows: Tensor, scale: float = 1.0, onednn: bool = F
     """
     for start, end in _panels(total):
         add_product(total[start:end, start:], rows[:, start:end], rows[:, start:], scale, onednn)
+
+
+def add_squares(total: Tensor, left: Tensor, right: Tensor, scale: float, buffers: Buffers) -> None:
+    """Add scale · Σ_b (left_bᵀ right_b)², squared by entry, to a running sum.
+
+    Args:
+        total: [n, m] of `summed_in`'s type.
+        left: [B, T, n] of that type.
+        right: [B, T, m] of that type.
+        scale: a factor.
+        buffers: where products are written, again and again.
+
+    >>> total = torch.zeros(1, 2)
+    >>> add_squares(total, torch.ones(2, 3, 1), torch.tensor([[[1.0, 0.0]] * 3, [[0.0, 2.0]] * 3]), 0.5, {})
+    >>> total.tolist()
+    [[4.5, 18.0]]
+    """
+    at_once = min(SEQUENCES_AT_ONCE.get(total.device.type, 1), len(left))
+    entries = at_once * total.numel()
+    if total.device not in buffers or buffers[total.device].numel() < entries:
+        buffers[total.device] = total.new_empty(entries)
+    products = buffers[total.device][:entries].view(at_once, *total.shape)
+    for some, others in zip(left.split(at_once), right.split(at_once), strict=True):
+        if at_once == 1:
+            norms = torch.mm(some[0].T, others[0], out=products[0])
+        else:
+            norms = torch.linalg.vector_norm(torch.bmm(some.mT, others, out=products[: len(some)]), dim=0)
+        total.addcmul_(norms, norms, value=scale)
 
 
 def mirrored(total: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from harness.numerics.likelihood import answer_rows
 from methods.curvature.factors import Sums
 from methods.curvature.layers import Layer, input_groups, sizes
 from methods.curvature.passes import LogitGradient, backpropagate, whole_pass
-from methods.curvature.products import no_finer_than, summed_in, total_of
+from methods.curvature.products import Buffers, add_squares, no_finer_than, summed_in, total_of
 
 
 @dataclass
@@ -163,7 +163,7 @@ def square_sums(
 
     def once(data: Iterator[Batch]) -> Sums:
         sums = Sums()
-        buffers: dict[tuple[int, ...], Tensor] = {}
+        buffers: Buffers = {}
 
         @no_finer_than(model.dtype)
         def on_input(group: int, a: Tensor) -> Tensor:
@@ -176,10 +176,7 @@ def square_sums(
             g, q = g.to(summed_in(g.dtype)), bases[layer].q_out
             g = g if q is None else g @ q
             total = total_of(sums.squares, layer, (g.shape[-1], a.shape[-1]), g)
-            product = buffers.setdefault(tuple(total.shape), torch.empty_like(total))
-            for one_g, one_a in zip(g, a, strict=True):
-                torch.mm(one_g.T, one_a, out=product)
-                total.addcmul_(product, product, value=1 / samples)
+            add_squares(total, g, a, 1 / samples, buffers)
 
         def counted() -> Iterator[Batch]:
             for batch in data:

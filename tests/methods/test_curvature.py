@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.core.errors import UsageError
 from harness.data.rows import Batch, Encoded, batches, collate
 from harness.numerics.likelihood import answer_labels, answer_logits
-from methods.curvature import passes
+from methods.curvature import passes, products
 from methods.curvature.by_curvlinops import curvlinops_curvatures
 from methods.curvature.factors import covariance_sums
 from methods.curvature.files import load_curvatures, save_curvatures
@@ -616,8 +616,11 @@ def test_padding_order_and_split_change_nothing(monkeypatch: pytest.MonkeyPatch)
     squares = square_sums(model, layers, encoded, PAD, labels, bases, 2)
     split = square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[7, 1, 4, 0])
     split += square_sums(model, layers, encoded, PAD, labels, bases, 2, rows=[8, 2, 3, 5, 6])
+    monkeypatch.setitem(products.SEQUENCES_AT_ONCE, "cpu", 4)  # as on a GPU
+    together = square_sums(model, layers, encoded, PAD, labels, bases, 2)
     for key in squares.squares:
         torch.testing.assert_close(squares.squares[key], split.squares[key], rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(squares.squares[key], together.squares[key], rtol=1e-9, atol=1e-14)
 
 
 class SmallDevice:

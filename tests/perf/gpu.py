@@ -124,6 +124,17 @@ def cast_first() -> Iterator[None]:
         products.LOW = low
 
 
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Inside, EK-FAC squares each sequence's product by itself."""
+    at_once = dict(products.SEQUENCES_AT_ONCE)
+    products.SEQUENCES_AT_ONCE.clear()
+    try:
+        yield
+    finally:
+        products.SEQUENCES_AT_ONCE.update(at_once)
+
+
 class Step:
     """The parts of one step, on one model."""
 
@@ -210,6 +221,8 @@ def measure_step(timings: Timings) -> None:
 
     spectrum()  # warms up
     timings.both("EK-FAC pass", spectrum)
+    with one_by_one():
+        timings.add("EK-FAC pass, sequences one by one", spectrum)
     rounded = spectrum().squares
     with cast_first():
         timings.found["error of TF32 in the spectrum"] = errors(rounded, spectrum().squares)
