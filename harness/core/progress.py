@@ -51,8 +51,8 @@ class _Lines:
     """stderr for a bar that is no bar: what tqdm writes over itself becomes lines."""
 
     def write(self, text: str) -> int:
-        """Text without what moves back to the line's beginning, or wipes it out."""
-        if line := text.strip(" \r\n"):
+        """Text without what moves to the beginning of a line, or to the one above, and what wipes it out."""
+        if line := text.replace("\x1b[A", "").strip(" \r\n"):
             sys.stderr.write(line + "\n")
         return len(text)
 

@@ -1,4 +1,4 @@
-"""What worker processes need: to end with their parent, and to leave Ctrl-C to it."""
+"""Worker processes: they end with their parent, leave Ctrl-C to it, and do several pieces of work side by side."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.sharedctypes import SynchronizedArray
 from types import ModuleType
 
-from harness.core.signals import SIGNALS
+from harness.core.progress import progress_bar
+from harness.core.signals import SIGNALS, ignore_signals
+
+Progress = Callable[[int, int], None]
+"""(steps that are done, of how many) → nothing."""
 
 
 def prepare_for_workers() -> None:
@@ -62,3 +69,83 @@ def follow_parent() -> None:
 
     # A parent that is killed outright cannot tell its workers; without this they would wait for work for ever.
     threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+# ---------------------------------------------------------------- several pieces of work
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work for a process of its own."""
+
+    do: Callable[[Progress], object]
+    """Does it, and tells of every step; it is pickled, and what it returns is not looked at."""
+    steps: int
+    """How many steps it takes."""
+    after: str = ""
+    """What is to be done before, where that is among the pieces."""
+
+
+def do_all(pieces: Mapping[str, Work], workers: int, label: str) -> None:
+    """Do all pieces of work, several at a time.
+
+    Args:
+        pieces: by name.
+        workers: processes; they see the environment that this one has now.
+        label: of the progress bar.
+
+    Raises:
+        Exception: what the first piece that fails raises; the others are ended.
+        BrokenProcessPool: if a process is killed.
+    """
+    prepare_for_workers()
+    context = multiprocessing.get_context("spawn")
+    steps = context.Array("l", [0] * len(pieces))
+    slots = {name: slot for slot, name in enumerate(pieces)}
+    waiting, running = dict(pieces), dict[Future[None], str]()
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(steps,))
+    try:
+        with progress_bar(total=sum(work.steps for work in pieces.values()), desc=label, unit="step", leave=True) as bar:
+            with without_the_script():
+                running |= {pool.submit(_warm_up): "" for _ in range(workers)}
+            while waiting or running:
+                for name, work in list(waiting.items()):
+                    if work.after not in {*waiting, *running.values()} - {""}:
+                        running[pool.submit(_do, work, slots[name])] = name
+                        del waiting[name]
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                bar.update(sum(steps[:]) - bar.n)
+                for future in done:
+                    del running[future]
+                    future.result()
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # they listen to no signal that can be ignored
+            process.join()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+_steps: SynchronizedArray[int] | None = None
+
+
+def _start(steps: SynchronizedArray[int]) -> None:
+    global _steps
+    _steps = steps
+    follow_parent()
+    ignore_signals()  # whoever started it ends it, and sweeps what it had half made
+
+
+def _warm_up() -> None:
+    import torch  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+
+def _do(work: Work, slot: int) -> None:
+    def progress(done: int, steps: int) -> None:
+        if _steps is not None:
+            _steps[slot] = done
+
+    work.do(progress)

@@ -36,11 +36,11 @@ class Finetuning:
     """How a model learns a benchmark's text: AdamW, 20 steps of warm-up (a tenth at most), a cosine to 5 %, no weight decay."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 8
-    """Passes over the benchmark's text; 5 from 400 M parameters on, 2 where --limit is given."""
+    """Passes over the benchmark's text; 5 from 400 M parameters on, 4 where --limit is given."""
     lr: PositiveFloat = 3e-4
     """Peak learning rate; 2e-5 from 400 M parameters on, 1e-5 from 2,000 M."""
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
-    """Examples in a step."""
+    """Examples in a step; 8 where --limit is given."""
     replay: NonNegativeInt = 0
     """Instructions that are trained on besides, drawn anew each epoch, so that less of what else the model knows fades."""
     retained: Annotated[int, Field(ge=0, le=100)] = 2
@@ -52,10 +52,11 @@ def defaults(parameters: int, limited: bool) -> dict[str, JSON]:
 
     Args:
         parameters: how many weights the model has.
-        limited: whether a few rows of every split are taken, to try the machinery: then two epochs and one retained model do.
+        limited: whether a few rows of every split are taken, to try the machinery: then one retained model does, and four
+            epochs of small batches. On 80 rows SmolLM2-135M came to a P of .96 in those 40 steps; to .35 in six of 32 rows.
     """
     of_size = {} if parameters < SMALL else {"epochs": 5, "lr": 2e-5 if parameters < 2_000_000_000 else 1e-5}
-    return {**of_size, **({"epochs": 2, "retained": 1} if limited else {})}
+    return {**of_size, **({"epochs": 4, "batch_size": 8, "retained": 1} if limited else {})}
 
 
 @dataclass(frozen=True)

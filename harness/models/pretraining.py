@@ -6,30 +6,29 @@ retain models share a pretrained one, which may be a checkpoint. They are saved 
 
 from __future__ import annotations
 
+import logging
 import math
-import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.core.arithmetic import PORTABLE, begun_with, is_portable, kind_of_machine
 from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
-from harness.core.errors import Diverged, UsageError
-from harness.core.memory import ran_out
+from harness.core.errors import Diverged, UsageError, reason
+from harness.core.memory import ModelShape, ran_out
 from harness.core.problem import ModelSource
 from harness.core.progress import progress_bar
-from harness.core.signals import ignore_signals
 from harness.core.streams import streams
 from harness.core.text import Example
-from harness.core.workers import follow_parent, prepare_for_workers, without_the_script
+from harness.core.workers import Progress, Work, do_all
 from harness.models.kept_epochs import KeptEpochs
 from harness.models.recipes import Architecture, Recipe, Vocabulary
+from harness.numerics import group
 from harness.numerics.identity import versions
 from harness.storage.cache import Cache, digest
 
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
     from harness.numerics.training import StepLog
 
     Base = CheckpointSource | GgufSource
+
+log = logging.getLogger(__name__)
 
 RECIPE_VERSION = 1
 """Raised when this file, or `harness.models.recipes`, changes what a recipe yields."""
@@ -289,31 +290,67 @@ def weights_digest(source: ModelSource, cache: CacheView) -> str:
 
 # ---------------------------------------------------------------- several at a time
 
+SIDE_BY_SIDE = 400_000_000
+"""Parameters up to which models are trained on one GPU at the same time, where it has room: small ones leave it waiting for the
+next kernel. On an H100 three of SmolLM2-135M took 208 s so, and more than 400 one after the other."""
+OF_A_PROCESS = 2**30
+"""Bytes of a GPU that a process takes before it does anything, about."""
+
 
 def train_all(sources: Sequence[TrainedSource], cache: CacheView) -> None:
-    """Train what is not cached, parents first, as many at a time as there are cores.
+    """Train what is not cached, parents first: small models as many at a time as there are cores, others on their device.
 
     Raises:
-        UsageError: if the cache cannot be written.
+        UsageError: if the cache cannot be written, or one of them diverges or runs out of its device's memory.
         BrokenProcessPool: if a training process is killed.
     """
     wanted = {digest(s.identity): s for source in sources for s in _lineage(source)}
     missing = {key: s for key, s in wanted.items() if not cache.find("model", s.identity)}
     for elsewhere in (False, True):
         small = {key: s for key, s in missing.items() if s._elsewhere == elsewhere and not s.recipe.device}
-        _train_missing(small, cache, elsewhere)
-    _train_here([s for s in missing.values() if s.recipe.device], cache)
+        workers = min(len(small), os.cpu_count() or 1)
+        if workers > 1 or (workers and elsewhere):
+            _train_in_processes(small, cache, workers, PORTABLE if elsewhere else {})
+        else:
+            _train_here(small.values(), cache)
+    on_device = {key: s for key, s in missing.items() if s.recipe.device}
+    if fit_side_by_side(list(on_device.values())):
+        try:
+            return _train_in_processes(on_device, cache, len(on_device), {})
+        except RuntimeError as error:  # no memory after all, a GPU that takes one process, a process that was killed
+            log.warning("training side by side broke off (%s): they are trained one after the other", reason(error))
+    _train_here(on_device.values(), cache)
+
+
+def fit_side_by_side(sources: Sequence[TrainedSource]) -> bool:
+    """Whether several small models are trained on one GPU at the same time: whether it has room for all of them."""
+    device, *others = {source.recipe.device for source in sources} or {""}
+    if others or len(sources) < 2 or group.processes() > 1 or not re.fullmatch(r"cuda(:\d+)?", device):
+        return False
+    import torch
+
+    from harness.models.memory_items import activations
+    from harness.numerics.configurations import meta_model
+    from harness.numerics.room import free_bytes
+
+    taken = 0
+    for source in sources:
+        if source.parent is None or isinstance(source.parent, TrainedSource):
+            return False
+        shape = ModelShape(meta_model(source.parent.config()), 4, retain_rows=0, answer_tokens=0)
+        if shape.parameters > SIDE_BY_SIDE:
+            return False
+        taken += 16 * shape.parameters + activations(shape).bytes + OF_A_PROCESS
+    free = free_bytes(torch.device(device))
+    return free is not None and taken <= free
 
 
 def _train_here(sources: Iterable[TrainedSource], cache: CacheView) -> None:
-    """Train them in this process, one after the other; one that diverges or runs out of memory is refused in a sentence."""
+    """Train them in this process, one after the other; one that runs out of a device's memory is refused in a sentence."""
     for source in sources:
         try:
             with progress_bar(desc=f"training {source.name}", unit="step", leave=True) as bar:
-                source.entry(cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
-        except Diverged as error:
-            way_out = f"Take a lower learning rate than {source.recipe.lr:g}."
-            raise UsageError(f"training {source.name} broke off: {error}. {way_out}") from error
+                _train_one(source, cache, lambda done, steps, bar=bar: _show(bar, done, steps))  # type: ignore[misc]
         except Exception as error:
             if not source.recipe.device or not ran_out(error):
                 raise
@@ -323,47 +360,33 @@ def _train_here(sources: Iterable[TrainedSource], cache: CacheView) -> None:
             ) from error
 
 
-def _train_missing(missing: dict[str, TrainedSource], cache: CacheView, elsewhere: bool) -> None:
-    """Train them all, in processes that compute alike everywhere or as this one does."""
-    if not missing:
-        return
-    workers = min(len(missing), os.cpu_count() or 1)
-    if workers == 1 and not elsewhere:
-        _train_here(missing.values(), cache)
-        return
-    prepare_for_workers()
-    context = multiprocessing.get_context("spawn")
-    steps = context.Array("l", [0] * len(missing))
-    label = f"training {len(missing)} models ({next(reversed(missing.values())).name} …)"
-    slots = {key: i for i, key in enumerate(missing)}
-    total = sum(s._steps() for s in missing.values())
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(steps,))
+def _train_in_processes(
+    sources: dict[str, TrainedSource], cache: CacheView, workers: int, variables: Mapping[str, str]
+) -> None:
+    """Train them by name, in processes that begin with some variables."""
+    pieces = {
+        key: Work(
+            partial(_train_one, source, Cache(cache.root)),
+            source._steps(),
+            digest(source.parent.identity) if isinstance(source.parent, TrainedSource) else "",
+        )
+        for key, source in sources.items()
+    }
+    label = f"training {len(sources)} models ({next(reversed(sources.values())).name} …)"
     try:
-        with progress_bar(total=total, desc=label, unit="step", leave=True) as bar:
-            with begun_with(PORTABLE if elsewhere else {}), without_the_script():
-                running: dict[Future[None], str] = {pool.submit(_warm_up): "" for _ in range(workers)}
-            while missing or running:
-                for key, source in list(missing.items()):
-                    if not isinstance(source.parent, TrainedSource) or digest(source.parent.identity) not in {
-                        *missing,
-                        *running.values(),
-                    }:
-                        running[pool.submit(_train_one, source, cache.root, slots[key])] = key
-                        del missing[key]
-                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _show(bar, sum(steps[:]), total)
-                for future in done:
-                    del running[future]
-                    future.result()
+        with begun_with(variables):
+            do_all(pieces, workers, label)
     except BaseException:
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # they listen to no signal that can be ignored
-            process.join()
         cache.sweep()
         raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _train_one(source: TrainedSource, cache: CacheView, progress: Progress) -> None:
+    try:
+        source.entry(cache, progress)
+    except Diverged as error:
+        way_out = f"Take a lower learning rate than {source.recipe.lr:g}."
+        raise UsageError(f"training {source.name} broke off: {error}. {way_out}") from error
 
 
 def _lineage(source: TrainedSource) -> Iterator[TrainedSource]:
@@ -375,26 +398,3 @@ def _lineage(source: TrainedSource) -> Iterator[TrainedSource]:
 def _show(bar: tqdm[object], done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
-
-
-_steps_of_all: SynchronizedArray[int] | None = None
-
-
-def _start_worker(steps: SynchronizedArray[int]) -> None:
-    global _steps_of_all
-    _steps_of_all = steps
-    follow_parent()
-    ignore_signals()  # whoever started it ends it, and sweeps what it had half made
-
-
-def _warm_up() -> None:
-    import torch  # noqa: F401
-    from transformers import LlamaForCausalLM  # noqa: F401
-
-
-def _train_one(source: TrainedSource, root: Path, slot: int) -> None:
-    def progress(done: int, steps: int) -> None:
-        if _steps_of_all is not None:
-            _steps_of_all[slot] = done
-
-    source.entry(Cache(root), progress)

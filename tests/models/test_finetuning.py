@@ -17,12 +17,13 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.registry import ROOT
-from harness.models import kept_epochs
+from harness.models import kept_epochs, pretraining
 from harness.models.gguf import GgufSource
 from harness.models.origins import badly_learned, configured_by
 from harness.models.pretraining import TrainedSource, train_all, weights_digest
 from harness.models.recipes import Recipe
 from harness.models.sources import CheckpointSource
+from harness.numerics import room
 from harness.storage.cache import Cache, digest
 from tests.conftest import WORLD, Nano, examples
 
@@ -164,6 +165,76 @@ def test_a_learning_rate_that_is_too_high_is_told_of_as_such_and_not_as_the_meth
     ):
         train_all([finetuned(nano.folder(), recipe=replace(RECIPE, lr=1e30))], cache)
     assert not list(cache.entries())
+
+
+# ---------------------------------------------------------------- side by side on a GPU
+
+
+@pytest.mark.parametrize(
+    ("devices", "gib", "expected"),
+    [
+        (("cuda", "cuda"), 4, True),
+        (("cuda:1", "cuda:1"), 4, True),
+        (("cuda", "cuda"), 1, False),  # a process of each takes one already
+        (("cuda",), 4, False),
+        (("cuda:0", "cuda:1"), 4, False),
+        (("cuda:all", "cuda:all"), 4, False),
+        (("mps", "mps"), 4, False),
+        (("cpu", "cpu"), 4, False),
+        ((), 4, False),
+    ],
+)
+def test_models_are_trained_side_by_side_on_one_gpu_with_room_for_all(
+    nano: Nano, monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], gib: int, expected: bool
+):
+    monkeypatch.setattr(room, "free_bytes", lambda device: gib * 2**30)
+    made = [finetuned(nano.folder(), recipe=replace(RECIPE, device=device)) for device in devices]
+    assert pretraining.fit_side_by_side(made) == expected
+    monkeypatch.setattr(pretraining, "SIDE_BY_SIDE", 1)
+    assert not pretraining.fit_side_by_side(made), "large ones keep a GPU busy by themselves"
+
+
+def test_those_that_start_from_models_that_are_trained_first_are_not(nano: Nano, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(room, "free_bytes", lambda device: 4 * 2**30)
+    recipe = replace(RECIPE, device="cuda")
+    first = finetuned(nano.folder(), recipe=recipe)
+    assert not pretraining.fit_side_by_side([first, finetuned(nano.folder(), recipe=recipe, parent=first)])
+
+
+@pytest.mark.mini
+def test_side_by_side_they_get_the_same_weights_and_one_that_diverges_is_named(
+    nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = [finetuned(nano.folder(), seed=seed) for seed in (0, 1)]
+    one_by_one, together = Cache(tmp_path / "one by one"), Cache(tmp_path / "together")
+    train_all(made, one_by_one)
+    monkeypatch.setattr(pretraining, "fit_side_by_side", lambda sources: len(sources) > 1)
+    train_all(made, together)
+    for source in made:
+        assert weights(source, together) == weights(source, one_by_one)
+    wild = finetuned(nano.folder(), name="wild", recipe=replace(RECIPE, lr=1e30))
+    with pytest.raises(UsageError, match=r"training wild broke off: .*lower learning rate than 1e\+30\."):
+        train_all([wild, finetuned(nano.folder(), seed=2)], together)
+    assert not list((together.root / "making").iterdir())
+
+
+def test_where_it_fails_side_by_side_they_are_trained_one_after_the_other(
+    nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    import torch
+
+    def full(*words: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pretraining, "fit_side_by_side", lambda sources: True)
+    monkeypatch.setattr(pretraining, "do_all", full)
+    made = [finetuned(nano.folder(), seed=seed) for seed in (0, 1)]
+    train_all(made, cache)
+    assert all(cache.find("model", source.identity) for source in made)
+    (told,) = caplog.messages
+    assert (
+        told == "training side by side broke off (OutOfMemoryError: CUDA out of memory): they are trained one after the other"
+    )
 
 
 # ---------------------------------------------------------------- killed, and gone on with

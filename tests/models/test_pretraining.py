@@ -182,7 +182,7 @@ def test_a_source_that_is_missing_alone_is_trained_in_this_process(here: Cache, 
     def never(*args: object, **more: object) -> None:
         raise AssertionError("it started processes")
 
-    monkeypatch.setattr(pretraining, "ProcessPoolExecutor", never)
+    monkeypatch.setattr(pretraining, "do_all", never)
     third = replace(CHILD, seed=4)
     train_all([third, CHILD], here)
     assert weights(third, here) != weights(CHILD, here)
@@ -201,7 +201,7 @@ def test_processes_train_the_same_weights_and_a_second_call_trains_nothing(
         raise AssertionError("it trained again")
 
     monkeypatch.setattr(TrainedSource, "_train", never)
-    monkeypatch.setattr(pretraining, "ProcessPoolExecutor", never)
+    monkeypatch.setattr(pretraining, "do_all", never)
     train_all([OTHER, CHILD], cache)
     assert CHILD.seconds(cache) == cache.find("model", CHILD.identity).seconds
 
