@@ -274,19 +274,20 @@ def _tables(runs: Sequence[PackedRun]) -> dict[str, tuple[pa.Table, Sequence[str
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """A table with its numbers in full: the bytes of floats are stored apart, first bytes with first bytes."""
+    """A table with its numbers in full: the bytes of floats are stored apart, first bytes with first bytes, also in lists."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    others = [field.name for field in table.schema if field.name not in floats]
+    lists = {f.name: f.type.value_type for f in table.schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)}
+    kinds = {f"{f.name}.list.element" if f.name in lists else f.name: lists.get(f.name, f.type) for f in table.schema}
+    floats = [path for path, kind in kinds.items() if pa.types.is_floating(kind)]
     out = io.BytesIO()
     parquet.write_table(
         table,
         out,
         compression="zstd",
         compression_level=19,
-        use_dictionary=others,
+        use_dictionary=[path for path in kinds if path not in floats],
         column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
         row_group_size=max(1, len(table)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import shutil
@@ -14,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from harness.core.errors import UsageError
@@ -89,6 +92,15 @@ def test_types_of_columns_stay_and_no_run_gets_a_column_of_another(store: Store)
     assert before[1] is not None
     assert before[1]["loss"].dtype == "int64"
     assert "rouge" not in before[1]
+
+
+def test_floats_in_lists_are_stored_as_those_outside_are():
+    made = pa.table({"task": ["a", "a"], "loss": [1.0, 2.0], "losses": [[1.0, 2.0], [3.0]], "words": [["x"], []]})
+    file = pq.ParquetFile(io.BytesIO(packs._parquet(made)))
+    columns = [file.metadata.row_group(0).column(i) for i in range(file.metadata.num_columns)]
+    apart = {column.path_in_schema for column in columns if "BYTE_STREAM_SPLIT" in column.encodings}
+    assert apart == {"loss", "losses.list.element"}
+    assert file.read().equals(made)
 
 
 def test_equal_runs_give_equal_files(store: Store, tmp_path: Path):
