@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +23,7 @@ from harness.core.memory import ran_out as memory_ran_out
 from harness.core.method import METHODS
 from harness.core.options import LoRA, Optimizer, Options
 from harness.core.problem import Problem
+from harness.core.registry import ROOT
 from harness.models import memory, memory_items
 from harness.models.memory import GIB, Estimate, Room
 from harness.models.sources import CheckpointSource
@@ -563,3 +566,27 @@ def test_budgets_hold_copies_of_the_weights_and_log_probabilities_on_the_cpu(
     assert memory_items.budget_items(of, problem)[0].bytes == (5 + 16) * 2 * of.parameters
     assert said.bytes == 4 * 10 * 100 * 32_000
     assert copies.where == said.where == "cpu"
+
+
+HOARDED = """
+import numpy as np, psutil
+from harness.core.memory import give_back
+
+def held():
+    return psutil.Process().memory_info().rss
+
+first = np.ones(2**19)
+del first  # from here on blocks of up to 4 MiB come from the heap
+blocks = [np.ones(2**17) for _ in range(200)]
+last = np.ones(2**17)
+del blocks  # below the last one: the heap stays as large as it is
+before = held()
+give_back()
+print(before - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are not asked")
+def test_what_was_freed_is_given_back_to_the_system():
+    done = subprocess.run([sys.executable, "-c", HOARDED], capture_output=True, cwd=ROOT, check=True, text=True)
+    assert int(done.stdout) > 150 * 2**20
