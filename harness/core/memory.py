@@ -85,7 +85,7 @@ class MemoryItem:
     """Whether its size is counted rather than guessed; a run is refused only for what is certain."""
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Give the system back what was freed of the machine's memory and the C library keeps for later, where it does (glibc).
 
     What a phase holds at most is then its own, and not what an evaluation, or a method before it in the same process, left.

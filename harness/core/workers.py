@@ -119,6 +119,7 @@ def do_all(pieces: Mapping[str, Work], workers: int, label: str) -> None:
                 for future in done:
                     del running[future]
                     future.result()
+        pool.shutdown()  # what they hold of a GPU is free before anybody asks how much is
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # they listen to no signal that can be ignored

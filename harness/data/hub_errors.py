@@ -9,18 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.core.errors import UsageError
+from harness.core.memory import ran_out
 
 
 @contextmanager
 def refused(name: str, part: str, offline: str | None = None) -> Iterator[None]:
     """Whatever transformers raises of a user's files, in one sentence; what ran out of memory is told elsewhere."""
-    import torch
-
     try:
         yield
-    except (UsageError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, UsageError) or ran_out(error):
+            raise
         raise refusal(name, part, error, offline) from error
 
 

@@ -1,12 +1,29 @@
-"""What a device has, and how bytes are said."""
+"""What a device has, how many models are fine-tuned there at the same time, and how bytes are said."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from harness.core.errors import UsageError
+from harness.core.memory import ModelShape
 from harness.numerics.placement import ALL_GPUS
 
+if TYPE_CHECKING:
+    from harness.models.gguf import GgufSource
+    from harness.models.sources import CheckpointSource
+
 GIB = 2**30
+SIDE_BY_SIDE = 400_000_000
+"""Parameters up to which models are fine-tuned on one GPU at the same time: small ones leave it waiting for the next kernel.
+On an H100 three of SmolLM2-135M took 208 s so, and more than 400 one after the other."""
+OF_A_PROCESS = GIB
+"""Bytes of a GPU that a process takes before it does anything, about."""
 
 
 def gib(size: float) -> str:
@@ -50,3 +67,33 @@ def room_on(device: str) -> Room:
 
     memory = psutil.virtual_memory().total
     return Room("the CPU" if kind == "cpu" else kind, memory, memory)
+
+
+def trainings_at_once(bases: Sequence[CheckpointSource | GgufSource], device: str, cache: Path) -> int:
+    """How many models are fine-tuned at the same time: as many small ones as one GPU, the cores and the disk have room for.
+
+    Args:
+        bases: what each of them starts from.
+        device: where they are trained; 1 for any that is not one GPU.
+        cache: where epochs are kept.
+    """
+    if len(bases) < 2 or not re.fullmatch(r"cuda(:\d+)?", device):
+        return 1
+    import torch
+
+    from harness.models.memory_items import activations
+    from harness.numerics.configurations import meta_model
+
+    try:
+        shapes = [ModelShape(meta_model(base.config()), 4, retain_rows=0, answer_tokens=0) for base in bases]
+    except UsageError:  # with code of its own, or what is told when it is loaded
+        return 1
+    largest = max(shape.parameters for shape in shapes)
+    if largest > SIDE_BY_SIDE:
+        return 1
+    each = max(16 * shape.parameters + activations(shape).bytes for shape in shapes) + OF_A_PROCESS
+    torch.cuda.empty_cache()  # what this process keeps for later is no room for others
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    disk = shutil.disk_usage(place).free // (24 * largest)  # two epochs of each, of three numbers a weight
+    return max(1, min(len(bases), os.cpu_count() or 1, free // each, disk))

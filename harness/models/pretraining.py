@@ -1,4 +1,4 @@
-"""Models trained on the spot and kept in the cache: small ones several at a time in processes of their own, others on a device.
+"""Models trained on the spot and kept in the cache: small ones several at a time in processes of their own, large ones in turn.
 
 A `TrainedSource` is a recipe with its data. Models that share a parent start from its weights, as ToFU's full and
 retain models share a pretrained one, which may be a checkpoint. They are saved as ordinary checkpoints.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -20,12 +19,14 @@ from harness.core.arithmetic import PORTABLE, begun_with, is_portable, kind_of_m
 from harness.core.caching import CacheEntry, CacheView
 from harness.core.config import JSON
 from harness.core.errors import Diverged, UsageError, reason
-from harness.core.memory import ModelShape, ran_out
+from harness.core.memory import ran_out
 from harness.core.problem import ModelSource
 from harness.core.progress import progress_bar
 from harness.core.streams import streams
 from harness.core.text import Example
 from harness.core.workers import Progress, Work, do_all
+from harness.data.hub import Commits, known_commits, take_commits
+from harness.models.device_memory import trainings_at_once
 from harness.models.kept_epochs import KeptEpochs
 from harness.models.recipes import Architecture, Recipe, Vocabulary
 from harness.numerics import group
@@ -130,7 +131,7 @@ class TrainedSource:
                 # The cache was removed in between: it is trained again.
 
     def seconds(self, cache: CacheView) -> float | None:
-        """What training it took, its parent's share not counted, and that of a process which was killed before."""
+        """What training it took by the clock, that of a process which was killed before included; its parent's share not."""
         entry = cache.find("model", self.identity)
         return entry.seconds + entry.facts.get("earlier_seconds", 0.0) if entry else None
 
@@ -290,59 +291,41 @@ def weights_digest(source: ModelSource, cache: CacheView) -> str:
 
 # ---------------------------------------------------------------- several at a time
 
-SIDE_BY_SIDE = 400_000_000
-"""Parameters up to which models are trained on one GPU at the same time, where it has room: small ones leave it waiting for the
-next kernel. On an H100 three of SmolLM2-135M took 208 s so, and more than 400 one after the other."""
-OF_A_PROCESS = 2**30
-"""Bytes of a GPU that a process takes before it does anything, about."""
-
 
 def train_all(sources: Sequence[TrainedSource], cache: CacheView) -> None:
-    """Train what is not cached, parents first: small models as many at a time as there are cores, others on their device.
+    """Train what is not cached, parents first: without a device as many at a time as there are cores, others on theirs.
 
     Raises:
         UsageError: if the cache cannot be written, or one of them diverges or runs out of its device's memory.
-        BrokenProcessPool: if a training process is killed.
+        BrokenProcessPool: if a process without a device is killed.
     """
     wanted = {digest(s.identity): s for source in sources for s in _lineage(source)}
     missing = {key: s for key, s in wanted.items() if not cache.find("model", s.identity)}
     for elsewhere in (False, True):
-        small = {key: s for key, s in missing.items() if s._elsewhere == elsewhere and not s.recipe.device}
-        workers = min(len(small), os.cpu_count() or 1)
+        anywhere = {key: s for key, s in missing.items() if s._elsewhere == elsewhere and not s.recipe.device}
+        workers = min(len(anywhere), os.cpu_count() or 1)
         if workers > 1 or (workers and elsewhere):
-            _train_in_processes(small, cache, workers, PORTABLE if elsewhere else {})
+            _train_in_processes(anywhere, cache, workers, PORTABLE if elsewhere else {})
         else:
-            _train_here(small.values(), cache)
+            _train_here(anywhere.values(), cache)
     on_device = {key: s for key, s in missing.items() if s.recipe.device}
-    if fit_side_by_side(list(on_device.values())):
+    if (workers := _at_once(list(on_device.values()), cache)) > 1:
         try:
-            return _train_in_processes(on_device, cache, len(on_device), {})
-        except RuntimeError as error:  # no memory after all, a GPU that takes one process, a process that was killed
+            return _train_in_processes(on_device, cache, workers, {})
+        except UsageError:
+            raise
+        except Exception as error:  # no memory after all, a GPU that takes one process, a process that was killed
             log.warning("training side by side broke off (%s): they are trained one after the other", reason(error))
     _train_here(on_device.values(), cache)
 
 
-def fit_side_by_side(sources: Sequence[TrainedSource]) -> bool:
-    """Whether several small models are trained on one GPU at the same time: whether it has room for all of them."""
+def _at_once(sources: Sequence[TrainedSource], cache: CacheView) -> int:
+    """How many of them are trained on their device at the same time."""
     device, *others = {source.recipe.device for source in sources} or {""}
-    if others or len(sources) < 2 or group.processes() > 1 or not re.fullmatch(r"cuda(:\d+)?", device):
-        return False
-    import torch
-
-    from harness.models.memory_items import activations
-    from harness.numerics.configurations import meta_model
-    from harness.numerics.room import free_bytes
-
-    taken = 0
-    for source in sources:
-        if source.parent is None or isinstance(source.parent, TrainedSource):
-            return False
-        shape = ModelShape(meta_model(source.parent.config()), 4, retain_rows=0, answer_tokens=0)
-        if shape.parameters > SIDE_BY_SIDE:
-            return False
-        taken += 16 * shape.parameters + activations(shape).bytes + OF_A_PROCESS
-    free = free_bytes(torch.device(device))
-    return free is not None and taken <= free
+    bases = [source.parent for source in sources if source.parent and not isinstance(source.parent, TrainedSource)]
+    if others or len(bases) < len(sources) or group.processes() > 1:
+        return 1
+    return trainings_at_once(bases, device, cache.root)
 
 
 def _train_here(sources: Iterable[TrainedSource], cache: CacheView) -> None:
@@ -366,7 +349,7 @@ def _train_in_processes(
     """Train them by name, in processes that begin with some variables."""
     pieces = {
         key: Work(
-            partial(_train_one, source, Cache(cache.root)),
+            partial(_train_in_worker, source, cache.root, known_commits()),
             source._steps(),
             digest(source.parent.identity) if isinstance(source.parent, TrainedSource) else "",
         )
@@ -379,6 +362,11 @@ def _train_in_processes(
     except BaseException:
         cache.sweep()
         raise
+
+
+def _train_in_worker(source: TrainedSource, root: Path, commits: Commits, progress: Progress) -> None:
+    take_commits(commits)
+    _train_one(source, Cache(root), progress)
 
 
 def _train_one(source: TrainedSource, cache: CacheView, progress: Progress) -> None:

@@ -17,7 +17,7 @@ from harness.core.config import JSON
 from harness.core.costs import Costs
 from harness.core.errors import Diverged, RunFailed, UsageError, reason
 from harness.core.evaluator import EvalContext, Reference
-from harness.core.memory import give_back, ran_out
+from harness.core.memory import ran_out, trim_heap
 from harness.core.method import UnlearningContext
 from harness.models.export import ExportOptions
 from harness.numerics import group, sharding
@@ -210,7 +210,7 @@ def _execute(todo: Plan, store: Store, record: Record, result: RunResult, cache:
         for evaluator in plan.evaluators:
             evaluator.before(EvalContext(context, plan, ()))
         references, untouched = _references(todo, context, generator, before)
-    give_back()
+    trim_heap()
     result = replace(result, references=_reference_numbers(todo, references, untouched), costs=costs.phases)
     record.write(result)
 
@@ -310,7 +310,7 @@ def _measure_points(
             )
             record.add(point, eval_context.tables, eval_context.generations)
             record.write(replace(result, costs=costs.phases))
-            give_back()
+            trim_heap()
         index += 1
     record.keep_points(index)
     return replace(result, notes=[*result.notes, *places.notes], unreached=places.unreached)

@@ -8,22 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.core.errors import UsageError
 from harness.core.registry import ROOT
-from harness.models import kept_epochs, pretraining
+from harness.models import device_memory, kept_epochs, pretraining
 from harness.models.gguf import GgufSource
 from harness.models.origins import badly_learned, configured_by
 from harness.models.pretraining import TrainedSource, train_all, weights_digest
 from harness.models.recipes import Recipe
 from harness.models.sources import CheckpointSource
-from harness.numerics import room
 from harness.storage.cache import Cache, digest
 from tests.conftest import WORLD, Nano, examples
 
@@ -170,35 +171,79 @@ def test_a_learning_rate_that_is_too_high_is_told_of_as_such_and_not_as_the_meth
 # ---------------------------------------------------------------- side by side on a GPU
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Says how many GiB a GPU has free; the machine has eight cores."""
+    import torch
+
+    monkeypatch.setattr(device_memory.os, "cpu_count", lambda: 8)
+
+    def has(gib: float) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gib * 2**30), 80 * 2**30))
+
+    has(80)
+    return has
+
+
+def at_once(cache: Cache, *sources: TrainedSource) -> int:
+    return pretraining._at_once(sources, cache)
+
+
+def on(device: str, nano: Nano, **changes: Any) -> TrainedSource:
+    return finetuned(nano.folder(), recipe=replace(RECIPE, device=device), **changes)
+
+
 @pytest.mark.parametrize(
-    ("devices", "gib", "expected"),
+    ("devices", "expected"),
     [
-        (("cuda", "cuda"), 4, True),
-        (("cuda:1", "cuda:1"), 4, True),
-        (("cuda", "cuda"), 1, False),  # a process of each takes one already
-        (("cuda",), 4, False),
-        (("cuda:0", "cuda:1"), 4, False),
-        (("cuda:all", "cuda:all"), 4, False),
-        (("mps", "mps"), 4, False),
-        (("cpu", "cpu"), 4, False),
-        ((), 4, False),
+        (("cuda", "cuda", "cuda"), 3),
+        (("cuda:1", "cuda:1"), 2),
+        (("cuda",), 1),
+        (("cuda:0", "cuda:1"), 1),
+        (("cuda:all", "cuda:all"), 1),
+        (("mps", "mps"), 1),
+        (("cpu", "cpu"), 1),
+        ((), 1),
     ],
 )
-def test_models_are_trained_side_by_side_on_one_gpu_with_room_for_all(
-    nano: Nano, monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], gib: int, expected: bool
+def test_small_models_are_trained_at_the_same_time_on_one_gpu(
+    nano: Nano, cache: Cache, gpu: Callable[[float], None], devices: tuple[str, ...], expected: int
 ):
-    monkeypatch.setattr(room, "free_bytes", lambda device: gib * 2**30)
-    made = [finetuned(nano.folder(), recipe=replace(RECIPE, device=device)) for device in devices]
-    assert pretraining.fit_side_by_side(made) == expected
-    monkeypatch.setattr(pretraining, "SIDE_BY_SIDE", 1)
-    assert not pretraining.fit_side_by_side(made), "large ones keep a GPU busy by themselves"
+    assert at_once(cache, *(on(device, nano) for device in devices)) == expected
 
 
-def test_those_that_start_from_models_that_are_trained_first_are_not(nano: Nano, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(room, "free_bytes", lambda device: 4 * 2**30)
-    recipe = replace(RECIPE, device="cuda")
-    first = finetuned(nano.folder(), recipe=recipe)
-    assert not pretraining.fit_side_by_side([first, finetuned(nano.folder(), recipe=recipe, parent=first)])
+def test_as_many_are_trained_at_once_as_there_is_room_for(
+    nano: Nano, cache: Cache, gpu: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+):
+    three = [on("cuda", nano, seed=seed) for seed in range(3)]
+    gpu(2.9)  # a process takes one GiB, and a tiny model some MiB more
+    assert at_once(cache, *three) == 2
+    gpu(0.5)
+    assert at_once(cache, *three) == 1
+    gpu(80)
+    monkeypatch.setattr(device_memory.os, "cpu_count", lambda: 2)
+    assert at_once(cache, *three) == 2
+    epochs = 24 * sum(p.numel() for p in nano.model(0).parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2 * epochs - 1))
+    assert at_once(cache, *three) == 1, "each keeps epochs of its own"
+
+
+def test_large_models_those_of_unknown_code_and_those_behind_others_are_trained_in_turn(
+    nano: Nano, cache: Cache, gpu: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+):
+    from harness.numerics import configurations
+
+    first, second = on("cuda", nano), on("cuda", nano, seed=1)
+    assert at_once(cache, first, replace(second, parent=first)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(device_memory, "SIDE_BY_SIDE", 1)
+        assert at_once(cache, first, second) == 1
+
+    def own_code(*words: object) -> None:
+        raise UsageError("this configuration comes with code of its own")
+
+    monkeypatch.setattr(configurations, "meta_model", own_code)
+    assert at_once(cache, first, second) == 1
 
 
 @pytest.mark.mini
@@ -208,7 +253,8 @@ def test_side_by_side_they_get_the_same_weights_and_one_that_diverges_is_named(
     made = [finetuned(nano.folder(), seed=seed) for seed in (0, 1)]
     one_by_one, together = Cache(tmp_path / "one by one"), Cache(tmp_path / "together")
     train_all(made, one_by_one)
-    monkeypatch.setattr(pretraining, "fit_side_by_side", lambda sources: len(sources) > 1)
+    monkeypatch.setattr(pretraining, "_at_once", lambda sources, cache: len(sources))
+    monkeypatch.setattr(pretraining, "_train_here", _nothing_here)
     train_all(made, together)
     for source in made:
         assert weights(source, together) == weights(source, one_by_one)
@@ -218,23 +264,33 @@ def test_side_by_side_they_get_the_same_weights_and_one_that_diverges_is_named(
     assert not list((together.root / "making").iterdir())
 
 
+def _nothing_here(sources: Iterable[TrainedSource], cache: Cache) -> None:
+    assert not list(sources), "trained in this process"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), OSError("no /dev/shm")])
 def test_where_it_fails_side_by_side_they_are_trained_one_after_the_other(
-    nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ):
-    import torch
+    def failing(*words: object) -> None:
+        raise error
 
-    def full(*words: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(pretraining, "fit_side_by_side", lambda sources: True)
-    monkeypatch.setattr(pretraining, "do_all", full)
+    monkeypatch.setattr(pretraining, "_at_once", lambda sources, cache: 2)
+    monkeypatch.setattr(pretraining, "do_all", failing)
     made = [finetuned(nano.folder(), seed=seed) for seed in (0, 1)]
     train_all(made, cache)
     assert all(cache.find("model", source.identity) for source in made)
     (told,) = caplog.messages
-    assert (
-        told == "training side by side broke off (OutOfMemoryError: CUDA out of memory): they are trained one after the other"
-    )
+    assert told == f"training side by side broke off ({type(error).__name__}: {error}): they are trained one after the other"
+
+
+def test_a_worker_keeps_to_the_commits_that_were_looked_up(nano: Nano, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    from harness.data import hub
+
+    monkeypatch.setattr(hub, "_commits", {})
+    known = {("owner/name", "main", "model"): "a" * 40}
+    pretraining._train_in_worker(finetuned(nano.folder()), cache.root, known, lambda done, steps: None)  # type: ignore[arg-type]
+    assert hub.known_commits() == known
 
 
 # ---------------------------------------------------------------- killed, and gone on with

@@ -484,6 +484,15 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, ran_out
     assert memory_ran_out(error) == ran_out
 
 
+def test_memory_that_runs_out_while_a_model_is_loaded_is_not_the_checkpoints_fault():
+    from harness.data.hub_errors import refused
+
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"), refused("owner/name", "model"):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
+    with pytest.raises(UsageError, match="the model of owner/name cannot be loaded"), refused("owner/name", "model"):
+        raise RuntimeError("shapes do not match")
+
+
 @pytest.mark.parametrize(
     ("options", "settings", "said"),
     [
@@ -570,7 +579,7 @@ def test_budgets_hold_copies_of_the_weights_and_log_probabilities_on_the_cpu(
 
 HOARDED = """
 import numpy as np, psutil
-from harness.core.memory import give_back
+from harness.core.memory import trim_heap
 
 def held():
     return psutil.Process().memory_info().rss
@@ -581,7 +590,7 @@ blocks = [np.ones(2**17) for _ in range(200)]
 last = np.ones(2**17)
 del blocks  # below the last one: the heap stays as large as it is
 before = held()
-give_back()
+trim_heap()
 print(before - held())
 """
 
