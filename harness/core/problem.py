@@ -111,6 +111,8 @@ class Problem:
     """The clusters of evaluated questions that `general` says something else about; of the others no method sees anything."""
     unseen: Sequence[Example] = ()
     """Text about those others: damage is measured on it, and no method reads it."""
+    spare: Sequence[Example] = ()
+    """Retain text that a limit left out: budget rows, where metrics ask about all that it let through."""
     held_out: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """Budget rows, where budgets are given: `retain` and `general` text that damage is measured on and nothing else reads."""
     holdout: Callable[[], Sequence[Row]] | None = None

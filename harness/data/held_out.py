@@ -41,13 +41,15 @@ def hold_out(problem: Problem) -> Problem:
     }
     taken = {cluster for stage in problem.stages for cluster in _of_stage(problem, stage, evaluated)}
     pairs = [pair for stage in problem.stages for pair in zip(_clusters(stage), stage.retain, strict=True)]
-    retain = list(dict.fromkeys(e for cluster, e in pairs if cluster in taken))
+    spare = [] if taken else [e for e in problem.spare if e.prompt not in evaluated]
+    retain = [*dict.fromkeys(e for cluster, e in pairs if cluster in taken), *spare]
     about = problem.general_clusters
     order = _drawn(problem, "general", [i for i in range(len(problem.general)) if not about or about[i] not in taken])
     general, unseen = [problem.general[i] for i in order], _drawn(problem, "unseen", problem.unseen)
     budget = min(GENERAL_ROWS, len(general) // 2 + len(unseen))
     of_unseen = min(len(unseen), budget // 2)
     cut = budget - of_unseen
+    notes = [f"damage is measured on retain rows that the limit left out ({len(spare)})"] if spare else []
     held_out = {"retain": retain, **({"general": [*general[:cut], *unseen[:of_unseen]]} if budget else {})}
     stages = [_without(stage, taken, frozenset(retain)) for stage in problem.stages]  # stages may share clusters and texts
     return replace(
@@ -57,6 +59,7 @@ def hold_out(problem: Problem) -> Problem:
         general_clusters=[about[i] for i in order[cut:]] if about else (),
         unseen=unseen[of_unseen:],
         held_out=held_out,
+        notes=[*problem.notes, *notes],
     )
 
 
@@ -69,7 +72,7 @@ def held_out_digest(problem: Problem) -> str:
 
 
 def _of_stage(problem: Problem, stage: Stage, evaluated: set[str]) -> set[Hashable]:
-    """The clusters that a stage gives as budget rows."""
+    """The clusters that a stage gives as budget rows; none where there is spare text for them."""
     retain, clusters = list(stage.retain), _clusters(stage)
     busy = {cluster for cluster, e in zip(clusters, retain, strict=True) if e.prompt and e.prompt in evaluated}
     free = [cluster for cluster in dict.fromkeys(clusters) if cluster not in busy and cluster not in stage.evaluated_clusters]
@@ -82,6 +85,8 @@ def _of_stage(problem: Problem, stage: Stage, evaluated: set[str]) -> set[Hashab
         taken.add(cluster)
         count += sizes[cluster]
     if not taken or count >= len(retain):
+        if problem.spare:
+            return set()
         raise UsageError(
             f"{problem.bench} has no retain rows to measure damage on: metrics ask all of its {len(retain)}, or none is left "
             "to train on. Leave out --limit, or --budgets."

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from evals.benchmarks.tofu import MOST_SPARE
 from evals.benchmarks.tofu.world import World
 from evals.benchmarks.wmdp.crafts import World as Crafts
 from harness.core.config import resolve
@@ -147,6 +148,21 @@ def test_a_problem_whose_retain_rows_are_all_asked_about_is_refused(nano_problem
     ]
     with pytest.raises(UsageError, match=r"no retain rows to measure damage on.*--budgets"):
         hold_out(replace(nano_problem, stages=[replace(stage, retain=asked)]))
+    spare = [*examples([{"question": "Who is spare?", "answer": "Nobody."}]), asked[0]]
+    held = hold_out(replace(nano_problem, stages=[replace(stage, retain=asked)], spare=spare))
+    assert held.held_out["retain"] == spare[:1], "what metrics ask about is no budget row"
+    assert list(held.stages[0].retain) == asked
+    assert held.notes[-1] == "damage is measured on retain rows that the limit left out (1)"
+
+
+def test_under_a_limit_damage_is_measured_on_rows_behind_it():
+    limited, whole = (read("tofu10", "mini", Options(budgets=(0.1,), limit=limit)).problem for limit in (5, None))
+    rows = limited.held_out["retain"]
+    assert len(rows) == MOST_SPARE
+    asked = {limited.template.prompt(row["question"]) for rows in limited.questions.values() for row in rows}
+    assert not {e.prompt for e in rows} & (asked | {e.prompt for e in limited.stages[0].retain})
+    assert held_out_digest(limited) != held_out_digest(whole)
+    assert not any("limit" in note for note in whole.notes)
 
 
 # ---------------------------------------------------------------- what damage is

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 FACT_SETS = ("forget", "retain")
 """The sets of questions whose facts are asked for in several ways."""
 EVALUATED_ROWS = {"original": 300, "open-unlearning": 400}
+MOST_SPARE = 20
+"""Retain rows behind a limit that damage may be measured on: a try on a CPU is to take minutes."""
 
 
 @benchmark("tofu01", "tofu05", "tofu10")
@@ -238,6 +240,7 @@ class Tofu:
             "forget": rows[f"{self.forget}_perturbed"][:first],
         }
         sets = {name: numbered(of_task[: options.limit]) for name, of_task in questions.items()}
+        spare = rows[self.retain][options.limit : options.limit + MOST_SPARE] if options.limit else []
         reworded = in_other_words({name: of_task[: options.limit] for name, of_task in questions.items()})
         return Problem(
             bench=self.name,
@@ -265,6 +268,7 @@ class Tofu:
             refusals=refusals,
             notes=notes,
             general=Instructions(options.data_dir, template),
+            spare=examples(template, spare),
             retold=retold(template, rows[f"{self.forget}_perturbed"][: options.limit]),
             attacks={
                 "benign": examples(template, [*questions["real_authors"], *questions["world_facts"]]),
