@@ -34,14 +34,15 @@ def hold_out(problem: Problem) -> Problem:
     """A problem with its budget rows taken out of its retain sets and its general text.
 
     Raises:
-        UsageError: for a stage whose retain set is all asked about by metrics.
+        UsageError: for a stage whose retain set is all asked about by metrics, and no spare text.
     """
     evaluated = {
         problem.template.prompt(row["question"]) for rows in problem.questions.values() for row in rows if "question" in row
     }
+    problem = replace(problem, spare=[e for e in problem.spare if e.prompt not in evaluated])
     taken = {cluster for stage in problem.stages for cluster in _of_stage(problem, stage, evaluated)}
     pairs = [pair for stage in problem.stages for pair in zip(_clusters(stage), stage.retain, strict=True)]
-    spare = [] if taken else [e for e in problem.spare if e.prompt not in evaluated]
+    spare = [] if taken else problem.spare
     retain = [*dict.fromkeys(e for cluster, e in pairs if cluster in taken), *spare]
     about = problem.general_clusters
     order = _drawn(problem, "general", [i for i in range(len(problem.general)) if not about or about[i] not in taken])

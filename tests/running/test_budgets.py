@@ -148,6 +148,8 @@ def test_a_problem_whose_retain_rows_are_all_asked_about_is_refused(nano_problem
     ]
     with pytest.raises(UsageError, match=r"no retain rows to measure damage on.*--budgets"):
         hold_out(replace(nano_problem, stages=[replace(stage, retain=asked)]))
+    with pytest.raises(UsageError, match="no retain rows"):
+        hold_out(replace(nano_problem, stages=[replace(stage, retain=asked)], spare=asked[:1]))
     spare = [*examples([{"question": "Who is spare?", "answer": "Nobody."}]), asked[0]]
     held = hold_out(replace(nano_problem, stages=[replace(stage, retain=asked)], spare=spare))
     assert held.held_out["retain"] == spare[:1], "what metrics ask about is no budget row"
