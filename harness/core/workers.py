@@ -86,13 +86,14 @@ class Work:
     """What is to be done before, where that is among the pieces."""
 
 
-def do_all(pieces: Mapping[str, Work], workers: int, label: str) -> None:
+def do_all(pieces: Mapping[str, Work], workers: int, label: str, warm_up: Callable[[], object]) -> None:
     """Do all pieces of work, several at a time.
 
     Args:
         pieces: by name.
         workers: processes; they see the environment that this one has now.
         label: of the progress bar.
+        warm_up: what each does first, while some wait for others' work: imports, say.
 
     Raises:
         Exception: what the first piece that fails raises; the others are ended.
@@ -102,13 +103,13 @@ def do_all(pieces: Mapping[str, Work], workers: int, label: str) -> None:
     context = multiprocessing.get_context("spawn")
     steps = context.Array("l", [0] * len(pieces))
     slots = {name: slot for slot, name in enumerate(pieces)}
-    waiting, running = dict(pieces), dict[Future[None], str]()
+    waiting, running = dict(pieces), dict[Future[object], str]()
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(steps,))
     try:
         with progress_bar(total=sum(work.steps for work in pieces.values()), desc=label, unit="step", leave=True) as bar:
             with without_the_script():
-                running |= {pool.submit(_warm_up): "" for _ in range(workers)}
+                running |= {pool.submit(warm_up): "" for _ in range(workers)}
             while waiting or running:
                 for name, work in list(waiting.items()):
                     if work.after not in {*waiting, *running.values()} - {""}:
@@ -137,11 +138,6 @@ def _start(steps: SynchronizedArray[int]) -> None:
     _steps = steps
     follow_parent()
     ignore_signals()  # whoever started it ends it, and sweeps what it had half made
-
-
-def _warm_up() -> None:
-    import torch  # noqa: F401
-    from transformers import LlamaForCausalLM  # noqa: F401
 
 
 def _do(work: Work, slot: int) -> None:

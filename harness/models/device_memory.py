@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 GIB = 2**30
 SIDE_BY_SIDE = 400_000_000
 """Parameters up to which models are fine-tuned on one GPU at the same time: small ones leave it waiting for the next kernel.
-On an H100 three of SmolLM2-135M took 208 s so, and more than 400 one after the other."""
+On an H100 three of SmolLM2-135M took 208 s so, more than 400 one after the other; of larger ones nobody measured it."""
 OF_A_PROCESS = GIB
-"""Bytes of a GPU that a process takes before it does anything, about."""
+"""Bytes of a GPU that are left to each process for what it takes before it does anything: a guess."""
 
 
 def gib(size: float) -> str:
@@ -81,7 +81,8 @@ def trainings_at_once(bases: Sequence[CheckpointSource | GgufSource], device: st
         return 1
     import torch
 
-    from harness.models.memory_items import activations
+    from harness.models.kept_epochs import AT_MOST, OF_A_WEIGHT
+    from harness.models.memory_items import adamw
     from harness.numerics.configurations import meta_model
 
     try:
@@ -91,9 +92,9 @@ def trainings_at_once(bases: Sequence[CheckpointSource | GgufSource], device: st
     largest = max(shape.parameters for shape in shapes)
     if largest > SIDE_BY_SIDE:
         return 1
-    each = max(16 * shape.parameters + activations(shape).bytes for shape in shapes) + OF_A_PROCESS
+    each = max(4 * shape.parameters + sum(item.bytes for item in adamw(shape)) for shape in shapes) + OF_A_PROCESS
     torch.cuda.empty_cache()  # what this process keeps for later is no room for others
     free, _ = torch.cuda.mem_get_info(torch.device(device))
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    disk = shutil.disk_usage(place).free // (24 * largest)  # two epochs of each, of three numbers a weight
+    disk = shutil.disk_usage(place).free // (AT_MOST * OF_A_WEIGHT * largest)
     return max(1, min(len(bases), os.cpu_count() or 1, free // each, disk))

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 KEPT_EVERY = 60.0
 """Seconds that lie between two epochs that are kept, at least: writing one takes seconds itself."""
+OF_A_WEIGHT = 12
+"""Bytes of an epoch: three float32 numbers."""
+AT_MOST = 2
+"""Epochs of a training that lie there together, while one takes the place of another."""
 _FILE = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -64,7 +68,7 @@ class KeptEpochs:
         if not self.epochs:
             return
         entry = self._latest()
-        self._check_room(sum(p.numel() for p in model.parameters()), 1 if entry else 2)
+        self._check_room(sum(p.numel() for p in model.parameters()), 1 if entry else AT_MOST)
         if entry is None:
             return
         import torch
@@ -126,13 +130,13 @@ class KeptEpochs:
         return next((entry for entry in entries if entry), None)
 
     def _check_room(self, parameters: int, more: int) -> None:
-        """At most two epochs lie there, while one takes the place of another: each of three float32 numbers a weight.
+        """Refuse a disk on which they do not fit.
 
         Args:
             parameters: how many weights there are.
-            more: how many of the two do not lie there yet; the model, smaller than an epoch, comes when one alone lies there.
+            more: how many of `AT_MOST` do not lie there yet; the model, smaller than an epoch, comes when one alone lies there.
         """
-        needed, free = more * 12 * parameters, shutil.disk_usage(self.cache.root).free
+        needed, free = more * OF_A_WEIGHT * parameters, shutil.disk_usage(self.cache.root).free
         if free < needed:
             raise UsageError(
                 f"fine-tuning {self.name} keeps up to {needed / 2**30:.1f} GiB more in the cache {self.cache.root}, and its "

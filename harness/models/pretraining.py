@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -96,7 +96,7 @@ class TrainedSource:
             return digest(self.parent.identity)
         return dict(self.parent.identity) if self.parent else None
 
-    def entry(self, cache: CacheView, progress: Callable[[int, int], None] = lambda done, steps: None) -> CacheEntry:
+    def entry(self, cache: CacheView, progress: Progress = lambda done, steps: None) -> CacheEntry:
         """The cached checkpoint, trained in this process if it is not there, or in one of its own if its recipe wants that.
 
         Args:
@@ -135,7 +135,7 @@ class TrainedSource:
         entry = cache.find("model", self.identity)
         return entry.seconds + entry.facts.get("earlier_seconds", 0.0) if entry else None
 
-    def _train(self, cache: CacheView, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, JSON]:
+    def _train(self, cache: CacheView, folder: Path, progress: Progress) -> Mapping[str, JSON]:
         if self._elsewhere:
             raise RuntimeError("a portable model is trained in a process of its own, see harness.core.arithmetic")
         import torch
@@ -358,10 +358,15 @@ def _train_in_processes(
     label = f"training {len(sources)} models ({next(reversed(sources.values())).name} …)"
     try:
         with begun_with(variables):
-            do_all(pieces, workers, label)
+            do_all(pieces, workers, label, _warm_up)
     except BaseException:
         cache.sweep()
         raise
+
+
+def _warm_up() -> None:
+    import torch  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
 
 
 def _train_in_worker(source: TrainedSource, root: Path, commits: Commits, progress: Progress) -> None:

@@ -293,7 +293,8 @@ def _comparison(identity: Mapping[str, object], every: Sequence[RunResult]) -> E
         new_unmet = [Unmet(contender, world, seed, budget, why) for budget, why in reasons.items() if budget not in met]
         if not (new_spots or new_unmet):
             notes.append(f"Not shown, since it has no point with a damage: {contender.label} ({world}, seed {seed}).")
-        spots, unmet = [*spots, *new_spots], [*unmet, *new_unmet]
+        spots += new_spots
+        unmet += new_unmet
     references: dict[str, dict[str, dict[str, Measurement]]] = defaultdict(lambda: defaultdict(dict))
     for result in runs:
         for name, items in result.references.items():

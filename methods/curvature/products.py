@@ -25,7 +25,7 @@ PANELS = 8
 """Into how many it is cut then: 9/16 of the whole product's operations, and of the sum's bytes that each batch moves."""
 SEQUENCES_AT_ONCE = {"cuda": 4}
 """By device, sequences whose products are squared and added together, elsewhere 1: of each, 12 bytes move for an entry in place
-of 16, in one product's memory for each of them. A CPU's caches hold one."""
+of 16, in one product's memory for each of them."""
 
 Buffers = dict[torch.device, Tensor]
 """What `add_squares` writes products to, flat: the largest that was needed on each device."""
